@@ -1,0 +1,133 @@
+# Everything that a newcomer, a developer or CI runs. `make help` lists it; each target does its own set-up.
+#
+# One virtual environment per Python. A stamp file in it says what has been installed, another when the extension
+# modules were built: both carry the time at which their work BEGAN, so an edit made meanwhile is never missed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PY := $(VENV)/bin/python
+# A PYTHON that was asked for is the only candidate; otherwise the first that is new enough is taken.
+CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.14 python3.13 python3.12 python3.11)
+INSTALL := WATERSHED_MW_PURE=1 $(PY) -m pip install --quiet --no-build-isolation
+SOURCES := $(wildcard watershed_mw/core/*.py watershed_mw/_compiled/*.pxd)
+# The second run of the suite needs only what the choice of build can change.
+PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py
+LOGS := build/logs
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo test test-all check format build autobahn autobahn-ci coverage clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  (PYTHON=... names the interpreter, VENV=... the environment, ARGS=... goes to pytest)"
+
+demo: $(VENV)/.demo $(VENV)/.built ## one page that talks to a Starlette echo and a Flask echo
+	@$(PY) -m examples.demo $(ARGS)
+
+test: $(VENV)/.dev $(VENV)/.built ## the test suite on the compiled build, then on the interpreted one
+	@build=$$($(PY) -c 'import watershed_mw; print(watershed_mw.implementation)'); \
+	echo "== tests, $$build build, $$($(PY) -VV)"; \
+	$(PY) -m pytest $(ARGS); \
+	if [ "$$build" = interpreted ]; then \
+	    echo "== no extension modules here: that run WAS the interpreted build, the compiled one was not tested"; \
+	else \
+	    echo "== tests, WATERSHED_MW_PURE=1"; \
+	    WATERSHED_MW_PURE=1 $(PY) -m pytest $(PURE_SKIPS) $(ARGS); \
+	fi
+
+# Prints "tag version path" for a CPython that is new enough, nothing for any other.
+define PROBE
+import sys, sysconfig
+if sys.version_info >= (3, 11) and sys.implementation.name == "cpython":
+    threading = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
+    print("%d.%d%s" % (*sys.version_info[:2], threading), "%d.%d.%d" % sys.version_info[:3], sys.executable)
+endef
+export PROBE
+
+test-all: ## the test suite on every CPython 3.11+ on PATH or under pyenv, one environment each
+	@mkdir -p $(LOGS); failed=0; \
+	candidates() { \
+	    for minor in {11..20}; do type -ap python3.$$minor python3.$${minor}t || true; done; \
+	    type -ap python3 || true; \
+	    if command -v pyenv >/dev/null; then ls -d "$$(pyenv root)"/versions/*/bin/python3 || true; fi; \
+	}; \
+	found=$$(candidates 2>/dev/null | while read -r python; do "$$python" -c "$$PROBE" 2>/dev/null || true; done \
+	    | sort -k2,2Vr | awk '!seen[$$1]++' | sort -k1,1V); \
+	if [ -z "$$found" ]; then echo "no CPython 3.11 or newer was found on PATH or under pyenv"; exit 1; fi; \
+	while read -r tag version python; do \
+	    log=$(LOGS)/test-$$tag.log; start=$$SECONDS; \
+	    if $(MAKE) --no-print-directory test VENV=.venv-$$tag PYTHON="$$python" >"$$log" 2>&1 </dev/null; \
+	    then verdict=passed; else verdict=FAILED; failed=1; tail -n 60 "$$log"; fi; \
+	    echo "$$tag ($$version): $$verdict in $$((SECONDS - start)) s:" \
+	        "$$(grep -E '^=+ .*(passed|failed|error).* in ' "$$log" | tr -d '=' | xargs -d '\n' echo || true)"; \
+	done <<<"$$found"; \
+	exit $$failed
+
+check: $(VENV)/.dev ## ruff (rules and format) and mypy strict, on the package, tests and examples
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy watershed_mw tests examples
+
+format: $(VENV)/.dev ## let ruff mend what it can and lay out the code
+	$(PY) -m ruff check --fix-only --quiet .
+	$(PY) -m ruff format .
+
+build: $(VENV)/.built ## compile the extension modules in place
+
+autobahn: $(VENV)/.dev $(VENV)/.built ## all 517 Autobahn cases against every door, both builds (needs Python 2.7)
+	$(PY) -m tests.autobahn $(ARGS)
+
+autobahn-ci: $(VENV)/.dev $(VENV)/.built ## the subset of the Autobahn cases that CI runs, both builds
+	$(PY) -m tests.autobahn --subset $(ARGS)
+
+coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpreted build
+	@mkdir -p build/coverage
+	WATERSHED_MW_PURE=1 $(PY) -m coverage run -m pytest $(PURE_SKIPS) $(ARGS)
+	$(PY) -m coverage report
+
+clean: ## remove all that was built or installed here
+	rm -rf build dist .venv .venv-* *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf tests/interop/node_modules
+	find watershed_mw tests examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -f watershed_mw/_compiled/*.so watershed_mw/_compiled/*.pyd
+
+$(VENV)/.base:
+	@for python in $(CANDIDATES); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	    echo "watershed_mw needs Python 3.11 or newer, and none of these is: $(CANDIDATES)"; \
+	    echo "Name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; \
+	fi; \
+	echo "== $(VENV): $$("$$found" -VV)"; \
+	"$$found" -m venv --clear $(VENV)
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	    | $(PY) -m pip install --quiet -r /dev/stdin
+	@touch $@
+
+# pip sees to metadata and dependencies only: compiling is the next rule's, where its one line can be read.
+$(VENV)/.demo: pyproject.toml setup.py | $(VENV)/.base
+	@touch $@.begun
+	$(INSTALL) --editable '.[demo]'
+	@mv $@.begun $@
+
+$(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.base
+	@touch $@.begun
+	$(INSTALL) --editable '.[test,check]'
+	@mv $@.begun $@
+
+$(VENV)/.built: setup.py $(SOURCES) | $(VENV)/.base
+	@touch $@.begun
+	@$(PY) setup.py --quiet build_ext --inplace
+# Where the build fell back there is no stamp: it is tried again next time, and says so again.
+	@suffix=$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))'); \
+	if compgen -G "watershed_mw/_compiled/*$$suffix" >/dev/null; then mv $@.begun $@; else rm $@.begun; fi

@@ -1,0 +1,67 @@
+"""A relay in proxy mode, where we shake hands on both sides and never look at a frame.
+
+python examples/raw_socket.py [port [port of another WebSocket server on this machine]]
+"""
+
+import contextlib
+import socket
+import socketserver
+import sys
+import threading
+
+from watershed_mw import HandshakeError, Watershed
+
+shed = Watershed(compression=False)  # what is relayed unread must mean the same on both sides
+PORT = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
+UPSTREAM = int(sys.argv[2]) if len(sys.argv) > 2 else 8000
+
+
+def read_head(sock: socket.socket) -> tuple[bytes, bytes]:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if not (chunk := sock.recv(65536)):
+            raise ConnectionError("closed before the end of the head")
+        data += chunk
+    end = data.index(b"\r\n\r\n") + 4
+    return data[:end], data[end:]
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+def dial() -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", UPSTREAM))
+    key = shed.generate_key()
+    request = shed.request_head(f"ws://127.0.0.1:{UPSTREAM}/", key)
+    sock.sendall(request)
+    response, rest = read_head(sock)
+    return shed.connect(response, sock, head=rest, key=key, request=request, detached=True)
+
+
+class Relay(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        try:
+            request, rest = read_head(self.request)
+            upstream = dial()  # first: once we have said 101, it is too late to say no
+            with upstream, shed.accept(request, self.request, head=rest, detached=True) as client:
+                back = threading.Thread(target=pump, args=(upstream, client))
+                back.start()
+                pump(client, upstream)
+                back.join()
+        except HandshakeError as refusal:  # the client's has been answered already
+            print(f"refused: {refusal}")
+        except ConnectionError as error:
+            print(f"lost: {error}")
+
+
+if __name__ == "__main__":
+    socketserver.ThreadingTCPServer.daemon_threads = True
+    with socketserver.ThreadingTCPServer(("127.0.0.1", PORT), Relay) as server:
+        print(f"ws://127.0.0.1:{server.server_address[1]}/", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()

@@ -1,0 +1,179 @@
+"""Helpers that several test modules share: programs as real processes, a loop in a thread, free ports.
+
+A program is trusted only to print its address. Nothing here waits without a limit, and nothing that was
+started outlives its `with` block: each program has a process group of its own, which is killed as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+PROJECT = Path(__file__).resolve().parent.parent
+LIMIT = 10.0
+"""Seconds that any single step of a test may take. Generous: reached only when something hangs."""
+
+ADDRESS = re.compile(r"\b(?:http|ws)://127\.0\.0\.1:(\d+)")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+class Program:
+    """A program running in a process group of its own, with its output (both streams) collected line by line.
+
+    `command` is the argument list; `sys.executable` is put in front when it starts with a `.py` file.
+    Leaving the `with` block kills whatever of the group is still alive.
+    """
+
+    def __init__(self, *command: str | Path, cwd: Path | None = None) -> None:
+        arguments = [str(part) for part in command]
+        if arguments[0].endswith(".py"):
+            arguments.insert(0, sys.executable)
+        self.command = " ".join(arguments)
+        # The children must find the package in the tree under test, installed or not, and must not hold back
+        # a line.
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        path = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+        self._process = subprocess.Popen(
+            arguments,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self._output: list[str] = []
+        self._ended = False
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._news:
+                self._output.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    @property
+    def output(self) -> str:
+        """Everything that the program has printed so far."""
+        with self._news:
+            return "".join(self._output)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_for_line(self, pattern: re.Pattern[str], timeout: float = LIMIT) -> re.Match[str]:
+        """The first match of `pattern` in the output; AssertionError when the program ends without one."""
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                if match := pattern.search("".join(self._output)):
+                    return match
+                left = deadline - time.monotonic()
+                if self._ended or left <= 0:
+                    raise AssertionError(
+                        f"{self.command!r} {'ended' if self._ended else f'had {timeout} s'} without printing"
+                        f" /{pattern.pattern}/; it printed:\n{''.join(self._output)}"
+                    )
+                self._news.wait(left)
+
+    def port(self, timeout: float = LIMIT) -> int:
+        """The port of the first address (http:// or ws://, on 127.0.0.1) that the program prints."""
+        return int(self.wait_for_line(ADDRESS, timeout)[1])
+
+    def wait(self, timeout: float = LIMIT) -> int:
+        """The exit code, once the program has ended by itself and its output has been read to the end."""
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.command!r} still runs after {timeout} s; it printed:\n{self.output}") from None
+        self._reader.join(timeout)
+        return code
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = LIMIT) -> int:
+        """Send a signal to the program alone and return the exit code, negative for death by a signal."""
+        self._process.send_signal(number)
+        return self.wait(timeout)
+
+    def group_is_alive(self) -> bool:
+        """Whether any process of the program's group is left: itself, or a child that it forgot."""
+        try:
+            os.killpg(self._process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(LIMIT)
+        self._reader.join(LIMIT)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+class LoopThread:
+    """An asyncio event loop in a thread of its own: plain tests drive asyncio code with it, step by step."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T], timeout: float = LIMIT) -> T:
+        """Run a coroutine on the loop and return its result; TimeoutError after `timeout` seconds."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Cancel what still runs on the loop, then stop and close it."""
+        with contextlib.suppress(TimeoutError):
+            self.call(self._cancel_all())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(LIMIT)
+        self.loop.close()
+
+    async def _cancel_all(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.loop.shutdown_asyncgens()

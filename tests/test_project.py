@@ -1,0 +1,274 @@
+"""Promises about the project itself: direction of imports, sizes, public names, builds, the release.
+
+Sources are read with ``ast`` and distributions with ``zipfile``; nothing here trusts what a running
+package says of itself where a file can be asked.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunPython
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "watershed_mw"
+SOURCES = sorted((ROOT / PACKAGE).rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Read from setup.py, the one place that lists what may be compiled.
+HOT_PATH: tuple[str, ...] = ast.literal_eval(
+    re.search(r"^MODULES = (\(.*?\))$", (ROOT / "setup.py").read_text(), re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
+)
+
+# The rooms in reading order: a module may import from the floors above its own, never from its own floor
+# nor from one below. A new module gets its place here first.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "_interpreted", "core", "_compiled"),
+    ("core.states", "core.limits", "core.codes", "core.events", "core.headers", "core.masking"),
+    ("core.origin", "core.extensions", "core.frames", "core.flow"),
+    ("core.handshake", "core.deflate"),
+    ("core.protocol",),
+    tuple(f"_compiled.{name}" for name in HOT_PATH),
+    ("_implementation", "alarm", "sockets", "tls", "requests"),
+    ("connection",),
+    ("aio",),
+    ("background",),
+    ("threads",),
+    ("transports",),
+    ("watershed", "takeover"),
+    ("asgi", "wsgi", "uvicorn", "client", "proxy"),
+    ("starlette", "flask", "cli"),
+    ("",),  # watershed_mw itself
+)
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+CLOCKS_AND_IO = frozenset({
+    "_socket", "_thread", "asyncio", "concurrent", "datetime", "fcntl", "http", "io", "multiprocessing",
+    "queue", "sched", "select", "selectors", "signal", "socket", "socketserver", "ssl", "subprocess",
+    "threading", "time",
+})  # fmt: skip
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, absolute name) of everything that a file imports, functions and TYPE_CHECKING included."""
+    package = [PACKAGE, *path.relative_to(ROOT / PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(), path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base += node.module.split(".") if node.module else []
+            for alias in node.names:
+                yield node.lineno, ".".join([*base, alias.name])
+
+
+def _inside(imported: str) -> str | None:
+    """Return the package's module that an absolute import names (without the package), None for others."""
+    first, *parts = imported.split(".")
+    if first != PACKAGE:
+        return None
+    while parts and ".".join(parts) not in FLOOR_OF:
+        unknown = ROOT / PACKAGE / Path(*parts)
+        assert not unknown.with_suffix(".py").exists(), f"give {'.'.join(parts)} a place in FLOORS"
+        parts.pop()  # it names something in a module
+    return ".".join(parts)
+
+
+def _identify(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_imports_go_downwards_only(path: Path) -> None:
+    module = _module_name(path)
+    assert module in FLOOR_OF, f"give {module} a place in FLOORS"
+    for line, imported in _imports(path):
+        inside = _inside(imported)
+        if inside is not None:
+            assert FLOOR_OF[inside] < FLOOR_OF[module], f"{path.name}:{line} imports {imported}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "core"], ids=_identify)
+def test_core_imports_the_standard_library_without_io_clock_or_threads(path: Path) -> None:
+    for line, imported in _imports(path):
+        top = imported.partition(".")[0]
+        # cython is the compiler's own name: a no-op where it is not installed.
+        assert top in (PACKAGE, "cython") or top in sys.stdlib_module_names, f"{path.name}:{line}: {imported}"
+        assert top not in CLOCKS_AND_IO, f"{path.name}:{line}: {imported}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_only_the_chooser_knows_of_the_compiled_modules(path: Path) -> None:
+    if _module_name(path) != "_implementation":
+        users = [line for line, imported in _imports(path) if f"{PACKAGE}._compiled" in imported]
+        assert not users
+
+
+def test_core_runs_without_cython_and_loads_no_io_module(run_python: RunPython) -> None:
+    loaded = run_python(
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0].lower() == 'cython': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "import types\n"
+        # the package's own __init__ loads the doors; an empty stand-in leaves the core alone
+        "package = types.ModuleType('watershed_mw'); package.__path__ = ['watershed_mw']\n"
+        "sys.modules['watershed_mw'] = package\n"
+        "import watershed_mw.core.protocol, watershed_mw.core.handshake\n"
+        "print(*sys.modules)"
+    ).split()
+    assert not {"socket", "asyncio", "threading", "select", "selectors", "ssl"} & set(loaded)
+
+
+def test_modules_are_small() -> None:
+    lines = {_identify(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: count for name, count in lines.items() if count > 700} == {}
+    assert statistics.median(lines.values()) <= 200
+
+
+def test_chooser_is_small() -> None:
+    assert len((ROOT / PACKAGE / "_implementation.py").read_text().splitlines()) <= 30
+
+
+def test_types_of_the_compiled_modules_hold_no_logic() -> None:
+    for path in (ROOT / PACKAGE / "_compiled").glob("*.pxd"):
+        assert path.stem in HOT_PATH
+        assert (ROOT / PACKAGE / "core" / f"{path.stem}.py").exists()
+        assert not re.search(r"^\s*(return|if|for|while|inline)\b", path.read_text(), re.MULTILINE), path.name
+
+
+def test_public_names() -> None:
+    package = importlib.import_module(PACKAGE)
+    names = package.__all__
+    assert len(names) == len(set(names)) <= 25
+    assert [name for name in names if not hasattr(package, name)] == []
+    promised = {"Watershed", "WatershedConnection", "WatershedASGI", "WatershedWSGI", "implementation"}
+    assert promised <= set(names)
+
+
+SHOW_IMPLEMENTATION = "import watershed_mw; print(watershed_mw.implementation)"
+
+
+def test_pure_environment_variable_forces_the_interpreted_build(run_python: RunPython) -> None:
+    assert run_python(SHOW_IMPLEMENTATION, WATERSHED_MW_PURE="1").strip() == "interpreted"
+
+
+def test_extension_modules_are_used_where_they_are_built(run_python: RunPython) -> None:
+    expected = "compiled" if _compiled_here() else "interpreted"
+    assert run_python(SHOW_IMPLEMENTATION, WATERSHED_MW_PURE=None).strip() == expected
+    if os.environ.get("WATERSHED_MW_COMPILE") == "required":
+        assert expected == "compiled"
+
+
+def test_version_is_the_newest_of_the_changelog() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+[^\]]*)\]", changes, re.MULTILINE)
+    assert versions[0] == PROJECT["version"]
+    assert versions[0] == importlib.metadata.version("watershed-mw")
+    assert versions[0] == importlib.import_module(PACKAGE).__version__
+
+
+def test_one_hard_dependency() -> None:
+    assert [re.match(r"[\w-]+", need)[0] for need in PROJECT["dependencies"]] == ["h11"]  # type: ignore[index]
+
+
+# -- distributions: an sdist, and the wheels that come of it with a compiler, without one, and by wish --
+
+
+def _compiled_here() -> set[str]:
+    found = {name for name in HOT_PATH if importlib.util.find_spec(f"{PACKAGE}._compiled.{name}")}
+    typed = {path.stem for path in (ROOT / PACKAGE / "_compiled").glob("*.pxd")}
+    assert found in (set(), typed), f"all of the extension modules or none, not {found}"
+    return found
+
+
+def _build(kind: str, source: Path, out: Path, **environment: str) -> tuple[Path, str]:
+    """Build one distribution offline; return its path and what the build said."""
+    # Without optimisation: what is in a wheel does not depend on it, and it takes a fraction of the time.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WATERSHED_MW_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(out), str(source)],
+        env=clean | {"CFLAGS": "-O0"} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout
+    (built,) = out.iterdir()
+    return built, done.stdout
+
+
+@pytest.fixture(scope="module")
+def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built, _ = _build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+    target = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(built) as archive:
+        archive.extractall(target, filter="data")
+    (top,) = target.iterdir()
+    return top
+
+
+def _wheel_names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def _expected_sources() -> set[str]:
+    return {_identify(path) for path in SOURCES} | {f"{PACKAGE}/py.typed"}
+
+
+@pytest.mark.timeout(120)
+def test_sdist_holds_what_a_build_needs_and_nothing_that_was_built(unpacked_sdist: Path) -> None:
+    names = {str(path.relative_to(unpacked_sdist)) for path in unpacked_sdist.rglob("*") if path.is_file()}
+    typed = {_identify(path) for path in (ROOT / PACKAGE / "_compiled").glob("*.pxd")}
+    needed = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "CHANGELOG.md", "tests/test_project.py"}
+    assert names >= _expected_sources() | typed | needed
+    unwanted = re.compile(r"\.(so|pyd|c|o|pyc)$|(^|/)(node_modules|build|\.venv[^/]*)/")
+    assert {name for name in names if unwanted.search(name)} == set()
+
+
+@pytest.mark.timeout(300)
+def test_wheel_holds_the_package_and_its_extension_modules(unpacked_sdist: Path, tmp_path: Path) -> None:
+    wheel, _ = _build("wheel", unpacked_sdist, tmp_path)
+    names = _wheel_names(wheel)
+    extensions = {name for name in names if name.endswith((".so", ".pyd"))}
+    assert names - extensions == _expected_sources()
+    assert {Path(name).name.partition(".")[0] for name in extensions} == _compiled_here()
+    assert all(name.startswith(f"{PACKAGE}/_compiled/") for name in extensions)
+
+
+@pytest.mark.timeout(120)
+def test_wheel_without_a_compiler_is_complete_and_says_so(unpacked_sdist: Path, tmp_path: Path) -> None:
+    wheel, said = _build("wheel", unpacked_sdist, tmp_path, CC="false")
+    assert _wheel_names(wheel) == _expected_sources()
+    if _compiled_here():
+        assert said.count("the interpreted code will run") == 1
+
+
+@pytest.mark.timeout(120)
+def test_pure_wheel_is_for_every_platform(unpacked_sdist: Path, tmp_path: Path) -> None:
+    wheel, _ = _build("wheel", unpacked_sdist, tmp_path, WATERSHED_MW_PURE="1")
+    assert wheel.name == f"watershed_mw-{PROJECT['version']}-py3-none-any.whl"
+    assert _wheel_names(wheel) == _expected_sources()

@@ -1,0 +1,55 @@
+"""WebSockets for every Python web application: mounted in ASGI apps, wrapped around WSGI apps, on raw sockets."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ._implementation import implementation
+from .aio import AsyncConnection
+from .asgi import WatershedASGI
+from .connection import Stats, WatershedConnection
+from .core.codes import CloseCode
+from .core.extensions import DeflateOptions
+from .core.handshake import Request
+from .core.limits import Limits
+from .errors import (
+    ConnectionClosed,
+    HandshakeError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+    UnsupportedServerError,
+    WatershedError,
+)
+from .threads import ThreadConnection
+from .watershed import Options, Watershed
+from .wsgi import WatershedWSGI
+
+__all__ = [
+    "AsyncConnection",
+    "CloseCode",
+    "ConnectionClosed",
+    "DeflateOptions",
+    "HandshakeError",
+    "Limits",
+    "LocalProtocolError",
+    "Options",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "Request",
+    "Stats",
+    "ThreadConnection",
+    "UnsupportedServerError",
+    "Watershed",
+    "WatershedASGI",
+    "WatershedConnection",
+    "WatershedError",
+    "WatershedWSGI",
+    "__version__",
+    "implementation",
+]
+
+try:
+    __version__ = version("watershed-mw")
+except PackageNotFoundError:  # run from a checkout that nobody has installed
+    __version__ = "0+unknown"

@@ -1,0 +1,46 @@
+# C types of core/frames.py; the logic stands there and nowhere else.
+cimport cython
+
+
+@cython.locals(
+    size=Py_ssize_t, index=Py_ssize_t, result=bytes, target="unsigned char *",
+    source="const unsigned char *", keys="const unsigned char *",
+    key0="unsigned char", key1="unsigned char", key2="unsigned char", key3="unsigned char",
+)
+cpdef bytes mask(bytes data, Py_ssize_t start, Py_ssize_t stop, bytes key, Py_ssize_t phase)
+
+
+@cython.locals(size=Py_ssize_t, mask_bit=int)
+cpdef bytes encode_frame(int opcode, bytes payload, bytes key, int first_bits=*)
+
+
+cdef class FrameReader:
+    cdef bint _masked
+    cdef bint _rsv1_allowed
+    cdef bytes _data
+    cdef Py_ssize_t _position
+    cdef long long _remaining
+    cdef bytes _key
+    cdef Py_ssize_t _phase
+    cdef public int opcode
+    cdef public bint fin
+    cdef public bint rsv1
+    cdef public long long length
+    cdef public bytes piece
+    cdef public bint first
+    cdef public bint last
+
+    cpdef feed(self, bytes data)
+
+    @cython.locals(available=Py_ssize_t, start=Py_ssize_t, size="long long")
+    cpdef bint read(self) except -1
+
+    cdef _keep_rest(self)
+
+    @cython.locals(
+        data="const unsigned char *", position=Py_ssize_t, byte0="unsigned char", byte1="unsigned char",
+        length="long long", size=Py_ssize_t,
+    )
+    cdef bint _read_header(self, Py_ssize_t available) except -1
+
+    cdef _check_first_bytes(self, int byte0, int byte1)

@@ -1,0 +1,110 @@
+# C types of core/protocol.py; the logic stands there and nowhere else.
+cimport cython
+
+from .deflate cimport Deflate
+from .frames cimport FrameReader, encode_frame
+
+cdef int _FIN
+cdef int _FIN_RSV1
+cdef int _CONTINUATION
+cdef int _TEXT
+cdef int _BINARY
+cdef int _CLOSE
+cdef int _PING
+cdef int _PONG
+cdef object _OPEN
+cdef object _ANSWERING
+cdef object _FAILING
+cdef object _CLOSING
+cdef object _ENDING
+cdef object _CLOSED
+
+
+cdef class Protocol:
+    cdef public object state
+    cdef bint _sending
+    cdef bint _client
+    cdef FrameReader _reader
+    cdef Deflate _deflate
+    cdef Py_ssize_t _max_size
+    cdef Py_ssize_t _max_fragments
+    cdef object _ping_interval
+    cdef object _ping_timeout
+    cdef double _close_timeout
+    cdef double _reply_timeout
+    cdef bint _in_message
+    cdef bint _text
+    cdef bint _compressed
+    cdef Py_ssize_t _fragments
+    cdef object _wire_size
+    cdef bytearray _message
+    cdef object _utf8
+    cdef bytes _control
+    cdef list _outgoing
+    cdef bytes _keys
+    cdef bytes _pending_pong
+    cdef public Py_ssize_t unsent_size
+    cdef public bint read_paused
+    cdef public bint write_paused
+    cdef object _deadline
+    cdef double _last_received
+    cdef object _next_ping
+    cdef object _ping_sent
+    cdef Py_ssize_t _unsent
+    cdef dict _pings
+    cdef long long _keepalives
+    cdef public object latency
+    cdef tuple _close_received
+    cdef tuple _close_sent
+    cdef object _failure
+    cdef public long long frames_received
+    cdef public long long frames_sent
+    cdef public long long messages_received
+    cdef public long long messages_sent
+    cdef public long long bytes_received
+    cdef public long long bytes_sent
+
+    @cython.locals(events=list)
+    cpdef list receive_data(self, bytes data, double now)
+
+    @cython.locals(reader=FrameReader, piece=bytes, message=bytes, room=Py_ssize_t, last=bint)
+    cdef _receive_payload(self, list events)
+
+    @cython.locals(reader=FrameReader)
+    cdef _begin_frame(self)
+
+    cdef _check_utf8(self, bytes piece, bint last)
+    cdef _forget_message(self)
+
+    @cython.locals(reader=FrameReader, payload=bytes)
+    cdef bint _receive_control(self, list events, double now) except -1
+
+    cdef _answer_ping(self, bytes payload)
+    cdef _take_pong(self, bytes payload, double now)
+    cdef _violated(self, object error, double now)
+    cdef _await_replies(self, double now)
+    @cython.locals(payload=bytes)
+    cpdef send_text(self, str message)
+    cpdef send_binary(self, bytes message)
+    cdef _send(self, int opcode, bytes payload)
+    cpdef ping(self, bytes payload, double now)
+    cpdef close(self, object code, object reason, double now)
+    cpdef messages_handed_over(self, double now)
+    cdef _check_sending(self)
+    cdef _echo_close(self)
+    cdef _send_failure(self)
+    cdef _send_close(self, bytes payload, object code, object reason)
+    cpdef object next_deadline(self)
+    cpdef list handle_timeout(self, double now, Py_ssize_t unsent)
+    cdef list _keep_alive(self, double now, Py_ssize_t unsent)
+    @cython.locals(outgoing=list)
+    cpdef bytes data_to_send(self)
+    @cython.locals(frame=bytes)
+    cdef _write(self, int opcode, bytes payload, int first_bits=*)
+    cdef bytes _next_key(self)
+    cdef tuple _outcome(self)
+    cdef _move(self, object trigger)
+
+
+cdef object _decode(bytes payload)
+cdef object _not_utf8()

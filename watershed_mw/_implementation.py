@@ -1,0 +1,27 @@
+"""Chooses the build of the hot path: compiled where it was built, else the same files interpreted.
+
+``WATERSHED_MW_PURE=1`` in the environment forces the interpreted one. Nothing else may decide this.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+implementation: Literal["compiled", "interpreted"]
+
+if TYPE_CHECKING or os.environ.get("WATERSHED_MW_PURE") == "1":
+    from .core.protocol import Protocol
+
+    implementation = "interpreted"
+else:
+    try:
+        from ._compiled.protocol import Protocol
+
+        implementation = "compiled"
+    except ImportError:
+        from .core.protocol import Protocol
+
+        implementation = "interpreted"
+
+__all__ = ["Protocol", "implementation"]

@@ -1,0 +1,131 @@
+"""Connections of threads that would rather do something else: one event-loop thread per process.
+
+A :class:`~watershed_mw.ThreadConnection` that runs in the background has given its socket to an
+:class:`~watershed_mw.AsyncConnection` on that loop; its handlers are called on a bounded pool of
+threads, in order and one at a time per connection. Threads start at first use, once per process id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, cast
+
+from ._implementation import Protocol
+from .aio import AsyncConnection
+from .connection import EVENTS, Details, WatershedConnection
+from .core.flow import ReceiveQueue
+from .tls import TLSSocketTransport
+
+__all__ = ["Background", "attach_socket", "background_loop"]
+
+# Handlers that block hold one of these threads each; the others' messages wait in their bounded queues.
+_POOL_SIZE = 32
+
+_lock = threading.Lock()
+_pid = 0
+_loop: asyncio.AbstractEventLoop | None = None
+_pool: ThreadPoolExecutor | None = None
+
+
+def background_loop() -> tuple[asyncio.AbstractEventLoop, ThreadPoolExecutor]:
+    """The process's event loop in its own daemon thread, and its pool for handlers."""
+    global _pid, _loop, _pool
+    with _lock:
+        if _loop is None or _pool is None or _pid != os.getpid():
+            # After a fork the parent's loop must not be touched: the two share one epoll set.
+            _loop, _pool, _pid = _new_loop(), ThreadPoolExecutor(_POOL_SIZE, "watershed-pool"), os.getpid()
+            threading.Thread(target=_loop.run_forever, name="watershed-loop", daemon=True).start()
+        return _loop, _pool
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class Background:
+    """The loop's side of a connection that a thread has handed over.
+
+    Args:
+        connection: the threads flavour, whose handlers are called.
+        details, core, queue: its inner parts, as they are.
+        sock: its socket.
+        head: bytes that were read and not yet given to the core.
+    """
+
+    def __init__(
+        self,
+        connection: WatershedConnection,
+        details: Details,
+        core: Protocol,
+        queue: ReceiveQueue,
+        sock: socket.socket,
+        head: bytes,
+    ) -> None:
+        self._loop, self._pool = background_loop()
+        self._started: asyncio.Future[AsyncConnection] | Any
+        self._started = asyncio.run_coroutine_threadsafe(
+            self._start(connection, details, core, queue, sock, head), self._loop
+        )
+
+    async def _start(
+        self,
+        connection: WatershedConnection,
+        details: Details,
+        core: Protocol,
+        queue: ReceiveQueue,
+        sock: socket.socket,
+        head: bytes,
+    ) -> AsyncConnection:
+        # The thread has traced the connection's start, and its handlers are the ones that count.
+        transport = await attach_socket(sock)
+        inner = AsyncConnection(details, core, transport, queue=queue)
+        for event in EVENTS:
+            inner.on(event, partial(self._call_handlers, connection, event))
+        inner.attach(head)
+        return inner
+
+    async def _call_handlers(self, connection: WatershedConnection, event: str, *args: Any) -> None:
+        await self._loop.run_in_executor(self._pool, connection._emit, event, *args)
+
+    def send(self, data: str | bytes | bytearray | memoryview) -> None:
+        """Send one message and wait until the peer keeps up; raises as ``ThreadConnection.send``."""
+        copy = data if isinstance(data, (str, bytes)) else bytes(data)
+        asyncio.run_coroutine_threadsafe(self._send(copy), self._loop).result()
+
+    async def _send(self, data: str | bytes) -> None:
+        inner = await asyncio.wrap_future(self._started)
+        await inner.send(data)
+
+    def call(self, method: str, *args: Any, **options: Any) -> None:
+        """Call a method of the connection on its loop, and wait for it to be begun; raises what it raises."""
+        asyncio.run_coroutine_threadsafe(self._call(method, args, options), self._loop).result()
+
+    async def _call(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        inner = await asyncio.wrap_future(self._started)
+        getattr(inner, method)(*args, **options)
+
+
+class _Paused(asyncio.Protocol):
+    """Holds a new transport still until its connection takes over."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).pause_reading()  # uvloop's does not inherit from asyncio's
+
+
+async def attach_socket(sock: socket.socket) -> asyncio.Transport:
+    """A transport of the running loop, not reading yet, around a connected plain or TLS socket."""
+    if isinstance(sock, ssl.SSLSocket):
+        return TLSSocketTransport(asyncio.get_running_loop(), sock)
+    sock.setblocking(False)
+    transport, _ = await asyncio.get_running_loop().create_connection(_Paused, sock=sock)
+    return transport

@@ -1,0 +1,319 @@
+"""What an application holds: one connection with events, pull, send and end, in either flavour.
+
+:class:`WatershedConnection` knows handlers, the receive queue and what an end looks like; the
+asyncio and the threads flavour add how bytes travel and how waiting works. Every decision about
+the protocol is asked of :mod:`watershed_mw.core.protocol`; no socket is touched here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from ._implementation import Protocol
+from .core.events import CloseReceived, Event, Failed, Ping, Pong
+from .core.flow import ReceiveQueue
+from .core.handshake import Agreement
+from .core.limits import Limits
+from .core.states import Role
+from .errors import ConnectionClosed, LocalProtocolError
+
+__all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection"]
+
+Handler: TypeAlias = Callable[..., Any]
+"""Called with the event's arguments; in the asyncio flavour it may be a coroutine function."""
+
+Trace: TypeAlias = "Callable[[str, WatershedConnection, bytes], None]"
+"""Called with a probe's name, the connection, and the bytes concerned."""
+
+EVENTS: Final = frozenset({"text", "binary", "ping", "pong", "error", "connection_reset", "end", "drain"})
+MESSAGES: Final = frozenset({"text", "binary"})
+
+logger = logging.getLogger("watershed_mw")
+_ids = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters of one connection since its opening handshake; bytes are those on the wire."""
+
+    frames_received: int
+    frames_sent: int
+    messages_received: int
+    messages_sent: int
+    bytes_received: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a connection is made with, besides its way to the peer.
+
+    Attributes:
+        role: which end this is.
+        agreement: what the opening handshake settled.
+        limits: limits and time-outs.
+        request: the request as the application gave it, or the server's response on a client.
+        remote, local: addresses as ``host:port``, or a path; empty when unknown.
+        trace: probe called at start, end, and for everything received and sent; None costs nothing.
+    """
+
+    role: Role
+    agreement: Agreement
+    limits: Limits
+    request: Any = None
+    remote: str = ""
+    local: str = ""
+    trace: Trace | None = None
+
+
+class WatershedConnection:
+    """One WebSocket connection after its opening handshake.
+
+    Messages are either pushed to handlers (``on("text", ...)``) or pulled (``receive()``,
+    iteration). As soon as a handler for ``text`` or ``binary`` is there, messages are pushed, and
+    those of a type without a handler are dropped.
+
+    Events and their arguments: ``text(str)``, ``binary(bytes)``, ``ping(bytes)``, ``pong(bytes)``,
+    ``error(exception)``, ``connection_reset()``, ``end(code, reason)``, ``drain()``. ``error`` and
+    ``connection_reset`` are each followed by ``end``, which comes exactly once.
+
+    Attributes:
+        id: number of this connection, unique within the process.
+        request: the request as the application gave it to ``accept``; the response on a client.
+        remote, local: addresses as ``host:port``, or a path; empty when unknown.
+        protocol: the negotiated subprotocol, or None.
+    """
+
+    def __init__(self, details: Details, protocol: Protocol) -> None:
+        self.id = next(_ids)
+        self.request = details.request
+        self.remote = details.remote
+        self.local = details.local
+        self.protocol = details.agreement.subprotocol
+        self._details = details
+        self._core = protocol
+        self._queue = ReceiveQueue(details.limits)
+        self._handlers: dict[str, list[Handler]] = {}
+        self._push = False
+        self._error: BaseException | None = None
+        self._handler_error: BaseException | None = None
+        self._destroyed = False
+        self._end_emitted = False
+        self._trace = details.trace
+        if self._trace is not None:
+            self._trace("start", self, details.role.value.encode())
+
+    # --- handlers ------------------------------------------------------------------------------------
+
+    def on(self, event: str, handler: Handler | None = None) -> Any:
+        """Call ``handler`` at each ``event``; without a handler, return a decorator that does.
+
+        Returns:
+            the handler.
+
+        Raises:
+            ValueError: there is no such event.
+        """
+        if event not in EVENTS:
+            raise ValueError(f"expected one of the events {', '.join(sorted(EVENTS))}, got {event!r}")
+        if handler is None:
+            return lambda function: self.on(event, function)
+        self._handlers.setdefault(event, []).append(handler)
+        if event in MESSAGES:
+            self._push = True
+            self._handlers_changed()
+        return handler
+
+    def once(self, event: str, handler: Handler) -> Handler:
+        """Call ``handler`` at the next ``event`` alone. Raises as :meth:`on`."""
+
+        def call(*args: Any) -> Any:
+            self.off(event, call)
+            return handler(*args)
+
+        call.__wrapped__ = handler  # type: ignore[attr-defined]  # so that off() finds it
+        self.on(event, call)
+        return handler
+
+    def off(self, event: str, handler: Handler) -> None:
+        """Stop calling ``handler`` at ``event``; nothing happens when it was never called there."""
+        handlers = self._handlers.get(event, [])
+        self._handlers[event] = [
+            known for known in handlers if known != handler and getattr(known, "__wrapped__", None) != handler
+        ]
+
+    def _handlers_changed(self) -> None:
+        """A handler for messages has come; a flavour may have messages waiting for it."""
+
+    def _emit(self, event: str, *args: Any) -> list[Any]:
+        """Call the handlers of ``event`` in order, and return what they returned."""
+        results = []
+        for handler in tuple(self._handlers.get(event, ())):
+            try:
+                results.append(handler(*args))
+            except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
+                self._handler_failed(error)
+        return results
+
+    def _handler_failed(self, error: BaseException) -> None:
+        """A handler raised: the connection ends with 1011, and whoever waits in ``run`` gets the exception."""
+        if self._handler_error is None:
+            self._handler_error = error
+        self._core.close(1011, "", self._now())
+
+    # --- what comes in -------------------------------------------------------------------------------
+
+    def _take(self, events: list[Event]) -> list[Event]:
+        """Queue what the protocol reported, and return what is to be told at once.
+
+        Where messages are pushed everything goes through the queue, in order; where they are pulled,
+        control frames do not wait for somebody to pull.
+        """
+        at_once: list[Event] = []
+        for event in events:
+            if self._trace is not None:
+                self._trace_received(event)
+            if isinstance(event, (str, bytes)):
+                if not self._core.sending and self._queue.full:
+                    continue  # The application has ended the connection and does not read: it wants no more.
+                self._queue.put(event)
+            elif isinstance(event, Failed):
+                self._error = event.error
+            elif isinstance(event, (Ping, Pong)) and self._handlers.get("ping" if isinstance(event, Ping) else "pong"):
+                if self._push:
+                    self._queue.put(event)
+                else:
+                    at_once.append(event)
+        return at_once
+
+    def _emit_event(self, event: Event) -> list[Any]:
+        """Tell the handlers of one event taken from the queue."""
+        if isinstance(event, str):
+            return self._emit("text", event)
+        if isinstance(event, bytes):
+            return self._emit("binary", event)
+        assert isinstance(event, (Ping, Pong))
+        return self._emit("ping" if isinstance(event, Ping) else "pong", event.payload)
+
+    def _take_message(self) -> str | bytes:
+        """Take the next message; control frames on the way are told."""
+        while True:
+            event = self._queue.take()
+            if isinstance(event, (str, bytes)):
+                return event
+            self._emit_event(event)
+
+    def _check_pull(self) -> None:
+        if self._push:
+            raise LocalProtocolError(
+                "expected messages to be pulled or pushed, not both: this connection has handlers for them, so use run()"
+            )
+
+    def _closed_error(self) -> ConnectionClosed:
+        error = ConnectionClosed(self.close_code or 1006, self.close_reason or "")
+        error.__cause__ = self._error
+        return error
+
+    def _emit_end(self) -> list[Any]:
+        """Tell once how the connection has ended."""
+        if self._end_emitted:
+            return []
+        self._end_emitted = True
+        results = []
+        if self._error is not None:
+            results += self._emit("error", self._error)
+        elif self._core.reset and not self._destroyed:
+            results += self._emit("connection_reset")
+        code, reason = self.close_code or 1006, self.close_reason or ""
+        if self._trace is not None:
+            self._trace("end", self, b"%d %s" % (code, reason.encode()))
+        return results + self._emit("end", code, reason)
+
+    # --- what goes out -------------------------------------------------------------------------------
+
+    def _queue_message(self, data: str | bytes | bytearray | memoryview) -> None:
+        """Frame one message; a buffer that may change is copied first."""
+        if isinstance(data, str):
+            self._core.send_text(data)
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            self._core.send_binary(data if type(data) is bytes else bytes(data))
+        else:
+            raise TypeError(f"expected str for a TEXT message or bytes for a BINARY one, got {type(data).__name__}")
+        if self._trace is not None:
+            if isinstance(data, str):
+                self._trace("send-text", self, data.encode())
+            else:
+                self._trace("send-binary", self, bytes(data))
+
+    def _queue_ping(self, data: bytes | str) -> None:
+        payload = data.encode() if isinstance(data, str) else bytes(data)
+        self._core.ping(payload, self._now())
+        if self._trace is not None:
+            self._trace("send-ping", self, payload)
+
+    def _queue_close(self, code: int, reason: str) -> None:
+        if self._trace is not None and self._core.sending:
+            self._trace("send-close", self, b"%d %s" % (code, reason.encode("utf-8", "replace")))
+        self._core.close(code, reason, self._now())
+
+    def _trace_received(self, event: Event) -> None:
+        assert self._trace is not None
+        if isinstance(event, str):
+            self._trace("recv-text", self, event.encode())
+        elif isinstance(event, bytes):
+            self._trace("recv-binary", self, event)
+        elif isinstance(event, (Ping, Pong)):
+            self._trace("recv-ping" if isinstance(event, Ping) else "recv-pong", self, event.payload)
+        elif isinstance(event, CloseReceived):
+            self._trace("recv-close", self, b"%d %s" % (event.code, event.reason.encode()))
+
+    # --- how it stands -------------------------------------------------------------------------------
+
+    def get_protocol(self) -> str | None:
+        """The negotiated subprotocol, or None (RFC 6455 section 1.9)."""
+        return self.protocol
+
+    @property
+    def closed(self) -> bool:
+        """Whether no message can come or go any more; messages received before may still be waiting."""
+        return self._core.ended
+
+    @property
+    def close_code(self) -> int | None:
+        """How it ended (RFC 6455 section 7.4): the peer's code, 1005 if it gave none, the code with
+        which this end failed the connection, or 1006 if the peer vanished; None while it is open."""
+        return self._core.close_code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason that goes with :attr:`close_code`, often empty; None while the connection is open."""
+        return self._core.close_reason
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds that the last answered PING took, keepalive included; None before the first."""
+        return self._core.latency
+
+    @property
+    def stats(self) -> Stats:
+        """Frames, messages and bytes each way since the opening handshake."""
+        core = self._core
+        return Stats(
+            frames_received=core.frames_received,
+            frames_sent=core.frames_sent,
+            messages_received=core.messages_received,
+            messages_sent=core.messages_sent,
+            bytes_received=core.bytes_received,
+            bytes_sent=core.bytes_sent,
+        )
+
+    def _now(self) -> float:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        state = self._core.state.name.lower()
+        return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"

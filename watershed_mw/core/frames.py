@@ -1,0 +1,211 @@
+"""Frames on the wire (RFC 6455 section 5): masking, encoding, and a reader that never waits for a whole one.
+
+This file is compiled as well as interpreted; the C types stand in ``_compiled/frames.pxd``. The
+reader trusts no byte: it hands on each piece of payload as it comes and keeps nothing but an
+incomplete header. What a frame means within its message is the protocol's business.
+"""
+
+from __future__ import annotations
+
+from ..errors import RemoteProtocolError
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from .. import _interpreted as cython
+
+if cython.compiled:
+    from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
+
+__all__ = ["FrameReader", "encode_frame", "mask"]
+
+
+def mask(data: bytes, start: int, stop: int, key: bytes, phase: int) -> bytes:
+    """``data[start:stop]`` exclusive-or the masking key, in new bytes (section 5.3); ``data`` is left alone.
+
+    Args:
+        data: masked or unmasked payload; the operation is its own inverse.
+        start: first byte taken.
+        stop: end of the bytes taken.
+        key: masking key, 4 bytes.
+        phase: how many bytes of the same payload came before, modulo 4.
+    """
+    size = stop - start
+    if cython.compiled:
+        # Fresh memory, written once. The unrolled loop lets the C compiler use vectors:
+        # 1 MiB takes 0.09 ms, where the interpreted form below takes 6 ms.
+        result = PyBytes_FromStringAndSize(cython.NULL, size)
+        target = cython.cast("unsigned char *", PyBytes_AS_STRING(result))
+        source = data
+        keys = key
+        key0 = keys[phase & 3]
+        key1 = keys[(phase + 1) & 3]
+        key2 = keys[(phase + 2) & 3]
+        key3 = keys[(phase + 3) & 3]
+        index = 0
+        while index + 4 <= size:
+            target[index] = source[start + index] ^ key0
+            target[index + 1] = source[start + index + 1] ^ key1
+            target[index + 2] = source[start + index + 2] ^ key2
+            target[index + 3] = source[start + index + 3] ^ key3
+            index += 4
+        while index < size:
+            target[index] = source[start + index] ^ keys[(phase + index) & 3]
+            index += 1
+        return result  # type: ignore[no-any-return]
+    # One exclusive-or of two long integers is the fastest loop that the interpreter has.
+    turned = key[phase & 3 :] + key[: phase & 3]
+    repeated = turned * (size // 4) + turned[: size % 4]
+    number = int.from_bytes(data[start:stop], "little") ^ int.from_bytes(repeated, "little")
+    return number.to_bytes(size, "little")
+
+
+def encode_frame(opcode: int, payload: bytes, key: bytes | None, first_bits: int = 0x80) -> bytes:
+    """One frame in its shortest form (section 5.2).
+
+    Args:
+        opcode: 0x0 to 0xF.
+        payload: payload, unmasked; it is left alone.
+        key: masking key of 4 bytes, or None for a frame without a mask.
+        first_bits: FIN and RSV bits of the first byte; default FIN alone.
+    """
+    size = len(payload)
+    mask_bit = 0 if key is None else 0x80
+    if size < 126:
+        header = bytes((first_bits | opcode, mask_bit | size))
+    elif size < 65536:
+        header = bytes((first_bits | opcode, mask_bit | 126, size >> 8, size & 0xFF))
+    else:
+        header = bytes((first_bits | opcode, mask_bit | 127)) + size.to_bytes(8, "big")
+    if key is None:
+        return header + payload
+    return header + key + mask(payload, 0, size, key, 0)
+
+
+class FrameReader:
+    """Turns bytes, in any chunking, into pieces of frames.
+
+    Args:
+        masked: whether the peer must mask (it is a client) or must not (section 5.1).
+        rsv1: whether an extension gives RSV1 a meaning (RFC 7692 section 6).
+
+    Attributes:
+        opcode, fin, rsv1: of the frame that the current piece belongs to.
+        length: payload length that this frame declares, in bytes.
+        piece: unmasked payload bytes that have come; may be empty.
+        first, last: whether the piece begins the frame's payload, and whether it ends it.
+    """
+
+    def __init__(self, masked: bool, rsv1: bool) -> None:
+        self._masked = masked
+        self._rsv1_allowed = rsv1
+        self._data = b""
+        self._position = 0
+        self._remaining = 0
+        self._key = b""
+        self._phase = 0
+        self.opcode = 0
+        self.fin = False
+        self.rsv1 = False
+        self.length = 0
+        self.piece = b""
+        self.first = False
+        self.last = True
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes that came from the peer; call :meth:`read` until it returns False before the next."""
+        self._data = self._data + data if self._data else data
+
+    def read(self) -> bool:
+        """Go to the next piece; False when more bytes are needed.
+
+        Raises:
+            RemoteProtocolError: the frame breaks a rule that its header alone shows.
+        """
+        available = len(self._data) - self._position
+        if self.last:
+            if available < 2 or not self._read_header(available):
+                self._keep_rest()
+                return False
+            available = len(self._data) - self._position
+            self.first = True
+        elif available == 0:
+            self._keep_rest()
+            return False
+        else:
+            self.first = False
+        start = self._position
+        size = min(self._remaining, available)
+        if self._masked:
+            self.piece = mask(self._data, start, start + size, self._key, self._phase)
+            self._phase = (self._phase + size) & 3
+        else:
+            self.piece = self._data[start : start + size]
+        self._position = start + size
+        self._remaining -= size
+        self.last = self._remaining == 0
+        return True
+
+    def _keep_rest(self) -> None:
+        # At most 13 bytes of a header; an idle connection must not hold on to a whole read's worth.
+        self._data = self._data[self._position :]
+        self._position = 0
+        self.piece = b""
+
+    def _read_header(self, available: int) -> bool:
+        data = self._data
+        position = self._position
+        byte0 = data[position]
+        byte1 = data[position + 1]
+        self.opcode = byte0 & 0x0F
+        self.fin = byte0 >= 0x80
+        self.rsv1 = (byte0 & 0x40) != 0
+        self._check_first_bytes(byte0, byte1)
+        length = byte1 & 0x7F
+        size = 2
+        if length == 126:
+            size = 4
+        elif length == 127:
+            size = 10
+        if self._masked:
+            size += 4
+        # The length is judged as soon as it is there: a peer may trickle what follows.
+        if available < size and (length < 126 or available < (4 if length == 126 else 10)):
+            return False
+        if length == 126:
+            length = (data[position + 2] << 8) | data[position + 3]
+            if length < 126:
+                raise RemoteProtocolError(f"expected the shortest form of a frame's length, got {length} in 16 bits")
+        elif length == 127:
+            if data[position + 2] >= 0x80:
+                raise RemoteProtocolError("expected a frame length below 2**63, got its highest bit set")
+            length = int.from_bytes(data[position + 2 : position + 10], "big")
+            if length < 65536:
+                raise RemoteProtocolError(f"expected the shortest form of a frame's length, got {length} in 64 bits")
+        if available < size:
+            return False
+        if self._masked:
+            self._key = data[position + size - 4 : position + size]
+            self._phase = 0
+        self._position = position + size
+        self._remaining = length
+        self.length = length
+        return True
+
+    def _check_first_bytes(self, byte0: int, byte1: int) -> None:
+        if byte0 & 0x30 or (self.rsv1 and not self._rsv1_allowed):
+            raise RemoteProtocolError("expected reserved bits of 0, got one that no extension has given a meaning")
+        if self.rsv1 and (self.opcode == 0 or self.opcode >= 8):
+            raise RemoteProtocolError("expected RSV1 on the first frame of a message alone, got it on another frame")
+        if (self.opcode > 2 and self.opcode < 8) or self.opcode > 10:
+            raise RemoteProtocolError(f"expected a known opcode, got {self.opcode}")
+        if (byte1 >= 0x80) != self._masked:
+            # Section 5.1: "a server MUST close the connection upon receiving a frame that is not masked",
+            # and "a client MUST close a connection if it detects a masked frame".
+            expected, got = ("a masked", "an unmasked") if self._masked else ("an unmasked", "a masked")
+            raise RemoteProtocolError(f"expected {expected} frame, got {got} one")
+        if self.opcode >= 8:
+            if not self.fin:
+                raise RemoteProtocolError("expected a control frame in one piece, got a fragment")
+            if (byte1 & 0x7F) > 125:
+                raise RemoteProtocolError("expected a control frame of at most 125 bytes, got a longer one")

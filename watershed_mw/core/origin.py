@@ -1,0 +1,108 @@
+"""Whether a page may open a connection: the defence against cross-site WebSocket hijacking.
+
+Browsers send an Origin header that pages cannot change (RFC 6455 sections 4.1 and 10.2), and send
+cookies along with every upgrade. So by default only a page of the request's own host may connect;
+programs that send no Origin are let through, as they carry nobody's cookies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from ..errors import HandshakeError
+from .headers import Headers, shown
+
+__all__ = ["check_origin", "check_origins"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """``origins`` as an option of this package, checked early so that a typing error cannot open a door.
+
+    Raises:
+        ValueError: it is neither None, nor ``"*"``, nor a list of patterns such as
+            ``"https://a.example"``, ``"https://a.example:8443"``, ``"*.b.example"`` or ``"localhost:*"``.
+    """
+    if origins is None or origins == "*":
+        return origins
+    if isinstance(origins, str):
+        raise ValueError(f"expected a list of origins or '*', got the string {origins!r}: write [{origins!r}]")
+    for pattern in origins:
+        if pattern == "*":
+            raise ValueError("expected origins='*' to allow every origin, got '*' inside a list")
+        if pattern != "null" and _pattern(pattern) is None:
+            raise ValueError(
+                f"expected an origin such as 'https://a.example', '*.b.example' or 'localhost:*', got {pattern!r}"
+            )
+    return tuple(origins)
+
+
+def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
+    """Let requests pass that come from no page, from the same host, or from an origin in ``allowed``.
+
+    Raises:
+        HandshakeError: with status 403.
+    """
+    origin = headers.get_one("origin")
+    if origin is None or allowed == "*":
+        return
+    parts = _split(origin)
+    if parts is not None:
+        scheme, host, port = parts
+        # A proxy that ends TLS hides the scheme; the page's host and port are what browsers vouch for.
+        own = _split(f"{scheme}://{headers.get('host')}")
+        if own is not None and own[1:] == (host, port):
+            return
+    for pattern in allowed or ():
+        if pattern == origin == "null" or (parts is not None and _matches(pattern, *parts)):
+            return
+    raise HandshakeError(
+        f"expected the origin of host {shown(headers.get('host'))} or one that this server allows, got {shown(origin)}"
+        ": add it to the server's origins option if its pages may connect",
+        status=403,
+    )
+
+
+def _split(origin: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an origin (RFC 6454 section 4), None when it is none."""
+    try:
+        parts = urlsplit(origin)
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    if not parts.hostname or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        return None
+    return parts.scheme, parts.hostname, port
+
+
+def _pattern(pattern: str) -> tuple[str, str, int | None] | None:
+    """Scheme (may be empty), host and port (None: any) of a pattern, None when it is none."""
+    scheme, separator, rest = pattern.rpartition("://")
+    if separator and scheme not in _DEFAULT_PORTS:
+        return None
+    host, _, port = rest.rpartition(":")
+    if host and port == "*":
+        parts = _split(f"{scheme or 'http'}://{host}")
+        return None if parts is None else (scheme, parts[1], None)
+    parts = _split(f"{scheme or 'http'}://{rest}")
+    if parts is None:
+        return None
+    explicit = _split(f"https://{rest}") == (("https", *parts[1:]))
+    return scheme, parts[1], parts[2] if scheme or explicit else 0
+
+
+def _matches(pattern: str, scheme: str, host: str, port: int) -> bool:
+    wanted = _pattern(pattern)
+    if wanted is None:
+        return False
+    wanted_scheme, wanted_host, wanted_port = wanted
+    if wanted_scheme and wanted_scheme != scheme:
+        return False
+    # Port 0 stands for "the scheme's own", when the pattern names neither scheme nor port.
+    if wanted_port is not None and port != (wanted_port or _DEFAULT_PORTS[scheme]):
+        return False
+    if wanted_host.startswith("*."):
+        return host.endswith(wanted_host[1:]) and len(host) > len(wanted_host) - 1
+    return host == wanted_host

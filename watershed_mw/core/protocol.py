@@ -1,0 +1,528 @@
+"""One end of one connection after its opening handshake: messages, control frames, closing, keepalive.
+
+This file is compiled as well as interpreted. Bytes and the current time go in, events and bytes
+come out; every policy (limits, keepalive, time-outs, when a Close may go) is decided here, so that
+all shells behave alike. It trusts neither the peer nor the shell's chunking, reads no clock, and
+changes no buffer that it was given.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+
+from ..core.codes import decode_close, encode_close, shorten
+from ..core.events import CloseReceived, Event, Failed, Ping, Pong
+from ..core.extensions import DeflateParameters
+from ..core.limits import Limits
+from ..core.states import TRANSITIONS, Role, State, Trigger
+from ..errors import ConnectionClosed, LocalProtocolError, ProtocolError, RemoteProtocolError
+from .deflate import Deflate
+from .frames import FrameReader, encode_frame
+
+__all__ = ["Protocol"]
+
+_FIN = 0x80
+_FIN_RSV1 = 0xC0
+_CONTINUATION = 0x0
+_TEXT = 0x1
+_BINARY = 0x2
+_CLOSE = 0x8
+_PING = 0x9
+_PONG = 0xA
+
+# The kernel gives random bytes by the system call: one call serves this many masking keys.
+_KEYS_PER_CALL = 256
+# Unanswered PINGs whose send time is remembered; older ones merely give no latency.
+_MAX_PINGS = 16
+
+# Looked up at most once per change of state, never per message.
+_OPEN = State.OPEN
+_ANSWERING = State.ANSWERING
+_FAILING = State.FAILING
+_CLOSING = State.CLOSING
+_ENDING = State.ENDING
+_CLOSED = State.CLOSED
+
+
+class Protocol:
+    """The state machine of RFC 6455 sections 5 to 7, with RFC 7692.
+
+    Args:
+        role: which end this is.
+        now: current time in seconds, of a clock that never goes back; the same for every call.
+        limits: limits and time-outs.
+        deflate: what was agreed on for permessage-deflate, None for no compression.
+
+    Attributes:
+        state: a :class:`~watershed_mw.core.states.State`.
+        latency: seconds that the last answered PING took, None before the first.
+        read_paused: set by the shell while it does not read; the peer's silence then means nothing.
+        write_paused: set by the shell while the peer does not read; PONGs then wait, and only the
+            newest is kept (section 5.5.3 allows that), so that a flood of PINGs cannot fill memory.
+        unsent_size: bytes that :meth:`data_to_send` would return.
+        frames_received, frames_sent, messages_received, messages_sent: counts.
+        bytes_received, bytes_sent: counts of bytes on the wire, without the opening handshake.
+    """
+
+    def __init__(
+        self, role: Role, now: float, limits: Limits | None = None, deflate: DeflateParameters | None = None
+    ) -> None:
+        limits = Limits() if limits is None else limits
+        self.state = _OPEN
+        self._sending = True
+        self._client = role is Role.CLIENT
+        self._reader = FrameReader(not self._client, deflate is not None)
+        self._deflate = None if deflate is None else Deflate(deflate)
+        self._max_size = -1 if limits.max_message_size is None else int(limits.max_message_size)
+        self._max_fragments = limits.max_fragments
+        self._ping_interval = limits.ping_interval
+        self._ping_timeout = limits.ping_timeout
+        self._close_timeout = limits.close_timeout
+        self._reply_timeout = limits.reply_timeout
+        # The message being received.
+        self._in_message = False
+        self._text = False
+        self._compressed = False
+        self._fragments = 0
+        self._wire_size = 0
+        self._message: bytearray | None = None
+        self._utf8: codecs.IncrementalDecoder | None = None
+        self._control = b""
+        # What waits to be sent.
+        self._outgoing: list[bytes] = []
+        self._keys = b""
+        self._pending_pong: bytes | None = None
+        self.unsent_size = 0
+        self.read_paused = False
+        self.write_paused = False
+        # Times.
+        self._deadline: float | None = None
+        self._last_received = now
+        self._next_ping = None if limits.ping_interval is None else now + limits.ping_interval
+        self._ping_sent: float | None = None
+        self._unsent = 0
+        self._pings: dict[bytes, float] = {}
+        self._keepalives = 0
+        self.latency: float | None = None
+        # How it ended.
+        self._close_received: tuple[int, str] | None = None
+        self._close_sent: tuple[int, str] | None = None
+        self._failure: ProtocolError | None = None
+        self.frames_received = 0
+        self.frames_sent = 0
+        self.messages_received = 0
+        self.messages_sent = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
+
+    # --- what came from the peer -----------------------------------------------------------------
+
+    def receive_data(self, data: bytes, now: float) -> list[Event]:
+        """Take bytes that came from the peer, and return what they mean, in order.
+
+        Bytes after the peer's Close or its violation mean nothing and are dropped (section 5.5.1).
+        """
+        self.bytes_received += len(data)
+        self._last_received = now
+        events: list[Event] = []
+        if self.state is not _OPEN and self.state is not _CLOSING:
+            return events
+        try:
+            self._reader.feed(data)
+            while self._reader.read():
+                if self._reader.opcode >= 8:
+                    if not self._receive_control(events, now):
+                        break
+                else:
+                    self._receive_payload(events)
+        except RemoteProtocolError as error:
+            self._forget_message()
+            self._violated(error, now)
+            events.append(Failed(error))
+        return events
+
+    def receive_eof(self) -> None:
+        """Take note that the TCP stream has ended, in either order with anything else."""
+        if self.state is not _CLOSED:
+            self._move(Trigger.EOF)
+
+    def _receive_payload(self, events: list[Event]) -> None:
+        reader = self._reader
+        if reader.first:
+            self._begin_frame()
+            if reader.last and reader.fin and self._fragments == 1 and not self._compressed:
+                # A whole message in one piece, the common case: nothing to put together.
+                self._in_message = False
+                self.messages_received += 1
+                events.append(_decode(reader.piece) if self._text else reader.piece)
+                return
+        piece = reader.piece
+        last = reader.last and reader.fin
+        if self._message is None:
+            self._message = bytearray()
+        if self._compressed:
+            room = -1 if self._max_size < 0 else self._max_size - len(self._message)
+            assert self._deflate is not None  # else the reader had refused RSV1
+            piece = self._deflate.inflate(piece, room, last)
+        if self._text:
+            self._check_utf8(piece, last)
+        self._message += piece
+        if last:
+            message = bytes(self._message)
+            self._forget_message()
+            self.messages_received += 1
+            events.append(message.decode() if self._text else message)
+
+    def _begin_frame(self) -> None:
+        reader = self._reader
+        self.frames_received += 1
+        if reader.opcode == _CONTINUATION:
+            if not self._in_message:
+                raise RemoteProtocolError("expected the first frame of a message, got a continuation frame")
+        elif self._in_message:
+            raise RemoteProtocolError("expected a continuation frame, got the first frame of another message")
+        else:
+            self._in_message = True
+            self._text = reader.opcode == _TEXT
+            self._compressed = reader.rsv1
+            self._fragments = 0
+            self._wire_size = 0
+        self._fragments += 1
+        if self._fragments > self._max_fragments:
+            raise RemoteProtocolError(
+                f"expected a message in at most {self._max_fragments} frames, got more", close_code=1008
+            )
+        self._wire_size += reader.length
+        if self._max_size >= 0:
+            # The declared length is judged before a byte of payload is kept. Compressed data may be a
+            # little longer than what it stands for; what it inflates to is limited while inflating.
+            room = self._max_size + (self._max_size // 64 + 1024 if self._compressed else 0)
+            if self._wire_size > room:
+                raise RemoteProtocolError(
+                    f"expected a message of at most {self._max_size} bytes (max_message_size), "
+                    f"got {self._wire_size} or more",
+                    close_code=1009,
+                )
+
+    def _check_utf8(self, piece: bytes, last: bool) -> None:
+        if self._utf8 is None:
+            self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        try:
+            self._utf8.decode(piece, last)
+        except UnicodeDecodeError:
+            raise _not_utf8() from None
+
+    def _forget_message(self) -> None:
+        self._in_message = False
+        self._message = None
+        self._utf8 = None
+
+    def _receive_control(self, events: list[Event], now: float) -> bool:
+        """Take a piece of a control frame; False after the peer's Close, as nothing that follows counts."""
+        reader = self._reader
+        self._control = reader.piece if reader.first else self._control + reader.piece
+        if not reader.last:
+            return True
+        self.frames_received += 1
+        payload = self._control
+        if reader.opcode == _PING:
+            self._answer_ping(payload)
+            events.append(Ping(payload))
+        elif reader.opcode == _PONG:
+            self._take_pong(payload, now)
+            events.append(Pong(payload))
+        else:
+            code, reason = decode_close(payload)
+            self._close_received = (code, reason)
+            self._forget_message()
+            self._move(Trigger.PEER_CLOSE)
+            self._await_replies(now)
+            events.append(CloseReceived(code, reason))
+            return False
+        return True
+
+    def _answer_ping(self, payload: bytes) -> None:
+        # After our Close nothing but the peer's is awaited (section 5.5.1: no more frames after Close).
+        if self.state is not _OPEN:
+            return
+        if self.write_paused:
+            self._pending_pong = payload
+        else:
+            self._write(_PONG, payload)
+
+    def _take_pong(self, payload: bytes, now: float) -> None:
+        sent = self._pings.get(payload)
+        if sent is None:
+            return  # Unsolicited, which section 5.5.3 allows.
+        self.latency = now - sent
+        # A PONG may answer several PINGs at once: those before it will get none.
+        for earlier in list(self._pings):
+            del self._pings[earlier]
+            if earlier == payload:
+                break
+
+    def _violated(self, error: RemoteProtocolError, now: float) -> None:
+        self._failure = error
+        self._move(Trigger.VIOLATION)
+        self._await_replies(now)
+
+    def _await_replies(self, now: float) -> None:
+        if self.state is _ANSWERING or self.state is _FAILING:
+            self._deadline = now + self._reply_timeout
+            if self.messages_received == 0:
+                self.messages_handed_over(now)  # There is nothing to reply to.
+
+    # --- what the application wants ----------------------------------------------------------------
+
+    def send_text(self, message: str) -> None:
+        """Queue a TEXT message.
+
+        Raises:
+            ConnectionClosed: a Close has been sent, or the connection has ended.
+            LocalProtocolError: the text holds a lone surrogate, which UTF-8 cannot encode.
+        """
+        try:
+            payload = message.encode()
+        except UnicodeEncodeError as error:
+            raise LocalProtocolError(f"expected text that UTF-8 can encode: {error.reason}") from None
+        self._send(_TEXT, payload)
+
+    def send_binary(self, message: bytes) -> None:
+        """Queue a BINARY message. Raises as :meth:`send_text`."""
+        self._send(_BINARY, message)
+
+    def _send(self, opcode: int, payload: bytes) -> None:
+        self._check_sending()
+        self.messages_sent += 1
+        if self._deflate is not None and len(payload) >= self._deflate.threshold:
+            self._write(opcode, self._deflate.compress(payload), _FIN_RSV1)
+        else:
+            self._write(opcode, payload)
+
+    def ping(self, payload: bytes, now: float) -> None:
+        """Queue a PING; its PONG will give the latency.
+
+        Raises:
+            ConnectionClosed: as :meth:`send_text`.
+            LocalProtocolError: more than 125 bytes (section 5.5).
+        """
+        self._check_sending()
+        if len(payload) > 125:
+            raise LocalProtocolError(f"expected at most 125 bytes in a PING, got {len(payload)}")
+        self._pings[payload] = now
+        if len(self._pings) > _MAX_PINGS:
+            del self._pings[next(iter(self._pings))]
+        self._write(_PING, payload)
+
+    def close(self, code: int, reason: str, now: float) -> None:
+        """Begin the closing handshake, or finish the one that the peer began; nothing when over.
+
+        Raises:
+            LocalProtocolError: the code or the reason may not be sent.
+        """
+        payload = encode_close(code, reason)
+        if not self._sending:
+            return
+        if self.state is _FAILING:
+            self._send_failure()
+        else:
+            self._send_close(payload, code, reason)
+        self._move(Trigger.LOCAL_CLOSE)
+        self._deadline = now + self._close_timeout
+
+    def messages_handed_over(self, now: float) -> None:
+        """Tell that the application has taken every message and has had its chance to reply.
+
+        A Close that was held back for those replies goes now (section 5.5.1 allows to finish first;
+        a violation is answered after the messages before it).
+        """
+        if self.state is _ANSWERING:
+            self._echo_close()
+        elif self.state is _FAILING:
+            self._send_failure()
+        else:
+            return
+        self._move(Trigger.HANDED_OVER)
+        self._deadline = now + self._close_timeout
+
+    def abort(self) -> None:
+        """Give up at once: nothing that is queued will be sent."""
+        self._outgoing.clear()
+        self.unsent_size = 0
+        if self.state is not _CLOSED:
+            self._move(Trigger.ABORT)
+
+    def _check_sending(self) -> None:
+        if not self._sending:
+            code, reason = self._outcome()
+            raise ConnectionClosed(code, reason)
+
+    def _echo_close(self) -> None:
+        assert self._close_received is not None
+        code, reason = self._close_received
+        # "When sending a Close frame in response, the endpoint typically echos the status code" (section 5.5.1).
+        self._send_close(encode_close(code, reason), code, reason)
+
+    def _send_failure(self) -> None:
+        assert self._failure is not None
+        code = self._failure.close_code
+        reason = shorten(str(self._failure))
+        self._send_close(encode_close(code, reason), code, reason)
+
+    def _send_close(self, payload: bytes, code: int, reason: str) -> None:
+        self._close_sent = (code, reason)
+        self._pending_pong = None
+        self._write(_CLOSE, payload)
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """The time at which :meth:`handle_timeout` wants to be called, None for never; it may move."""
+        if self._deadline is not None or self.state is not _OPEN:
+            return self._deadline
+        if self._ping_sent is None or self._ping_timeout is None:
+            return self._next_ping
+        if self._last_received > self._ping_sent:
+            return self._next_ping
+        return self._ping_sent + self._ping_timeout
+
+    def handle_timeout(self, now: float, unsent: int) -> list[Event]:
+        """Do what is due at ``now``; nothing when it is called too early.
+
+        Args:
+            now: current time in seconds.
+            unsent: bytes given to the shell that the kernel has not taken yet. While they shrink
+                the peer is alive, though it cannot have seen the PING behind them.
+        """
+        deadline = self.next_deadline()
+        if deadline is None or now < deadline:
+            return []
+        if self.state is _OPEN:
+            return self._keep_alive(now, unsent)
+        if self.state is _ANSWERING or self.state is _FAILING:
+            self.messages_handed_over(now)
+        else:
+            self._move(Trigger.TIMEOUT)
+        return []
+
+    def _keep_alive(self, now: float, unsent: int) -> list[Event]:
+        if self._ping_sent is not None and self._ping_timeout is not None and self._last_received <= self._ping_sent:
+            if unsent < self._unsent or (self.read_paused and unsent == 0):
+                # It takes what we send, or we are the one who does not listen.
+                self._unsent = unsent
+                self._ping_sent = self._last_received = now
+                return []
+            self._failure = RemoteProtocolError(
+                f"expected an answer to a PING within {self._ping_timeout:g} seconds (ping_timeout), got none",
+                close_code=1011,
+            )
+            self._send_failure()
+            self._move(Trigger.PEER_SILENT)
+            self._deadline = now + self._close_timeout
+            return [Failed(self._failure)]
+        self._keepalives += 1
+        self.ping(b"keepalive %d" % self._keepalives, now)
+        self._unsent = unsent
+        self._ping_sent = now
+        assert self._ping_interval is not None
+        self._next_ping = now + self._ping_interval
+        return []
+
+    # --- what goes to the peer -------------------------------------------------------------------------
+
+    def data_to_send(self) -> bytes:
+        """The bytes to write, and forget them; empty when there are none."""
+        outgoing = self._outgoing
+        if not outgoing:
+            return b""
+        data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+        outgoing.clear()
+        self.unsent_size = 0
+        return data
+
+    def writing_resumed(self) -> None:
+        """Tell that the peer reads again: the PONG that waited is queued."""
+        self.write_paused = False
+        payload = self._pending_pong
+        self._pending_pong = None
+        if payload is not None and self._sending:
+            self._write(_PONG, payload)
+
+    def _write(self, opcode: int, payload: bytes, first_bits: int = _FIN) -> None:
+        frame = encode_frame(opcode, payload, self._next_key() if self._client else None, first_bits)
+        self.frames_sent += 1
+        self.bytes_sent += len(frame)
+        self.unsent_size += len(frame)
+        self._outgoing.append(frame)
+
+    def _next_key(self) -> bytes:
+        # "The masking key needs to be unpredictable" (section 5.3): a strong source, 4 fresh bytes a frame.
+        if not self._keys:
+            self._keys = os.urandom(4 * _KEYS_PER_CALL)
+        key = self._keys[:4]
+        self._keys = self._keys[4:]
+        return key
+
+    # --- how it stands ---------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether no message can come or go any more; the TCP stream may still be winding down."""
+        return self.state is _ENDING or self.state is _CLOSED
+
+    @property
+    def sending(self) -> bool:
+        """Whether messages can still be sent."""
+        return self._sending
+
+    @property
+    def half_close(self) -> bool:
+        """Whether this end should now end its direction of the TCP stream, after all queued bytes.
+
+        A server does so when the closing handshake is over (section 7.1.1 has it close first) and
+        either end does when it fails the connection; reading goes on until the peer's end comes.
+        """
+        return self.state is _ENDING and (not self._client or self._close_received is None)
+
+    @property
+    def reset(self) -> bool:
+        """Whether the stream ended without the peer's Close, and not because of a violation."""
+        return self.state is _CLOSED and self._close_received is None and self._failure is None
+
+    @property
+    def close_code(self) -> int | None:
+        """Close code once the connection has ended, else None: the peer's, or what failed it, or 1006."""
+        return self._outcome()[0] if self.ended else None
+
+    @property
+    def close_reason(self) -> str | None:
+        """Close reason that goes with :attr:`close_code`."""
+        return self._outcome()[1] if self.ended else None
+
+    def _outcome(self) -> tuple[int, str]:
+        if self._failure is not None:
+            return self._failure.close_code, str(self._failure)
+        if self._close_received is not None:
+            return self._close_received
+        if self.state is _CLOSING and self._close_sent is not None:
+            return self._close_sent
+        return 1006, ""
+
+    def _move(self, trigger: Trigger) -> None:
+        self.state = TRANSITIONS[self.state][trigger]
+        self._sending = self.state is _OPEN or self.state is _ANSWERING or self.state is _FAILING
+        if self.state is _CLOSED:
+            self._deadline = None
+            self._forget_message()
+
+
+def _decode(payload: bytes) -> str:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        raise _not_utf8() from None
+
+
+def _not_utf8() -> RemoteProtocolError:
+    return RemoteProtocolError("expected UTF-8 in a TEXT message, got other bytes", close_code=1007)

@@ -1,0 +1,188 @@
+"""Whatever carries a request or a response, as the core's :class:`Request` and :class:`Response`.
+
+WSGI environs, ASGI scopes, requests of the well-known libraries and plain mappings were parsed by
+somebody else and are taken as they are. Raw heads are parsed by h11, never here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import h11
+
+from .core.handshake import Request, Response
+from .core.headers import Headers, check_outgoing
+from .errors import HandshakeError
+
+__all__ = [
+    "as_request",
+    "as_response",
+    "read_request_head",
+    "read_response_head",
+    "write_head",
+    "write_refusal",
+    "write_response",
+]
+
+# h11's default is 16 KiB; 2,000 small headers or one huge cookie may be more, and must not be unbounded.
+_MAX_HEAD = 64 * 2**10
+
+
+def as_request(source: Any) -> Request:
+    """A request in any of these forms:
+
+    - ``bytes``: a raw request head, ending in an empty line
+    - a WSGI environ
+    - an ASGI scope of type ``websocket`` or ``http``
+    - an object with ``headers`` and a method, such as a handler of ``http.server``, ``httpx.Request``
+    - a mapping of header names to values, taken as ``GET`` with HTTP/1.1
+
+    Raises:
+        HandshakeError: the raw head is no HTTP request (400), or longer than 64 KiB (431).
+        TypeError: it is none of these.
+    """
+    if isinstance(source, Request):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return read_request_head(bytes(source))[0]
+    if isinstance(source, Mapping):
+        if "REQUEST_METHOD" in source:
+            return _from_environ(source)
+        if "headers" in source and "type" in source and "path" in source:
+            return _from_scope(source)
+        return Request(Headers(source))
+    headers = getattr(source, "headers", None)
+    if headers is None:
+        raise TypeError(
+            "expected a request as bytes, WSGI environ, ASGI scope, object with headers, or mapping of headers; "
+            f"got {type(source).__name__}"
+        )
+    # http.server calls it command and spells the version HTTP/1.1; the other libraries call it method.
+    method = getattr(source, "command", None) or getattr(source, "method", None) or "GET"
+    version = str(getattr(source, "request_version", None) or "HTTP/1.1").removeprefix("HTTP/")
+    target = getattr(source, "path", None) or getattr(getattr(source, "url", None), "path", "/")
+    return Request(Headers(_fields(headers)), str(method), str(target), version)
+
+
+def _from_environ(environ: Mapping[str, Any]) -> Request:
+    fields = [
+        (key[5:].replace("_", "-"), value)
+        for key, value in environ.items()
+        if key.startswith("HTTP_") and isinstance(value, str)
+    ]
+    # WSGI keeps these two apart (PEP 3333).
+    if environ.get("CONTENT_LENGTH"):
+        fields.append(("Content-Length", environ["CONTENT_LENGTH"]))
+    target = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+    if environ.get("QUERY_STRING"):
+        target += f"?{environ['QUERY_STRING']}"
+    version = str(environ.get("SERVER_PROTOCOL", "HTTP/1.1")).removeprefix("HTTP/")
+    return Request(Headers(fields), str(environ["REQUEST_METHOD"]), target or "/", version)
+
+
+def _from_scope(scope: Mapping[str, Any]) -> Request:
+    query = scope.get("query_string") or b""
+    target = scope["path"] + ("?" + query.decode("latin-1") if query else "")
+    headers = Headers(scope["headers"])
+    version = str(scope.get("http_version", "1.1"))
+    return Request(headers, str(scope.get("method", "GET")), target, version)
+
+
+def read_request_head(data: bytes) -> tuple[Request, bytes]:
+    """Parse a raw request head (RFC 9112), and return it with the bytes that follow it.
+
+    Raises:
+        HandshakeError: it is incomplete, too long, or no HTTP request.
+    """
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+    event = _read_head(connection, data)
+    assert isinstance(event, h11.Request)
+    request = Request(
+        Headers([(name, value) for name, value in event.headers]),
+        event.method.decode("ascii"),
+        event.target.decode("latin-1"),
+        event.http_version.decode("ascii"),
+    )
+    return request, connection.trailing_data[0]
+
+
+def read_response_head(data: bytes) -> tuple[Response, bytes]:
+    """Parse a raw response head (RFC 9112), and return it with the bytes that follow it. Raises as above."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+    # h11 reads a response only to a request of its own; this one stands for the handshake that was sent.
+    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", "websocket")]))
+    connection.send(h11.EndOfMessage())
+    event = _read_head(connection, data)
+    assert isinstance(event, (h11.Response, h11.InformationalResponse))
+    headers = Headers([(name, value) for name, value in event.headers])
+    return Response(event.status_code, headers), connection.trailing_data[0]
+
+
+def _read_head(connection: h11.Connection, data: bytes) -> Any:
+    try:
+        connection.receive_data(data)
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        raise HandshakeError(f"expected an HTTP head, got {error}", status=error.error_status_hint) from None
+    if not isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
+        raise HandshakeError("expected a complete HTTP head that ends in an empty line, got only a part of one")
+    return event
+
+
+def as_response(source: Any) -> Response:
+    """A response as ``bytes`` (a raw head), an object with ``status_code`` and ``headers``, or (status, headers).
+
+    Raises:
+        HandshakeError: the raw head is no HTTP response.
+        TypeError: it is none of these.
+    """
+    if isinstance(source, Response):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return read_response_head(bytes(source))[0]
+    if isinstance(source, tuple) and len(source) == 2:
+        return Response(int(source[0]), Headers(source[1]))
+    status = getattr(source, "status_code", None) or getattr(source, "status", None)
+    headers = getattr(source, "headers", None)
+    if status is None or headers is None:
+        raise TypeError(
+            "expected a response as bytes, (status, headers), or object with status_code and headers; "
+            f"got {type(source).__name__}"
+        )
+    return Response(int(status), Headers(_fields(headers)))
+
+
+def _fields(headers: Any) -> Any:
+    # httpx joins repeated fields in items(); multi_items() keeps them apart.
+    return headers.multi_items() if hasattr(headers, "multi_items") else headers.items()
+
+
+def write_head(first_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """A head as bytes: the first line, the header fields, and an empty line.
+
+    Raises:
+        ValueError: a field would break out of its line, or holds a character that ISO-8859-1 has not.
+    """
+    pairs = list(fields)
+    check_outgoing(pairs)
+    lines = [first_line, *(f"{name}: {value}" for name, value in pairs), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:
+    """A response as bytes; with a body it also gets its length, and the connection ends with it."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""  # For people alone: a client must not depend on it (RFC 9112 section 4).
+    ends = [] if body is None else [("Content-Length", str(len(body))), ("Connection", "close")]
+    known = {name.lower() for name, _ in ends}
+    pairs = [pair for pair in fields if pair[0].lower() not in known]
+    return write_head(f"HTTP/1.1 {status} {phrase}", [*pairs, *ends]) + (body or b"")
+
+
+def write_refusal(error: HandshakeError) -> bytes:
+    """The answer to a request that was refused, as plain text that says why."""
+    return write_response(error.status, [*error.headers, ("Content-Type", "text/plain; charset=utf-8")], error.body)

@@ -1,0 +1,204 @@
+"""Sockets as the threads flavour and proxy mode need them: waited for, never blocking, plain or TLS.
+
+:class:`BlockingSocket` hides the differences between plain and TLS sockets behind a handful of
+calls that neither raise nor wait longer than they are told. :class:`DetachedSocket` is what an
+application gets in proxy mode: its own socket, with the bytes that were read too early in front.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+import time
+from typing import Any
+
+__all__ = ["BlockingSocket", "DetachedSocket", "DetachedTLSSocket", "address", "detach"]
+
+_READ_SIZE = 64 * 2**10
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def address(name: Any) -> str:
+    """A socket's name as ``host:port``, ``[v6]:port`` or path; empty when it has none."""
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "replace")
+    if isinstance(name, tuple) and len(name) >= 2:
+        return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
+    return name if isinstance(name, str) else ""
+
+
+class BlockingSocket:
+    """A connected stream socket; deadlines are times of ``time.monotonic()``, None for no limit.
+
+    Args:
+        sock: plain or TLS socket, which is made non-blocking and belongs to this object from now on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        # OpenSSL allows one thread at a time inside a connection; no call below waits inside.
+        self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
+
+    def receive(self, deadline: float | None) -> bytes | None:
+        """Wait for bytes: empty when the stream has ended or broken, None when nothing came in time."""
+        write = False
+        while True:
+            try:
+                if (
+                    (self._tls is not None and self._tls.pending())
+                    or self._wait(deadline, not write, write)[0]
+                    or write
+                ):
+                    with self._guard:
+                        return self._socket.recv(_READ_SIZE)
+                return None
+            except ssl.SSLWantWriteError:
+                write = True  # a renegotiation, or TLS 1.3's key update: it has to write before it can read
+            except _WOULD_BLOCK:
+                write = False
+            except (OSError, ValueError):
+                return b""
+
+    def send(self, data: memoryview) -> int | None:
+        """Write what the kernel takes at once: 0 when it takes nothing now, None when the stream is broken."""
+        try:
+            with self._guard:
+                return self._socket.send(data)
+        except _WOULD_BLOCK:
+            return 0
+        except (OSError, ValueError):
+            return None
+
+    def wait_to_write(self, deadline: float | None, *, read: bool) -> bool:
+        """Wait until more can be written or, with ``read``, bytes have come; whether they have."""
+        try:
+            return self._wait(deadline, read, True)[0]
+        except (OSError, ValueError):
+            return read
+
+    def _wait(self, deadline: float | None, read: bool, write: bool) -> tuple[bool, bool]:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        # poll knows no limit of 1,024 descriptors; select stands in where there is no poll (Windows).
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self._socket, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+            found = poll.poll(None if timeout is None else timeout * 1000)
+            events = found[0][1] if found else 0
+            broken = events & ~(select.POLLIN | select.POLLOUT)
+            return bool(events & select.POLLIN or (broken and read)), bool(events & select.POLLOUT or broken)
+        readable, writable, _ = select.select([self._socket] * read, [self._socket] * write, [], timeout)
+        return bool(readable), bool(writable)
+
+    def half_close(self) -> None:
+        """End this direction of the stream: nothing more will be written, reading goes on."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._tls is not None:
+                with self._guard:
+                    self._tls.unwrap()  # sends close_notify; the peer's is not waited for
+            else:
+                self._socket.shutdown(socket.SHUT_WR)
+
+    def shutdown(self) -> None:
+        """Break the stream, so that every thread that waits on it wakes up; the descriptor stays."""
+        with contextlib.suppress(OSError, ValueError):
+            # Not SSLSocket.shutdown, which forgets the TLS state under a thread that may be using it.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the descriptor; nobody may be waiting on it any more."""
+        self._socket.close()
+
+    def release(self) -> socket.socket:
+        """Give the socket away; this object is of no use afterwards."""
+        return self._socket
+
+
+class _EarlyBytes:
+    """Bytes that were read past the opening handshake, in front of what the socket still receives."""
+
+    head = b""
+
+    def _take_head(self, size: int) -> bytes:
+        taken, self.head = self.head[:size], self.head[size:]
+        return taken
+
+
+class DetachedSocket(_EarlyBytes, socket.socket):
+    """A plain socket that its owner got in proxy mode.
+
+    Attributes:
+        head: bytes that were read past the opening handshake; every ``recv*`` gives them first,
+            but ``select`` and event loops cannot see them: look here before waiting.
+    """
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """As ``socket.recv``."""
+        return self._take_head(bufsize) if self.head else super().recv(bufsize, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
+        """As ``socket.recv_into``."""
+        if not self.head:
+            return super().recv_into(buffer, nbytes, flags)
+        view = memoryview(buffer).cast("B")
+        taken = self._take_head(nbytes or len(view))
+        view[: len(taken)] = taken
+        return len(taken)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        """As ``socket.recvfrom``."""
+        return (self._take_head(bufsize), self.getpeername()) if self.head else super().recvfrom(bufsize, flags)
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
+        """As ``socket.recvmsg``."""
+        return (self._take_head(bufsize), [], 0, None) if self.head else super().recvmsg(bufsize, ancbufsize, flags)
+
+
+class DetachedTLSSocket(_EarlyBytes, ssl.SSLSocket):
+    """A TLS socket that its owner got in proxy mode; ``head`` as in :class:`DetachedSocket`."""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """As ``SSLSocket.recv``."""
+        return self._take_head(buflen) if self.head else super().recv(buflen, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        """As ``SSLSocket.recv_into``."""
+        if not self.head:
+            return super().recv_into(buffer, nbytes, flags)
+        view = memoryview(buffer).cast("B")
+        taken = self._take_head(nbytes or len(view))
+        view[: len(taken)] = taken
+        return len(taken)
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  # SSLSocket's own name for it
+        """As ``SSLSocket.read``."""
+        if not self.head:
+            return super().read(len, buffer)
+        if buffer is None:
+            return self._take_head(len)
+        taken = self._take_head(len)
+        size = memoryview(taken).nbytes  # len is taken
+        buffer[:size] = taken
+        return size
+
+
+def detach(sock: socket.socket, head: bytes) -> socket.socket:
+    """``sock`` as its new owner's: a :class:`DetachedSocket`, or the TLS socket itself with ``head`` in front.
+
+    A plain socket gives its descriptor up and is closed afterwards; a TLS socket cannot (OpenSSL holds
+    on to the object), so it stays the same object and changes its class.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        sock.__class__ = DetachedTLSSocket
+        tls: Any = sock
+        tls.head = head
+        return sock
+    timeout = sock.gettimeout()
+    taken = DetachedSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    taken.settimeout(timeout)
+    taken.head = head
+    return taken

@@ -1,0 +1,209 @@
+"""The kinds of transport that an upgrade can live on, behind one face: write, become a connection, detach.
+
+From the kind follows the flavour: a socket gives a connection for threads, an asyncio transport one
+for its event loop. Bytes that came before the connection was made are found where they wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from typing import Any, TypeAlias, cast
+
+from ._implementation import Protocol
+from .aio import AsyncConnection
+from .connection import Details, Trace
+from .core.handshake import Agreement
+from .core.limits import Limits
+from .core.states import Role
+from .errors import ConnectionClosed, UnsupportedServerError
+from .sockets import DetachedSocket, address, detach
+from .threads import ThreadConnection
+
+__all__ = [
+    "AsyncTransportLike",
+    "AsyncioTransport",
+    "BlockingTransport",
+    "drain_request",
+    "drain_stream",
+    "way_of",
+]
+
+AsyncTransportLike: TypeAlias = (
+    "asyncio.Transport | asyncio.StreamWriter | tuple[asyncio.StreamReader, asyncio.StreamWriter]"
+)
+
+
+class BlockingTransport:
+    """A ``socket.socket`` or ``ssl.SSLSocket`` of a thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def write(self, data: bytes) -> None:
+        """Write everything, as the socket's own timeout allows.
+
+        Raises:
+            ConnectionClosed: the peer has gone.
+        """
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise ConnectionClosed(1006, f"the opening handshake could not be written: {error}") from error
+
+    def connection(
+        self, role: Role, agreement: Agreement, limits: Limits, trace: Trace | None, request: Any, head: bytes
+    ) -> ThreadConnection:
+        """The socket as a connection."""
+        remote, local = _names(self._socket)
+        details = Details(role, agreement, limits, request, remote, local, trace)
+        return ThreadConnection(details, _protocol(details), self._socket, head)
+
+    def detach(self, head: bytes) -> socket.socket:
+        """The socket as its new owner's."""
+        return detach(self._socket, head)
+
+
+class AsyncioTransport:
+    """An asyncio transport of the running loop.
+
+    Args:
+        transport: the transport, whoever its protocol is.
+        reader: StreamReader that may hold bytes already.
+        keep: object that must live as long as the connection.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, reader: asyncio.StreamReader | None = None, keep: Any = None
+    ) -> None:
+        self._transport = transport
+        self._reader = reader
+        self._keep = keep
+
+    def write(self, data: bytes) -> None:
+        """Write everything.
+
+        Raises:
+            ConnectionClosed: the transport is closing.
+        """
+        if self._transport.is_closing():
+            raise ConnectionClosed(1006, "the transport was closed before the opening handshake could be written")
+        self._transport.write(data)
+
+    def connection(
+        self, role: Role, agreement: Agreement, limits: Limits, trace: Trace | None, request: Any, head: bytes
+    ) -> AsyncConnection:
+        """The transport as a connection."""
+        remote = address(self._transport.get_extra_info("peername"))
+        local = address(self._transport.get_extra_info("sockname"))
+        details = Details(role, agreement, limits, request, remote, local, trace)
+        connection = AsyncConnection(details, _protocol(details), self._transport)
+        connection.attach(head + drain_stream(self._reader), self._keep)
+        return connection
+
+    def detach(self, head: bytes) -> socket.socket:
+        """A plain transport's socket, which the event loop forgets.
+
+        Raises:
+            UnsupportedServerError: the transport is TLS, has bytes unsent, or has no socket.
+        """
+        transport = self._transport
+        sock = transport.get_extra_info("socket")
+        if transport.get_extra_info("ssl_object") is not None:
+            raise UnsupportedServerError(
+                "expected a plain connection for detached=True: under asyncio the TLS layer is part of the transport, "
+                "not of a socket; use the connection, or end TLS in front of this server"
+            )
+        if sock is None or transport.get_write_buffer_size():
+            raise UnsupportedServerError(
+                f"expected a transport with a socket and nothing unsent for detached, got {type(transport).__name__}"
+            )
+        transport.pause_reading()
+        head += drain_stream(self._reader)
+        # A descriptor of our own: the transport closes its own, and shuts nothing down.
+        taken = DetachedSocket(fileno=os.dup(sock.fileno()))
+        taken.setblocking(False)
+        taken.head = head
+        transport.abort()
+        return taken
+
+
+def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
+    """The kind of transport that ``sock`` is.
+
+    Raises:
+        TypeError: none that is known.
+    """
+    if isinstance(sock, tuple) and len(sock) == 2 and isinstance(sock[1], asyncio.StreamWriter):
+        reader, writer = sock
+        return AsyncioTransport(_transport_of(writer), reader, sock)
+    if isinstance(sock, asyncio.StreamWriter):
+        return AsyncioTransport(_transport_of(sock), None, sock)
+    if isinstance(sock, socket.socket):
+        return BlockingTransport(sock)
+    if hasattr(sock, "set_protocol") and hasattr(sock, "get_extra_info"):
+        return AsyncioTransport(sock)  # uvloop's transports do not inherit from asyncio's
+    raise TypeError(
+        "expected a socket, a TLS socket, an asyncio transport, a StreamWriter or a (StreamReader, StreamWriter) pair; "
+        f"got {type(sock).__name__}"
+    )
+
+
+def _transport_of(writer: asyncio.StreamWriter) -> asyncio.Transport:
+    return cast(asyncio.Transport, writer.transport)
+
+
+def _protocol(details: Details) -> Protocol:
+    return Protocol(details.role, time.monotonic(), details.limits, details.agreement.deflate)
+
+
+def _names(sock: socket.socket) -> tuple[str, str]:
+    try:
+        return address(sock.getpeername()), address(sock.getsockname())
+    except OSError:
+        return "", ""  # the peer has gone already; reading will tell
+
+
+def drain_stream(reader: asyncio.StreamReader | None) -> bytes:
+    """What a StreamReader holds, without waiting.
+
+    ``read`` suspends only when there is nothing: one step of its coroutine tells, and closing it
+    leaves the reader as it was. No private attribute is needed.
+    """
+    if reader is None or reader.at_eof():
+        return b""
+    step = reader.read(2**31)
+    try:
+        step.send(None)
+    except StopIteration as stop:
+        return bytes(stop.value)
+    else:
+        return b""
+    finally:
+        step.close()
+
+
+def drain_request(request: Any) -> bytes:
+    """What the buffered reader of an ``http.server`` handler has read past the request head, without waiting."""
+    rfile, sock = getattr(request, "rfile", None), getattr(request, "connection", None)
+    if rfile is None or not isinstance(sock, socket.socket) or not hasattr(rfile, "read1"):
+        return b""
+    return drain_file(rfile, sock)
+
+
+def drain_file(rfile: Any, sock: socket.socket) -> bytes:
+    """What a buffered reader on ``sock`` holds, and what the kernel has, without waiting."""
+    timeout = sock.gettimeout()
+    sock.settimeout(0)
+    chunks = []
+    try:
+        while chunk := rfile.read1(2**16):
+            chunks.append(chunk)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        pass
+    finally:
+        sock.settimeout(timeout)
+    return b"".join(chunks)

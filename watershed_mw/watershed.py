@@ -1,0 +1,404 @@
+"""The factory: accept an upgrade, or take one that was accepted, on any kind of transport.
+
+All options stand in one place. Requests and responses were parsed by whoever received them; they
+are judged by :mod:`watershed_mw.core.handshake`, and what comes back is a connection of the flavour
+that fits the transport, or the raw socket.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
+from urllib.parse import urlsplit
+
+from .aio import AsyncConnection
+from .connection import Trace
+from .core.extensions import DeflateOptions, make_offer
+from .core.handshake import (
+    Agreement,
+    Request,
+    check_request,
+    check_response,
+    check_subprotocols,
+    negotiate,
+    offered_subprotocols,
+    select_subprotocol,
+)
+from .core.headers import Headers, HeadersLike
+from .core.limits import Limits
+from .core.origin import check_origins
+from .core.states import Role
+from .errors import HandshakeError
+from .requests import (
+    as_request,
+    as_response,
+    read_request_head,
+    read_response_head,
+    write_head,
+    write_refusal,
+    write_response,
+)
+from .threads import ThreadConnection
+from .transports import AsyncioTransport, AsyncTransportLike, BlockingTransport, drain_request, way_of
+
+__all__ = ["Options", "Settings", "Watershed"]
+
+Fields: TypeAlias = Iterable[tuple[str, str]]
+
+
+class Options(TypedDict, total=False):
+    """Every option of :class:`Watershed`, of the middlewares and of the doors, by its one name.
+
+    protocols: subprotocols that the server supports, in any order; compared case-sensitively.
+    origins: origins allowed besides the request's own host, such as ``"https://a.example"``,
+        ``"*.b.example"`` or ``"localhost:*"``; ``"*"`` allows every origin. Default None: same origin only.
+    compression: True (the default) for permessage-deflate with modest memory, False for none, or
+        :class:`~watershed_mw.DeflateOptions`.
+    trace: called as ``trace(probe, connection, data)`` at ``start``, ``end``, ``read-buffer``, ``recv-*``
+        and ``send-*``; None (the default) costs nothing.
+
+    The others are limits, explained with their defaults at :class:`~watershed_mw.Limits`.
+    """
+
+    protocols: Sequence[str] | None
+    origins: str | Sequence[str] | None
+    compression: bool | DeflateOptions
+    trace: Trace | None
+    max_message_size: int | None
+    max_fragments: int
+    ping_interval: float | None
+    ping_timeout: float | None
+    close_timeout: float
+    reply_timeout: float
+    max_queued_messages: int
+    max_queued_bytes: int
+    max_unsent_bytes: int
+
+
+_LIMITS = frozenset(item.name for item in fields(Limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options, checked and completed.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: an option has a value that it cannot have.
+    """
+
+    protocols: tuple[str, ...]
+    origins: str | tuple[str, ...] | None
+    deflate: DeflateOptions | None
+    trace: Trace | None
+    limits: Limits
+
+    @classmethod
+    def of(cls, options: Options) -> Settings:
+        """The settings that ``options`` stand for."""
+        unknown = [name for name in options if name not in Options.__annotations__]
+        if unknown:
+            raise TypeError(f"expected options among {', '.join(Options.__annotations__)}; got {', '.join(unknown)}")
+        compression = options.get("compression", True)
+        if not isinstance(compression, (bool, DeflateOptions)):
+            raise ValueError(f"expected compression to be True, False or DeflateOptions(...), got {compression!r}")
+        given: dict[str, Any] = {name: value for name, value in options.items() if name in _LIMITS}
+        return cls(
+            protocols=check_subprotocols(options.get("protocols") or ()),
+            origins=check_origins(options.get("origins")),
+            deflate=(DeflateOptions() if compression is True else None)
+            if isinstance(compression, bool)
+            else compression,
+            trace=options.get("trace"),
+            limits=Limits(**given),
+        )
+
+
+class Watershed:
+    """Accepts and opens WebSocket connections (RFC 6455) on sockets and asyncio transports.
+
+    One object serves any number of connections, in any thread. It takes keyword options only, all
+    with safe defaults: see :class:`~watershed_mw.Options` and :class:`~watershed_mw.Limits`.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: an option has a value that it cannot have.
+    """
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        self._settings = Settings.of(options)
+
+    @property
+    def settings(self) -> Settings:
+        """The options, checked and completed."""
+        return self._settings
+
+    # --- server --------------------------------------------------------------------------------------
+
+    def check(self, request: Any) -> tuple[Request, str]:
+        """Judge an upgrade request (RFC 6455 section 4.2.1) before anything is answered.
+
+        Returns:
+            the request and its Sec-WebSocket-Key.
+
+        Raises:
+            HandshakeError: with status 400, 403 (origin), 405 or 426.
+        """
+        parsed = as_request(request)
+        return parsed, check_request(parsed, self._settings.origins)
+
+    def agree(
+        self, request: Request, key: str, protocols: Sequence[str] | None = None
+    ) -> tuple[Agreement, list[tuple[str, str]]]:
+        """Choose subprotocol and compression, and return them with the header fields of the 101.
+
+        Raises:
+            HandshakeError: no subprotocol in common, or a malformed offer; status 400.
+        """
+        supported = self._settings.protocols if protocols is None else check_subprotocols(protocols)
+        subprotocol = select_subprotocol(offered_subprotocols(request.headers), supported)
+        return negotiate(request, key, subprotocol=subprotocol, deflate=self._settings.deflate)
+
+    @overload
+    def accept(
+        self,
+        request: Any,
+        sock: socket.socket,
+        head: bytes = b"",
+        detached: Literal[False] = False,
+        protocols: Sequence[str] | None = None,
+        *,
+        headers: Fields = (),
+        refuse: bool = True,
+    ) -> ThreadConnection: ...
+
+    @overload
+    def accept(
+        self,
+        request: Any,
+        sock: AsyncTransportLike,
+        head: bytes = b"",
+        detached: Literal[False] = False,
+        protocols: Sequence[str] | None = None,
+        *,
+        headers: Fields = (),
+        refuse: bool = True,
+    ) -> AsyncConnection: ...
+
+    @overload
+    def accept(
+        self,
+        request: Any,
+        sock: socket.socket | AsyncTransportLike,
+        head: bytes = b"",
+        *,
+        detached: Literal[True],
+        protocols: Sequence[str] | None = None,
+        headers: Fields = (),
+        refuse: bool = True,
+    ) -> socket.socket: ...
+
+    def accept(
+        self,
+        request: Any,
+        sock: socket.socket | AsyncTransportLike,
+        head: bytes = b"",
+        detached: bool = False,
+        protocols: Sequence[str] | None = None,
+        *,
+        headers: Fields = (),
+        refuse: bool = True,
+    ) -> ThreadConnection | AsyncConnection | socket.socket:
+        """Answer an upgrade request with the 101, and return the connection (RFC 6455 section 4.2.2).
+
+        Args:
+            request: raw request head, WSGI environ, ASGI scope, object with ``headers`` and a method
+                (a handler of ``http.server``, a request of a web framework), or mapping of headers.
+            sock: connected socket or TLS socket; or, with a running event loop, an asyncio transport,
+                a StreamWriter, or a (StreamReader, StreamWriter) pair.
+            head: bytes that were already read past the request head. What a StreamReader, or the
+                ``rfile`` of an ``http.server`` handler, still holds is found without them.
+            detached: return the raw socket itself; these bytes then come out of it first.
+            protocols: subprotocols that are supported here; the factory's own unless given.
+            headers: further header fields of the answer, such as ``("Set-Cookie", ...)``.
+            refuse: whether a refusal is answered on ``sock`` before it is raised.
+
+        Returns:
+            a :class:`ThreadConnection` for a socket, an :class:`AsyncConnection` for an asyncio
+            transport, a ``socket.socket`` when ``detached`` (a stream pair for TLS under asyncio).
+
+        Raises:
+            HandshakeError: the request was refused; nothing but the refusal has been written.
+            ValueError: a header field or subprotocol cannot be written.
+            ConnectionClosed: the peer has gone before the answer could be written.
+        """
+        way = way_of(sock)
+        try:
+            if isinstance(request, (bytes, bytearray, memoryview)):
+                request, early = read_request_head(bytes(request))
+                head = early + head
+            head += drain_request(request)
+            parsed, key = self.check(request)
+            agreement, answer = self.agree(parsed, key, protocols)
+        except HandshakeError as error:
+            if refuse:
+                way.write(write_refusal(error))
+            raise
+        way.write(write_response(101, [*answer, *headers]))
+        return self._take(way, Role.SERVER, agreement, request, head, detached)
+
+    # --- client --------------------------------------------------------------------------------------
+
+    @staticmethod
+    def generate_key() -> str:
+        """A Sec-WebSocket-Key: base64 of 16 random bytes (RFC 6455 section 4.1, point 7)."""
+        return base64.b64encode(os.urandom(16)).decode("ascii")
+
+    def request_headers(self, key: str, protocols: Sequence[str] | None = None) -> list[tuple[str, str]]:
+        """The header fields with which a client asks for the upgrade, all but ``Host`` (section 4.1).
+
+        Args:
+            key: a key of :meth:`generate_key`, to be given to :meth:`connect` again.
+            protocols: subprotocols to offer, the most wanted first; the factory's own unless given.
+        """
+        offered = self._settings.protocols if protocols is None else check_subprotocols(protocols)
+        headers = [
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Key", key),
+            ("Sec-WebSocket-Version", "13"),
+        ]
+        if offered:
+            headers.append(("Sec-WebSocket-Protocol", ", ".join(offered)))
+        if self._settings.deflate is not None:
+            headers.append(("Sec-WebSocket-Extensions", make_offer(self._settings.deflate)))
+        return headers
+
+    def request_head(
+        self, url: str, key: str, protocols: Sequence[str] | None = None, *, headers: Fields = ()
+    ) -> bytes:
+        """The raw request head that asks ``url`` for the upgrade (section 4.1).
+
+        Args:
+            url: ``ws://``, ``wss://``, ``http://`` or ``https://`` URL.
+            key: a key of :meth:`generate_key`.
+            protocols: subprotocols to offer; the factory's own unless given.
+            headers: further header fields.
+
+        Raises:
+            ValueError: no such URL, or a header field that cannot be written.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss", "http", "https") or not parts.hostname:
+            raise ValueError(f"expected a URL such as ws://host:port/path, got {url!r}")
+        if parts.fragment:
+            raise ValueError(f"expected a URL without a fragment (RFC 6455 section 3), got {url!r}")
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        host = parts.netloc.rpartition("@")[2]
+        if not target.isascii() or not target.isprintable() or " " in target:
+            raise ValueError(f"expected a URL whose path and query are percent-encoded ASCII, got {url!r}")
+        return write_head(f"GET {target} HTTP/1.1", [("Host", host), *self.request_headers(key, protocols), *headers])
+
+    @overload
+    def connect(
+        self,
+        response: Any,
+        sock: socket.socket,
+        head: bytes = b"",
+        key: str = "",
+        detached: Literal[False] = False,
+        *,
+        request: bytes | HeadersLike | None = None,
+    ) -> ThreadConnection: ...
+
+    @overload
+    def connect(
+        self,
+        response: Any,
+        sock: AsyncTransportLike,
+        head: bytes = b"",
+        key: str = "",
+        detached: Literal[False] = False,
+        *,
+        request: bytes | HeadersLike | None = None,
+    ) -> AsyncConnection: ...
+
+    @overload
+    def connect(
+        self,
+        response: Any,
+        sock: socket.socket | AsyncTransportLike,
+        head: bytes = b"",
+        key: str = "",
+        *,
+        detached: Literal[True],
+        request: bytes | HeadersLike | None = None,
+    ) -> socket.socket: ...
+
+    def connect(
+        self,
+        response: Any,
+        sock: socket.socket | AsyncTransportLike,
+        head: bytes = b"",
+        key: str = "",
+        detached: bool = False,
+        *,
+        request: bytes | HeadersLike | None = None,
+    ) -> ThreadConnection | AsyncConnection | socket.socket:
+        """Check the 101 that came back, and return the client's connection (RFC 6455 section 4.1).
+
+        Args:
+            response: raw response head, object with ``status_code`` and ``headers`` such as
+                ``httpx.Response``, or (status, headers).
+            sock: as in :meth:`accept`.
+            head: bytes that were already read past the response head.
+            key: the Sec-WebSocket-Key that was sent.
+            detached: return the raw socket itself.
+            request: the request head, or its header fields, as they were sent: what it does not offer,
+                the answer may not choose. Unless given it is taken from the response where that
+                knows it (httpx); else the factory's own subprotocols count as offered, and nothing more.
+
+        Returns:
+            as :meth:`accept`.
+
+        Raises:
+            HandshakeError: no upgrade, with the status that came; nothing has been written.
+        """
+        way = way_of(sock)
+        if isinstance(response, (bytes, bytearray, memoryview)):
+            response, early = read_response_head(bytes(response))
+            head = early + head
+        if request is None:
+            request = getattr(getattr(response, "request", None), "headers", None)
+        offered = Headers() if request is None else self._offered(request)
+        agreement = check_response(
+            as_response(response),
+            key,
+            offered=offered,
+            protocols=self._settings.protocols if request is None else (),
+            deflate=self._settings.deflate or DeflateOptions(),
+        )
+        return self._take(way, Role.CLIENT, agreement, response, head, detached)
+
+    @staticmethod
+    def _offered(request: bytes | HeadersLike) -> Headers:
+        return read_request_head(request)[0].headers if isinstance(request, bytes) else Headers(request)
+
+    # --- both ------------------------------------------------------------------------------------------
+
+    def _take(
+        self,
+        way: BlockingTransport | AsyncioTransport,
+        role: Role,
+        agreement: Agreement,
+        request: Any,
+        head: bytes,
+        detached: bool,
+    ) -> ThreadConnection | AsyncConnection | socket.socket:
+        if detached:
+            return way.detach(head)
+        return way.connection(role, agreement, self._settings.limits, self._settings.trace, request, head)

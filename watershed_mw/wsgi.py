@@ -1,0 +1,232 @@
+"""The WSGI door: a middleware that gives the application an upgrade object, and the socket with it.
+
+Everything but upgrade requests passes untouched, and nothing is answered before the application
+decides: one that ignores the upgrade answers as ever. How the socket is taken from the server is
+:mod:`watershed_mw.takeover`'s business.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Any, Literal, TypeAlias, Unpack, overload
+
+from .core.states import Role
+from .errors import ConnectionClosed, HandshakeError
+from .requests import write_response
+from .takeover import Takeover, take_over
+from .threads import ThreadConnection
+from .transports import BlockingTransport
+from .watershed import Options, Watershed
+
+__all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI"]
+
+Environ: TypeAlias = dict[str, Any]
+StartResponse: TypeAlias = Callable[..., Any]
+WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+Fields: TypeAlias = Iterable[tuple[str, str]]
+
+
+class WatershedWSGI:
+    """WSGI middleware: upgrade requests get ``environ["watershed"]``, a :class:`WSGIUpgrade`.
+
+    Args:
+        app: the WSGI application.
+        options: see :class:`~watershed_mw.Options`.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or cannot have its value.
+    """
+
+    def __init__(self, app: WSGIApp, **options: Unpack[Options]) -> None:
+        self.app = app
+        self._shed = Watershed(**options)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        if not _asks_for_upgrade(environ):
+            return self.app(environ, start_response)
+        upgrade = WSGIUpgrade(self._shed, environ)
+        environ["watershed"] = upgrade
+        try:
+            body = self.app(environ, upgrade.guard(start_response))
+        except HandshakeError as error:
+            if upgrade.refusal is not error:
+                raise
+            body = ()
+        except BaseException:
+            upgrade.end(code=1011)
+            raise
+        if upgrade.refusal is not None:
+            _close(body)
+            return Rejection.of(upgrade.refusal)(environ, start_response)
+        if not upgrade.accepted:
+            return body
+        _close(body)
+        upgrade.end(code=1000)
+        # To the server this was a request like any other; it writes its answer to the dummy, and logs it.
+        start_response("101 Switching Protocols", [])
+        return _Nothing(upgrade)
+
+
+def _asks_for_upgrade(environ: Environ) -> bool:
+    """Whether this could be an opening handshake at all; ``accept`` is the judge of the rest.
+
+    HTTP/2 requests never are: their socket carries others' requests, too.
+    """
+    tokens = environ.get("HTTP_UPGRADE", "").lower().split(",")
+    return (
+        environ["REQUEST_METHOD"] == "GET"
+        and environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+        and "websocket" in (token.strip(" \t") for token in tokens)
+    )
+
+
+def _close(body: Iterable[bytes]) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
+class _Nothing:
+    """The empty body of a request whose socket has gone; the server closes it when it is done."""
+
+    def __init__(self, upgrade: WSGIUpgrade) -> None:
+        self._upgrade = upgrade
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        """The server is done."""
+        self._upgrade.forget_server()
+
+
+class Rejection:
+    """A WSGI application that answers with one plain response; Flask takes it as a view's result.
+
+    Args:
+        status: HTTP status.
+        body: body of the response.
+        headers: header fields; Content-Length is added.
+    """
+
+    def __init__(self, status: int, body: bytes = b"", headers: Fields = ()) -> None:
+        self.status = status
+        self.body = body
+        self.headers = list(headers)
+
+    @classmethod
+    def of(cls, error: HandshakeError) -> Rejection:
+        """The response that tells of ``error``."""
+        # Hop-by-hop fields are the server's alone to send (PEP 3333).
+        fields = [pair for pair in error.headers if pair[0].lower() not in ("connection", "upgrade")]
+        return cls(error.status, error.body, [*fields, ("Content-Type", "text/plain; charset=utf-8")])
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer."""
+        try:
+            phrase = HTTPStatus(self.status).phrase
+        except ValueError:
+            phrase = "Unknown"
+        start_response(f"{self.status} {phrase}", [*self.headers, ("Content-Length", str(len(self.body)))])
+        return [self.body]
+
+
+class WSGIUpgrade:
+    """One upgrade request that waits for the application's decision.
+
+    Attributes:
+        accepted: whether it has been answered with the 101.
+        refusal: why it was refused, or None.
+    """
+
+    def __init__(self, shed: Watershed, environ: Environ) -> None:
+        self.accepted = False
+        self.refusal: HandshakeError | None = None
+        self._shed = shed
+        self._environ = environ
+        self._taken: Takeover | None = None
+        self._connection: ThreadConnection | None = None
+
+    @overload
+    def accept(
+        self, protocols: Sequence[str] | None = None, headers: Fields = (), detached: Literal[False] = False
+    ) -> ThreadConnection: ...
+
+    @overload
+    def accept(
+        self, protocols: Sequence[str] | None = None, headers: Fields = (), *, detached: Literal[True]
+    ) -> socket.socket: ...
+
+    def accept(
+        self, protocols: Sequence[str] | None = None, headers: Fields = (), detached: bool = False
+    ) -> ThreadConnection | socket.socket:
+        """Answer with the 101, on the socket that is taken from the server.
+
+        Args:
+            protocols: subprotocols that are supported here; the middleware's own unless given.
+            headers: further header fields of the answer.
+            detached: return the raw socket, which is then the caller's own.
+
+        Returns:
+            the connection, or the ``socket.socket``. When the application returns, a connection that
+            does not run in the background is ended.
+
+        Raises:
+            HandshakeError: the request is refused; where it is not caught, the client is told why.
+            UnsupportedServerError: the server cannot give its socket; nothing has been answered.
+        """
+        try:
+            request, key = self._shed.check(self._environ)
+            agreement, answer = self._shed.agree(request, key, protocols)
+        except HandshakeError as error:
+            self.refusal = error
+            raise
+        response = write_response(101, [*answer, *headers])
+        self._taken = take_over(self._environ)
+        self.accepted = True
+        way = BlockingTransport(self._taken.sock)
+        way.write(response)
+        if detached:
+            return way.detach(self._taken.head)
+        settings = self._shed.settings
+        self._connection = way.connection(
+            Role.SERVER, agreement, settings.limits, settings.trace, self._environ, self._taken.head
+        )
+        return self._connection
+
+    def reject(self, status: int, body: bytes = b"", headers: Fields = ()) -> Rejection:
+        """The HTTP response to give instead of the 101, as a WSGI application to return or to call.
+
+        Args:
+            status: HTTP status, e.g. 403.
+            body: body of the response.
+            headers: header fields of the response.
+        """
+        return Rejection(status, body, headers)
+
+    def guard(self, start_response: StartResponse) -> StartResponse:
+        """``start_response`` as the application gets it: without effect once the socket has gone."""
+
+        def guarded(*args: Any) -> Any:
+            if self.accepted or self.refusal is not None:
+                return lambda data: None
+            return start_response(*args)
+
+        return guarded
+
+    def end(self, code: int) -> None:
+        """The application has returned or raised: end the connection unless it lives on elsewhere."""
+        connection = self._connection
+        if connection is not None and not connection.in_background:
+            try:
+                connection.end(code=code)
+            except ConnectionClosed:
+                pass  # It had ended by itself.
+
+    def forget_server(self) -> None:
+        """The server has closed its side."""
+        if self._taken is not None:
+            self._taken.close_dummy()
