@@ -20,6 +20,9 @@ SOURCES := $(wildcard watershed_mw/core/*.py watershed_mw/_compiled/*.pxd)
 # The second run of the suite needs only what the choice of build can change.
 PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py
 LOGS := build/logs
+CONFORMANCE = $(PY) -m tests.autobahn
+# Without a Python 2.7 there is no Autobahn: it says so in one line, and nothing counts as passed.
+NOT_RUN := 77
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -84,10 +87,10 @@ format: $(VENV)/.dev ## let ruff mend what it can and lay out the code
 build: $(VENV)/.built ## compile the extension modules in place
 
 autobahn: $(VENV)/.dev $(VENV)/.built ## all 517 Autobahn cases against every door, both builds (needs Python 2.7)
-	$(PY) -m tests.autobahn $(ARGS)
+	@$(CONFORMANCE) $(ARGS) || test $$? -eq $(NOT_RUN)
 
 autobahn-ci: $(VENV)/.dev $(VENV)/.built ## the subset of the Autobahn cases that CI runs, both builds
-	$(PY) -m tests.autobahn --subset $(ARGS)
+	@$(CONFORMANCE) --subset $(ARGS) || test $$? -eq $(NOT_RUN)
 
 coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpreted build
 	@mkdir -p build/coverage
@@ -97,6 +100,7 @@ coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpr
 clean: ## remove all that was built or installed here
 	rm -rf build dist .venv .venv-* *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf tests/interop/node_modules
+	rm -rf .autobahn
 	find watershed_mw tests examples -name __pycache__ -prune -exec rm -rf {} +
 	rm -f watershed_mw/_compiled/*.so watershed_mw/_compiled/*.pyd
 

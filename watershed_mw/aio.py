@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Generator
+from collections.abc import Awaitable, Generator
 from types import TracebackType
 from typing import Any, Self
 
@@ -108,10 +108,12 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._loop.call_soon(self._start_reading, head)
 
     def _start_reading(self, head: bytes) -> None:
-        if head and not self._lost:
-            self.data_received(head)
-        if not self._lost and not self._core.read_paused:
-            self._transport.resume_reading()
+        try:
+            if head and not self._lost:
+                self.data_received(head)
+        finally:
+            if not self._lost and not self._core.read_paused:
+                self._transport.resume_reading()
 
     # --- asyncio calls these ---------------------------------------------------------------------------
 
@@ -194,13 +196,14 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._update_reading()
         return message
 
-    async def __aiter__(self) -> AsyncIterator[str | bytes]:
-        while True:
-            try:
-                message = await self.receive()
-            except ConnectionClosed:
-                return
-            yield message
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        try:
+            return await self.receive()
+        except ConnectionClosed:
+            raise StopAsyncIteration from None
 
     def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
         """Send one message: ``str`` as TEXT, bytes-like as BINARY; from any thread, never blocking.
@@ -368,10 +371,16 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
                     self._entry = alarm_of(self._loop).set(patience, self._transport.abort)
             elif core.half_close and not self._half_closed:
                 self._half_closed = True
-                if self._transport.can_write_eof():
-                    self._transport.write_eof()
-                else:
-                    self._transport.close()  # TLS: sends close_notify after what is queued, then waits for the peer's
+                self._half_close()
+
+    def _half_close(self) -> None:
+        if not self._transport.can_write_eof():
+            self._transport.close()  # TLS: sends close_notify after what is queued, then waits for the peer's
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # the peer has gone already, which asyncio only notices here
 
     def _arm(self) -> None:
         self._armed_state = self._core.state

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -86,9 +87,13 @@ class Background:
         sock: socket.socket,
         head: bytes,
     ) -> AsyncConnection:
-        # The thread has traced the connection's start, and its handlers are the ones that count.
         transport = await attach_socket(sock)
-        inner = AsyncConnection(details, core, transport, queue=queue)
+        inner = AsyncConnection(replace(details, trace=None), core, transport, queue=queue)
+        # To the application there is one connection, whose start has been traced already.
+        inner.id = connection.id
+        if details.trace is not None:
+            trace = details.trace
+            inner._trace = lambda probe, _, data: trace(probe, connection, data)
         for event in EVENTS:
             inner.on(event, partial(self._call_handlers, connection, event))
         inner.attach(head)

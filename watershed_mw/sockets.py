@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["BlockingSocket", "DetachedSocket", "DetachedTLSSocket", "address", "detach"]
+__all__ = ["BlockingSocket", "DetachedSocket", "DetachedTLSSocket", "HeldTLSSocket", "address", "detach"]
 
 _READ_SIZE = 64 * 2**10
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -114,8 +114,25 @@ class BlockingSocket:
         self._socket.close()
 
     def release(self) -> socket.socket:
-        """Give the socket away; this object is of no use afterwards."""
-        return self._socket
+        """Give the socket to a new owner, out of reach of whoever made it and may want to close it."""
+        if self._tls is not None:
+            self._tls.__class__ = HeldTLSSocket
+            return self._tls
+        return socket.socket(self._socket.family, self._socket.type, self._socket.proto, fileno=self._socket.detach())
+
+
+class HeldTLSSocket(ssl.SSLSocket):
+    """A TLS socket whose first owner, such as ``http.server``, will still shut it down and close it: in vain.
+
+    OpenSSL's state cannot move to another Python object, so the object stays and changes its class. The new
+    owner closes it with ``ssl.SSLSocket.close(sock)``.
+    """
+
+    def shutdown(self, how: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _EarlyBytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -77,13 +76,14 @@ class ThreadConnection(WatershedConnection):
                 raise TimeoutError(f"no message came within {timeout:g} seconds")
             self._read(until)
 
-    def __iter__(self) -> Iterator[str | bytes]:
-        while True:
-            try:
-                message = self.receive()
-            except ConnectionClosed:
-                return
-            yield message
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str | bytes:
+        try:
+            return self.receive()
+        except ConnectionClosed:
+            raise StopIteration from None
 
     def send(self, data: str | bytes | bytearray | memoryview) -> None:
         """Send one message, ``str`` as TEXT, bytes-like as BINARY, and wait until the kernel has taken it all.

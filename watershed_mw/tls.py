@@ -199,4 +199,4 @@ class TLSSocketTransport(asyncio.Transport):
                 socket.socket.shutdown(
                     self._socket, socket.SHUT_RDWR
                 )  # so that the FIN goes out though a fork holds the fd
-            self._socket.close()
+            ssl.SSLSocket.close(self._socket)  # the socket's own close may be a HeldTLSSocket's

@@ -188,6 +188,8 @@ def drain_stream(reader: asyncio.StreamReader | None) -> bytes:
 
 def drain_request(request: Any) -> bytes:
     """What the buffered reader of an ``http.server`` handler has read past the request head, without waiting."""
+    if hasattr(request, "close_connection"):
+        request.close_connection = True  # no further request will come on this connection
     rfile, sock = getattr(request, "rfile", None), getattr(request, "connection", None)
     if rfile is None or not isinstance(sock, socket.socket) or not hasattr(rfile, "read1"):
         return b""

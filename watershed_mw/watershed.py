@@ -8,6 +8,7 @@ that fits the transport, or the raw socket.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -32,7 +33,7 @@ from .core.headers import Headers, HeadersLike
 from .core.limits import Limits
 from .core.origin import check_origins
 from .core.states import Role
-from .errors import HandshakeError
+from .errors import ConnectionClosed, HandshakeError
 from .requests import (
     as_request,
     as_response,
@@ -229,12 +230,13 @@ class Watershed:
 
         Returns:
             a :class:`ThreadConnection` for a socket, an :class:`AsyncConnection` for an asyncio
-            transport, a ``socket.socket`` when ``detached`` (a stream pair for TLS under asyncio).
+            transport, a ``socket.socket`` when ``detached``.
 
         Raises:
             HandshakeError: the request was refused; nothing but the refusal has been written.
             ValueError: a header field or subprotocol cannot be written.
             ConnectionClosed: the peer has gone before the answer could be written.
+            UnsupportedServerError: ``detached`` with an asyncio transport that is TLS.
         """
         way = way_of(sock)
         try:
@@ -246,7 +248,8 @@ class Watershed:
             agreement, answer = self.agree(parsed, key, protocols)
         except HandshakeError as error:
             if refuse:
-                way.write(write_refusal(error))
+                with contextlib.suppress(ConnectionClosed):  # who has gone needs no answer
+                    way.write(write_refusal(error))
             raise
         way.write(write_response(101, [*answer, *headers]))
         return self._take(way, Role.SERVER, agreement, request, head, detached)
