@@ -210,7 +210,7 @@ class WatershedConnection:
     def _check_pull(self) -> None:
         if self._push:
             raise LocalProtocolError(
-                "expected messages to be pulled or pushed, not both: this connection has handlers for them, so use run()"
+                "expected messages to be pulled or pushed, not both: there are handlers for them, so use run()"
             )
 
     def _closed_error(self) -> ConnectionClosed:

@@ -52,7 +52,7 @@ def take_over(environ: Mapping[str, Any]) -> Takeover:
     if sock is None:
         raise UnsupportedServerError(
             f"expected werkzeug's server, which lets its socket go; got {server_name(environ)}, from which this "
-            "version cannot take it: run the application with werkzeug (app.run, flask run), or serve it by ASGI under uvicorn"
+            "version cannot take it: run the application with werkzeug (app.run, flask run), or serve it by ASGI"
         )
     if isinstance(sock, ssl.SSLSocket):
         raise UnsupportedServerError(
