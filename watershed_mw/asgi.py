@@ -78,6 +78,9 @@ class ASGIUpgrade:
         self._receive = receive
         self._send = send
         self._key = ""
+        self._connected = False
+        self._extensions = scope.get("extensions") or {}
+        self._door = self._extensions.get("watershed_mw")
 
     def check(self) -> None:
         """Judge the request. Raises :class:`HandshakeError`."""
@@ -111,7 +114,7 @@ class ASGIUpgrade:
             ConnectionClosed: the client has gone.
             UnsupportedServerError: the server cannot do this; nothing has been answered.
         """
-        door = (self._scope.get("extensions") or {}).get("watershed_mw")
+        door = self._door
         if door is None:
             raise UnsupportedServerError(
                 "expected a server that gives its WebSocket transport away, got one that only speaks ASGI messages: "
@@ -146,7 +149,7 @@ class ASGIUpgrade:
         """
         self.refused = True
         await self._take_connect()
-        if "websocket.http.response" not in (self._scope.get("extensions") or {}):
+        if "websocket.http.response" not in self._extensions:
             await self._send({"type": "websocket.close", "code": 1008})
             return
         await self._send(
@@ -163,10 +166,10 @@ class ASGIUpgrade:
         await self.reject(error.status, error.body, [*error.headers, ("content-type", "text/plain; charset=utf-8")])
 
     async def _take_connect(self) -> None:
-        # The application may have taken it already, as Starlette's WebSocket.accept does not mind either.
-        if self._scope.get("watershed_mw.connected"):
+        # The application may have received it itself: our own door knows.
+        if self._connected or (self._door is not None and self._door.connected):
             return
-        self._scope["watershed_mw.connected"] = True
+        self._connected = True
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
             raise ConnectionClosed(1006, "the client has gone before the answer")

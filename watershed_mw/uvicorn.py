@@ -77,6 +77,11 @@ class NativeDoor:
         self._protocol.detached = True
 
     @property
+    def connected(self) -> bool:
+        """Whether the application has received ``websocket.connect``."""
+        return self._protocol.told_connect
+
+    @property
     def result(self) -> Any:
         """The connection or raw socket, once ``websocket.accept`` has been sent; None before."""
         return self._protocol.result
@@ -117,7 +122,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._key = ""
         self._scope: dict[str, Any] = {}
         self._early = b""
-        self._told_connect = False
+        self.told_connect = False
         self._response: tuple[int, list[tuple[str, str]]] | None = None
         self._response_begun = False
         self._lost = self._loop.create_future()
@@ -242,8 +247,8 @@ class WatershedProtocol(asyncio.Protocol):
     # --- ASGI ------------------------------------------------------------------------------------------------
 
     async def _receive(self) -> dict[str, Any]:
-        if not self._told_connect:
-            self._told_connect = True
+        if not self.told_connect:
+            self.told_connect = True
             return {"type": "websocket.connect"}
         if self._connection is None:
             # Before the accept, and after a refusal, nothing but the client's leaving can come.
