@@ -78,6 +78,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._flush_set = False
         self._reading = False
         self._running = False
+        self._advancing = False
         self._writing_paused = False
         self._half_closed = False
         self._lost = False
@@ -301,16 +302,26 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
 
     def _advance(self) -> None:
         """Hand over what can be handed over, and tell of the end when it is due."""
-        if self._receiver is not None and (self._queue or self._core.ended) and not self._receiver.done():
-            self._receiver.set_result(None)
-        if self._push:
-            # While the peer does not read, replies would only pile up: it has to wait for its own.
-            while self._queue and self._busy is None and not (self._writing_paused and not self._lost):
-                self._await_results(self._emit_event(self._queue.take()))
-            if not self._queue and self._busy is None:
-                self._core.messages_handed_over(time.monotonic())
-        elif self._receiver is not None and not self._queue:
-            self._hand_over()
+        if self._advancing:
+            return  # A handler has called end(), say: the loop below goes on when it returns.
+        self._advancing = True
+        try:
+            if self._push:
+                # While the peer does not read, replies would only pile up: it has to wait for its own.
+                while self._queue and self._busy is None and not (self._writing_paused and not self._lost):
+                    self._await_results(self._emit_event(self._queue.take()))
+                if not self._queue and self._busy is None:
+                    self._core.messages_handed_over(time.monotonic())
+            elif self._receiver is not None:
+                if not self._queue:
+                    self._core.messages_handed_over(time.monotonic())
+                if (self._queue or self._core.ended) and not self._receiver.done():
+                    self._receiver.set_result(None)
+            self._advance_to_end()
+        finally:
+            self._advancing = False
+
+    def _advance_to_end(self) -> None:
         if self._core.ended and not self._end_emitted and not (self._push and (self._queue or self._busy is not None)):
             self._await_results(self._emit_end())
 
