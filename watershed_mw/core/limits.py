@@ -6,10 +6,15 @@ call again. Sizes are bytes, times are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 __all__ = ["Limits"]
+
+_MAY_BE_NONE = frozenset({"max_message_size", "ping_interval", "ping_timeout"})
+_HINT = "only max_message_size, ping_interval and ping_timeout may be switched off, with None"
+# Nothing larger fits a frame (RFC 6455 section 5.2), nor an event loop's timer.
+_MOST = 2**63 - 1
+_MOST_SECONDS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,13 @@ class Limits:
     max_unsent_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
-        for name, value in self._values():
-            if value is None and name in ("max_message_size", "ping_interval", "ping_timeout"):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is None and item.name in _MAY_BE_NONE:
                 continue
+            seconds = item.name.endswith(("_timeout", "_interval"))
             # bool is an int to Python, never to a reader of max_message_size=True.
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"expected {name} to be a number above 0, got {value!r}")
-
-    def _values(self) -> Iterator[tuple[str, object]]:
-        return ((item.name, getattr(self, item.name)) for item in fields(self))
+            fits = isinstance(value, (int, float) if seconds else int) and not isinstance(value, bool)
+            if not fits or not 0 < value <= (_MOST_SECONDS if seconds else _MOST):
+                kind = "a number of seconds" if seconds else "a whole number"
+                raise ValueError(f"expected {item.name} as {kind} above 0, got {value!r}: {_HINT}")
