@@ -104,7 +104,6 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._transport.set_protocol(self)
         if head:
             self._transport.pause_reading()  # what came first is read first
-        self._arm()
         # Handlers that are registered in this turn of the loop must see what came with the handshake.
         self._loop.call_soon(self._start_reading, head)
 
@@ -115,6 +114,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         finally:
             if not self._lost and not self._core.read_paused:
                 self._transport.resume_reading()
+        self._advance_and_settle()
 
     # --- asyncio calls these ---------------------------------------------------------------------------
 

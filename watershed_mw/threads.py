@@ -43,6 +43,7 @@ class ThreadConnection(WatershedConnection):
         self._looked = 0.0
         self._unsent = 0
         self._half_closed = False
+        self._running = False
         self._finished = False
         self._background: Background | None = None
         super().__init__(details, protocol)
@@ -157,7 +158,7 @@ class ThreadConnection(WatershedConnection):
         Raises:
             Exception: whatever a handler raised; the connection has then been closed with 1011.
         """
-        self._push = True
+        self._push = self._running = True
         while True:
             self._dispatch()
             with self._state:
@@ -166,6 +167,7 @@ class ThreadConnection(WatershedConnection):
             if self._core.ended or self._handler_error is not None:
                 break
             self._read(None)
+        self._running = False
         self._wind_down()
         if self._handler_error is not None:
             raise self._handler_error
@@ -199,9 +201,11 @@ class ThreadConnection(WatershedConnection):
 
     # --- reading -----------------------------------------------------------------------------------------
 
-    def _read(self, until: float | None) -> None:
+    def _read(self, until: float | None, *, winding_down: bool = False) -> None:
         """Wait for bytes and take them, or for another thread that does; return at the latest at ``until``."""
         with self._state:
+            if self._queue and not winding_down:
+                return  # Another thread has read since the caller looked: that may be all that comes.
             if self._reader is not None:
                 self._state.wait(None if until is None else max(0.0, until - time.monotonic()))
                 at_once: list[Event] | None = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
@@ -303,11 +307,7 @@ class ThreadConnection(WatershedConnection):
                     self._state.notify_all()
                 at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
         self._tell(at_once)
-        if self._error is None and self._core.state is not State.CLOSED:
-            return True
-        with self._state:
-            self._core.abort()  # The frame was cut short: nothing may follow it.
-        return False
+        return self._core.state is not State.CLOSED
 
     # --- the end -----------------------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class ThreadConnection(WatershedConnection):
             if self._core.half_close and not self._half_closed:
                 self._half_closed = True
                 self._socket.half_close()
-            self._read(self._core.next_deadline())
+            self._read(self._core.next_deadline(), winding_down=True)
         self._close_socket()
         self._finish()
 
@@ -332,12 +332,13 @@ class ThreadConnection(WatershedConnection):
             self._socket.close()
 
     def _finish(self) -> None:
-        self._dispatch()
+        """Tell the handlers the rest, once; where a thread is in ``run``, that is its part."""
         with self._state:
-            due = not self._finished
+            if self._finished or self._running:
+                return
             self._finished = True
-        if due:
-            self._emit_end()
+        self._dispatch()
+        self._emit_end()
 
     def _dispatch(self) -> None:
         """Tell the handlers what is queued."""
