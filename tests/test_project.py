@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.handshake", "core.deflate"),
     ("core.protocol",),
     tuple(f"_compiled.{name}" for name in HOT_PATH),
-    ("_implementation", "alarm", "sockets", "tls", "requests"),
+    ("_implementation", "alarm", "sockets", "tls", "requests", "werkzeug"),
     ("connection",),
     ("aio",),
     ("background",),

@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from ._implementation import Protocol
 from .aio import AsyncConnection
@@ -87,7 +87,7 @@ class Background:
         sock: socket.socket,
         head: bytes,
     ) -> AsyncConnection:
-        transport = await attach_socket(sock)
+        transport, early = await attach_socket(sock)
         inner = AsyncConnection(replace(details, trace=None), core, transport, queue=queue)
         # To the application there is one connection, whose start has been traced already.
         inner.id = connection.id
@@ -96,7 +96,7 @@ class Background:
             inner._trace = lambda probe, _, data: trace(probe, connection, data)
         for event in EVENTS:
             inner.on(event, partial(self._call_handlers, connection, event))
-        inner.attach(head)
+        inner.attach(head + early)
         return inner
 
     async def _call_handlers(self, connection: WatershedConnection, event: str, *args: Any) -> None:
@@ -120,17 +120,19 @@ class Background:
         getattr(inner, method)(*args, **options)
 
 
-class _Paused(asyncio.Protocol):
-    """Holds a new transport still until its connection takes over."""
+class _Waiting(asyncio.Protocol):
+    """Has a new transport until its connection takes over, and keeps what comes meanwhile."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.Transport, transport).pause_reading()  # uvloop's does not inherit from asyncio's
+    early = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.early += data  # one turn of the loop's worth: uvloop reads at once, whatever connection_made says
 
 
-async def attach_socket(sock: socket.socket) -> asyncio.Transport:
-    """A transport of the running loop, not reading yet, around a connected plain or TLS socket."""
+async def attach_socket(sock: socket.socket) -> tuple[asyncio.Transport, bytes]:
+    """A transport of the running loop around a connected plain or TLS socket, and bytes that it has read."""
     if isinstance(sock, ssl.SSLSocket):
-        return TLSSocketTransport(asyncio.get_running_loop(), sock)
+        return TLSSocketTransport(asyncio.get_running_loop(), sock), b""
     sock.setblocking(False)
-    transport, _ = await asyncio.get_running_loop().create_connection(_Paused, sock=sock)
-    return transport
+    transport, waiting = await asyncio.get_running_loop().create_connection(_Waiting, sock=sock)
+    return transport, waiting.early

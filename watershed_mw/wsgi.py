@@ -52,15 +52,12 @@ class WatershedWSGI:
         try:
             body = self.app(environ, upgrade.guard(start_response))
         except HandshakeError as error:
-            if upgrade.refusal is not error:
+            if upgrade.accepted:
                 raise
-            body = ()
+            return Rejection.of(error)(environ, start_response)
         except BaseException:
             upgrade.end(code=1011)
             raise
-        if upgrade.refusal is not None:
-            _close(body)
-            return Rejection.of(upgrade.refusal)(environ, start_response)
         if not upgrade.accepted:
             return body
         _close(body)
@@ -134,17 +131,24 @@ class Rejection:
         return [self.body]
 
 
+def _as_answer(error: HandshakeError, environ: Environ) -> HandshakeError:
+    """``error`` as Flask, and every application of werkzeug's, understands it: as an answer, not as a crash to log."""
+    if "werkzeug.request" not in environ:
+        return error
+    from .werkzeug import HandshakeRefused
+
+    return HandshakeRefused(error, Rejection.of(error).headers)
+
+
 class WSGIUpgrade:
     """One upgrade request that waits for the application's decision.
 
     Attributes:
         accepted: whether it has been answered with the 101.
-        refusal: why it was refused, or None.
     """
 
     def __init__(self, shed: Watershed, environ: Environ) -> None:
         self.accepted = False
-        self.refusal: HandshakeError | None = None
         self._shed = shed
         self._environ = environ
         self._taken: Takeover | None = None
@@ -182,8 +186,7 @@ class WSGIUpgrade:
             request, key = self._shed.check(self._environ)
             agreement, answer = self._shed.agree(request, key, protocols)
         except HandshakeError as error:
-            self.refusal = error
-            raise
+            raise _as_answer(error, self._environ) from None
         response = write_response(101, [*answer, *headers])
         self._taken = take_over(self._environ)
         self.accepted = True
@@ -211,7 +214,7 @@ class WSGIUpgrade:
         """``start_response`` as the application gets it: without effect once the socket has gone."""
 
         def guarded(*args: Any) -> Any:
-            if self.accepted or self.refusal is not None:
+            if self.accepted:
                 return lambda data: None
             return start_response(*args)
 

@@ -1,0 +1,41 @@
+"""The doors: each a program that echoes, in a process of its own, through one way into the package.
+
+Every program prints which build of the package it runs; servers also print the address that they listen on.
+What they know of the package is its public API.
+"""
+
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A program to be tested."""
+
+    name: str
+    command: tuple[str, ...]
+    client: bool = False
+    """A client is given the suite's address, an agent name and the number of cases; a server nothing."""
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name, *arguments)
+
+
+_UVICORN = (
+    "tests.autobahn.doors.asgi:application",
+    *("--ws", "watershed_mw.uvicorn:WatershedProtocol"),
+    *("--host", "127.0.0.1", "--port", "0"),
+    *("--log-level", "info", "--no-access-log"),
+)
+
+DOORS = (
+    Door("raw-asyncio", _module("tests.autobahn.doors.raw_asyncio")),
+    Door("raw-threads", _module("tests.autobahn.doors.raw_threads")),
+    Door("uvicorn", _module("uvicorn", *_UVICORN)),
+    Door("client-asyncio", _module("tests.autobahn.doors.client_asyncio"), client=True),
+    Door("client-threads", _module("tests.autobahn.doors.client_threads"), client=True),
+)
+"""The order is that of the table that is printed."""
+
+ALIASES = {"raw": ("raw-asyncio", "raw-threads"), "client": ("client-asyncio", "client-threads")}

@@ -1,0 +1,1 @@
+"""Interoperability with WebSocket programs that nobody here wrote, on either side, and with a browser."""
