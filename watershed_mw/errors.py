@@ -90,6 +90,9 @@ class ConnectionClosed(WatershedError, ConnectionError):
         self.code = code
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ConnectionClosed], tuple[int, str]]:
+        return type(self), (self.code, self.reason)
+
 
 class UnsupportedServerError(WatershedError, RuntimeError):
     """The server that carries the request cannot do what was asked; the message names the way out."""

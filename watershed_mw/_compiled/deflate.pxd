@@ -13,9 +13,12 @@ cdef class Deflate:
     cdef object _deflater
     cdef object _inflater
     cdef int _streams
+    cdef public bytes salvaged
 
     cpdef bytes compress(self, bytes payload)
     cpdef bytes inflate(self, bytes piece, Py_ssize_t room, bint last)
 
     @cython.locals(inflated=bytes)
     cdef bytes _inflate(self, bytes piece, Py_ssize_t room)
+
+    cdef object _fault(self, bytes inflated, str message, int close_code)

@@ -35,6 +35,7 @@ cdef class FrameReader:
     @cython.locals(available=Py_ssize_t, start=Py_ssize_t, size="long long")
     cpdef bint read(self) except -1
 
+    cpdef forget(self)
     cdef _keep_rest(self)
 
     @cython.locals(

@@ -50,7 +50,8 @@ cdef class Protocol:
     cdef double _last_received
     cdef object _next_ping
     cdef object _ping_sent
-    cdef Py_ssize_t _unsent
+    cdef long long _taken
+    cdef long long _ping_position
     cdef dict _pings
     cdef long long _keepalives
     cdef public object latency
@@ -73,6 +74,7 @@ cdef class Protocol:
     @cython.locals(reader=FrameReader)
     cdef _begin_frame(self)
 
+    cdef bytes _inflate(self, bytes piece, bint last)
     cdef _check_utf8(self, bytes piece, bint last)
     cdef _forget_message(self)
 
@@ -97,6 +99,7 @@ cdef class Protocol:
     cpdef object next_deadline(self)
     cpdef list handle_timeout(self, double now, Py_ssize_t unsent)
     cdef list _keep_alive(self, double now, Py_ssize_t unsent)
+    cdef long long _taken_by_kernel(self, Py_ssize_t unsent) except? -1
     @cython.locals(outgoing=list)
     cpdef bytes data_to_send(self)
     @cython.locals(frame=bytes)

@@ -26,6 +26,9 @@ class Deflate:
 
     Args:
         parameters: what the opening handshake agreed on.
+
+    Attributes:
+        salvaged: what came out of the piece before its fault, as far as zlib tells.
     """
 
     def __init__(self, parameters: DeflateParameters) -> None:
@@ -40,6 +43,7 @@ class Deflate:
         self._deflater: Any = None  # zlib does not name the types of its contexts
         self._inflater: Any = None
         self._streams = 0
+        self.salvaged = b""
 
     def compress(self, payload: bytes) -> bytes:
         """One message's payload, compressed (section 7.2.1)."""
@@ -61,7 +65,8 @@ class Deflate:
             last: whether the message ends with this piece.
 
         Raises:
-            RemoteProtocolError: no valid DEFLATE data (1007), or more than ``room`` bytes (1009).
+            RemoteProtocolError: no valid DEFLATE data (1007), more than ``room`` bytes (1009), too many
+                streams (1008); nothing can be inflated any more.
         """
         inflated = self._inflate(piece, room)
         if last:
@@ -81,12 +86,12 @@ class Deflate:
                 # One byte more than there is room for tells "exactly full" from "too much"; 0 would mean no limit.
                 inflated += inflater.decompress(piece, 0 if room < 0 else room - len(inflated) + 1)
             except zlib.error:
-                raise RemoteProtocolError(
-                    "expected DEFLATE data in a compressed message, got other bytes", close_code=1007
+                raise self._fault(
+                    inflated, "expected DEFLATE data in a compressed message, got other bytes", 1007
                 ) from None
             if 0 <= room < len(inflated):
-                raise RemoteProtocolError(
-                    "expected a message within max_message_size, got more while inflating", close_code=1009
+                raise self._fault(
+                    inflated, "expected a message within max_message_size, got more while inflating", 1009
                 )
             piece = inflater.unconsumed_tail
             if inflater.eof:
@@ -95,7 +100,10 @@ class Deflate:
                 self._inflater = None
                 self._streams += 1
                 if self._streams > _MAX_STREAMS_PER_MESSAGE:
-                    raise RemoteProtocolError(
-                        "expected few DEFLATE streams in a message, got too many", close_code=1008
-                    )
+                    raise self._fault(inflated, "expected few DEFLATE streams in a message, got too many", 1008)
         return inflated
+
+    def _fault(self, inflated: bytes, message: str, close_code: int) -> RemoteProtocolError:
+        self._inflater = None
+        self.salvaged = inflated
+        return RemoteProtocolError(message, close_code=close_code)

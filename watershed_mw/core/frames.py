@@ -146,6 +146,11 @@ class FrameReader:
         self.last = self._remaining == 0
         return True
 
+    def forget(self) -> None:
+        """Let go of every byte: nothing more will be read."""
+        self._data = self.piece = b""
+        self._position = 0
+
     def _keep_rest(self) -> None:
         # At most 13 bytes of a header; an idle connection must not hold on to a whole read's worth.
         self._data = self._data[self._position :]

@@ -35,6 +35,7 @@ _SPACE = re.compile(r"[ \t]*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _BACKSLASH = re.compile(r"\\(.)")
 # A value that could end its own line would start a header of somebody else's choosing.
+_BEYOND_LATIN_1 = re.compile(r"[^\x00-\xff]")
 _FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -117,6 +118,8 @@ def check_outgoing(fields: HeadersLike) -> Headers:
             raise ValueError(f"expected a header name made of token characters, got {shown(name)}")
         if _FORBIDDEN_IN_VALUE.search(value):
             raise ValueError(f"expected a value without control characters in header {name}, got {shown(value)}")
+        if _BEYOND_LATIN_1.search(value):
+            raise ValueError(f"expected characters of ISO-8859-1 in header {name}, got {shown(value)}")
     return headers
 
 

@@ -7,6 +7,7 @@ programs that send no Origin are let through, as they carry nobody's cookies.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from .headers import Headers, shown
 
 __all__ = ["check_origin", "check_origins"]
 
+_ORIGIN = re.compile(r"[a-z]+://[^\x00-\x20\x7f-\U0010ffff/?#@]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -56,7 +58,10 @@ def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
         if own is not None and own[1:] == (host, port):
             return
     for pattern in allowed or ():
-        if pattern == origin == "null" or (parts is not None and _matches(pattern, *parts)):
+        if pattern == "null":
+            if origin == "null":
+                return
+        elif parts is not None and _matches(pattern, *parts):
             return
     raise HandshakeError(
         f"expected the origin of host {shown(headers.get('host'))} or one that this server allows, got {shown(origin)}"
@@ -67,14 +72,15 @@ def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
 
 def _split(origin: str) -> tuple[str, str, int] | None:
     """Scheme, host and port of an origin (RFC 6454 section 4), None when it is none."""
+    # urlsplit passes over tabs and line ends, and cannot tell "?" alone from nothing: an origin has none of these.
+    if not _ORIGIN.fullmatch(origin):
+        return None
     try:
         parts = urlsplit(origin)
-        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        port = _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     except (ValueError, KeyError):
         return None
-    if not parts.hostname or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
-        return None
-    return parts.scheme, parts.hostname, port
+    return (parts.scheme, parts.hostname, port) if parts.hostname and port else None
 
 
 def _pattern(pattern: str) -> tuple[str, str, int | None] | None:
@@ -82,13 +88,14 @@ def _pattern(pattern: str) -> tuple[str, str, int | None] | None:
     scheme, separator, rest = pattern.rpartition("://")
     if separator and scheme not in _DEFAULT_PORTS:
         return None
-    host, _, port = rest.rpartition(":")
-    if host and port == "*":
-        parts = _split(f"{scheme or 'http'}://{host}")
-        return None if parts is None else (scheme, parts[1], None)
+    any_port = rest.endswith(":*")
+    rest = rest.removesuffix(":*")
     parts = _split(f"{scheme or 'http'}://{rest}")
-    if parts is None:
+    # "*." stands for whole names in front, and for nothing else.
+    if parts is None or "*" in (bare := parts[1].removeprefix("*.")) or not bare:
         return None
+    if any_port:
+        return scheme, parts[1], None
     explicit = _split(f"https://{rest}") == (("https", *parts[1:]))
     return scheme, parts[1], parts[2] if scheme or explicit else 0
 

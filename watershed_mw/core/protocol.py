@@ -35,6 +35,8 @@ _PONG = 0xA
 _KEYS_PER_CALL = 256
 # Unanswered PINGs whose send time is remembered; older ones merely give no latency.
 _MAX_PINGS = 16
+# Stands for every larger limit, with room for arithmetic in 64 bits.
+_HUGE = 2**62
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -74,7 +76,7 @@ class Protocol:
         self._client = role is Role.CLIENT
         self._reader = FrameReader(not self._client, deflate is not None)
         self._deflate = None if deflate is None else Deflate(deflate)
-        self._max_size = -1 if limits.max_message_size is None else int(limits.max_message_size)
+        self._max_size = -1 if limits.max_message_size is None else min(limits.max_message_size, _HUGE)
         self._max_fragments = limits.max_fragments
         self._ping_interval = limits.ping_interval
         self._ping_timeout = limits.ping_timeout
@@ -101,7 +103,8 @@ class Protocol:
         self._last_received = now
         self._next_ping = None if limits.ping_interval is None else now + limits.ping_interval
         self._ping_sent: float | None = None
-        self._unsent = 0
+        self._taken = 0
+        self._ping_position = 0
         self._pings: dict[bytes, float] = {}
         self._keepalives = 0
         self.latency: float | None = None
@@ -123,6 +126,8 @@ class Protocol:
 
         Bytes after the peer's Close or its violation mean nothing and are dropped (section 5.5.1).
         """
+        if not data:
+            return []
         self.bytes_received += len(data)
         self._last_received = now
         events: list[Event] = []
@@ -137,7 +142,10 @@ class Protocol:
                 else:
                     self._receive_payload(events)
         except RemoteProtocolError as error:
+            # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
+            error.__traceback__ = error.__context__ = None
             self._forget_message()
+            self._reader.forget()
             self._violated(error, now)
             events.append(Failed(error))
         return events
@@ -154,17 +162,15 @@ class Protocol:
             if reader.last and reader.fin and self._fragments == 1 and not self._compressed:
                 # A whole message in one piece, the common case: nothing to put together.
                 self._in_message = False
-                self.messages_received += 1
                 events.append(_decode(reader.piece) if self._text else reader.piece)
+                self.messages_received += 1
                 return
         piece = reader.piece
         last = reader.last and reader.fin
         if self._message is None:
             self._message = bytearray()
         if self._compressed:
-            room = -1 if self._max_size < 0 else self._max_size - len(self._message)
-            assert self._deflate is not None  # else the reader had refused RSV1
-            piece = self._deflate.inflate(piece, room, last)
+            piece = self._inflate(piece, last)
         if self._text:
             self._check_utf8(piece, last)
         self._message += piece
@@ -205,13 +211,33 @@ class Protocol:
                     close_code=1009,
                 )
 
+    def _inflate(self, piece: bytes, last: bool) -> bytes:
+        assert self._deflate is not None  # else the reader had refused RSV1
+        assert self._message is not None
+        room = -1 if self._max_size < 0 else self._max_size - len(self._message)
+        try:
+            return self._deflate.inflate(piece, room, last)
+        except RemoteProtocolError as error:
+            if self._text:
+                # Of two faults the first counts, in any chunking. What zlib inflated before a fault of its own
+                # it keeps to itself; but a text that does not inflate is no UTF-8 either.
+                if error.close_code == 1007:
+                    raise _not_utf8() from None
+                self._check_utf8(self._deflate.salvaged, False)
+            raise
+
     def _check_utf8(self, piece: bytes, last: bool) -> None:
         if self._utf8 is None:
             self._utf8 = codecs.getincrementaldecoder("utf-8")()
         try:
             self._utf8.decode(piece, last)
+            # CPython waits for a third byte to tell that a surrogate has begun; the second one shows it.
+            pending = self._utf8.getstate()[0]
+            valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
         except UnicodeDecodeError:
-            raise _not_utf8() from None
+            valid = False
+        if not valid:
+            raise _not_utf8()
 
     def _forget_message(self) -> None:
         self._in_message = False
@@ -236,6 +262,7 @@ class Protocol:
             code, reason = decode_close(payload)
             self._close_received = (code, reason)
             self._forget_message()
+            reader.forget()
             self._move(Trigger.PEER_CLOSE)
             self._await_replies(now)
             events.append(CloseReceived(code, reason))
@@ -408,9 +435,10 @@ class Protocol:
 
     def _keep_alive(self, now: float, unsent: int) -> list[Event]:
         if self._ping_sent is not None and self._ping_timeout is not None and self._last_received <= self._ping_sent:
-            if unsent < self._unsent or (self.read_paused and unsent == 0):
-                # It takes what we send, or we are the one who does not listen.
-                self._unsent = unsent
+            taken = self._taken_by_kernel(unsent)
+            if (self._taken < self._ping_position and taken > self._taken) or (self.read_paused and unsent == 0):
+                # It takes what went before the PING, or we are the one who does not listen.
+                self._taken = taken
                 self._ping_sent = self._last_received = now
                 return []
             self._failure = RemoteProtocolError(
@@ -422,12 +450,16 @@ class Protocol:
             self._deadline = now + self._close_timeout
             return [Failed(self._failure)]
         self._keepalives += 1
+        self._ping_position = self.bytes_sent
+        self._taken = self._taken_by_kernel(unsent)
         self.ping(b"keepalive %d" % self._keepalives, now)
-        self._unsent = unsent
         self._ping_sent = now
         assert self._ping_interval is not None
         self._next_ping = now + self._ping_interval
         return []
+
+    def _taken_by_kernel(self, unsent: int) -> int:
+        return self.bytes_sent - self.unsent_size - unsent
 
     # --- what goes to the peer -------------------------------------------------------------------------
 
@@ -521,7 +553,9 @@ def _decode(payload: bytes) -> str:
     try:
         return payload.decode()
     except UnicodeDecodeError:
-        raise _not_utf8() from None
+        pass
+    # Raised out here, as an exception in the context of another holds on to the payload.
+    raise _not_utf8()
 
 
 def _not_utf8() -> RemoteProtocolError:

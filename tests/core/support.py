@@ -1,0 +1,226 @@
+"""The two builds of the hot path, and the helper that feeds bytes in every way that a network may.
+
+``deliver`` is what most protocol tests stand on: one stream, whole, byte by byte, in random pieces and with
+bytes behind it, must mean the same. It trusts neither build: it looks at both through public names only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import random
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from watershed_mw.core import deflate, frames, protocol
+from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
+from watershed_mw.core.extensions import DeflateParameters
+from watershed_mw.core.limits import Limits
+from watershed_mw.core.states import Role, State
+
+from . import wire
+
+PURE = os.environ.get("WATERSHED_MW_PURE") == "1"
+
+START = 1000.0
+"""Seconds at which every protocol under test begins to live."""
+
+PLAIN_LIMITS = Limits(ping_interval=None)
+"""The default limits without keepalive, for tests that are about something else."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """The hot path in one of its two forms; mypy sees the interpreted one."""
+
+    name: str
+    Protocol: type[protocol.Protocol]
+    FrameReader: type[frames.FrameReader]
+    Deflate: type[deflate.Deflate]
+    encode_frame: Callable[..., bytes]
+    mask: Callable[[bytes, int, int, bytes, int], bytes]
+
+    def make(
+        self,
+        role: Role = Role.SERVER,
+        limits: Limits = PLAIN_LIMITS,
+        parameters: DeflateParameters | None = None,
+        now: float = START,
+    ) -> protocol.Protocol:
+        """A protocol that has just been born."""
+        return self.Protocol(role, now, limits, parameters)
+
+
+def load_build(name: str) -> Build:
+    """``"interpreted"`` or ``"compiled"``; fails, never skips, where the compiled one is missing."""
+    package = "watershed_mw.core" if name == "interpreted" else "watershed_mw._compiled"
+    try:
+        modules = [importlib.import_module(f"{package}.{part}") for part in ("protocol", "frames", "deflate")]
+    except ModuleNotFoundError as error:
+        raise AssertionError(
+            f"the compiled build is missing ({error}): run `make build`, or set WATERSHED_MW_PURE=1 to test without it"
+        ) from None
+    compiled = [module.__file__ is not None and not module.__file__.endswith(".py") for module in modules]
+    assert compiled == [name == "compiled"] * 3, f"{package} does not hold the {name} build"
+    protocols, framing, deflating = modules
+    return Build(
+        name,
+        protocols.Protocol,
+        framing.FrameReader,
+        deflating.Deflate,
+        framing.encode_frame,
+        framing.mask,
+    )
+
+
+# --- events that can be compared -------------------------------------------------------------------------
+
+Plain: TypeAlias = "str | bytes | Ping | Pong | CloseReceived | tuple[str, str, int]"
+
+
+def plain(events: Sequence[Event]) -> list[Plain]:
+    """``events`` with every failure as (type, text, close code): two equal exceptions are not ``==``."""
+    return [
+        (type(event.error).__name__, str(event.error), event.error.close_code) if isinstance(event, Failed) else event
+        for event in events
+    ]
+
+
+def failure(event: Plain) -> tuple[str, int]:
+    """Text and close code of an event that must be a failure of the peer's."""
+    assert isinstance(event, tuple), f"expected a failure, got {event!r}"
+    name, text, close_code = event
+    assert name == "RemoteProtocolError"
+    return text, close_code
+
+
+@dataclass
+class Outcome:
+    """Everything that can be seen from outside after some bytes were received."""
+
+    events: list[Plain] = field(default_factory=list)
+    state: State = State.OPEN
+    sent: list[wire.Frame] = field(default_factory=list)
+    deadline: float | None = None
+    close_code: int | None = None
+    close_reason: str | None = None
+    counts: tuple[int, ...] = ()
+
+
+def outcome(subject: protocol.Protocol, events: Sequence[Event]) -> Outcome:
+    """What can be seen of ``subject``; takes the bytes that it wants to send.
+
+    A client's masking keys are random by duty, hence they are checked for presence and left out.
+    """
+    sent = wire.frames(subject.data_to_send())
+    return Outcome(
+        plain(events),
+        subject.state,
+        [wire.Frame(item.opcode, item.payload, item.fin, item.rsv) for item in sent],
+        subject.next_deadline(),
+        subject.close_code,
+        subject.close_reason,
+        (subject.frames_received, subject.frames_sent, subject.messages_received, subject.messages_sent),
+    )
+
+
+# --- chunkings -------------------------------------------------------------------------------------------
+
+
+def chunkings(data: bytes) -> Iterator[list[bytes]]:
+    """Whole, byte by byte, and eight random ways that are the same in every run."""
+    yield [data]
+    yield [data[index : index + 1] for index in range(len(data))]
+    source = random.Random(len(data))
+    for most in (2, 3, 7, 14, 40, 126, 1000, 5000):
+        yield cut(data, source, most)
+
+
+def cut(data: bytes, source: random.Random, most: int) -> list[bytes]:
+    """``data`` in pieces of 0 to ``most`` bytes: a read that brings nothing must do no harm either."""
+    chunks = []
+    position = 0
+    while position < len(data):
+        size = source.randint(0, most)
+        chunks.append(data[position : position + size])
+        position += size
+    return chunks
+
+
+def feed(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START) -> list[Event]:
+    """Give ``chunks`` to ``subject`` one after the other."""
+    events: list[Event] = []
+    for chunk in chunks:
+        events += subject.receive_data(chunk, now)
+    return events
+
+
+def deliver(make: Callable[[], protocol.Protocol], data: bytes, role: Role = Role.SERVER) -> Outcome:
+    """Feed ``data`` to a new protocol in every chunking, and with bytes behind it; all must come to the same.
+
+    Args:
+        make: gives a new protocol each time.
+        data: complete frames, or frames up to a violation.
+        role: that of the protocols which ``make`` gives.
+    """
+    subject = make()
+    expected = outcome(subject, subject.receive_data(data, START))
+    for chunks in chunkings(data):
+        subject = make()
+        seen = outcome(subject, feed(subject, chunks))
+        assert seen == expected, f"in chunks of {[len(chunk) for chunk in chunks][:50]}"
+    over = expected.state not in (State.OPEN, State.CLOSING)
+    pong = wire.frame(wire.PONG, b"behind", key=peer_key(role))
+    _deliver_with_trailing_bytes(make(), data, pong[:1], expected.events)
+    _deliver_with_trailing_bytes(make(), data, pong, expected.events + ([] if over else [Pong(b"behind")]))
+    _deliver_with_trailing_bytes(make(), data, b"\xff" * 20, expected.events + ([] if over else [RESERVED_BITS]))
+    return expected
+
+
+def _deliver_with_trailing_bytes(
+    subject: protocol.Protocol, data: bytes, trailing: bytes, expected: list[Plain]
+) -> None:
+    assert plain(subject.receive_data(data + trailing, START)) == expected
+
+
+RESERVED_BITS: Plain = (
+    "RemoteProtocolError",
+    "expected reserved bits of 0, got one that no extension has given a meaning",
+    1002,
+)
+"""What a frame means that begins with bytes of 0xFF."""
+
+
+def peer_key(role: Role) -> bytes | None:
+    """The masking key that a peer of ``role`` puts on its frames: clients mask, servers do not."""
+    return wire.KEY if role is Role.SERVER else None
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """What Python allocated within a ``with measured() as memory:`` block, in bytes."""
+
+    held: int = 0
+    peak: int = 0
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Memory]:
+    """Measure what the block still holds at its end, and the most that it held at a time."""
+    memory = Memory()
+    gc.freeze()  # what is there already need not be looked through for cycles
+    tracemalloc.start()
+    try:
+        yield memory
+        gc.collect()
+        memory.held, memory.peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.unfreeze()

@@ -1,0 +1,307 @@
+"""core/deflate.py: permessage-deflate's payloads (RFC 7692 section 7.2; the examples are section 7.2.3)."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from watershed_mw.core.deflate import Deflate
+from watershed_mw.core.events import Event
+from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.states import Role
+from watershed_mw.errors import RemoteProtocolError
+
+from . import wire
+from .support import START, Build, deliver, measured
+
+ZLIB_DEFAULTS = DeflateOptions(window_bits=15, memory_level=8)
+HELLO = bytes.fromhex("f2 48 cd c9 c9 07 00")
+EMPTY = b"\x00"
+MEBIBYTE = 2**20
+
+
+def parameters(**changes: Any) -> DeflateParameters:
+    """Full windows, context takeover both ways, zlib's defaults, but for ``changes``."""
+    return DeflateParameters(**{"options": ZLIB_DEFAULTS, **changes})
+
+
+def deflated(payload: bytes, bits: int = 15, level: int = -1) -> bytes:
+    """What a peer that uses zlib makes of a first message."""
+    deflater = zlib.compressobj(level, zlib.DEFLATED, -bits)
+    return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+def inflated(payloads: list[bytes], bits: int = 15) -> list[bytes]:
+    """What a peer that uses zlib, with context takeover, makes of our messages."""
+    inflater = zlib.decompressobj(-bits)
+    return [inflater.decompress(payload + b"\x00\x00\xff\xff") for payload in payloads]
+
+
+def inflate_all(deflate: Deflate, pieces: list[bytes], room: int = -1) -> bytes:
+    """One message that comes in these pieces."""
+    message = b""
+    for index, piece in enumerate(pieces):
+        left = room if room < 0 else room - len(message)
+        message += deflate.inflate(piece, left, index == len(pieces) - 1)
+    return message
+
+
+def refusal(deflate: Deflate, pieces: list[bytes], room: int = -1) -> RemoteProtocolError:
+    """The error with which a message that comes in these pieces must be refused."""
+    with pytest.raises(RemoteProtocolError) as caught:
+        inflate_all(deflate, pieces, room)
+    return caught.value
+
+
+# --- the worked examples of section 7.2.3 ---------------------------------------------------------
+
+EXAMPLES = [
+    pytest.param(["f2 48 cd c9 c9 07 00"], [b"Hello"], id="7.2.3.1 one block"),
+    pytest.param(["f2 48 cd c9 c9 07 00", "f2 00 11 00 00"], [b"Hello", b"Hello"], id="7.2.3.2 shared window"),
+    pytest.param(["00 05 00 fa ff 48 65 6c 6c 6f 00"], [b"Hello"], id="7.2.3.3 no compression"),
+    pytest.param(["f3 48 cd c9 c9 07 00 00"], [b"Hello"], id="7.2.3.4 BFINAL"),
+    pytest.param(["f2 48 05 00 00 00 ff ff ca c9 c9 07 00"], [b"Hello"], id="7.2.3.5 two blocks"),
+    pytest.param(["00"], [b""], id="7.2.3.6 an empty fragment"),
+]
+
+
+@pytest.mark.parametrize("payloads, messages", EXAMPLES)
+def test_examples_of_section_7_2_3_are_inflated(build: Build, payloads: list[str], messages: list[bytes]) -> None:
+    deflate = build.Deflate(parameters())
+    assert [deflate.inflate(bytes.fromhex(payload), -1, True) for payload in payloads] == messages
+    assert deflate.inflate(HELLO, 5, True) == b"Hello"  # the context has come to no harm
+
+
+@pytest.mark.parametrize("payloads, messages", EXAMPLES)
+def test_examples_of_section_7_2_3_arrive_in_any_chunking(
+    build: Build, payloads: list[str], messages: list[bytes]
+) -> None:
+    data = b"".join(wire.frame(wire.TEXT, bytes.fromhex(payload), rsv=4) for payload in payloads)
+    expected: list[Event] = [message.decode() for message in messages]
+    result = deliver(lambda: build.make(Role.CLIENT, parameters=parameters()), data, Role.CLIENT)
+    assert result.events == expected
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ("c1 07 f2 48 cd c9 c9 07 00", "Hello"),  # 7.2.3.1, one frame
+        ("41 03 f2 48 cd 80 04 c9 c9 07 00", "Hello"),  # 7.2.3.1, two fragments
+        ("c1 0b 00 05 00 fa ff 48 65 6c 6c 6f 00", "Hello"),  # 7.2.3.3
+        ("c1 08 f3 48 cd c9 c9 07 00 00", "Hello"),  # 7.2.3.4
+        ("c1 0d f2 48 05 00 00 00 ff ff ca c9 c9 07 00", "Hello"),  # 7.2.3.5
+        ("41 0b f2 48 cd c9 c9 07 00 00 00 ff ff 80 01 00", "Hello"),  # 7.2.3.6, the end came later
+    ],
+)
+def test_frames_of_section_7_2_3_are_received(build: Build, data: str, message: str) -> None:
+    result = deliver(lambda: build.make(Role.CLIENT, parameters=parameters()), bytes.fromhex(data), Role.CLIENT)
+    assert result.events == [message]
+
+
+def test_example_of_section_7_2_3_1_is_written(build: Build) -> None:
+    assert build.Deflate(parameters()).compress(b"Hello") == HELLO
+
+
+def test_example_of_section_7_2_3_2_is_written(build: Build) -> None:
+    deflate = build.Deflate(parameters())
+    assert [deflate.compress(b"Hello"), deflate.compress(b"Hello")] == [
+        HELLO,
+        bytes.fromhex("f2 00 11 00 00"),
+    ]
+
+
+def test_without_context_takeover_every_message_stands_alone(build: Build) -> None:
+    deflate = build.Deflate(parameters(local_no_context_takeover=True))
+    assert [deflate.compress(b"Hello"), deflate.compress(b"Hello")] == [HELLO, HELLO]
+
+
+# --- compressing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(9, 16))
+@pytest.mark.parametrize("level", [0, 1, -1, 9])
+def test_no_distance_exceeds_the_window_that_was_agreed_on(build: Build, bits: int, level: int) -> None:
+    block = random.Random(bits).randbytes(20_000)  # what repeats, repeats only within 32 KiB
+    options = DeflateOptions(window_bits=15, memory_level=9, level=level)
+    deflate = build.Deflate(parameters(local_max_window_bits=bits, options=options))
+    messages = [block + block, block[:300], b"", block]
+    # zlib refuses a distance that its window does not hold.
+    assert inflated([deflate.compress(message) for message in messages], bits) == messages
+
+
+@given(messages=st.lists(st.binary(max_size=300), max_size=6), takeover=st.booleans())
+def test_what_is_compressed_is_inflated(build: Build, messages: list[bytes], takeover: bool) -> None:
+    sender = build.Deflate(parameters(local_no_context_takeover=not takeover))
+    receiver = build.Deflate(parameters(remote_no_context_takeover=not takeover))
+    for message in messages:
+        assert receiver.inflate(sender.compress(message), len(message), True) == message
+
+
+def test_compressing_nothing_again_and_again_gives_a_block_each_time(build: Build) -> None:
+    deflate = build.Deflate(parameters())
+    payloads = [deflate.compress(b"") for _ in range(3)]
+    assert all(payloads)
+    assert inflated(payloads) == [b"", b"", b""]
+
+
+def test_the_threshold_is_that_of_the_options(build: Build) -> None:
+    assert build.Deflate(parameters(options=DeflateOptions(threshold=7))).threshold == 7
+
+
+# --- inflating ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(9, 16))
+def test_every_window_of_the_peers_is_inflated(build: Build, bits: int) -> None:
+    block = random.Random(bits).randbytes(20_000)
+    deflate = build.Deflate(parameters(remote_max_window_bits=bits))
+    assert deflate.inflate(deflated(block + block, bits), -1, True) == block + block
+
+
+def test_a_window_of_256_bytes_is_inflated_though_zlib_knows_none(build: Build) -> None:
+    deflate = build.Deflate(parameters(remote_max_window_bits=8))
+    assert deflate.inflate(HELLO, -1, True) == b"Hello"
+
+
+def test_a_distance_beyond_the_window_that_was_agreed_on_is_refused(build: Build) -> None:
+    block = random.Random(1).randbytes(20_000)
+    deflate = build.Deflate(parameters(remote_max_window_bits=9))
+    assert refusal(deflate, [deflated(block + block, 15)]).close_code == 1007
+
+
+def test_a_peers_context_is_kept_or_dropped_as_agreed_on(build: Build) -> None:
+    second = bytes.fromhex("f2 00 11 00 00")  # points into the first message
+    keeping = build.Deflate(parameters())
+    assert [keeping.inflate(payload, -1, True) for payload in (HELLO, second)] == [b"Hello", b"Hello"]
+    dropping = build.Deflate(parameters(remote_no_context_takeover=True))
+    assert dropping.inflate(HELLO, -1, True) == b"Hello"
+    assert refusal(dropping, [second]).close_code == 1007
+
+
+def test_pieces_are_inflated_as_they_come(build: Build) -> None:
+    payload = random.Random(1).randbytes(2_000)
+    deflate = build.Deflate(parameters())
+    compressed = deflated(payload)
+    pieces = [compressed[index : index + 100] for index in range(0, len(compressed), 100)]
+    result = [deflate.inflate(piece, -1, piece is pieces[-1]) for piece in pieces]
+    assert b"".join(result) == payload
+    assert sum(map(bool, result)) > 1, "everything was held back until the end"
+
+
+@pytest.mark.parametrize("garbage", [b"\xff", b"\x07", b"\x00\x01\x02\x03\x04\x05", b"\xf2\x48\xff\xff\xff\xff"])
+def test_what_is_no_deflate_data_is_refused_with_1007(build: Build, garbage: bytes) -> None:
+    error = refusal(build.Deflate(parameters()), [garbage + bytes(10)])
+    assert (str(error), error.close_code) == (
+        "expected DEFLATE data in a compressed message, got other bytes",
+        1007,
+    )
+
+
+# --- the limit ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 1000, 70_000])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_message_that_just_fits_is_taken_and_one_byte_more_is_not(build: Build, size: int, count: int) -> None:
+    payload = random.Random(size).randbytes(size)
+    for message, fits in ((payload, True), (payload + b"x", False)):
+        compressed = deflated(message)
+        step = len(compressed) // count + 1
+        pieces = [compressed[index : index + step] for index in range(0, len(compressed), step)]
+        deflate = build.Deflate(parameters())
+        if fits:
+            assert inflate_all(deflate, pieces, size) == message
+        else:
+            error = refusal(deflate, pieces, size)
+            assert (str(error), error.close_code) == (
+                "expected a message within max_message_size, got more while inflating",
+                1009,
+            )
+
+
+def test_the_limit_holds_for_what_the_tail_brings(build: Build) -> None:
+    # The last block's end-of-block code may wait in the 4 bytes that the sender left out.
+    deflater = zlib.compressobj(0, zlib.DEFLATED, -15)
+    stored = deflater.compress(b"x" * 100) + deflater.flush(zlib.Z_SYNC_FLUSH)
+    assert build.Deflate(parameters()).inflate(stored[:-4], 100, True) == b"x" * 100
+    assert refusal(build.Deflate(parameters()), [stored[:-4]], 99).close_code == 1009
+
+
+@pytest.mark.parametrize("pieces", [1, 50])
+def test_a_bomb_is_stopped_while_inflating(build: Build, pieces: int) -> None:
+    # aiohttp#11898: 32 MiB of zeros in 32 KiB.
+    bomb = deflated(bytes(32 * MEBIBYTE))
+    assert len(bomb) < 33_000
+    step = len(bomb) // pieces + 1
+    parts = [bomb[index : index + step] for index in range(0, len(bomb), step)]
+    deflate = build.Deflate(parameters())
+    with measured() as memory:
+        error = refusal(deflate, parts, MEBIBYTE)
+    assert error.close_code == 1009
+    assert memory.peak < 3 * MEBIBYTE
+
+
+def test_a_flood_of_streams_in_one_message_is_refused(build: Build) -> None:
+    # Each block with BFINAL makes a new zlib context, 7 KiB and more, for two bytes on the wire.
+    last_block = b"\x03\x00"
+    deflate = build.Deflate(parameters())
+    for _ in range(3):  # the count is a message's, not a connection's
+        assert deflate.inflate(last_block * 64 + EMPTY, -1, True) == b""
+    error = refusal(deflate, [last_block * 65 + EMPTY])
+    assert (str(error), error.close_code) == ("expected few DEFLATE streams in a message, got too many", 1008)
+
+
+def test_a_flood_of_streams_in_many_fragments_is_refused(build: Build) -> None:
+    deflate = build.Deflate(parameters())
+    for _ in range(64):
+        assert deflate.inflate(b"\x03\x00", -1, False) == b""
+    assert refusal(deflate, [b"\x03\x00"]).close_code == 1008
+
+
+def test_streams_count_towards_the_same_limit(build: Build) -> None:
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    kibibyte = stream.compress(bytes(1024)) + stream.flush()
+    assert build.Deflate(parameters()).inflate(kibibyte * 10 + EMPTY, 10_240, True) == bytes(10_240)
+    assert refusal(build.Deflate(parameters()), [kibibyte * 10 + EMPTY], 10_239).close_code == 1009
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_contexts_are_made_on_first_use(build: Build) -> None:
+    # uvicorn#1862: 4 GB for thousands of connections that never compressed anything.
+    with measured() as idle:
+        idle_ones = [build.make(parameters=parameters()) for _ in range(50)]
+    with measured() as plain:
+        plain_ones = [build.make() for _ in range(50)]
+    assert len(idle_ones) == len(plain_ones)
+    assert (idle.held - plain.held) / 50 < 600
+    subject = idle_ones[0]
+    with measured() as sending:
+        subject.send_binary(bytes(100))
+    with measured() as receiving:
+        subject.receive_data(wire.frame(wire.BINARY, HELLO, rsv=4, key=wire.KEY), START)
+    assert sending.held > 100_000  # zlib says: (1 << (windowBits + 2)) + (1 << (memLevel + 9))
+    assert receiving.held > 5_000
+
+
+def test_without_context_takeover_no_context_outlives_its_message(build: Build) -> None:
+    agreed = parameters(local_no_context_takeover=True, remote_no_context_takeover=True)
+    deflate = build.Deflate(agreed)
+    with measured() as memory:
+        deflate.compress(bytes(1000))
+        deflate.inflate(HELLO, -1, True)
+    assert memory.held < 2_000
+
+
+def test_default_options_need_little_memory(build: Build) -> None:
+    deflate = build.Deflate(DeflateParameters(local_max_window_bits=12, remote_max_window_bits=12))
+    with measured() as memory:
+        for _ in range(10):
+            deflate.inflate(deflate.compress(bytes(1000)), -1, True)
+    assert memory.held < 56 * 1024

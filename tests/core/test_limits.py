@@ -1,0 +1,77 @@
+"""core/limits.py: every limit in one place, on by default (RFC 6455 section 10.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from typing import Any
+
+import pytest
+
+from watershed_mw.core.limits import Limits
+
+NAMES = [field.name for field in dataclasses.fields(Limits)]
+OPTIONAL = ["max_message_size", "ping_interval", "ping_timeout"]
+COUNTS = [name for name in NAMES if name.startswith("max_")]
+
+
+def make(name: str, value: Any) -> Limits:
+    """Limits with one of them set."""
+    return Limits(**{name: value})
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    assert dataclasses.asdict(Limits()) == {
+        "max_message_size": 16 * 2**20,
+        "max_fragments": 131072,
+        "ping_interval": 20.0,
+        "ping_timeout": 20.0,
+        "close_timeout": 10.0,
+        "reply_timeout": 1.0,
+        "max_queued_messages": 32,
+        "max_queued_bytes": 256 * 2**10,
+        "max_unsent_bytes": 64 * 2**20,
+    }
+
+
+def test_limits_cannot_be_changed_behind_a_connections_back() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Limits().max_message_size = None  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_none_switches_off(name: str) -> None:
+    assert getattr(make(name, None), name) is None
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OPTIONAL])
+def test_the_others_cannot_be_switched_off(name: str) -> None:
+    with pytest.raises(ValueError, match=f"expected {name} as a .* above 0, got None: only max_message_size, "):
+        make(name, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [0, -1, True, False, "5", b"5", [5], -0.5, math.nan, math.inf, 2**63])
+def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> None:
+    # Every comparison with NaN is false: such a limit would limit nothing, such a deadline never come.
+    with pytest.raises(ValueError, match=f"expected {name} as a ") as caught:
+        make(name, value)
+    kind = "a whole number" if name in COUNTS else "a number of seconds"
+    assert f"expected {name} as {kind} above 0, got {value!r}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_is_whole(name: str) -> None:
+    # 0.5 bytes would become a limit of none; the compiled build cannot hold such a number of fragments.
+    for value in (0.5, 1.5, 3.0):
+        with pytest.raises(ValueError, match=f"expected {name} as a whole number above 0"):
+            make(name, value)
+    assert getattr(make(name, 1), name) == 1
+    assert getattr(make(name, sys.maxsize), name) == sys.maxsize
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in COUNTS])
+def test_times_may_be_any_number_above_zero(name: str) -> None:
+    for value in (0.001, 1, 3.5, 1e9):
+        assert getattr(make(name, value), name) == value

@@ -1,0 +1,581 @@
+"""core/protocol.py: messages, fragments and control frames (RFC 6455 sections 5.4, 5.5, 5.6, 6 and 8.1).
+
+Closing, limits and time have files of their own: ``test_protocol_closing.py``, ``..._limits.py``, ``..._time.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from watershed_mw.core.events import CloseReceived, Ping, Pong
+from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.states import Role, State
+from watershed_mw.errors import ConnectionClosed, LocalProtocolError
+
+from . import wire
+from .support import START, Build, Outcome, chunkings, deliver, failure, feed, outcome, peer_key, plain
+from .wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
+
+ROLES = [Role.SERVER, Role.CLIENT]
+NOT_UTF8 = ("expected UTF-8 in a TEXT message, got other bytes", 1007)
+COMPRESSION = DeflateParameters(options=DeflateOptions(window_bits=15, threshold=0))
+
+
+def arrives(build: Build, data: bytes, role: Role = Role.SERVER, **options: Any) -> Outcome:
+    """What ``data`` means, in any chunking."""
+    return deliver(lambda: build.make(role, **options), data, role)
+
+
+# --- messages that come ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("text", ["", "Hello", "é", "κόσμε", "\U0001f600", "\ufeffbom", "\x00", "\uffff", "x" * 300])
+def test_text_comes_as_str(build: Build, role: Role, text: str) -> None:
+    result = arrives(build, frame(TEXT, text.encode(), key=peer_key(role)), role)
+    assert result.events == [text]
+    assert result.state is State.OPEN
+    assert result.sent == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("data", [b"", b"Hello", bytes(range(256)), b"\xff" * 1000])
+def test_binary_comes_as_bytes(build: Build, role: Role, data: bytes) -> None:
+    result = arrives(build, frame(BINARY, data, key=peer_key(role)), role)
+    assert result.events == [data]
+    assert type(result.events[0]) is bytes
+
+
+@pytest.mark.parametrize("size", [125, 126, 65535, 65536, 200_000])
+def test_messages_of_every_length_come(build: Build, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    subject = build.make()
+    source = frame(BINARY, data, key=wire.KEY)
+    assert feed(subject, [source[:1000], source[1000:70_000], source[70_000:]]) == [data]
+    subject = build.make()
+    assert subject.receive_data(source * 2, START) == [data, data]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"Hel", b"lo"],
+        [b"", b"Hello"],
+        [b"Hello", b""],
+        [b"H", b"e", b"l", b"l", b"o"],
+        [b"", b"", b"Hello", b"", b""],
+    ],
+)
+def test_fragments_are_put_together(build: Build, role: Role, opcode: int, pieces: list[bytes]) -> None:
+    result = arrives(build, wire.message(opcode, pieces, key=peer_key(role)), role)
+    assert result.events == ["Hello" if opcode == TEXT else b"Hello"]
+    assert result.counts == (len(pieces), 0, 1, 0)
+
+
+@pytest.mark.parametrize("opcode, empty", [(TEXT, ""), (BINARY, b"")])
+def test_a_message_of_empty_fragments_is_empty(build: Build, opcode: int, empty: str | bytes) -> None:
+    assert arrives(build, wire.message(opcode, [b"", b"", b""], key=wire.KEY)).events == [empty]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_control_frames_come_between_fragments(build: Build, role: Role) -> None:
+    # aiohttp once lost the message.
+    key = peer_key(role)
+    data = (
+        frame(TEXT, b"H\xc3", fin=False, key=key)
+        + frame(PING, b"p", key=key)
+        + frame(PONG, b"q", key=key)
+        + frame(CONTINUATION, b"", fin=False, key=key)
+        + frame(PING, b"", key=key)
+        + frame(CONTINUATION, b"\xa9", key=key)
+    )
+    result = arrives(build, data, role)
+    assert result.events == [Ping(b"p"), Pong(b"q"), Ping(b""), "Hé"]
+    assert result.sent == [wire.Frame(PONG, b"p"), wire.Frame(PONG, b"")]
+    assert result.counts == (6, 2, 1, 0)
+
+
+def test_messages_of_one_chunk_keep_their_order(build: Build) -> None:
+    data = b"".join(
+        [
+            frame(TEXT, b"1", key=wire.KEY),
+            wire.message(BINARY, [b"2", b"2"], key=wire.KEY),
+            frame(PING, b"3", key=wire.KEY),
+            frame(TEXT, b"", key=wire.KEY),
+            frame(BINARY, b"", key=wire.KEY),
+            wire.close(1000, "5", key=wire.KEY),
+        ]
+    )
+    result = arrives(build, data)
+    assert result.events == ["1", b"22", Ping(b"3"), "", b"", CloseReceived(1000, "5")]
+
+
+def test_a_message_is_not_kept_from_one_to_the_next(build: Build) -> None:
+    data = wire.message(TEXT, [b"a", b"b"], key=wire.KEY) + wire.message(BINARY, [b"c", b"d"], key=wire.KEY)
+    assert arrives(build, data * 2).events == ["ab", b"cd", "ab", b"cd"]
+
+
+# --- what breaks the rules of fragmentation -------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("fin", [True, False])
+def test_a_continuation_without_a_beginning_is_a_violation(build: Build, role: Role, fin: bool) -> None:
+    key = peer_key(role)
+    data = frame(TEXT, b"before", key=key) + frame(CONTINUATION, b"x", fin=fin, key=key)
+    first, second = arrives(build, data, role).events
+    assert first == "before"
+    assert failure(second) == ("expected the first frame of a message, got a continuation frame", 1002)
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("fin", [True, False])
+def test_a_message_inside_a_message_is_a_violation(build: Build, opcode: int, fin: bool) -> None:
+    data = frame(TEXT, b"x", fin=False, key=wire.KEY) + frame(opcode, b"y", fin=fin, key=wire.KEY)
+    (event,) = arrives(build, data).events
+    assert failure(event) == ("expected a continuation frame, got the first frame of another message", 1002)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b"\xc1\x80", b"\xa1\x80", b"\x91\x80", b"\x83\x80", b"\x8b\x80", b"\x81\x00", b"\x09\x80", b"\x89\xfe"],
+    ids=["RSV1", "RSV2", "RSV3", "data opcode", "control opcode", "no mask", "fragmented ping", "long ping"],
+)
+def test_a_bad_frame_is_a_violation_and_nothing_worse(build: Build, bad: bytes) -> None:
+    # engine.io once died of RSV2.
+    for before in (b"", frame(TEXT, b"x", key=wire.KEY), frame(TEXT, b"x", fin=False, key=wire.KEY)):
+        result = arrives(build, before + bad)
+        assert failure(result.events[-1])[1] == 1002
+        assert result.state in (State.FAILING, State.ENDING)
+
+
+# --- UTF-8 (section 8.1) --------------------------------------------------------------------------
+
+
+def first_bad_byte(data: bytes) -> int | None:
+    """Index of the byte at which ``data`` stops being the beginning of any UTF-8; table 3-7 of Unicode."""
+    need, low, high = 0, 0x80, 0xBF
+    for index, octet in enumerate(data):
+        if need:
+            if not low <= octet <= high:
+                return index
+            need, low, high = need - 1, 0x80, 0xBF
+        elif octet < 0x80:
+            pass
+        elif 0xC2 <= octet <= 0xDF:
+            need = 1
+        elif 0xE0 <= octet <= 0xEF:
+            need, low, high = 2, 0xA0 if octet == 0xE0 else 0x80, 0x9F if octet == 0xED else 0xBF
+        elif 0xF0 <= octet <= 0xF4:
+            need, low, high = 3, 0x90 if octet == 0xF0 else 0x80, 0x8F if octet == 0xF4 else 0xBF
+        else:
+            return index
+    return None
+
+
+BAD_UTF8 = [
+    b"\x80",
+    b"abc\xbf",
+    b"\xc0\xaf",
+    b"\xc1\xbf",
+    b"\xc3(",
+    b"\xe0\x80\xaf",
+    b"\xe0\x9f\xbf",
+    b"\xe2(\xa1",
+    b"\xe2\x82(",
+    b"\xed\xa0\x80",
+    b"\xed\xaf\xbf",
+    b"\xed\xbf\xbf",
+    b"\xf0\x80\x80\xaf",
+    b"\xf0\x8f\xbf\xbf",
+    b"\xf0\x9f\x98(",
+    b"\xf4\x90\x80\x80",
+    b"\xf5\x80\x80\x80",
+    b"\xf8\x88\x80\x80\x80",
+    b"\xfc\x84\x80\x80\x80\x80",
+    b"\xfe",
+    b"\xff",
+    "κόσμε".encode() + b"\xed\xa0\x80" + b"edited",
+]
+UNFINISHED = [b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"ab\xf4\x8f\xbf"]
+
+
+def stored_block(octet: int) -> bytes:
+    """One byte in a DEFLATE block that ends with the byte: it must be inflated as soon as it comes."""
+    return b"\x00\x01\x00\xfe\xff" + bytes([octet])
+
+
+def octets(kind: str, payload: bytes, key: bytes | None) -> list[bytes]:
+    """``payload`` on the wire, in pieces of which each brings exactly one byte of it."""
+    pieces = [payload[index : index + 1] for index in range(len(payload))]
+    rest = b"more that never comes"
+    if kind == "chunks":
+        whole = frame(TEXT, payload + rest, key=key)
+        start = len(whole) - len(payload + rest)
+        cuts = [0, *range(start + 1, start + 1 + len(payload))]
+        return [whole[begin:end] for begin, end in itertools.pairwise(cuts)]
+    rsv = 4 if kind == "compressed" else 0
+    if kind == "compressed":
+        pieces = [stored_block(octet) for octet in payload]
+    return [
+        frame(CONTINUATION if index else TEXT, piece, fin=False, rsv=0 if index else rsv, key=key)
+        for index, piece in enumerate(pieces)
+    ]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("kind", ["chunks", "fragments", "compressed"])
+@pytest.mark.parametrize("text", BAD_UTF8)
+def test_the_first_bad_byte_of_a_text_is_a_violation_at_once(build: Build, kind: str, role: Role, text: bytes) -> None:
+    bad = first_bad_byte(text)
+    assert bad is not None
+    subject = build.make(role, parameters=COMPRESSION)
+    for index, data in enumerate(octets(kind, text[: bad + 1], peer_key(role))):
+        events = plain(subject.receive_data(data, START))
+        if index < bad:
+            assert events == []
+        else:
+            assert failure(events[0]) == NOT_UTF8
+
+
+@pytest.mark.parametrize("text", BAD_UTF8 + UNFINISHED)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_text_that_is_not_utf8_is_a_violation_in_any_chunking(build: Build, text: bytes, count: int) -> None:
+    step = len(text) // count + 1
+    pieces = [text[index : index + step] for index in range(0, len(text), step)]
+    data = frame(TEXT, "vorher é".encode(), key=wire.KEY) + wire.message(TEXT, pieces, key=wire.KEY)
+    events = arrives(build, data).events
+    assert events[0] == "vorher é"
+    assert failure(events[1]) == NOT_UTF8
+
+
+@pytest.mark.parametrize("text", UNFINISHED)
+@pytest.mark.parametrize("kind", ["chunks", "fragments", "compressed"])
+def test_a_character_may_be_cut_but_not_left_unfinished(build: Build, kind: str, text: bytes) -> None:
+    subject = build.make(Role.CLIENT, parameters=COMPRESSION)
+    assert feed(subject, octets(kind, text, None)) == []
+    if kind != "chunks":
+        last = frame(CONTINUATION, b"\x00" if kind == "compressed" else b"")
+        (event,) = plain(subject.receive_data(last, START))
+        assert failure(event) == NOT_UTF8
+
+
+@given(payload=st.binary(max_size=12) | st.text(max_size=5).map(str.encode), tail=st.binary(max_size=3))
+def test_any_bytes_are_judged_as_unicode_says(build: Build, payload: bytes, tail: bytes) -> None:
+    payload += tail
+    subject = build.make(Role.CLIENT)
+    subject.receive_data(frame(TEXT, fin=False), START)
+    bad = first_bad_byte(payload)
+    for index, octet in enumerate(payload):
+        events = plain(subject.receive_data(frame(CONTINUATION, bytes([octet]), fin=False), START))
+        if index == bad:
+            assert failure(events[0]) == NOT_UTF8
+            return
+        assert events == []
+    (event,) = plain(subject.receive_data(frame(CONTINUATION), START))
+    if _is_utf8(payload):
+        assert event == payload.decode()
+    else:
+        assert failure(event) == NOT_UTF8
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def test_binary_messages_need_not_be_utf8(build: Build) -> None:
+    for text in BAD_UTF8:
+        assert arrives(build, frame(BINARY, text, key=wire.KEY)).events == [text]
+
+
+# --- PING and PONG --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("payload", [b"", b"Hello", b"\xff" * 125])
+def test_a_ping_is_answered_with_its_payload(build: Build, role: Role, payload: bytes) -> None:
+    result = arrives(build, frame(PING, payload, key=peer_key(role)), role)
+    assert result.events == [Ping(payload)]
+    assert result.sent == [wire.Frame(PONG, payload)]
+
+
+def test_every_ping_is_answered_in_order(build: Build) -> None:
+    data = b"".join(frame(PING, b"%d" % number, key=wire.KEY) for number in range(20))
+    result = arrives(build, data)
+    assert result.sent == [wire.Frame(PONG, b"%d" % number) for number in range(20)]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_unsolicited_pong_is_reported_and_not_answered(build: Build, role: Role) -> None:
+    result = arrives(build, frame(PONG, b"x", key=peer_key(role)), role)
+    assert result.events == [Pong(b"x")]
+    assert result.sent == []
+
+
+def test_latency_is_what_the_last_answered_ping_took(build: Build) -> None:
+    subject = build.make()
+    assert subject.latency is None
+    subject.ping(b"a", START)
+    subject.receive_data(frame(PONG, b"b", key=wire.KEY), START + 0.125)
+    assert subject.latency is None
+    subject.receive_data(frame(PONG, b"a", key=wire.KEY), START + 0.25)
+    assert subject.latency == 0.25
+    subject.receive_data(frame(PONG, b"a", key=wire.KEY), START + 5)
+    assert subject.latency == 0.25, "a PING is answered once"
+
+
+def test_one_pong_answers_the_pings_before_it_as_well(build: Build) -> None:
+    # Section 5.5.3: "MAY elect to send a Pong frame for only the most recently processed Ping".
+    subject = build.make()
+    for number in range(3):
+        subject.ping(b"%d" % number, START + number)
+    subject.receive_data(frame(PONG, b"1", key=wire.KEY), START + 3)
+    assert subject.latency == 2.0
+    subject.receive_data(frame(PONG, b"0", key=wire.KEY), START + 9)
+    assert subject.latency == 2.0
+    subject.receive_data(frame(PONG, b"2", key=wire.KEY), START + 9)
+    assert subject.latency == 7.0
+
+
+def test_a_ping_that_is_sent_again_is_timed_from_its_last_sending(build: Build) -> None:
+    subject = build.make()
+    subject.ping(b"a", START)
+    subject.ping(b"a", START + 2)
+    subject.receive_data(frame(PONG, b"a", key=wire.KEY), START + 3)
+    assert subject.latency == 1.0
+
+
+def test_only_the_newest_pings_are_remembered(build: Build) -> None:
+    subject = build.make()
+    for number in range(17):
+        subject.ping(b"%d" % number, START)
+    subject.receive_data(frame(PONG, b"0", key=wire.KEY), START + 1)
+    assert subject.latency is None
+    subject.receive_data(frame(PONG, b"1", key=wire.KEY), START + 1)
+    assert subject.latency == 1.0
+
+
+# --- sending --------------------------------------------------------------------------------------
+
+
+def sent(subject: Any) -> list[wire.Frame]:
+    """The frames that ``subject`` wants to send."""
+    return wire.frames(subject.data_to_send())
+
+
+def test_a_server_sends_whole_frames_without_a_mask(build: Build) -> None:
+    subject = build.make(Role.SERVER)
+    subject.send_text("é")
+    subject.send_binary(b"\xff")
+    subject.ping(b"p", START)
+    assert sent(subject) == [wire.Frame(TEXT, "é".encode()), wire.Frame(BINARY, b"\xff"), wire.Frame(PING, b"p")]
+    assert subject.data_to_send() == b""
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])
+def test_a_client_masks_every_frame(build: Build, size: int) -> None:
+    subject = build.make(Role.CLIENT)
+    payload = random.Random(size).randbytes(size)
+    subject.send_binary(payload)
+    subject.ping(b"p", START)
+    subject.receive_data(frame(PING, b"q"), START)
+    subject.close(1000, "", START)
+    frames = sent(subject)
+    assert [(item.opcode, item.payload) for item in frames] == [
+        (BINARY, payload),
+        (PING, b"p"),
+        (PONG, b"q"),
+        (wire.CLOSE, b"\x03\xe8"),
+    ]
+    assert all(item.key is not None for item in frames)
+
+
+def test_masking_keys_do_not_repeat(build: Build) -> None:
+    # Section 5.3: fresh and unpredictable for every frame, and for every connection.
+    keys = []
+    for _ in range(2):
+        subject = build.make(Role.CLIENT)
+        for _ in range(600):
+            subject.send_binary(b"")
+        keys += [item.key for item in sent(subject)]
+    assert len(set(keys)) > 1190
+    assert len({key[0] for key in keys if key}) > 200
+
+
+def test_sending_never_changes_the_callers_buffer(build: Build) -> None:
+    for role in ROLES:
+        for parameters in (None, COMPRESSION):
+            source = bytearray(random.Random(1).randbytes(1000))
+            message, payload = bytes(source), bytes(source[:125])
+            subject = build.make(role, parameters=parameters)
+            subject.send_binary(message)
+            subject.ping(payload, START)
+            assert message == source
+            assert payload == source[:125]
+
+
+def test_receiving_never_changes_the_callers_buffer(build: Build) -> None:
+    source = bytearray(frame(BINARY, b"abc" * 100, key=wire.KEY) + frame(PING, b"x", key=wire.KEY))
+    for chunks in chunkings(bytes(source)):
+        feed(build.make(), chunks)
+        assert b"".join(chunks) == source
+
+
+def test_bytes_are_given_out_once_and_together(build: Build) -> None:
+    subject = build.make()
+    assert subject.data_to_send() == b""
+    subject.send_text("a")
+    first = subject.data_to_send()
+    subject.send_text("b")
+    subject.send_text("c")
+    assert wire.frames(first) == [wire.Frame(TEXT, b"a")]
+    assert subject.unsent_size == 6
+    assert sent(subject) == [wire.Frame(TEXT, b"b"), wire.Frame(TEXT, b"c")]
+    assert subject.unsent_size == 0
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_text_with_a_lone_surrogate_is_our_own_fault_and_nothing_is_sent(build: Build, role: Role) -> None:
+    subject = build.make(role)
+    with pytest.raises(LocalProtocolError, match=r"^expected text that UTF-8 can encode: surrogates not allowed"):
+        subject.send_text("a\ud800")
+    assert outcome(subject, []) == outcome(build.make(role), [])
+    subject.send_text("ok")
+
+
+def test_a_ping_of_more_than_125_bytes_is_our_own_fault_and_nothing_is_sent(build: Build) -> None:
+    subject = build.make()
+    subject.ping(bytes(125), START)
+    assert len(sent(subject)) == 1
+    with pytest.raises(LocalProtocolError, match=r"^expected at most 125 bytes in a PING, got 126"):
+        subject.ping(bytes(126), START)
+    assert subject.data_to_send() == b""
+
+
+def test_nothing_is_sent_after_the_end(build: Build) -> None:
+    subject = build.make()
+    subject.close(1001, "going", START)
+    subject.data_to_send()
+    for action, arguments in (
+        (subject.send_text, ("a",)),
+        (subject.send_binary, (b"a",)),
+        (subject.ping, (b"", START)),
+    ):
+        with pytest.raises(ConnectionClosed) as caught:
+            action(*arguments)
+        assert (caught.value.code, caught.value.reason) == (1001, "going")
+    assert subject.data_to_send() == b""
+
+
+def test_counts_tell_frames_messages_and_bytes(build: Build) -> None:
+    subject = build.make(Role.CLIENT)
+    incoming = wire.message(TEXT, [b"a", b"b"]) + frame(PING) + frame(BINARY, b"c")
+    subject.receive_data(incoming, START)
+    subject.send_text("a" * 200)
+    subject.ping(b"", START)
+    data = subject.data_to_send()
+    assert (subject.frames_received, subject.messages_received, subject.bytes_received) == (4, 2, len(incoming))
+    assert (subject.frames_sent, subject.messages_sent, subject.bytes_sent) == (3, 1, len(data))
+
+
+# --- compression ----------------------------------------------------------------------------------
+
+
+def compressed(payload: bytes) -> bytes:
+    """A first message as a peer with zlib sends it."""
+    deflater = zlib.compressobj(wbits=-15)
+    return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("opcode, text", [(TEXT, "é" * 200), (BINARY, b"\xff" * 200), (TEXT, ""), (BINARY, b"")])
+def test_compressed_messages_come(build: Build, role: Role, opcode: int, text: str | bytes) -> None:
+    payload = compressed(text.encode() if isinstance(text, str) else text)
+    for count in (1, 2, 5):
+        step = len(payload) // count + 1
+        pieces = [payload[index : index + step] for index in range(0, len(payload), step)]
+        data = wire.message(opcode, pieces, rsv=4, key=peer_key(role))
+        assert arrives(build, data, role, parameters=COMPRESSION).events == [text]
+
+
+def test_uncompressed_messages_come_between_compressed_ones(build: Build) -> None:
+    shared = bytes.fromhex("f2 00 11 00 00")
+    data = (
+        frame(TEXT, compressed(b"Hello"), rsv=4)
+        + frame(TEXT, b"plain")
+        + wire.message(TEXT, [b"pla", b"in"])
+        + frame(TEXT, shared, rsv=4)
+    )
+    result = arrives(build, data, Role.CLIENT, parameters=COMPRESSION)
+    assert result.events == ["Hello", "plain", "plain", "Hello"]
+
+
+def test_control_frames_come_between_compressed_fragments(build: Build) -> None:
+    payload = compressed(b"Hello")
+    data = frame(TEXT, payload[:3], fin=False, rsv=4) + frame(PING, b"x") + frame(CONTINUATION, payload[3:])
+    result = arrives(build, data, Role.CLIENT, parameters=COMPRESSION)
+    assert result.events == [Ping(b"x"), "Hello"]
+    assert result.sent == [wire.Frame(PONG, b"x")]
+
+
+def test_a_compressed_text_that_is_not_utf8_is_a_violation(build: Build) -> None:
+    data = frame(TEXT, compressed(b"a\xff"), rsv=4)
+    (event,) = arrives(build, data, Role.CLIENT, parameters=COMPRESSION).events
+    assert failure(event) == NOT_UTF8
+
+
+def test_compressed_garbage_is_a_violation(build: Build) -> None:
+    data = frame(BINARY, b"\x07\x07\x07", rsv=4)
+    (event,) = arrives(build, data, Role.CLIENT, parameters=COMPRESSION).events
+    assert failure(event) == ("expected DEFLATE data in a compressed message, got other bytes", 1007)
+
+
+def test_a_compressed_frame_is_a_violation_where_compression_was_not_agreed_on(build: Build) -> None:
+    (event,) = arrives(build, frame(BINARY, compressed(b"a"), rsv=4), Role.CLIENT).events
+    assert failure(event) == ("expected reserved bits of 0, got one that no extension has given a meaning", 1002)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_messages_are_sent_compressed_from_the_threshold_on(build: Build, role: Role) -> None:
+    parameters = DeflateParameters(options=DeflateOptions(window_bits=15, threshold=10))
+    subject = build.make(role, parameters=parameters)
+    subject.send_text("a" * 9)
+    subject.send_text("b" * 10)
+    subject.send_binary(b"c" * 9)
+    subject.send_binary(b"d" * 10)
+    subject.ping(b"e" * 100, START)
+    frames = sent(subject)
+    assert [(item.opcode, item.rsv, item.fin) for item in frames] == [
+        (TEXT, 0, True),
+        (TEXT, 4, True),
+        (BINARY, 0, True),
+        (BINARY, 4, True),
+        (PING, 0, True),
+    ]
+    inflater = zlib.decompressobj(-15)
+    texts = [inflater.decompress(item.payload + b"\x00\x00\xff\xff") for item in frames if item.rsv]
+    assert texts == [b"b" * 10, b"d" * 10]
+
+
+def test_a_message_that_was_refused_leaves_the_compressor_alone(build: Build) -> None:
+    subject = build.make(parameters=COMPRESSION)
+    subject.send_text("Hello")
+    with pytest.raises(LocalProtocolError):
+        subject.send_text("Hello\ud800")
+    subject.send_text("Hello")
+    inflater = zlib.decompressobj(-15)
+    texts = [inflater.decompress(item.payload + b"\x00\x00\xff\xff") for item in sent(subject)]
+    assert texts == [b"Hello", b"Hello"]

@@ -1,0 +1,351 @@
+"""core/protocol.py: limits, floods and memory, whatever a peer declares or trickles (RFC 6455 section 10.4)."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+
+import pytest
+
+from watershed_mw.core.events import Ping
+from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.limits import Limits
+from watershed_mw.core.protocol import Protocol
+from watershed_mw.core.states import Role, State
+
+from . import wire
+from .support import START, Build, deliver, failure, feed, measured, plain
+from .wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
+
+COMPRESSION = DeflateParameters(options=DeflateOptions(window_bits=15))
+MEBIBYTE = 2**20
+
+
+def limits(size: int | None = 1000, fragments: int = 100) -> Limits:
+    """Small limits, without keepalive."""
+    return Limits(max_message_size=size, max_fragments=fragments, ping_interval=None)
+
+
+def too_big(size: int, got: int) -> tuple[str, int]:
+    """How a message that is too big is refused."""
+    return f"expected a message of at most {size} bytes (max_message_size), got {got} or more", 1009
+
+
+def deflated(payload: bytes, level: int = 9) -> bytes:
+    """A first message as a peer with zlib sends it."""
+    deflater = zlib.compressobj(level, zlib.DEFLATED, -15)
+    return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+# --- the size of a message ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("pieces", [[1000], [0, 1000], [500, 500], [999, 1, 0]])
+def test_a_message_of_just_the_limit_is_taken(build: Build, opcode: int, pieces: list[int]) -> None:
+    data = wire.message(opcode, [b"x" * size for size in pieces], key=wire.KEY)
+    result = deliver(lambda: build.make(limits=limits()), data)
+    assert result.events == ["x" * 1000 if opcode == TEXT else b"x" * 1000]
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("pieces, got", [([1001], 1001), ([1000, 1], 1001), ([500, 501], 1001), ([1, 5000], 5001)])
+def test_a_message_of_more_is_refused_with_1009(build: Build, opcode: int, pieces: list[int], got: int) -> None:
+    data = wire.message(opcode, [b"x" * size for size in pieces], key=wire.KEY)
+    (event,) = deliver(lambda: build.make(limits=limits()), data).events
+    assert failure(event) == too_big(1000, got)
+
+
+def test_every_message_has_the_whole_limit_for_itself(build: Build) -> None:
+    data = b"".join(wire.message(BINARY, [bytes(400), bytes(600)], key=wire.KEY) for _ in range(5))
+    assert build.make(limits=limits()).receive_data(data, START) == [bytes(1000)] * 5
+
+
+def test_control_frames_do_not_count(build: Build) -> None:
+    ping = frame(PING, bytes(125), key=wire.KEY)
+    data = frame(BINARY, bytes(999), fin=False, key=wire.KEY) + ping * 200 + frame(CONTINUATION, b"x", key=wire.KEY)
+    events = build.make(limits=limits(fragments=2)).receive_data(data, START)
+    assert events == [Ping(bytes(125))] * 200 + [bytes(999) + b"x"]
+
+
+@pytest.mark.parametrize("declared", [2**24 + 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("before", [[], [b"x" * 100]])
+def test_a_declared_length_is_refused_before_anything_is_kept(build: Build, declared: int, before: list[bytes]) -> None:
+    # CVE-2026-44545
+    data = b"".join(frame(TEXT, piece, fin=False, key=wire.KEY) for piece in before)
+    data += frame(CONTINUATION if before else TEXT, declared=declared, form=64, key=wire.KEY)
+    subject = build.make()
+    with measured() as memory:
+        (event,) = plain(subject.receive_data(data, START))
+    assert failure(event) == too_big(2**24, declared + 100 * len(before))
+    assert memory.peak < 20_000
+
+
+def test_without_a_limit_any_length_may_be_declared_and_costs_nothing(build: Build) -> None:
+    for parameters, rsv in ((None, 0), (COMPRESSION, 4)):
+        subject = build.make(limits=limits(None), parameters=parameters)
+        data = frame(BINARY, b"x", key=wire.KEY, rsv=rsv, declared=2**63 - 1, form=64)
+        with measured() as memory:
+            assert subject.receive_data(data, START) == []
+        assert subject.state is State.OPEN
+        assert memory.peak < 60_000
+
+
+@pytest.mark.parametrize("size", [2**31, 2**32, 2**62, sys.maxsize - 1, sys.maxsize])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_huge_limit_is_a_limit_like_any_other(build: Build, size: int, compressed: bool) -> None:
+    # sys.maxsize is what many take for "no limit".
+    subject = build.make(limits=limits(size), parameters=COMPRESSION)
+    payload = deflated(b"Hello") if compressed else b"Hello"
+    data = frame(TEXT, payload, rsv=4 if compressed else 0, key=wire.KEY)
+    assert plain(subject.receive_data(data, START)) == ["Hello"]
+    assert plain(feed(subject, [frame(TEXT, b"Hel", fin=False, key=wire.KEY), frame(0, b"lo", key=wire.KEY)])) == [
+        "Hello"
+    ]
+
+
+# --- bombs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 30])
+def test_a_bomb_is_refused_while_it_is_inflated(build: Build, pieces: int) -> None:
+    # aiohttp#11898, CVE-2018-1000518: 1000 : 1, whole and in fragments.
+    bomb = deflated(bytes(32 * MEBIBYTE))
+    step = len(bomb) // pieces + 1
+    parts = [bomb[index : index + step] for index in range(0, len(bomb), step)]
+    data = wire.message(BINARY, parts, rsv=4)
+    subject = build.make(Role.CLIENT, limits(MEBIBYTE), COMPRESSION)
+    with measured() as memory:
+        (event,) = plain(subject.receive_data(data, START))
+    assert failure(event) == ("expected a message within max_message_size, got more while inflating", 1009)
+    assert memory.peak < 5 * MEBIBYTE
+
+
+@pytest.mark.parametrize("size, fits", [(1000, True), (1001, False)])
+@pytest.mark.parametrize("level", [0, 9])
+def test_what_a_message_inflates_to_is_what_counts(build: Build, size: int, fits: bool, level: int) -> None:
+    payload = deflated(bytes(size), level)
+    for pieces in ([payload], [payload[:3], payload[3:]], [payload, b""]):
+        data = wire.message(BINARY, pieces, rsv=4)
+        (event,) = deliver(lambda: build.make(Role.CLIENT, limits(), COMPRESSION), data, Role.CLIENT).events
+        if fits:
+            assert event == bytes(size)
+        else:
+            assert failure(event) == ("expected a message within max_message_size, got more while inflating", 1009)
+
+
+def test_incompressible_data_of_just_the_limit_is_taken(build: Build) -> None:
+    # Compressed it is longer than it is: 5 bytes for each stored block.
+    deflater = zlib.compressobj(0, zlib.DEFLATED, -9, 1)
+    data = bytes(range(256)) * 256
+    payload = (deflater.compress(data) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    assert len(payload) > len(data)
+    subject = build.make(Role.CLIENT, limits(len(data)), COMPRESSION)
+    assert subject.receive_data(frame(BINARY, payload, rsv=4), START) == [data]
+
+
+def test_compressed_data_that_never_inflates_to_anything_is_limited_too(build: Build) -> None:
+    empty_block = b"\x00\x00\x00\xff\xff"
+    subject = build.make(Role.CLIENT, limits(), COMPRESSION)
+    events = plain(subject.receive_data(frame(BINARY, empty_block * 2000, rsv=4), START))
+    assert failure(events[0]) == too_big(1000, 10_000)
+
+
+def test_a_flood_of_streams_is_refused(build: Build) -> None:
+    data = frame(BINARY, b"\x03\x00" * 200, rsv=4)
+    (event,) = deliver(lambda: build.make(Role.CLIENT, limits(), COMPRESSION), data, Role.CLIENT).events
+    assert failure(event) == ("expected few DEFLATE streams in a message, got too many", 1008)
+
+
+def stored(data: bytes) -> bytes:
+    """``data`` in a DEFLATE block that is not compressed."""
+    size = len(data).to_bytes(2, "little")
+    return b"\x00" + size + bytes(octet ^ 0xFF for octet in size) + data
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [b"\x07", stored(bytes(2000)), b"\x03\x00" * 70],
+    ids=["no DEFLATE data", "more than the limit", "a flood of streams"],
+)
+def test_the_first_fault_of_a_compressed_text_is_the_one_that_counts_in_any_chunking(
+    build: Build, fault: bytes
+) -> None:
+    # A bad byte comes first; whether it is in one chunk with the other fault must not matter.
+    data = frame(TEXT, stored(b"a\xffb") + fault, rsv=4)
+    (event,) = deliver(lambda: build.make(Role.CLIENT, limits(), COMPRESSION), data, Role.CLIENT).events
+    assert failure(event) == ("expected UTF-8 in a TEXT message, got other bytes", 1007)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        stored(b"x" * 1000 + b"\xff"),  # the bad byte is the one that is too many
+        stored(b"x" * 999 + b"\xffy"),
+        stored(b"x" * 999) + b"\x00\x06\x00\xf9\xff\xc3\xff",  # a block that goes on in the 4 bytes left out
+        stored(b"x" * 996) + b"\x00\x06\x00\xf9\xff\xc3\xff",
+    ],
+    ids=["behind the limit", "before the limit", "beyond the limit with the tail", "within the limit with the tail"],
+)
+def test_a_bad_byte_near_the_limit_of_a_compressed_text_means_the_same_in_any_chunking(
+    build: Build, payload: bytes
+) -> None:
+    data = frame(TEXT, payload, rsv=4)
+    (event,) = deliver(lambda: build.make(Role.CLIENT, limits(), COMPRESSION), data, Role.CLIENT).events
+    failure(event)
+
+
+# --- the number of fragments ----------------------------------------------------------------------
+
+
+def fragments(subject: Protocol, payload: bytes, count: int) -> list[object]:
+    """Send a message's beginning in ``count`` fragments; stop at the first event."""
+    chunk = frame(CONTINUATION, payload, fin=False) * 1000
+    events: list[object] = list(plain(subject.receive_data(frame(BINARY, payload, fin=False), START)))
+    for _ in range(count // 1000):
+        if events:
+            break
+        events += plain(subject.receive_data(chunk, START))
+    return events
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_message_in_just_as_many_frames_as_allowed_is_taken(build: Build, opcode: int) -> None:
+    for size in (0, 1):
+        data = wire.message(opcode, [b"x" * size] * 100, key=wire.KEY)
+        result = deliver(lambda: build.make(limits=limits()), data + data)
+        assert result.events == ["x" * 100 * size if opcode == TEXT else b"x" * 100 * size] * 2
+        data = wire.message(opcode, [b"x" * size] * 101, key=wire.KEY)
+        (event,) = deliver(lambda: build.make(limits=limits()), data).events
+        assert failure(event) == ("expected a message in at most 100 frames, got more", 1008)
+
+
+def test_one_frame_may_be_all_that_is_allowed(build: Build) -> None:
+    subject = build.make(limits=limits(fragments=1))
+    assert subject.receive_data(frame(TEXT, b"x", key=wire.KEY), START) == ["x"]
+    (event,) = plain(subject.receive_data(wire.message(TEXT, [b"", b""], key=wire.KEY), START))
+    assert failure(event) == ("expected a message in at most 1 frames, got more", 1008)
+
+
+def test_a_flood_of_empty_fragments_is_refused_and_takes_no_memory(build: Build) -> None:
+    # CVE-2026-48779, CVE-2026-12151. websockets 17 takes 200,000 of them.
+    subject = build.make(Role.CLIENT)
+    with measured() as memory:
+        (event,) = fragments(subject, b"", 200_000)
+    assert event == ("RemoteProtocolError", "expected a message in at most 131072 frames, got more", 1008)
+    assert subject.frames_received == 131_073
+    assert memory.peak < 20_000
+
+
+def test_tiny_fragments_take_no_more_memory_than_their_payload(build: Build) -> None:
+    # uvicorn keeps 43 MB for 2 MB that come in fragments of 2 bytes.
+    subject = build.make(Role.CLIENT)
+    with measured() as memory:
+        assert fragments(subject, b"xx", 20_000) == []
+    assert memory.peak < 4 * 40_000
+
+
+def test_trickled_bytes_take_no_more_memory_than_their_payload(build: Build) -> None:
+    # CVE-2026-54274 and aiohttp#13350: a large frame that never comes to its end, byte by byte.
+    subject = build.make(Role.CLIENT)
+    subject.receive_data(frame(TEXT, declared=MEBIBYTE, form=64), START)
+    with measured() as memory:
+        for _ in range(20_000):
+            subject.receive_data(b"x", START)
+    assert memory.peak < 4 * 20_000
+    assert subject.state is State.OPEN
+
+
+def test_a_trickled_message_arrives_whole(build: Build) -> None:
+    subject = build.make(Role.CLIENT)
+    data = frame(BINARY, bytes(range(256)) * 20)
+    assert feed(subject, [data[index : index + 1] for index in range(len(data))]) == [bytes(range(256)) * 20]
+
+
+def test_an_idle_connection_holds_on_to_no_chunk(build: Build) -> None:
+    message = frame(BINARY, bytes(125))
+    chunk = message * 2000 + message[:1]
+    subject = build.make(Role.CLIENT)
+    with measured() as memory:
+        events = subject.receive_data(bytes(bytearray(chunk)), START)
+        assert len(events) == 2000
+        del events
+    assert memory.held < 5_000
+
+
+def test_a_message_keeps_nothing_but_itself(build: Build) -> None:
+    # Kept messages must not pin the reads that they came in.
+    chunk = frame(BINARY, b"small") + frame(BINARY, bytes(100_000)) + frame(TEXT, b"text") + frame(PING, b"ping")
+    subject = build.make(Role.CLIENT)
+    with measured() as memory:
+        events = subject.receive_data(bytes(bytearray(chunk)), START)
+        del events[1]
+        subject.data_to_send()
+    assert memory.held < 5_000
+
+
+# --- PING and PONG floods -------------------------------------------------------------------------
+
+
+def test_while_writing_is_paused_only_the_newest_pong_waits(build: Build) -> None:
+    # Section 5.5.3 allows it; CVE-2026-48802 shows what else happens.
+    subject = build.make(Role.CLIENT)
+    subject.write_paused = True
+    with measured() as memory:
+        for number in range(5_000):
+            assert subject.receive_data(frame(PING, b"%0125d" % number), START) == [Ping(b"%0125d" % number)]
+        assert subject.data_to_send() == b""
+    assert memory.held < 5_000
+    subject.writing_resumed()
+    assert not subject.write_paused
+    (item,) = wire.frames(subject.data_to_send())
+    assert (item.opcode, item.payload) == (PONG, b"%0125d" % 4_999)
+    subject.writing_resumed()
+    assert subject.data_to_send() == b"", "it is sent once"
+
+
+def test_pongs_that_were_queued_before_the_pause_go(build: Build) -> None:
+    subject = build.make(Role.CLIENT)
+    subject.receive_data(frame(PING, b"1"), START)
+    subject.write_paused = True
+    subject.receive_data(frame(PING, b"2") + frame(PING, b"3"), START)
+    subject.writing_resumed()
+    subject.receive_data(frame(PING, b"4"), START)
+    assert [item.payload for item in wire.frames(subject.data_to_send())] == [b"1", b"3", b"4"]
+
+
+def test_no_pong_goes_after_our_close(build: Build) -> None:
+    subject = build.make(Role.CLIENT)
+    subject.write_paused = True
+    subject.receive_data(frame(PING, b"1"), START)
+    subject.close(1000, "", START)
+    subject.receive_data(frame(PING, b"2"), START)
+    subject.writing_resumed()
+    assert [item.opcode for item in wire.frames(subject.data_to_send())] == [wire.CLOSE]
+
+
+def test_no_pong_goes_after_the_end_of_the_stream(build: Build) -> None:
+    subject = build.make(Role.CLIENT)
+    subject.write_paused = True
+    subject.receive_data(frame(PING, b"1"), START)
+    subject.receive_eof()
+    subject.writing_resumed()
+    assert subject.data_to_send() == b""
+
+
+def test_a_flood_of_pongs_takes_no_memory(build: Build) -> None:
+    subject = build.make(Role.CLIENT)
+    with measured() as memory:
+        for number in range(5_000):
+            subject.receive_data(frame(PONG, b"%0125d" % number), START)
+    assert memory.held < 5_000
+    assert subject.latency is None
+
+
+def test_unanswered_pings_of_ours_take_bounded_memory(build: Build) -> None:
+    subject = build.make(Role.CLIENT)
+    with measured() as memory:
+        for number in range(5_000):
+            subject.ping(b"%0125d" % number, START)
+            subject.data_to_send()
+    assert memory.held < 10_000

@@ -1,0 +1,291 @@
+"""core/protocol.py: keepalive and time-outs from a clock that is passed in (RFC 6455 sections 5.5.2 and 7.1.1).
+
+No test waits: time is a number.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from watershed_mw.core.limits import Limits
+from watershed_mw.core.protocol import Protocol
+from watershed_mw.core.states import Role, State
+
+from . import wire
+from .support import START, Build, failure, peer_key, plain
+from .wire import CLOSE, PING, PONG, TEXT, frame
+
+ROLES = [Role.SERVER, Role.CLIENT]
+LIMITS = Limits(ping_interval=20, ping_timeout=15, close_timeout=10)
+PING_SIZE = len(frame(PING, b"keepalive 1"))
+SILENT = "expected an answer to a PING within 15 seconds (ping_timeout), got none"
+
+
+def sent(subject: Protocol) -> list[wire.Frame]:
+    """The frames that ``subject`` wants to send."""
+    return [wire.Frame(item.opcode, item.payload) for item in wire.frames(subject.data_to_send())]
+
+
+def pinged(build: Build, role: Role = Role.SERVER, unsent: int = 0, limits: Limits = LIMITS) -> Protocol:
+    """A protocol that sent its first keepalive PING at ``START + 20``, behind ``unsent`` bytes."""
+    subject = build.make(role, limits)
+    assert subject.handle_timeout(START + 20, unsent) == []
+    assert sent(subject) == [wire.Frame(PING, b"keepalive 1")]
+    return subject
+
+
+# --- the PING -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_ping_is_due_after_ping_interval(build: Build, role: Role) -> None:
+    subject = build.make(role, LIMITS)
+    assert subject.next_deadline() == START + 20
+    assert subject.handle_timeout(START + 19.99, 0) == []
+    assert sent(subject) == []
+    assert subject.handle_timeout(START + 20, 0) == []
+    assert sent(subject) == [wire.Frame(PING, b"keepalive 1")]
+
+
+def test_data_does_not_put_off_the_ping(build: Build) -> None:
+    # A proxy that drops idle streams counts each direction for itself.
+    subject = build.make(limits=LIMITS)
+    subject.receive_data(frame(TEXT, b"x", key=wire.KEY), START + 19)
+    assert subject.next_deadline() == START + 20
+
+
+def test_pings_follow_each_other_while_they_are_answered(build: Build) -> None:
+    subject = pinged(build)
+    for number in (2, 3, 4):
+        now = START + 20 * number
+        pong = frame(PONG, b"keepalive %d" % (number - 1), key=wire.KEY)
+        subject.receive_data(pong, now - 19.5)
+        assert subject.latency == 0.5
+        assert subject.next_deadline() == now
+        assert subject.handle_timeout(now, 0) == []
+        assert sent(subject) == [wire.Frame(PING, b"keepalive %d" % number)]
+
+
+def test_no_interval_means_no_keepalive(build: Build) -> None:
+    subject = build.make(limits=Limits(ping_interval=None, ping_timeout=15))
+    assert subject.next_deadline() is None
+    assert subject.handle_timeout(START + 10**6, 0) == []
+    assert sent(subject) == []
+    assert subject.state is State.OPEN
+
+
+def test_a_ping_of_the_applications_is_no_keepalive(build: Build) -> None:
+    subject = build.make(limits=LIMITS)
+    subject.ping(b"mine", START + 1)
+    assert subject.next_deadline() == START + 20
+
+
+def test_the_answer_to_a_ping_of_the_applications_is_life(build: Build) -> None:
+    subject = pinged(build)
+    subject.receive_data(frame(PONG, b"other", key=wire.KEY), START + 21)
+    assert subject.next_deadline() == START + 40
+
+
+# --- the answer -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_silent_peer_is_given_up_with_1011(build: Build, role: Role) -> None:
+    subject = pinged(build, role)
+    assert subject.next_deadline() == START + 35
+    assert subject.handle_timeout(START + 34.99, 0) == []
+    (event,) = plain(subject.handle_timeout(START + 35, 0))
+    assert failure(event) == (SILENT, 1011)
+    assert sent(subject) == [wire.Frame(CLOSE, b"\x03\xf3" + SILENT.encode())]
+    assert (subject.state, subject.close_code, subject.close_reason) == (State.ENDING, 1011, SILENT)
+    assert subject.half_close
+    assert subject.next_deadline() == START + 45
+    assert subject.handle_timeout(START + 45, 0) == []
+    assert (subject.state, subject.reset) == (State.CLOSED, False)
+
+
+def test_no_timeout_means_that_silence_is_borne(build: Build) -> None:
+    subject = build.make(limits=Limits(ping_interval=20, ping_timeout=None))
+    for number in range(1, 6):
+        assert subject.next_deadline() == START + 20 * number
+        assert subject.handle_timeout(START + 20 * number, 0) == []
+        assert sent(subject) == [wire.Frame(PING, b"keepalive %d" % number)]
+    assert subject.state is State.OPEN
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_any_byte_of_the_peers_counts_as_life(build: Build, role: Role, size: int) -> None:
+    # uvicorn#2884, websockets#501: a large message that is on its way is no silence.
+    subject = pinged(build, role)
+    data = frame(TEXT, b"a large message", key=peer_key(role))
+    subject.receive_data(data[:size], START + 34)
+    assert subject.next_deadline() == START + 40
+    assert subject.handle_timeout(START + 35, 0) == []
+    assert subject.state is State.OPEN
+    assert subject.handle_timeout(START + 40, 0) == []
+    assert sent(subject) == [wire.Frame(PING, b"keepalive 2")]
+
+
+def test_reading_no_byte_is_no_life(build: Build) -> None:
+    subject = pinged(build)
+    subject.receive_data(b"", START + 34)
+    assert subject.next_deadline() == START + 35
+
+
+def test_life_before_the_ping_does_not_answer_it(build: Build) -> None:
+    subject = build.make(limits=LIMITS)
+    subject.receive_data(frame(TEXT, b"x", key=wire.KEY), START + 19.9)
+    subject.handle_timeout(START + 20, 0)
+    assert subject.next_deadline() == START + 35
+
+
+def test_a_ping_that_was_answered_late_delays_the_next_no_further(build: Build) -> None:
+    limits = Limits(ping_interval=20, ping_timeout=100)
+    subject = pinged(build, limits=limits)
+    assert subject.next_deadline() == START + 120
+    subject.receive_data(frame(PONG, b"keepalive 1", key=wire.KEY), START + 90)
+    assert subject.latency == 70.0
+    assert subject.next_deadline() == START + 40
+    assert subject.handle_timeout(START + 90, 0) == []
+    assert sent(subject) == [wire.Frame(PING, b"keepalive 2")]
+    assert subject.next_deadline() == START + 190
+
+
+def test_a_clock_that_jumps_past_both_deadlines_sends_the_ping_first(build: Build) -> None:
+    # A laptop that slept: the peer gets its chance to answer.
+    subject = build.make(limits=LIMITS)
+    assert subject.handle_timeout(START + 10_000, 0) == []
+    assert sent(subject) == [wire.Frame(PING, b"keepalive 1")]
+    assert subject.next_deadline() == START + 10_015
+
+
+# --- a large message that goes out slowly ---------------------------------------------------------
+
+
+def test_while_the_peer_takes_what_was_sent_it_is_alive(build: Build) -> None:
+    # The PING waits behind a large message: it cannot have been seen.
+    subject = pinged(build, unsent=100_000)
+    now = START + 20
+    for left in (60_000, 59_999, PING_SIZE + 1, 0):
+        deadline = subject.next_deadline()
+        assert deadline == now + 15
+        now = deadline
+        assert subject.handle_timeout(now, left) == []
+        assert (sent(subject), subject.state) == ([], State.OPEN)
+    (event,) = plain(subject.handle_timeout(now + 15, 0))
+    assert failure(event) == (SILENT, 1011)
+
+
+def test_a_peer_that_takes_nothing_is_given_up(build: Build) -> None:
+    subject = pinged(build, unsent=100_000)
+    assert subject.handle_timeout(START + 35, 50_000 + PING_SIZE) == []
+    (event,) = plain(subject.handle_timeout(START + 50, 50_000 + PING_SIZE))
+    assert failure(event) == (SILENT, 1011)
+
+
+def test_what_is_sent_after_the_ping_does_not_hide_that_the_peer_takes_what_was_before(build: Build) -> None:
+    # A stream to a slow client: there is always as much unsent as there was.
+    subject = pinged(build, unsent=100_000)
+    subject.send_binary(bytes(50_000))
+    written = len(subject.data_to_send())
+    # 40,000 of the 100,000 bytes before the PING have been taken.
+    assert subject.handle_timeout(START + 35, 60_000 + PING_SIZE + written) == []
+    assert subject.state is State.OPEN
+
+
+def test_what_is_sent_after_the_ping_is_no_proof_of_life(build: Build) -> None:
+    # The kernel's buffer takes small messages for a long time after the peer has gone.
+    subject = pinged(build, unsent=0)
+    subject.send_text("into the void")
+    subject.data_to_send()
+    (event,) = plain(subject.handle_timeout(START + 35, 0))
+    assert failure(event) == (SILENT, 1011)
+
+
+def test_while_we_do_not_read_the_peers_silence_means_nothing(build: Build) -> None:
+    subject = pinged(build)
+    subject.read_paused = True
+    for number in range(1, 4):
+        assert subject.handle_timeout(START + 20 + 15 * number, 0) == []
+        assert subject.state is State.OPEN
+    subject.read_paused = False
+    (event,) = plain(subject.handle_timeout(START + 80, 0))
+    assert failure(event) == (SILENT, 1011)
+
+
+def test_a_peer_that_takes_nothing_while_we_do_not_read_is_given_up(build: Build) -> None:
+    # Both sides wait for the other to read: only an end helps.
+    subject = pinged(build, unsent=1000)
+    subject.read_paused = True
+    (event,) = plain(subject.handle_timeout(START + 35, 1000 + PING_SIZE))
+    assert failure(event) == (SILENT, 1011)
+
+
+# --- the end of keepalive -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unanswered", [True, False])
+def test_keepalive_ends_with_our_close(build: Build, unanswered: bool) -> None:
+    subject = pinged(build) if unanswered else build.make(limits=LIMITS)
+    subject.close(1000, "", START + 21)
+    subject.data_to_send()
+    assert subject.next_deadline() == START + 31
+    assert subject.handle_timeout(START + 30.99, 0) == []
+    assert sent(subject) == []
+    subject.handle_timeout(START + 31, 0)
+    assert subject.state is State.CLOSED
+
+
+def test_nothing_is_due_after_the_end(build: Build) -> None:
+    subject = pinged(build)
+    subject.receive_eof()
+    assert subject.next_deadline() is None
+    assert subject.handle_timeout(START + 10**6, 0) == []
+    assert sent(subject) == []
+
+
+@pytest.mark.parametrize("now", [0, 0.0, -5.0, 1e9])
+def test_the_clock_may_begin_anywhere(build: Build, now: float) -> None:
+    subject = build.make(limits=LIMITS, now=now)
+    assert subject.next_deadline() == now + 20
+    subject.handle_timeout(now + 20, 0)
+    (event,) = plain(subject.handle_timeout(now + 35, 0))
+    assert failure(event) == (SILENT, 1011)
+
+
+@pytest.mark.parametrize("timeout, text", [(15, "15"), (15.0, "15"), (0.5, "0.5"), (1e-3, "0.001")])
+def test_the_refusal_tells_the_time(build: Build, timeout: float, text: str) -> None:
+    subject = pinged(build, limits=Limits(ping_interval=20, ping_timeout=timeout))
+    (event,) = plain(subject.handle_timeout(START + 40, 0))
+    assert failure(event)[0] == f"expected an answer to a PING within {text} seconds (ping_timeout), got none"
+
+
+@given(
+    interval=st.none() | st.floats(0.01, 100),
+    timeout=st.none() | st.floats(0.01, 100),
+    happenings=st.lists(st.tuples(st.sampled_from(["deadline", "data"]), st.floats(0.001, 50)), max_size=20),
+)
+def test_a_peer_that_answers_within_ping_timeout_is_never_given_up(
+    build: Build, interval: float | None, timeout: float | None, happenings: list[tuple[str, float]]
+) -> None:
+    subject = build.make(limits=Limits(ping_interval=interval, ping_timeout=timeout))
+    now = START
+    for what, later in happenings:
+        if what == "data":
+            now += later
+            subject.receive_data(frame(TEXT, b"x", key=wire.KEY), now)
+        # Everything that is due by now is done, and every PING is answered a moment later.
+        for _ in range(50):
+            deadline = subject.next_deadline()
+            if deadline is None or deadline > now + later:
+                break
+            now = max(now, deadline)
+            assert subject.handle_timeout(now, 0) == []
+            for item in sent(subject):
+                assert item.opcode == PING
+                now += 1e-6
+                subject.receive_data(frame(PONG, item.payload, key=wire.KEY), now)
+    assert subject.state is State.OPEN
