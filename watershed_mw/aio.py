@@ -11,13 +11,15 @@ import asyncio
 import inspect
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Generator
 from types import TracebackType
 from typing import Any, Self
 
 from ._implementation import Protocol
 from .alarm import Entry, alarm_of
-from .connection import Details, WatershedConnection, logger
+from .connection import Details, WatershedConnection, checked_message, checked_ping, logger
+from .core.codes import encode_close
 from .core.events import Event
 from .core.flow import ReceiveQueue
 from .core.states import State
@@ -83,6 +85,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._half_closed = False
         self._lost = False
         self._busy: asyncio.Task[None] | None = None
+        self._waiting: deque[Awaitable[Any]] = deque()
         self._receiver: asyncio.Future[None] | None = None
         self._drainers: list[asyncio.Future[None]] = []
         self._closers: list[asyncio.Future[None]] = []
@@ -90,13 +93,14 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         if queue is not None:
             self._queue = queue
 
-    def attach(self, head: bytes = b"", keep: Any = None) -> None:
+    def attach(self, head: bytes = b"", keep: Any = None, *, eof: bool = False) -> None:
         """Take the transport over from whatever protocol it had, and begin to read.
 
         Args:
             head: bytes that were read past the opening handshake.
             keep: object that must live as long as the connection, such as a StreamWriter that
                 would close the transport when it is collected.
+            eof: whether the stream's end was read, too: the transport will not tell of it again.
         """
         previous = self._transport.get_protocol()
         self._previous = None if previous is self else previous
@@ -105,15 +109,17 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         if head:
             self._transport.pause_reading()  # what came first is read first
         # Handlers that are registered in this turn of the loop must see what came with the handshake.
-        self._loop.call_soon(self._start_reading, head)
+        self._loop.call_soon(self._start_reading, head, eof)
 
-    def _start_reading(self, head: bytes) -> None:
+    def _start_reading(self, head: bytes, eof: bool) -> None:
         try:
             if head and not self._lost:
                 self.data_received(head)
         finally:
             if not self._lost and not self._core.read_paused:
                 self._transport.resume_reading()
+        if eof and not self._lost:
+            self.eof_received()
         self._advance_and_settle()
 
     # --- asyncio calls these ---------------------------------------------------------------------------
@@ -163,7 +169,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._writing_paused = False
         self._core.writing_resumed()
         self._wake(self._drainers)
-        self._emit("drain")
+        self._await_results(self._emit("drain"))
         self._advance_and_settle()
 
     # --- what the application calls ----------------------------------------------------------------------
@@ -219,10 +225,8 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
             TypeError: neither text nor bytes.
         """
         if threading.get_ident() != self._thread:
-            if not self._core.sending:
-                raise self._closed_error()
-            copy = data if isinstance(data, (str, bytes)) else bytes(data)
-            self._from_thread(lambda: self.send(copy))
+            copy = checked_message(data)
+            self._from_thread(lambda: self.send(copy), sending=True)
             return _READY
         self._queue_message(data)
         self._wrote()
@@ -231,7 +235,8 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
     def ping(self, data: bytes | str = b"") -> Awaitable[None]:
         """Send a PING with up to 125 bytes; :attr:`latency` tells when its PONG has come. Raises as :meth:`send`."""
         if threading.get_ident() != self._thread:
-            self._from_thread(lambda: self.ping(data))
+            payload = checked_ping(data)
+            self._from_thread(lambda: self.ping(payload), sending=True)
             return _READY
         self._queue_ping(data)
         self._wrote()
@@ -251,6 +256,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
             LocalProtocolError: the code or the reason may not be sent.
         """
         if threading.get_ident() != self._thread:
+            encode_close(code, reason)  # raises here what nobody would see over there
             self._from_thread(lambda: self.end(reason, code=code))
             return _READY
         self._queue_close(code, reason)
@@ -264,6 +270,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
             return
         self._destroyed = True
         self._core.abort()
+        self._queue.clear()
         self._advance_and_settle()
 
     async def run(self) -> tuple[int, str]:
@@ -339,21 +346,22 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         waiting = [
             result for result in results if result is not None and result is not _READY and inspect.isawaitable(result)
         ]
-        if waiting:
-            self._busy = self._loop.create_task(self._finish(waiting))
+        self._waiting.extend(waiting)
+        if self._waiting and self._busy is None:
+            self._busy = self._loop.create_task(self._await_waiting())
 
-    async def _finish(self, waiting: list[Awaitable[Any]]) -> None:
+    async def _await_waiting(self) -> None:
         try:
-            for awaitable in waiting:
-                await awaitable
-        except ConnectionClosed:
-            pass  # A reply came too late, as the end itself tells.
-        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
-            self._handler_failed(error)
+            while self._waiting:
+                try:
+                    await self._waiting.popleft()
+                except ConnectionClosed:
+                    pass  # A reply came too late, as the end itself tells.
+                except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
+                    self._handler_failed(error)
         finally:
             self._busy = None
-            self._advance()
-            self._settle()
+            self._advance_and_settle()
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)
@@ -425,6 +433,8 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_set = False
+        if self._trace is not None:
+            self._trace_sent_close()
         data = self._core.data_to_send()
         if not data or self._lost or self._half_closed:
             return
@@ -473,7 +483,10 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
     def _finished(self) -> bool:
         return self._lost and not (self._push and (self._queue or self._busy is not None)) and self._end_emitted
 
-    def _from_thread(self, call: Any) -> None:
+    def _from_thread(self, call: Any, *, sending: bool = False) -> None:
+        if sending and not self._core.sending:
+            raise self._closed_error()
+
         def guarded() -> None:
             try:
                 call()

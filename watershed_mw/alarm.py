@@ -56,6 +56,10 @@ class Alarm:
             # Nothing holds on to the loop once its last connection has gone.
             self._heap.clear()
             self._stop()
+        elif len(self._heap) > 64 and len(self._heap) > 2 * self._waiting:
+            # Many short connections beside a long one leave their cancelled entries behind.
+            self._heap = [entry for entry in self._heap if entry.callback is not None]
+            heapq.heapify(self._heap)
 
     def _start(self, when: float) -> None:
         self._stop()
@@ -71,16 +75,18 @@ class Alarm:
     def _ring(self) -> None:
         self._stop()
         now = time.monotonic()
-        heap = self._heap
-        while heap and (heap[0].callback is None or heap[0].when <= now):
-            entry = heapq.heappop(heap)
-            callback = entry.callback
-            if callback is not None:
-                entry.callback = None
-                self._waiting -= 1
-                callback()
-        if heap and heap[0].when < self._handle_time:
-            self._start(heap[0].when)
+        try:
+            while self._heap and (self._heap[0].callback is None or self._heap[0].when <= now):
+                entry = heapq.heappop(self._heap)
+                callback = entry.callback
+                if callback is not None:
+                    entry.callback = None
+                    self._waiting -= 1
+                    callback()
+        finally:
+            # Whatever a callback raised, the others' time will come.
+            if self._heap and self._heap[0].when < self._handle_time:
+                self._start(self._heap[0].when)
 
 
 _alarms: WeakKeyDictionary[asyncio.AbstractEventLoop, Alarm] = WeakKeyDictionary()

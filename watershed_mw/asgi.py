@@ -1,8 +1,8 @@
 """The ASGI door: a middleware that judges every upgrade and gives the application an upgrade object.
 
 Nothing is answered before the application decides, except a request that RFC 6455 or the origin
-policy refuses. The opening handshake travels through the ``receive`` and ``send`` that the handler
-was given, so that middlewares in between can see it and add headers.
+policy refuses. The accept travels through the ``send`` that this middleware was given, so that those
+in front of it see it and can add headers; the frames afterwards do not.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from ._implementation import Protocol
 from .aio import AsyncConnection
 from .connection import EVENTS, Details, WatershedConnection
 from .core.flow import ReceiveQueue
+from .sockets import close_socket
 from .tls import TLSSocketTransport
 
 __all__ = ["Background", "attach_socket", "background_loop"]
@@ -59,64 +60,61 @@ class Background:
     Args:
         connection: the threads flavour, whose handlers are called.
         details, core, queue: its inner parts, as they are.
-        sock: its socket.
-        head: bytes that were read and not yet given to the core.
     """
 
-    def __init__(
-        self,
-        connection: WatershedConnection,
-        details: Details,
-        core: Protocol,
-        queue: ReceiveQueue,
-        sock: socket.socket,
-        head: bytes,
-    ) -> None:
+    def __init__(self, connection: WatershedConnection, details: Details, core: Protocol, queue: ReceiveQueue) -> None:
         self._loop, self._pool = background_loop()
-        self._started: asyncio.Future[AsyncConnection] | Any
-        self._started = asyncio.run_coroutine_threadsafe(
-            self._start(connection, details, core, queue, sock, head), self._loop
-        )
+        self._connection = connection
+        self._details = details
+        self._core = core
+        self._queue = queue
+        self._inner: Future[AsyncConnection] = Future()
 
-    async def _start(
-        self,
-        connection: WatershedConnection,
-        details: Details,
-        core: Protocol,
-        queue: ReceiveQueue,
-        sock: socket.socket,
-        head: bytes,
-    ) -> AsyncConnection:
-        transport, early = await attach_socket(sock)
-        inner = AsyncConnection(replace(details, trace=None), core, transport, queue=queue)
+    def start(self, sock: socket.socket, head: bytes) -> None:
+        """Give the loop the socket, and bytes that were read and not yet given to the core."""
+        asyncio.run_coroutine_threadsafe(self._start(sock, head), self._loop)
+
+    async def _start(self, sock: socket.socket, head: bytes) -> None:
+        try:
+            transport, early = await attach_socket(sock)
+        except OSError:
+            # The peer was gone before the loop could have it: all that is left is to say so.
+            await self._tell_of_the_end(sock)
+            return
+        inner = AsyncConnection(replace(self._details, trace=None), self._core, transport, queue=self._queue)
         # To the application there is one connection, whose start has been traced already.
-        inner.id = connection.id
-        if details.trace is not None:
-            trace = details.trace
-            inner._trace = lambda probe, _, data: trace(probe, connection, data)
+        inner.id = self._connection.id
+        if self._details.trace is not None:
+            trace = self._details.trace
+            inner._trace = lambda probe, _, data: trace(probe, self._connection, data)
         for event in EVENTS:
-            inner.on(event, partial(self._call_handlers, connection, event))
+            inner.on(event, partial(self._call_handlers, event))
+        self._inner.set_result(inner)
         inner.attach(head + early)
-        return inner
 
-    async def _call_handlers(self, connection: WatershedConnection, event: str, *args: Any) -> None:
-        await self._loop.run_in_executor(self._pool, connection._emit, event, *args)
+    async def _tell_of_the_end(self, sock: socket.socket) -> None:
+        close_socket(sock)
+        self._core.receive_eof()
+        self._inner.set_exception(self._connection._closed_error())
+        await self._loop.run_in_executor(self._pool, self._connection._emit_end)
 
-    def send(self, data: str | bytes | bytearray | memoryview) -> None:
+    async def _call_handlers(self, event: str, *args: Any) -> None:
+        await self._loop.run_in_executor(self._pool, self._connection._emit, event, *args)
+
+    def send(self, data: str | bytes) -> None:
         """Send one message and wait until the peer keeps up; raises as ``ThreadConnection.send``."""
-        copy = data if isinstance(data, (str, bytes)) else bytes(data)
-        asyncio.run_coroutine_threadsafe(self._send(copy), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._send(data), self._loop).result()
 
     async def _send(self, data: str | bytes) -> None:
-        inner = await asyncio.wrap_future(self._started)
+        inner = await asyncio.wrap_future(self._inner)
         await inner.send(data)
 
     def call(self, method: str, *args: Any, **options: Any) -> None:
-        """Call a method of the connection on its loop, and wait for it to be begun; raises what it raises."""
+        """Call a method of the connection on its loop, and wait until it has begun; raises what it raises."""
         asyncio.run_coroutine_threadsafe(self._call(method, args, options), self._loop).result()
 
     async def _call(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        inner = await asyncio.wrap_future(self._started)
+        inner = await asyncio.wrap_future(self._inner)
         getattr(inner, method)(*args, **options)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from ._implementation import Protocol
+from .core.codes import MAX_CONTROL_PAYLOAD, encode_text
 from .core.events import CloseReceived, Event, Failed, Ping, Pong
 from .core.flow import ReceiveQueue
 from .core.handshake import Agreement
@@ -34,6 +35,33 @@ MESSAGES: Final = frozenset({"text", "binary"})
 
 logger = logging.getLogger("watershed_mw")
 _ids = itertools.count(1)
+
+
+def copied(data: bytes | bytearray | memoryview) -> bytes:
+    """``data`` as bytes that nobody can change.
+
+    Raises:
+        TypeError: it is no bytes-like object; ``bytes(5)`` would be five zeros.
+    """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"expected str for a TEXT message or bytes for a BINARY one, got {type(data).__name__}")
+    return bytes(data)
+
+
+def checked_message(data: str | bytes | bytearray | memoryview) -> str | bytes:
+    """``data`` as it can be handed to another thread, which could only log what is wrong with it."""
+    if isinstance(data, str):
+        encode_text(data)
+        return data
+    return copied(data)
+
+
+def checked_ping(data: bytes | str) -> bytes:
+    """The payload of a PING. Raises as :meth:`WatershedConnection.ping`."""
+    payload = encode_text(data) if isinstance(data, str) else copied(data)
+    if len(payload) > MAX_CONTROL_PAYLOAD:
+        raise LocalProtocolError(f"expected at most {MAX_CONTROL_PAYLOAD} bytes in a PING, got {len(payload)}")
+    return payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +106,8 @@ class WatershedConnection:
     those of a type without a handler are dropped.
 
     Events and their arguments: ``text(str)``, ``binary(bytes)``, ``ping(bytes)``, ``pong(bytes)``,
-    ``error(exception)``, ``connection_reset()``, ``end(code, reason)``, ``drain()``. ``error`` and
-    ``connection_reset`` are each followed by ``end``, which comes exactly once.
+    ``error(exception)``, ``connection_reset()``, ``end(code, reason)``, and ``drain()`` where ``send``
+    does not block. ``error`` and ``connection_reset`` are each followed by ``end``, which comes exactly once.
 
     Attributes:
         id: number of this connection, unique within the process.
@@ -104,6 +132,7 @@ class WatershedConnection:
         self._destroyed = False
         self._end_emitted = False
         self._trace = details.trace
+        self._close_traced = False
         if self._trace is not None:
             self._trace("start", self, details.role.value.encode())
 
@@ -230,6 +259,7 @@ class WatershedConnection:
             results += self._emit("connection_reset")
         code, reason = self.close_code or 1006, self.close_reason or ""
         if self._trace is not None:
+            self._trace_sent_close()
             self._trace("end", self, b"%d %s" % (code, reason.encode()))
         return results + self._emit("end", code, reason)
 
@@ -239,10 +269,8 @@ class WatershedConnection:
         """Frame one message; a buffer that may change is copied first."""
         if isinstance(data, str):
             self._core.send_text(data)
-        elif isinstance(data, (bytes, bytearray, memoryview)):
-            self._core.send_binary(data if type(data) is bytes else bytes(data))
         else:
-            raise TypeError(f"expected str for a TEXT message or bytes for a BINARY one, got {type(data).__name__}")
+            self._core.send_binary(data if type(data) is bytes else copied(data))
         if self._trace is not None:
             if isinstance(data, str):
                 self._trace("send-text", self, data.encode())
@@ -250,15 +278,20 @@ class WatershedConnection:
                 self._trace("send-binary", self, bytes(data))
 
     def _queue_ping(self, data: bytes | str) -> None:
-        payload = data.encode() if isinstance(data, str) else bytes(data)
+        payload = checked_ping(data)
         self._core.ping(payload, self._now())
         if self._trace is not None:
             self._trace("send-ping", self, payload)
 
     def _queue_close(self, code: int, reason: str) -> None:
-        if self._trace is not None and self._core.sending:
-            self._trace("send-close", self, b"%d %s" % (code, reason.encode("utf-8", "replace")))
         self._core.close(code, reason, self._now())
+
+    def _trace_sent_close(self) -> None:
+        """Tell the probe once of our Close, whoever decided on it."""
+        sent = self._core.close_sent
+        if sent is not None and not self._close_traced and self._trace is not None:
+            self._close_traced = True
+            self._trace("send-close", self, b"%d %s" % (sent[0], sent[1].encode("utf-8", "replace")))
 
     def _trace_received(self, event: Event) -> None:
         assert self._trace is not None
@@ -268,6 +301,8 @@ class WatershedConnection:
             self._trace("recv-binary", self, event)
         elif isinstance(event, (Ping, Pong)):
             self._trace("recv-ping" if isinstance(event, Ping) else "recv-pong", self, event.payload)
+            if isinstance(event, Ping) and self._core.sending and not self._core.write_paused:
+                self._trace("send-pong", self, event.payload)
         elif isinstance(event, CloseReceived):
             self._trace("recv-close", self, b"%d %s" % (event.code, event.reason.encode()))
 

@@ -128,6 +128,9 @@ def _read_head(connection: h11.Connection, data: bytes) -> Any:
         raise HandshakeError(f"expected an HTTP head, got {error}", status=error.error_status_hint) from None
     if not isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
         raise HandshakeError("expected a complete HTTP head that ends in an empty line, got only a part of one")
+    # h11's own limit is for heads that are not complete yet.
+    if (size := len(data) - len(connection.trailing_data[0])) > _MAX_HEAD:
+        raise HandshakeError(f"expected an HTTP head of at most {_MAX_HEAD} bytes, got {size}", status=431)
     return event
 
 
@@ -177,8 +180,10 @@ def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes |
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = ""  # For people alone: a client must not depend on it (RFC 9112 section 4).
-    ends = [] if body is None else [("Content-Length", str(len(body))), ("Connection", "close")]
-    known = {name.lower() for name, _ in ends}
+    ends = [] if body is None else [("Connection", "close")]
+    if body is not None and status not in (204, 304):  # RFC 9110 section 8.6
+        ends.append(("Content-Length", str(len(body))))
+    known = {name.lower() for name, _ in ends} | ({"content-length"} if body is not None else set())
     pairs = [pair for pair in fields if pair[0].lower() not in known]
     return write_head(f"HTTP/1.1 {status} {phrase}", [*pairs, *ends]) + (body or b"")
 

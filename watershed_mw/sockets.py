@@ -13,9 +13,18 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["BlockingSocket", "DetachedSocket", "DetachedTLSSocket", "HeldTLSSocket", "address", "detach"]
+__all__ = [
+    "BlockingSocket",
+    "DetachedSocket",
+    "DetachedTLSSocket",
+    "HeldTLSSocket",
+    "address",
+    "close_socket",
+    "detach",
+]
 
 _READ_SIZE = 64 * 2**10
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -121,11 +130,21 @@ class BlockingSocket:
         return socket.socket(self._socket.family, self._socket.type, self._socket.proto, fileno=self._socket.detach())
 
 
+def close_socket(sock: socket.socket) -> None:
+    """Close a socket for good, a :class:`HeldTLSSocket` as well; the peer learns of it though a fork holds it."""
+    with contextlib.suppress(OSError, ValueError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    if isinstance(sock, ssl.SSLSocket):
+        ssl.SSLSocket.close(sock)
+    else:
+        sock.close()
+
+
 class HeldTLSSocket(ssl.SSLSocket):
     """A TLS socket whose first owner, such as ``http.server``, will still shut it down and close it: in vain.
 
     OpenSSL's state cannot move to another Python object, so the object stays and changes its class. The new
-    owner closes it with ``ssl.SSLSocket.close(sock)``.
+    owner closes it with :func:`close_socket`.
     """
 
     def shutdown(self, how: int) -> None:
@@ -140,9 +159,23 @@ class _EarlyBytes:
 
     head = b""
 
-    def _take_head(self, size: int) -> bytes:
-        taken, self.head = self.head[:size], self.head[size:]
+    def _take_head(self, size: int, flags: int = 0) -> bytes:
+        taken = self.head[:size]
+        if not flags & socket.MSG_PEEK:
+            self.head = self.head[size:]
         return taken
+
+    def _fill_from_head(self, buffers: Iterable[Any], limit: int = 0, flags: int = 0) -> int:
+        """Copy into writable ``buffers`` in turn, ``limit`` bytes at most unless it is 0."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        room = sum(map(len, views))
+        taken = self._take_head(min(limit, room) if limit else room, flags)
+        start = 0
+        for view in views:
+            piece = taken[start : start + len(view)]
+            view[: len(piece)] = piece
+            start += len(piece)
+        return len(taken)
 
 
 class DetachedSocket(_EarlyBytes, socket.socket):
@@ -155,24 +188,35 @@ class DetachedSocket(_EarlyBytes, socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """As ``socket.recv``."""
-        return self._take_head(bufsize) if self.head else super().recv(bufsize, flags)
+        return self._take_head(bufsize, flags) if self.head else super().recv(bufsize, flags)
 
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """As ``socket.recv_into``."""
-        if not self.head:
-            return super().recv_into(buffer, nbytes, flags)
-        view = memoryview(buffer).cast("B")
-        taken = self._take_head(nbytes or len(view))
-        view[: len(taken)] = taken
-        return len(taken)
+        return self._fill_from_head([buffer], nbytes, flags) if self.head else super().recv_into(buffer, nbytes, flags)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """As ``socket.recvfrom``."""
-        return (self._take_head(bufsize), self.getpeername()) if self.head else super().recvfrom(bufsize, flags)
+        return (self._take_head(bufsize, flags), None) if self.head else super().recvfrom(bufsize, flags)
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        """As ``socket.recvfrom_into``."""
+        if self.head:
+            return self._fill_from_head([buffer], nbytes, flags), None
+        return super().recvfrom_into(buffer, nbytes, flags)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         """As ``socket.recvmsg``."""
-        return (self._take_head(bufsize), [], 0, None) if self.head else super().recvmsg(bufsize, ancbufsize, flags)
+        return (
+            (self._take_head(bufsize, flags), [], 0, None) if self.head else super().recvmsg(bufsize, ancbufsize, flags)
+        )
+
+    def recvmsg_into(
+        self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[Any], int, Any]:
+        """As ``socket.recvmsg_into``."""
+        if self.head:
+            return self._fill_from_head(buffers, 0, flags), [], 0, None
+        return super().recvmsg_into(buffers, ancbufsize, flags)
 
 
 class DetachedTLSSocket(_EarlyBytes, ssl.SSLSocket):
@@ -184,23 +228,13 @@ class DetachedTLSSocket(_EarlyBytes, ssl.SSLSocket):
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         """As ``SSLSocket.recv_into``."""
-        if not self.head:
-            return super().recv_into(buffer, nbytes, flags)
-        view = memoryview(buffer).cast("B")
-        taken = self._take_head(nbytes or len(view))
-        view[: len(taken)] = taken
-        return len(taken)
+        return self._fill_from_head([buffer], nbytes or 0) if self.head else super().recv_into(buffer, nbytes, flags)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  # SSLSocket's own name for it
         """As ``SSLSocket.read``."""
         if not self.head:
             return super().read(len, buffer)
-        if buffer is None:
-            return self._take_head(len)
-        taken = self._take_head(len)
-        size = memoryview(taken).nbytes  # len is taken
-        buffer[:size] = taken
-        return size
+        return self._take_head(len) if buffer is None else self._fill_from_head([buffer], len)
 
 
 def detach(sock: socket.socket, head: bytes) -> socket.socket:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ._implementation import Protocol
-from .connection import Details, WatershedConnection, logger
+from .connection import Details, WatershedConnection, checked_message, checked_ping, logger
 from .core.events import Event
 from .core.states import State
 from .errors import ConnectionClosed
@@ -42,6 +42,7 @@ class ThreadConnection(WatershedConnection):
         self._writing = threading.Lock()
         self._looked = 0.0
         self._unsent = 0
+        self._heard: list[Event] = []
         self._half_closed = False
         self._running = False
         self._finished = False
@@ -63,6 +64,7 @@ class ThreadConnection(WatershedConnection):
         """
         self._check_pull()
         until = None if timeout is None else time.monotonic() + timeout
+        late = False
         while True:
             with self._state:
                 if self._queue:
@@ -73,9 +75,11 @@ class ThreadConnection(WatershedConnection):
             if self._core.ended:
                 self._wind_down()
                 raise self._closed_error()
-            if until is not None and time.monotonic() >= until:
+            if late:
                 raise TimeoutError(f"no message came within {timeout:g} seconds")
             self._read(until)
+            # Judged before the next look, so that what has come in time is taken, with a timeout of 0 as well.
+            late = until is not None and time.monotonic() >= until
 
     def __iter__(self) -> Self:
         return self
@@ -97,7 +101,7 @@ class ThreadConnection(WatershedConnection):
             TypeError: neither text nor bytes.
         """
         if self._background is not None:
-            self._background.send(data)
+            self._background.send(checked_message(data))
             return
         if time.monotonic() - self._looked > _LOOK_EVERY:
             self._look()
@@ -113,7 +117,7 @@ class ThreadConnection(WatershedConnection):
         Raises as :meth:`send`.
         """
         if self._background is not None:
-            self._background.call("ping", data)
+            self._background.call("ping", checked_ping(data))
             return
         with self._state:
             self._queue_ping(data)
@@ -146,6 +150,7 @@ class ThreadConnection(WatershedConnection):
         with self._state:
             self._destroyed = True
             self._core.abort()
+            self._queue.clear()
         self._close_socket()
         self._finish()
 
@@ -182,7 +187,8 @@ class ThreadConnection(WatershedConnection):
         from .background import Background  # starts threads when used, hence not imported by those who do not
 
         self._push = True
-        self._background = Background(self, self._details, self._core, self._queue, self._socket.release(), self._head)
+        self._background = Background(self, self._details, self._core, self._queue)
+        self._background.start(self._socket.release(), self._head)
 
     @property
     def in_background(self) -> bool:
@@ -259,17 +265,38 @@ class ThreadConnection(WatershedConnection):
     def _flush(self, *, wait: bool) -> None:
         """Write what is queued. Without ``wait``, leave it to the thread that is writing, if there is one."""
         while self._core.unsent_size:
-            if not self._writing.acquire(blocking=wait):
+            if not self._begin_writing(wait=wait):
                 return  # The writer looks again after it has let the lock go.
             try:
                 while True:
                     with self._state:
+                        if self._trace is not None:
+                            self._trace_sent_close()
                         data = self._core.data_to_send()
                     if not data:
                         break
                     self._write(data)
             finally:
+                at_once, self._heard = self._heard, []
                 self._writing.release()
+            # What was heard while waiting to write is told when the lock is free: handlers may send.
+            self._tell(at_once)
+
+    def _begin_writing(self, *, wait: bool) -> bool:
+        """Take the writing lock; while another thread has it, keep time in its place."""
+        while not self._writing.acquire(blocking=False):
+            if not wait:
+                return False
+            deadline = self._core.next_deadline()
+            patience = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            if self._writing.acquire(timeout=patience):
+                break
+            with self._state:
+                at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
+            self._tell(at_once)
+            if self._core.state is State.CLOSED:
+                self._socket.shutdown()  # wakes the writer, who had an older deadline in mind
+        return True
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -306,7 +333,7 @@ class ThreadConnection(WatershedConnection):
                     self._reader = None
                     self._state.notify_all()
                 at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
-        self._tell(at_once)
+        self._heard += at_once
         return self._core.state is not State.CLOSED
 
     # --- the end -----------------------------------------------------------------------------------------
@@ -355,6 +382,8 @@ class ThreadConnection(WatershedConnection):
             logger.error("a handler of %r raised", self, exc_info=error)
             self._background.call("end", code=1011)
             return
+        if not self._running:
+            logger.error("a handler of %r raised", self, exc_info=error)
         with self._state:
             super()._handler_failed(error)
 

@@ -7,9 +7,9 @@ to give. Everything runs on the loop's thread; the socket never blocks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import ssl
+
+from .sockets import close_socket
 
 __all__ = ["TLSSocketTransport"]
 
@@ -28,14 +28,7 @@ class TLSSocketTransport(asyncio.Transport):
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
-        super().__init__(
-            {
-                "socket": sock,
-                "peername": sock.getpeername(),
-                "sockname": sock.getsockname(),
-                "ssl_object": sock,
-            }
-        )
+        super().__init__({"socket": sock, "ssl_object": sock})
         sock.setblocking(False)
         self._loop = loop
         self._socket = sock
@@ -195,8 +188,4 @@ class TLSSocketTransport(asyncio.Transport):
         try:
             self._protocol.connection_lost(error)
         finally:
-            with contextlib.suppress(OSError, ValueError):
-                socket.socket.shutdown(
-                    self._socket, socket.SHUT_RDWR
-                )  # so that the FIN goes out though a fork holds the fd
-            ssl.SSLSocket.close(self._socket)  # the socket's own close may be a HeldTLSSocket's
+            close_socket(self._socket)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 import time
 from typing import Any, TypeAlias, cast
 
@@ -62,8 +61,12 @@ class BlockingTransport:
         details = Details(role, agreement, limits, request, remote, local, trace)
         return ThreadConnection(details, _protocol(details), self._socket, head)
 
-    def detach(self, head: bytes) -> socket.socket:
-        """The socket as its new owner's."""
+    def check_detachable(self) -> None:
+        """Every socket is."""
+
+    def detach(self, head: bytes, answer: bytes = b"") -> socket.socket:
+        """The socket as its new owner's, once ``answer`` has been written."""
+        self.write(answer)
         return detach(self._socket, head)
 
 
@@ -101,33 +104,49 @@ class AsyncioTransport:
         local = address(self._transport.get_extra_info("sockname"))
         details = Details(role, agreement, limits, request, remote, local, trace)
         connection = AsyncConnection(details, _protocol(details), self._transport)
-        connection.attach(head + drain_stream(self._reader), self._keep)
+        head += drain_stream(self._reader)
+        connection.attach(head, self._keep, eof=self._reader is not None and self._reader.at_eof())
         return connection
 
-    def detach(self, head: bytes) -> socket.socket:
-        """A plain transport's socket, which the event loop forgets.
+    def check_detachable(self) -> None:
+        """Judge, before anything is answered, whether :meth:`detach` can work.
 
         Raises:
             UnsupportedServerError: the transport is TLS, has bytes unsent, or has no socket.
         """
         transport = self._transport
-        sock = transport.get_extra_info("socket")
         if transport.get_extra_info("ssl_object") is not None:
             raise UnsupportedServerError(
                 "expected a plain connection for detached=True: under asyncio the TLS layer is part of the transport, "
                 "not of a socket; use the connection, or end TLS in front of this server"
             )
-        if sock is None or transport.get_write_buffer_size():
+        if transport.get_extra_info("socket") is None or transport.get_write_buffer_size():
             raise UnsupportedServerError(
                 f"expected a transport with a socket and nothing unsent for detached, got {type(transport).__name__}"
             )
+
+    def detach(self, head: bytes, answer: bytes = b"") -> socket.socket:
+        """A plain transport's socket, which the event loop forgets, once ``answer`` has been written.
+
+        Raises:
+            ConnectionClosed: the peer has gone.
+        """
+        transport = self._transport
+        if transport.is_closing():
+            raise ConnectionClosed(1006, "the transport was closed before the opening handshake could be written")
         transport.pause_reading()
-        head += drain_stream(self._reader)
         # A descriptor of our own: the transport closes its own, and shuts nothing down.
-        taken = DetachedSocket(fileno=os.dup(sock.fileno()))
+        taken = DetachedSocket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         taken.setblocking(False)
-        taken.head = head
+        taken.head = head + drain_stream(self._reader)
         transport.abort()
+        try:
+            # Not by the transport: uvloop writes at the end of the turn, when it has forgotten this connection.
+            # A handshake of some hundred bytes fits into the empty buffer of a new connection.
+            taken.sendall(answer)
+        except OSError as error:
+            taken.close()
+            raise ConnectionClosed(1006, f"the opening handshake could not be written: {error}") from error
         return taken
 
 
@@ -197,15 +216,13 @@ def drain_request(request: Any) -> bytes:
 
 
 def drain_file(rfile: Any, sock: socket.socket) -> bytes:
-    """What a buffered reader on ``sock`` holds, and what the kernel has, without waiting."""
+    """What a buffered reader on ``sock`` holds, without waiting; what the kernel has can stay there."""
     timeout = sock.gettimeout()
     sock.settimeout(0)
-    chunks = []
     try:
-        while chunk := rfile.read1(2**16):
-            chunks.append(chunk)
-    except (BlockingIOError, ssl.SSLWantReadError):
-        pass
+        # One buffer at most: whoever floods before the answer fills the kernel's memory share, not ours.
+        return bytes(rfile.read1(len(rfile.peek(1)) or 1) or b"")
+    except OSError:
+        return b""  # Nothing there, or nobody: the next call on the socket will tell.
     finally:
         sock.settimeout(timeout)
-    return b"".join(chunks)

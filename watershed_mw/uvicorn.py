@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, MutableMapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from .aio import AsyncConnection
+from .alarm import Entry, alarm_of
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
@@ -73,7 +75,12 @@ class NativeDoor:
         self._protocol.settings = Settings.of({**options_of(self._protocol.config), **options})
 
     def detach(self) -> None:
-        """Make the coming accept hand over the raw socket."""
+        """Make the coming accept hand over the raw socket.
+
+        Raises:
+            UnsupportedServerError: it cannot; nothing has been answered.
+        """
+        self._protocol.way.check_detachable()
         self._protocol.detached = True
 
     @property
@@ -125,7 +132,9 @@ class WatershedProtocol(asyncio.Protocol):
         self.told_connect = False
         self._response: tuple[int, list[tuple[str, str]]] | None = None
         self._response_begun = False
-        self._lost = self._loop.create_future()
+        self._decided: asyncio.Future[None] = self._loop.create_future()
+        self._drained: asyncio.Future[None] | None = None
+        self._patience: Entry | None = None
 
     @staticmethod
     def _settings_of(config: Config) -> Settings:
@@ -139,6 +148,7 @@ class WatershedProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast(asyncio.Transport, transport)
+        self.way = AsyncioTransport(self._transport)
         self._connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes alone
 
     def data_received(self, data: bytes) -> None:
@@ -157,14 +167,20 @@ class WatershedProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; after the accept the connection tells so."""
         self._connections.discard(self)
-        if not self._lost.done():
-            self._lost.set_result(None)
+        if self._patience is not None:
+            alarm_of(self._loop).cancel(self._patience)
+        self._decide_receive()
+        self.resume_writing()
 
     def pause_writing(self) -> None:
-        """A denial response is larger than the client reads; nothing more of it is held back."""
+        """The client does not read a denial response as fast as the application writes it."""
+        self._drained = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """It reads again, or has gone."""
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
 
     def shutdown(self) -> None:
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
@@ -172,6 +188,8 @@ class WatershedProtocol(asyncio.Protocol):
             self._connection.end("the server restarts", code=1012)
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse(HandshakeError("the server is shutting down: try again", status=503))
+        elif self._transport.get_write_buffer_size():
+            self._transport.abort()  # a client that does not read its answer must not hold the shutdown up
         else:
             self._transport.close()
 
@@ -236,13 +254,25 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._stage is _Stage.DECIDING:
             self._refuse(HandshakeError("the application did not answer the upgrade", status=500))
         elif self._stage is _Stage.ANSWERING:
-            self._transport.close()
+            self._close()
 
     def _refuse(self, error: HandshakeError) -> None:
-        self._stage = _Stage.REFUSED
         if not self._transport.is_closing():
             self._transport.write(write_refusal(error))
-            self._transport.close()
+        self._close()
+
+    def _close(self) -> None:
+        """An HTTP response has been written: close when the client has read it, or has had its time to."""
+        self._stage = _Stage.REFUSED
+        self._decide_receive()
+        self._transport.close()
+        if self._patience is None:
+            patience = time.monotonic() + self.settings.limits.close_timeout
+            self._patience = alarm_of(self._loop).set(patience, self._transport.abort)
+
+    def _decide_receive(self) -> None:
+        if not self._decided.done():
+            self._decided.set_result(None)
 
     # --- ASGI ------------------------------------------------------------------------------------------------
 
@@ -251,9 +281,8 @@ class WatershedProtocol(asyncio.Protocol):
             self.told_connect = True
             return {"type": "websocket.connect"}
         if self._connection is None:
-            # Before the accept, and after a refusal, nothing but the client's leaving can come.
-            if self._stage is not _Stage.REFUSED:
-                await asyncio.shield(self._lost)
+            # Before the accept nothing but the client's leaving can come.
+            await asyncio.shield(self._decided)
             if self._connection is None:
                 return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
         try:
@@ -271,7 +300,7 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._stage is _Stage.DECIDING:
             self._decide(kind, message)
         elif self._stage is _Stage.ANSWERING:
-            self._answer(kind, message)
+            await self._answer(kind, message)
         else:
             raise ConnectionClosed(1006, f"{kind} came after the connection was refused or handed over")
 
@@ -308,10 +337,12 @@ class WatershedProtocol(asyncio.Protocol):
                 f"got {kind!r}"
             )
 
-    def _answer(self, kind: str, message: MutableMapping[str, Any]) -> None:
+    async def _answer(self, kind: str, message: MutableMapping[str, Any]) -> None:
         if kind != "websocket.http.response.body":
             raise RuntimeError(f"expected ASGI message 'websocket.http.response.body', got {kind!r}")
         assert self._response is not None
+        if self._transport.is_closing():
+            raise ConnectionClosed(1006, "the client has gone before the end of the answer")
         status, headers = self._response
         body, more = bytes(message.get("body", b"")), message.get("more_body", False)
         if not self._response_begun:
@@ -326,8 +357,9 @@ class WatershedProtocol(asyncio.Protocol):
         else:
             self._transport.write(body)
         if not more:
-            self._stage = _Stage.REFUSED
-            self._transport.close()
+            self._close()
+        elif self._drained is not None:
+            await asyncio.shield(self._drained)
 
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         subprotocol = message.get("subprotocol")
@@ -336,17 +368,17 @@ class WatershedProtocol(asyncio.Protocol):
         response = write_response(101, [*fields, *extra])
         if self._transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the accept")
-        self._log("[accepted]")
-        self._transport.write(response)
-        self._stage = _Stage.OPEN
-        way = AsyncioTransport(self._transport)
         if self.detached:
-            self.result = way.detach(self._early)
+            self.result = self.way.detach(self._early, response)
         else:
-            self.result = self._connection = way.connection(
+            self.way.write(response)
+            self.result = self._connection = self.way.connection(
                 Role.SERVER, agreement, self.settings.limits, self.settings.trace, self._scope, self._early
             )
+        self._stage = _Stage.OPEN
         self._early = b""
+        self._log("[accepted]")
+        self._decide_receive()
 
     def _log(self, outcome: str) -> None:
         client = self._scope["client"] or ()

@@ -44,7 +44,7 @@ from .requests import (
     write_response,
 )
 from .threads import ThreadConnection
-from .transports import AsyncioTransport, AsyncTransportLike, BlockingTransport, drain_request, way_of
+from .transports import AsyncTransportLike, drain_request, way_of
 
 __all__ = ["Options", "Settings", "Watershed"]
 
@@ -251,8 +251,12 @@ class Watershed:
                 with contextlib.suppress(ConnectionClosed):  # who has gone needs no answer
                     way.write(write_refusal(error))
             raise
-        way.write(write_response(101, [*answer, *headers]))
-        return self._take(way, Role.SERVER, agreement, request, head, detached)
+        response = write_response(101, [*answer, *headers])
+        if detached:
+            way.check_detachable()
+            return way.detach(head, response)
+        way.write(response)
+        return way.connection(Role.SERVER, agreement, self._settings.limits, self._settings.trace, request, head)
 
     # --- client --------------------------------------------------------------------------------------
 
@@ -385,23 +389,11 @@ class Watershed:
             protocols=self._settings.protocols if request is None else (),
             deflate=self._settings.deflate or DeflateOptions(),
         )
-        return self._take(way, Role.CLIENT, agreement, response, head, detached)
+        if detached:
+            way.check_detachable()
+            return way.detach(head)
+        return way.connection(Role.CLIENT, agreement, self._settings.limits, self._settings.trace, response, head)
 
     @staticmethod
     def _offered(request: bytes | HeadersLike) -> Headers:
         return read_request_head(request)[0].headers if isinstance(request, bytes) else Headers(request)
-
-    # --- both ------------------------------------------------------------------------------------------
-
-    def _take(
-        self,
-        way: BlockingTransport | AsyncioTransport,
-        role: Role,
-        agreement: Agreement,
-        request: Any,
-        head: bytes,
-        detached: bool,
-    ) -> ThreadConnection | AsyncConnection | socket.socket:
-        if detached:
-            return way.detach(head)
-        return way.connection(role, agreement, self._settings.limits, self._settings.trace, request, head)

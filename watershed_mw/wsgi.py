@@ -7,13 +7,14 @@ decides: one that ignores the upgrade answers as ever. How the socket is taken f
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, TypeAlias, Unpack, overload
 
 from .core.states import Role
-from .errors import ConnectionClosed, HandshakeError
+from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
 from .requests import write_response
 from .takeover import Takeover, take_over
 from .threads import ThreadConnection
@@ -50,18 +51,25 @@ class WatershedWSGI:
         upgrade = WSGIUpgrade(self._shed, environ)
         environ["watershed"] = upgrade
         try:
-            body = self.app(environ, upgrade.guard(start_response))
+            body = _begun(self.app(environ, upgrade.guard(start_response)))
+            if not upgrade.accepted:
+                return body
+            for _ in body:
+                pass  # An application may be a generator, whose code this is.
+            _close(body)
         except HandshakeError as error:
             if upgrade.accepted:
                 raise
             return Rejection.of(error)(environ, start_response)
+        except ConnectionClosed:
+            if not upgrade.accepted:
+                raise
         except BaseException:
             upgrade.end(code=1011)
+            # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
+            upgrade.forget_server()
             raise
-        if not upgrade.accepted:
-            return body
-        _close(body)
-        upgrade.end(code=1000)
+        upgrade.end(code=1011 if upgrade.failed else 1000)
         # To the server this was a request like any other; it writes its answer to the dummy, and logs it.
         start_response("101 Switching Protocols", [])
         return _Nothing(upgrade)
@@ -84,6 +92,27 @@ def _close(body: Iterable[bytes]) -> None:
     close = getattr(body, "close", None)
     if close is not None:
         close()
+
+
+class _Begun:
+    """The body of an application that has produced its first item already."""
+
+    def __init__(self, first: list[bytes], rest: Iterator[bytes], body: Iterable[bytes]) -> None:
+        self._items = itertools.chain(first, rest)
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._items
+
+    def close(self) -> None:
+        """As the application's own body."""
+        _close(self._body)
+
+
+def _begun(body: Iterable[bytes]) -> Iterable[bytes]:
+    """``body`` with its first item asked for, as an application that is a generator does nothing before."""
+    rest = iter(body)
+    return _Begun(list(itertools.islice(rest, 1)), rest, body)
 
 
 class _Nothing:
@@ -145,10 +174,12 @@ class WSGIUpgrade:
 
     Attributes:
         accepted: whether it has been answered with the 101.
+        failed: whether the application said, after that, that it had failed.
     """
 
     def __init__(self, shed: Watershed, environ: Environ) -> None:
         self.accepted = False
+        self.failed = False
         self._shed = shed
         self._environ = environ
         self._taken: Takeover | None = None
@@ -180,8 +211,12 @@ class WSGIUpgrade:
 
         Raises:
             HandshakeError: the request is refused; where it is not caught, the client is told why.
+            ConnectionClosed: the client has gone.
+            LocalProtocolError: the request has been accepted before.
             UnsupportedServerError: the server cannot give its socket; nothing has been answered.
         """
+        if self.accepted:
+            raise LocalProtocolError("expected one accept for a request, got a second one")
         try:
             request, key = self._shed.check(self._environ)
             agreement, answer = self._shed.agree(request, key, protocols)
@@ -191,9 +226,13 @@ class WSGIUpgrade:
         self._taken = take_over(self._environ)
         self.accepted = True
         way = BlockingTransport(self._taken.sock)
-        way.write(response)
-        if detached:
-            return way.detach(self._taken.head)
+        try:
+            if detached:
+                return way.detach(self._taken.head, response)
+            way.write(response)
+        except ConnectionClosed:
+            self._taken.sock.close()
+            raise
         settings = self._shed.settings
         self._connection = way.connection(
             Role.SERVER, agreement, settings.limits, settings.trace, self._environ, self._taken.head
@@ -215,6 +254,8 @@ class WSGIUpgrade:
 
         def guarded(*args: Any) -> Any:
             if self.accepted:
+                # Flask and Django turn an exception of the handler into such a response.
+                self.failed = str(args[0]).startswith("5")
                 return lambda data: None
             return start_response(*args)
 

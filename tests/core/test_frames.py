@@ -366,6 +366,17 @@ def test_a_reader_at_rest_holds_on_to_no_chunk(build: Build, masked: bool, rest:
     assert memory.held < 5_000
 
 
+def test_a_reader_that_forgets_holds_on_to_nothing(build: Build) -> None:
+    reader = build.FrameReader(False, False)
+    chunk = frame(wire.BINARY, b"x") + bytes(100_000)
+    with measured() as memory:
+        reader.feed(bytes(bytearray(chunk)))
+        assert reader.read()
+        reader.forget()
+    assert memory.held < 5_000
+    assert not reader.read()
+
+
 def test_a_trickled_payload_is_not_kept(build: Build) -> None:
     # aiohttp#13350: what came byte by byte took 28 times its size.
     reader = build.FrameReader(True, False)

@@ -183,7 +183,7 @@ def test_the_first_fault_of_a_compressed_text_is_the_one_that_counts_in_any_chun
         stored(b"x" * 1000 + b"\xff"),  # the bad byte is the one that is too many
         stored(b"x" * 999 + b"\xffy"),
         stored(b"x" * 999) + b"\x00\x06\x00\xf9\xff\xc3\xff",  # a block that goes on in the 4 bytes left out
-        stored(b"x" * 996) + b"\x00\x06\x00\xf9\xff\xc3\xff",
+        stored(b"x" * 997) + b"\x00\x06\x00\xf9\xff\xc3\xff",
     ],
     ids=["behind the limit", "before the limit", "beyond the limit with the tail", "within the limit with the tail"],
 )

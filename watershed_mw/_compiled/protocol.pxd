@@ -85,7 +85,6 @@ cdef class Protocol:
     cdef _take_pong(self, bytes payload, double now)
     cdef _violated(self, object error, double now)
     cdef _await_replies(self, double now)
-    @cython.locals(payload=bytes)
     cpdef send_text(self, str message)
     cpdef send_binary(self, bytes message)
     cdef _send(self, int opcode, bytes payload)

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["MAX_CONTROL_PAYLOAD", "CloseCode", "Opcode", "decode_close", "encode_close", "is_sendable"]
+__all__ = ["MAX_CONTROL_PAYLOAD", "CloseCode", "Opcode", "decode_close", "encode_close", "encode_text", "is_sendable"]
 
 MAX_CONTROL_PAYLOAD = 125  # bytes, section 5.5
 
@@ -53,6 +53,18 @@ _SENDABLE = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 101
 def is_sendable(code: int) -> bool:
     """Whether ``code`` may stand in a Close frame: a registered one, or 3000 to 4999 (section 7.4.2)."""
     return code in _SENDABLE or 3000 <= code <= 4999
+
+
+def encode_text(message: str) -> bytes:
+    """The payload of a TEXT message (section 5.6).
+
+    Raises:
+        LocalProtocolError: the text holds a lone surrogate, which UTF-8 cannot encode.
+    """
+    try:
+        return message.encode()
+    except UnicodeEncodeError as error:
+        raise LocalProtocolError(f"expected text that UTF-8 can encode: {error.reason}") from None
 
 
 def encode_close(code: object, reason: object) -> bytes:

@@ -112,6 +112,9 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
         )
     key = _check_key(headers)
     check_origin(headers, origins)
+    # What is negotiated later is judged now, before an application is troubled with it.
+    offered_subprotocols(headers)
+    parse_extensions(headers)
     return key
 
 

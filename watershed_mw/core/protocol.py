@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import os
 
-from ..core.codes import decode_close, encode_close, shorten
+from ..core.codes import decode_close, encode_close, encode_text, shorten
 from ..core.events import CloseReceived, Event, Failed, Ping, Pong
 from ..core.extensions import DeflateParameters
 from ..core.limits import Limits
@@ -309,11 +309,7 @@ class Protocol:
             ConnectionClosed: a Close has been sent, or the connection has ended.
             LocalProtocolError: the text holds a lone surrogate, which UTF-8 cannot encode.
         """
-        try:
-            payload = message.encode()
-        except UnicodeEncodeError as error:
-            raise LocalProtocolError(f"expected text that UTF-8 can encode: {error.reason}") from None
-        self._send(_TEXT, payload)
+        self._send(_TEXT, encode_text(message))
 
     def send_binary(self, message: bytes) -> None:
         """Queue a BINARY message. Raises as :meth:`send_text`."""
@@ -507,6 +503,11 @@ class Protocol:
     def sending(self) -> bool:
         """Whether messages can still be sent."""
         return self._sending
+
+    @property
+    def close_sent(self) -> tuple[int, str] | None:
+        """Code and reason of the Close that was queued, None before."""
+        return self._close_sent
 
     @property
     def half_close(self) -> bool:

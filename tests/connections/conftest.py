@@ -1,0 +1,78 @@
+"""Connections for the scenarios: opened in every way there is, and looked after when the scenario is over."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+pytest.register_assert_rewrite("tests.connections.wire", "tests.connections.ways")
+
+from tests.connections.ways import (  # noqa: E402  (after the rewriting of their asserts)
+    ALL,
+    Both,
+    Link,
+    Opener,
+    UVLoopThread,
+    Way,
+    tasks_are_gone,
+)
+from tests.support import LoopThread  # noqa: E402
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture(scope="session")
+def loops() -> Iterator[Callable[[str], LoopThread]]:
+    """Event loops by flavour, each in a thread of its own."""
+    started: dict[str, LoopThread] = {}
+
+    def find(flavour: str) -> LoopThread:
+        if flavour not in started:
+            started[flavour] = UVLoopThread() if flavour == "uvloop" else LoopThread()
+            # asyncio's debug mode refuses calls from a wrong thread.
+            started[flavour].loop.set_debug(flavour == "asyncio")
+        return started[flavour]
+
+    yield find
+    for loop in started.values():
+        loop.close()
+
+
+@pytest.fixture
+def opener(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], loops: Callable[[str], LoopThread]) -> Iterator[Opener]:
+    """Opens connections; afterwards nothing of them may be left, on whatever loop."""
+    used: set[str] = set()
+
+    def find(flavour: str) -> LoopThread:
+        used.add(flavour)
+        return loops(flavour)
+
+    opener = Opener(tls_contexts, find)
+    yield opener
+    opener.close()
+    for flavour in used:
+        loop = loops(flavour)
+        assert loop.call(tasks_are_gone()), f"tasks are left on {flavour}: {asyncio.all_tasks(loop.loop)}"
+
+
+@pytest.fixture(params=ALL, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    """Every way in which a connection can live; a test that needs less parametrizes ``way`` itself."""
+    way: Way = request.param
+    return way
+
+
+@pytest.fixture
+def link(way: Way, opener: Opener) -> Link:
+    """Open a connection in the test's way; returns it, and the peer by hand at its other end."""
+    return partial(opener.open, way)
+
+
+@pytest.fixture
+def both(way: Way, opener: Opener) -> Both:
+    """Open a connection in the test's way, with another flavour of ours at its other end."""
+    return partial(opener.open_both, way, way.opposite)

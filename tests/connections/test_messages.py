@@ -1,0 +1,253 @@
+"""Messages (RFC 6455 section 5.6): what is sent arrives, pulled or pushed, in every way a connection can live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.connections.ways import IN_BACKGROUND, PULLING, Both, Link, Live, Opener, until
+from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
+from tests.support import LIMIT
+from watershed_mw import ConnectionClosed, LocalProtocolError
+
+pulling = pytest.mark.parametrize("way", PULLING, ids=str)
+
+MIB = 2**20
+MESSAGES: list[tuple[int, bytes]] = [
+    (TEXT, b"hello"),
+    (TEXT, "Käse ☕ 🧀".encode()),
+    (TEXT, b""),
+    (BINARY, b""),
+    (BINARY, bytes(range(256))),
+    (TEXT, b"x" * 125),
+    (TEXT, b"x" * 126),
+    (BINARY, b"y" * 65535),
+    (BINARY, b"y" * 65536),
+    (TEXT, b"z" * MIB),
+    (BINARY, b"\xff" * MIB),
+]
+
+
+def echo(conn: Any) -> None:
+    conn.on("text", conn.send)
+    conn.on("binary", conn.send)
+
+
+def as_message(opcode: int, payload: bytes) -> str | bytes:
+    return payload.decode() if opcode == TEXT else payload
+
+
+def test_every_message_is_echoed_as_it_was(link: Link) -> None:
+    live, peer = link(setup=echo)
+    over = live.run()
+    for opcode, payload in MESSAGES:
+        peer.send(opcode, payload)
+        peer.expect(opcode, payload)
+    peer.begin_close(1000, "bye")
+    assert over.result(LIMIT) == (1000, "bye")
+
+
+@pulling
+def test_every_message_is_pulled_as_it_was(link: Link) -> None:
+    live, peer = link()
+    for opcode, payload in MESSAGES:
+        peer.send(opcode, payload)
+        assert live.receive() == as_message(opcode, payload)
+        live.send(as_message(opcode, payload))
+        peer.expect(opcode, payload)
+
+
+@pulling
+def test_fragments_make_one_message(link: Link) -> None:
+    live, peer = link()
+    euro = "a€b".encode()
+    peer.send(TEXT, euro[:2], fin=False)  # cut within a character
+    peer.send(CONTINUATION, b"", fin=False)
+    peer.send(PING, b"between")
+    peer.send(CONTINUATION, euro[2:])
+    peer.send_all([Frame(BINARY, b"1", False), Frame(CONTINUATION, b"2", False), Frame(CONTINUATION, b"3")])
+    assert live.receive() == "a€b"
+    assert live.receive() == b"123"
+    peer.expect(PONG, b"between")
+
+
+@pulling
+def test_bytes_may_come_one_at_a_time(link: Link) -> None:
+    live, peer = link()
+    receiving = live.begin("receive", LIMIT)
+    for octet in peer.frame(TEXT, "slow") + peer.frame(BINARY, b"slower"):
+        peer.write(bytes([octet]))
+    assert receiving.result(LIMIT) == "slow"
+    assert live.receive() == b"slower"
+
+
+def test_two_flavours_of_ours_understand_each_other(both: Both) -> None:
+    """Compression included, which the peer by hand does not know."""
+    live, other = both(setup=echo, compression=True)
+    over = live.run()
+    for opcode, payload in MESSAGES:
+        other.send(as_message(opcode, payload))
+        assert other.receive() == as_message(opcode, payload)
+    other.call("end", "done", code=4321)
+    assert over.result(LIMIT) == (4321, "done")
+    assert live.conn.stats.messages_received == len(MESSAGES)
+    assert live.conn.stats.bytes_received == other.conn.stats.bytes_sent
+
+
+@pytest.mark.parametrize("buffer", [bytearray, memoryview], ids=["bytearray", "memoryview"])
+def test_the_callers_buffer_is_left_alone(link: Link, buffer: Any) -> None:
+    """Masking happens elsewhere, and a change after ``send`` changes nothing that was sent."""
+    live, peer = link()
+    if not _pulls(live):
+        live.run()
+    original = bytes(range(256)) * 10
+    data = bytearray(original)
+    live.send(buffer(data))
+    assert data == original
+    data[:] = bytes(len(data))
+    peer.expect(BINARY, original)
+
+
+def test_a_view_with_steps_is_sent_as_what_it_shows(link: Link) -> None:
+    live, peer = link()
+    if not _pulls(live):
+        live.run()
+    live.send(memoryview(b"abcdef")[::2])
+    peer.expect(BINARY, b"ace")
+
+
+@pytest.mark.parametrize("wrong", [None, 5, 1.5, ["x"], object()], ids=lambda value: type(value).__name__)
+def test_what_is_no_message_is_refused_and_nothing_is_sent(link: Link, wrong: Any) -> None:
+    live, peer = link()
+    if not _pulls(live):
+        live.run()
+    with pytest.raises(TypeError, match="expected str"):
+        live.send(wrong)
+    live.send("fine")
+    peer.expect(TEXT, "fine")
+
+
+def test_a_lone_surrogate_is_refused_and_nothing_is_sent(link: Link) -> None:
+    live, peer = link()
+    if not _pulls(live):
+        live.run()
+    with pytest.raises(LocalProtocolError, match="UTF-8"):
+        live.send("\ud800")
+    live.send("fine")
+    peer.expect(TEXT, "fine")
+
+
+def _pulls(live: Live) -> bool:
+    return type(live).__name__ != "LiveInBackground"
+
+
+# --- pull ---------------------------------------------------------------------------------------------
+
+
+@pulling
+def test_a_timeout_of_receive_loses_nothing(link: Link) -> None:
+    """Wherever within the frames the time runs out."""
+    live, peer = link()
+    stream = peer.frame(TEXT, "first") + peer.frame(TEXT, "second")
+    for piece in (stream[:1], stream[1:5]):
+        peer.write(piece)
+        with pytest.raises(TimeoutError):
+            live.receive(0.02)
+    peer.write(stream[5:])
+    assert live.receive() == "first"
+    assert live.receive() == "second"
+    with pytest.raises(TimeoutError):
+        live.receive(0.02)
+
+
+@pulling
+def test_a_timeout_of_zero_takes_what_is_there(link: Link) -> None:
+    """Who polls gets messages, too."""
+    live, peer = link()
+    peer.send(TEXT, "there")
+    until(lambda: _poll(live) == "there", "the message is polled")
+    with pytest.raises(TimeoutError):
+        live.receive(0)
+
+
+def _poll(live: Live) -> str | bytes | None:
+    try:
+        return live.receive(0)
+    except TimeoutError:
+        return None
+
+
+@pulling
+def test_iteration_ends_quietly_and_the_code_tells_why(link: Link) -> None:
+    live, peer = link()
+    collecting = live.collect()
+    peer.write(*(peer.frame(TEXT, str(number)) for number in range(100)))
+    peer.begin_close(4001, "enough")
+    assert collecting.result(LIMIT) == [str(number) for number in range(100)]
+    assert live.ended() == (4001, "enough")
+    assert (live.conn.close_code, live.conn.close_reason, live.conn.closed) == (4001, "enough", True)
+
+
+@pulling
+def test_receive_raises_once_everything_has_been_received(link: Link) -> None:
+    live, peer = link()
+    peer.write(peer.frame(TEXT, "last"), peer.frame(CLOSE, close_payload(1001, "leaving")))
+    assert live.receive() == "last"
+    receiving = live.begin("receive", LIMIT)
+    peer.expect_close(1001)
+    peer.finish()
+    for _ in range(2):
+        with pytest.raises(ConnectionClosed) as caught:
+            receiving.result(LIMIT)
+        assert (caught.value.code, caught.value.reason) == (1001, "leaving")
+        receiving = live.begin("receive", LIMIT)
+    with pytest.raises(ConnectionError):
+        receiving.result(LIMIT)
+
+
+@pulling
+def test_messages_that_came_before_the_end_can_still_be_received_after_it(link: Link) -> None:
+    live, peer = link(reply_timeout=0.05)
+    peer.write(peer.frame(TEXT, "one"), peer.frame(BINARY, b"two"), peer.frame(CLOSE, close_payload(1000)))
+    assert live.receive() == "one"
+    peer.close()
+    assert live.receive() == b"two"
+    with pytest.raises(ConnectionClosed):
+        live.receive()
+
+
+# --- push or pull -------------------------------------------------------------------------------------
+
+
+@pulling
+def test_who_has_handlers_for_messages_cannot_pull(link: Link) -> None:
+    live, _peer = link(record=("binary",))
+    with pytest.raises(LocalProtocolError, match="pulled or pushed"):
+        live.receive()
+    with pytest.raises(LocalProtocolError, match="pulled or pushed"):
+        live.collect().result(LIMIT)
+
+
+@pulling
+def test_handlers_of_other_events_leave_messages_to_be_pulled(link: Link) -> None:
+    live, peer = link(record=("ping", "pong", "drain"))
+    peer.write(peer.frame(PING, b"p"), peer.frame(TEXT, "pulled"))
+    assert live.receive() == "pulled"
+    assert live.log.events == [("ping", b"p")]
+
+
+def test_messages_without_a_handler_of_their_type_are_dropped(link: Link) -> None:
+    live, peer = link(record=("binary",))
+    over = live.run()
+    peer.write(peer.frame(TEXT, "dropped"), peer.frame(BINARY, b"kept"))
+    peer.begin_close()
+    over.result(LIMIT)
+    assert live.log.events == [("binary", b"kept")]
+
+
+def test_in_the_background_nothing_can_be_pulled(opener: Opener) -> None:
+    live, _peer = opener.open(IN_BACKGROUND[0])
+    live.run()
+    with pytest.raises(LocalProtocolError, match="pulled or pushed"):
+        live.receive()

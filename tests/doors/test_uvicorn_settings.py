@@ -1,0 +1,313 @@
+"""uvicorn's own settings under our class, and what its shutdown does to open connections (issue 2, section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Opcode
+
+from tests.support import LIMIT
+from watershed_mw import WatershedASGI
+from watershed_mw.uvicorn import options_of
+
+from .support import (
+    ASGIApp,
+    Gate,
+    Inbox,
+    Peer,
+    Receive,
+    Scope,
+    Send,
+    Uvicorn,
+    binary,
+    close,
+    dial,
+    errors_in,
+    eventually,
+    head,
+    text,
+)
+
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+# Far less than close_timeout (10 s), far more than a loaded machine needs.
+SOON = 5.0
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({**event, "type": "websocket.send"})
+
+
+def reporting(events: Inbox[Any]) -> ASGIApp:
+    """An application that accepts, says so, and reports how it was told of the end."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "open"})
+        events.put(await receive())
+
+    return app
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+
+def test_ws_max_size() -> None:
+    with Uvicorn(echo, ws_max_size=1000) as server:
+        with dial(server.port) as client:
+            client.send(b"x" * 1000)
+            assert client.recv(LIMIT) == b"x" * 1000
+            client.send(b"x" * 1001)
+            with pytest.raises(ConnectionClosed):
+                client.recv(LIMIT)
+            assert client.close_code == 1009
+        # A bomb is stopped while it is inflated: 1 MiB of zeros is about 1 KiB on the wire.
+        with dial(server.port, compression="deflate") as client:
+            client.send(bytes(2**20))
+            with pytest.raises(ConnectionClosed):
+                client.recv(LIMIT)
+            assert client.close_code == 1009
+
+
+def test_the_default_max_size_is_uvicorns() -> None:
+    with Uvicorn(echo) as server, Peer(server.port) as peer:
+        peer.open()
+        size = 16 * 2**20
+        peer.send(b"\x82\xff" + (size + 1).to_bytes(8, "big") + bytes(4))
+        assert peer.close()[0] == 1009
+
+
+@LOOPS
+def test_ws_ping_interval_and_timeout(loop: str) -> None:
+    events = Inbox[Any]()
+    with Uvicorn(reporting(events), loop=loop, ws_ping_interval=0.05, ws_ping_timeout=0.3) as server:
+        with Peer(server.port) as peer:
+            peer.open()
+            assert peer.text() == "open"
+            for _ in range(3):
+                frame = peer.frame()
+                assert frame.opcode is Opcode.PING
+                payload = bytes(frame.data)
+                peer.send(bytes([0x8A, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+            peer.send(close())
+            while (frame := peer.frame()).opcode is Opcode.PING:
+                pass
+            assert frame.opcode is Opcode.CLOSE
+            assert events.get()["code"] == 1000
+        with Peer(server.port) as silent:
+            silent.open()
+            assert silent.text() == "open"
+            while (frame := silent.frame()).opcode is Opcode.PING:
+                pass
+            assert frame.opcode is Opcode.CLOSE
+            assert bytes(frame.data)[:2] == (1011).to_bytes(2, "big")
+            assert events.get()["code"] == 1011
+
+
+@pytest.mark.parametrize("value", [None, 0])
+def test_keepalive_can_be_switched_off(value: Any) -> None:
+    with Uvicorn(echo, ws_ping_interval=value, ws_ping_timeout=value) as server, Peer(server.port) as peer:
+        peer.open()
+        options = options_of(server.server.config)
+        assert (options["ping_interval"], options["ping_timeout"]) == (None, None)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_ws_per_message_deflate(enabled: bool) -> None:
+    with Uvicorn(echo, ws_per_message_deflate=enabled) as server:
+        with dial(server.port, compression="deflate") as client:
+            assert bool(client.protocol.extensions) is enabled
+            client.send("compress me " * 1000)
+            assert client.recv(LIMIT) == "compress me " * 1000
+        with dial(server.port, compression=None) as client:
+            client.send("as it is")
+            assert client.recv(LIMIT) == "as it is"
+
+
+def test_ws_max_queue_bounds_what_is_read_ahead() -> None:
+    gate = Gate[None]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await gate.wait()
+        await echo_rest(receive, send)
+
+    async def echo_rest(receive: Receive, send: Send) -> None:
+        while (event := await receive())["type"] == "websocket.receive":
+            await send({**event, "type": "websocket.send"})
+
+    with Uvicorn(app, ws_max_queue=1) as server, Peer(server.port) as peer:
+        peer.open()
+        messages = [str(number) for number in range(50)]
+        for message in messages:
+            peer.send(text(message))
+        gate.put(None)
+        assert [peer.text() for _ in messages] == messages
+
+
+def test_root_path() -> None:
+    scopes = Inbox[Scope]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.put(scope)
+        await echo(scope, receive, send)
+
+    with Uvicorn(app, root_path="/app") as server, dial(server.port, "/chat"):
+        scope = scopes.get()
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/app", "/app/chat", b"/app/chat")
+
+
+def test_uvicorns_default_headers_are_in_the_101() -> None:
+    with Uvicorn(echo, headers=[("X-Server", "mine")], server_header=False) as server, Peer(server.port) as peer:
+        answer = peer.open()
+        assert answer["x-server"] == "mine"
+        assert answer.all("server") == []
+        assert len(answer.all("date")) == 1
+
+
+# --- shutdown ----------------------------------------------------------------------------------------------
+
+
+@LOOPS
+def test_shutdown_ends_open_connections_with_1012(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    events = Inbox[Any]()
+    with Uvicorn(reporting(events), loop=loop) as server, contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(server.port)) for _ in range(5)]
+        for peer in peers:
+            peer.open()
+            assert peer.text() == "open"
+        server.begin_stop()
+        for peer in peers:
+            assert peer.close()[0] == 1012
+            peer.send(close(1012))
+            peer.end()
+            peer.sock.close()
+            assert events.get() == {"type": "websocket.disconnect", "code": 1012, "reason": ""}
+        server.wait_stopped(SOON)
+    assert errors_in(caplog.records) == []
+
+
+@LOOPS
+def test_a_well_behaved_client_does_not_delay_the_shutdown(loop: str) -> None:
+    with Uvicorn(echo, loop=loop) as server, dial(server.port) as client:
+        client.send("open")
+        assert client.recv(LIMIT) == "open"
+        server.begin_stop()
+        with pytest.raises(ConnectionClosed):
+            client.recv(LIMIT)
+        assert client.close_code == 1012
+        server.wait_stopped(SOON)
+
+
+@LOOPS
+@pytest.mark.parametrize("reads", [True, False], ids=["silent", "does not read"])
+def test_a_rude_client_delays_the_shutdown_by_the_close_timeout_at_most(loop: str, reads: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        connection = await scope["watershed"].accept()
+        connection.send("open")
+        if not reads:
+            for _ in range(500):
+                connection.send(bytes(65536))
+        await connection.run()
+
+    wrapped = WatershedASGI(app, close_timeout=0.3)
+    with Uvicorn(wrapped, loop=loop) as server, Peer(server.port, receive_buffer=4096) as peer:
+        peer.open()
+        assert peer.text() == "open"
+        server.begin_stop()
+        server.wait_stopped(SOON)
+
+
+@LOOPS
+def test_shutdown_while_the_application_decides(loop: str) -> None:
+    started = Gate[None]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        started.put(None)
+        assert (await receive())["type"] == "websocket.disconnect"
+
+    with Uvicorn(loop=loop) as server, Peer(server.port) as peer:
+        run = server.run(app)
+        peer.send(head())
+        started.get()
+        server.begin_stop()
+        assert peer.refusal().status == 503
+        assert run.outcome() is None
+        server.wait_stopped(SOON)
+
+
+@LOOPS
+def test_shutdown_while_a_denial_is_not_read(loop: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": bytes(32 * 2**20)})
+
+    with Uvicorn(loop=loop, timeout_graceful_shutdown=1) as server, Peer(server.port, receive_buffer=4096) as peer:
+        run = server.run(app)
+        peer.send(head())
+        assert peer.sock.recv(12) == b"HTTP/1.1 403"
+        assert run.outcome() is None
+        server.begin_stop()
+        server.wait_stopped(SOON)
+
+
+def test_an_application_that_does_not_end_is_cancelled_at_the_grace_periods_end() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "open"})
+        await asyncio.Event().wait()
+
+    with Uvicorn(timeout_graceful_shutdown=1) as server, Peer(server.port) as peer:
+        run = server.run(app)
+        peer.open()
+        assert peer.text() == "open"
+        server.begin_stop()
+        assert peer.close()[0] == 1012
+        peer.send(close(1012))
+        server.wait_stopped(SOON)
+        assert isinstance(run.outcome(), asyncio.CancelledError)
+
+
+def test_many_connections_leave_nothing_behind() -> None:
+    """Open, use and end 200 connections in every way: uvicorn then knows of no connection and no task."""
+    gone = Inbox[Any]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["path"] == "/refused":
+                return
+            await echo(scope, receive, send)
+            if scope["path"] == "/raises":
+                raise LookupError
+        finally:
+            gone.put(scope["path"])
+
+    with Uvicorn(app) as server:
+        for number in range(200):
+            path = ("/echo", "/refused", "/raises", "/vanishes")[number % 4]
+            with Peer(server.port) as peer:
+                peer.send(head(path))
+                if peer.answer().status != 101:
+                    continue
+                peer.send(binary(b"x") + text("y"))
+                assert (bytes(peer.frame().data), peer.text()) == (b"x", "y")
+                if path == "/vanishes":
+                    peer.vanish()
+                else:
+                    peer.send(close())
+                    peer.rest()
+        for _ in range(200):
+            gone.get()
+        eventually(lambda: not server.server.server_state.connections, "the end of every connection")
+        eventually(lambda: not server.server.server_state.tasks, "the end of every task")

@@ -1,0 +1,868 @@
+"""The WSGI middleware on werkzeug, under Flask and under bare WSGI (issue 2, section 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+from flask import Flask, abort, request
+from flask.typing import ResponseReturnValue
+from werkzeug.debug import DebuggedApplication
+from werkzeug.serving import WSGIRequestHandler
+
+from tests.support import LIMIT
+from watershed_mw import ConnectionClosed, HandshakeError, ThreadConnection, UnsupportedServerError, WatershedWSGI
+from watershed_mw.sockets import DetachedSocket
+
+from .support import (
+    ACCEPT,
+    Answer,
+    Gate,
+    Inbox,
+    Peer,
+    Werkzeug,
+    binary,
+    close,
+    dial,
+    errors_in,
+    eventually,
+    head,
+    ping,
+    text,
+)
+
+Environ: TypeAlias = dict[str, Any]
+StartResponse: TypeAlias = Callable[..., Any]
+WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+View: TypeAlias = Callable[[], ResponseReturnValue]
+
+MIB = 2**20
+
+
+def flask_app(view: View, *, debug: bool = False, **options: Any) -> Flask:
+    """A Flask application with a WebSocket view at /ws and a page at /page."""
+    app = Flask(__name__)
+    app.debug = debug
+    app.add_url_rule("/ws", view_func=view, websocket=True)
+    app.add_url_rule("/page", view_func=lambda: "page", endpoint="page")
+    app.wsgi_app = WatershedWSGI(app.wsgi_app, **options)  # type: ignore[method-assign]
+    return app
+
+
+def upgrade() -> Any:
+    return request.environ["watershed"]
+
+
+def echo() -> ResponseReturnValue:
+    connection: ThreadConnection = upgrade().accept()
+    for message in connection:
+        connection.send(message)
+    return ""
+
+
+def get(port: int, path: str = "/page") -> Answer:
+    with Peer(port) as peer:
+        peer.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+        return peer.refusal()
+
+
+def assert_quiet(server: Werkzeug, caplog: pytest.LogCaptureFixture) -> None:
+    """No error and no traceback anywhere."""
+    assert server.troubles == []
+    assert errors_in(caplog.records) == []
+
+
+# --- an open connection ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
+def test_blocking_echo(caplog: pytest.LogCaptureFixture, threaded: bool) -> None:
+    with Werkzeug(flask_app(echo), threaded=threaded) as server:
+        with dial(server.port, "/ws") as client:
+            for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70000, b"y" * MIB):
+                client.send(message)
+                assert client.recv(LIMIT) == message
+        assert server.access_log(1) == ["GET /ws 101"]
+        assert_quiet(server, caplog)
+
+
+@pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
+@pytest.mark.parametrize("wrap", ["plain", "debug", "debugger"])
+def test_one_line_in_the_access_log_and_nothing_else(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], threaded: bool, wrap: str
+) -> None:
+    app = flask_app(echo, debug=wrap == "debug")
+    wrapped = DebuggedApplication(app, evalex=True) if wrap == "debugger" else app
+    with Werkzeug(wrapped, threaded=threaded) as server:
+        with dial(server.port, "/ws?token=1") as client:
+            client.send("hi")
+            assert client.recv(LIMIT) == "hi"
+        server.access_log(1)
+        assert get(server.port).status == 200
+        assert server.access_log(2) == ["GET /ws?token=1 101", "GET /page 200"]
+        assert_quiet(server, caplog)
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
+def test_receive_send_and_a_close_of_the_servers_own() -> None:
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept(protocols=["b", "c"], headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])
+        first = connection.receive(timeout=LIMIT)
+        connection.send(f"{first} over {connection.protocol} from {connection.remote}")
+        connection.end("that was all", code=4001)
+        return "ignored"
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        answer = peer.open("/ws", Sec_WebSocket_Protocol="a, c, b")
+        assert answer["sec-websocket-accept"] == ACCEPT
+        assert answer["sec-websocket-protocol"] == "c"
+        assert answer.all("set-cookie") == ["a=1", "b=2"]
+        peer.send(text("hello"))
+        assert peer.text() == "hello over c from {}:{}".format(*peer.sock.getsockname())
+        assert peer.close() == (4001, "that was all")
+        peer.send(close(4001))
+        peer.end()
+
+
+def test_run_with_events(caplog: pytest.LogCaptureFixture) -> None:
+    ends = Inbox[tuple[int, str]]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        connection.on("text", lambda message: connection.send(message.upper()))
+        connection.on("binary", lambda data: connection.send(data[::-1]))
+        connection.on("ping", lambda data: connection.send(f"ping {data.decode()}"))
+        ends.put(connection.run())
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        with dial(server.port, "/ws") as client:
+            client.send("text")
+            assert client.recv(LIMIT) == "TEXT"
+            client.send(b"abc")
+            assert client.recv(LIMIT) == b"cba"
+            pong = client.ping("p1")
+            assert client.recv(LIMIT) == "ping p1"
+            assert pong.wait(LIMIT)
+            client.close(4000, "bye")
+        assert ends.get() == (4000, "bye")
+        server.access_log(1)
+        assert_quiet(server, caplog)
+
+
+def test_a_view_that_returns_ends_the_connection_with_1000() -> None:
+    def view() -> ResponseReturnValue:
+        upgrade().accept().send("bye")
+        return "a body that nobody sees", 404, {"X-Nobody": "sees"}
+
+    with Werkzeug(flask_app(view)) as server:
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            assert peer.text() == "bye"
+            assert peer.close() == (1000, "")
+            peer.send(close())
+            peer.end()
+        assert server.access_log(1) == ["GET /ws 101"]
+
+
+def test_a_client_that_vanishes_while_the_view_waits(caplog: pytest.LogCaptureFixture) -> None:
+    errors = Inbox[int]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.receive()
+        errors.put(closed.value.code)
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        for leave in (Peer.vanish, lambda peer: peer.sock.close()):
+            with Peer(server.port) as peer:
+                peer.open("/ws")
+                leave(peer)
+            assert errors.get() == 1006
+        server.access_log(2)
+        assert_quiet(server, caplog)
+
+
+def test_a_view_that_only_sends_learns_that_the_client_has_gone() -> None:
+    errors = Inbox[BaseException]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        try:
+            while True:
+                connection.send("tick")
+        except ConnectionClosed as closed:
+            errors.put(closed)
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        for leave in (Peer.vanish, lambda peer: peer.sock.close(), lambda peer: peer.send(close())):
+            with Peer(server.port) as peer:
+                peer.open("/ws")
+                assert peer.text() == "tick"
+                leave(peer)
+                assert isinstance(errors.get(), OSError)
+
+
+# --- bare WSGI ---------------------------------------------------------------------------------------------
+
+
+def bare(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """A WSGI application by hand: an echo for upgrades, a page for the rest."""
+    if (asked := environ.get("watershed")) is None:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
+        return [b"plain"]
+    with asked.accept() as connection:
+        for message in connection:
+            connection.send(message)
+    return []
+
+
+def test_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(WatershedWSGI(bare)) as server:
+        with dial(server.port) as client:
+            client.send("bare")
+            assert client.recv(LIMIT) == "bare"
+        server.access_log(1)
+        assert get(server.port, "/").body == b"plain"
+        assert server.access_log(2) == ["GET / 101", "GET / 200"]
+        assert_quiet(server, caplog)
+
+
+def test_an_application_may_accept_and_still_call_start_response(caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        connection = environ["watershed"].accept()
+        connection.send("hi")
+        write = start_response("200 OK", [("Content-Type", "text/plain")])
+        write(b"nothing of this")
+        return [b"reaches the client"]
+
+    with Werkzeug(WatershedWSGI(app)) as server:
+        with Peer(server.port) as peer:
+            peer.open()
+            assert peer.text() == "hi"
+            assert peer.close() == (1000, "")
+            peer.send(close())
+            peer.end()
+        assert server.access_log(1) == ["GET / 101"]
+        assert_quiet(server, caplog)
+
+
+def test_an_application_that_is_a_generator(caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
+        connection = environ["watershed"].accept()
+        for message in connection:
+            connection.send(message)
+        yield b""
+
+    with Werkzeug(WatershedWSGI(app)) as server:
+        with dial(server.port) as client:
+            client.send("lazy")
+            assert client.recv(LIMIT) == "lazy"
+        assert server.access_log(1) == ["GET / 101"]
+        assert_quiet(server, caplog)
+
+
+def test_an_answer_far_larger_than_a_socket_buffer_does_not_hold_the_server() -> None:
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        environ["watershed"].accept().send("hi")
+        raise LookupError("x" * 4 * MIB)  # the debugger makes a page of it
+
+    with Werkzeug(DebuggedApplication(WatershedWSGI(app), evalex=True), threaded=False) as server:
+        for _ in range(2):
+            with Peer(server.port) as peer:
+                peer.open()
+                assert peer.text() == "hi"
+                assert peer.close()[0] == 1011
+
+
+def test_a_body_that_closes_is_closed_once() -> None:
+    closed = Inbox[str]()
+
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            return iter([b"body"])
+
+        def close(self) -> None:
+            closed.put("closed")
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/accept":
+            environ["watershed"].accept()
+        start_response("200 OK", [("Content-Length", "4")])
+        return Body()
+
+    with Werkzeug(WatershedWSGI(app)) as server:
+        for path in ("/accept", "/plain"):
+            with Peer(server.port) as peer:
+                peer.send(head(path))
+                assert peer.answer().status in (101, 200)
+            assert closed.get() == "closed"
+        server.access_log(2)
+        assert closed.empty
+
+
+# --- run_in_background -------------------------------------------------------------------------------------
+
+
+def background() -> ResponseReturnValue:
+    connection: ThreadConnection = upgrade().accept()
+    connection.on("text", connection.send)
+    connection.on("binary", connection.send)
+    connection.run_in_background()
+    return ""
+
+
+def test_a_single_threaded_server_serves_pages_while_connections_live_on(caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(flask_app(background), threaded=False) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial(server.port, "/ws")) for _ in range(10)]
+        for number, client in enumerate(clients):
+            assert get(server.port).body == b"page"
+            client.send(f"{number}")
+            assert client.recv(LIMIT) == f"{number}"
+        for client in clients:
+            client.send(b"z" * MIB)
+            assert client.recv(LIMIT) == b"z" * MIB
+            client.close(4000)
+            assert client.close_code == 4000
+        assert sorted(server.access_log(20)) == ["GET /page 200"] * 10 + ["GET /ws 101"] * 10
+        assert_quiet(server, caplog)
+
+
+def test_worker_threads_are_free_again() -> None:
+    def workers() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if "process_request_thread" in thread.name}
+
+    with Werkzeug(flask_app(background)) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial(server.port, "/ws")) for _ in range(30)]
+        for client in clients:
+            client.send("hi")
+            assert client.recv(LIMIT) == "hi"
+        server.access_log(30)
+        eventually(lambda: not workers(), "the end of werkzeug's threads")
+        count = threading.active_count()
+        clients += [stack.enter_context(dial(server.port, "/ws")) for _ in range(30)]
+        for client in clients:
+            client.send("again")
+            assert client.recv(LIMIT) == "again"
+        eventually(lambda: not workers(), "the end of werkzeug's threads")
+        # Each of the test's own clients has a thread; the pool for handlers is bounded.
+        assert threading.active_count() <= count + 30 + 32
+
+
+def test_events_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
+    events = Inbox[tuple[Any, ...]]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        for name in ("text", "binary", "ping", "pong", "connection_reset", "error", "end"):
+            connection.on(name, lambda *args, name=name: events.put((name, *args)))
+        connection.run_in_background()
+        connection.ping(b"from the view")
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            assert bytes(peer.frame().data) == b"from the view"
+            peer.send(text("t") + binary(b"b") + ping(b"p") + close(4000, "bye"))
+            assert bytes(peer.frame().data) == b"p"
+            assert peer.close() == (4000, "bye")
+            peer.end()
+        for expected in (("text", "t"), ("binary", b"b"), ("ping", b"p"), ("end", 4000, "bye")):
+            assert events.get() == expected
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            peer.vanish()
+        assert [events.get(), events.get()] == [("connection_reset",), ("end", 1006, "")]
+        assert_quiet(server, caplog)
+
+
+def test_handlers_that_block_do_not_block_other_connections() -> None:
+    gate, blocked = Gate[None](), Inbox[str]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+
+        def handle(message: str) -> None:
+            if message == "block":
+                blocked.put(message)
+                gate.get()
+            connection.send(message)
+
+        connection.on("text", handle)
+        connection.run_in_background()
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, dial(server.port, "/ws") as one, dial(server.port, "/ws") as other:
+        one.send("block")
+        one.send("after")
+        blocked.get()
+        other.send("free")
+        assert other.recv(LIMIT) == "free"
+        gate.put(None)
+        assert [one.recv(LIMIT), one.recv(LIMIT)] == ["block", "after"]
+
+
+def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest.LogCaptureFixture) -> None:
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        connection.on("text", lambda message: 1 / 0)
+        connection.run_in_background()
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        peer.send(text("divide"))
+        assert peer.close()[0] == 1011
+        peer.send(close(1011))
+        peer.end()
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_an_exception_after_the_hand_over_leaves_the_connection_alone() -> None:
+    def view() -> ResponseReturnValue:
+        background()
+        raise LookupError("after the hand-over")
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        server.access_log(1)
+        peer.send(text("alive"))
+        assert peer.text() == "alive"
+
+
+# --- early bytes and detached sockets ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
+@pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
+def test_frames_in_the_segment_of_the_head(view: View, threaded: bool) -> None:
+    messages = [f"{number} " + "x" * 900 for number in range(40)]
+    with Werkzeug(flask_app(view), threaded=threaded) as server, Peer(server.port) as peer:
+        peer.open_with(head("/ws") + b"".join(map(text, messages)) + close(4000, "in one go"))
+        assert [peer.text() for _ in messages] == messages
+        assert peer.close() == (4000, "in one go")
+        peer.end()
+
+
+def test_a_client_that_floods_before_the_accept_does_not_fill_memory() -> None:
+    sizes, gate = Inbox[int](), Gate[None]()
+
+    def view() -> ResponseReturnValue:
+        with upgrade().accept(detached=True) as sock:
+            sizes.put(len(sock.head))
+            gate.get()
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        flood = threading.Thread(target=lambda: _flood(peer.sock, head("/ws")))
+        flood.start()
+        try:
+            # Whatever the server had buffered past the head belongs here; the rest waits in the kernel.
+            assert sizes.get() <= 128 * 1024
+        finally:
+            gate.put(None)
+            flood.join(LIMIT)
+        assert not flood.is_alive()
+
+
+def _flood(sock: socket.socket, first: bytes) -> None:
+    with contextlib.suppress(OSError):
+        sock.sendall(first + bytes(64 * MIB))
+
+
+def test_detached_hands_over_the_socket_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    sockets = Inbox[Any]()
+
+    def view() -> ResponseReturnValue:
+        sockets.put(upgrade().accept(detached=True, headers=[("X-Detached", "1")]))
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head("/ws") + b"early bytes")
+            answer = peer.answer()
+            assert (answer.status, answer["x-detached"]) == (101, "1")
+            with sockets.get() as taken:
+                # The server is done with the request, and has neither written nor closed anything.
+                assert server.access_log(1) == ["GET /ws 101"]
+                assert isinstance(taken, DetachedSocket)
+                assert taken.head == b"early bytes"
+                taken.settimeout(LIMIT)
+                assert taken.recv(5) + taken.recv(100) == b"early bytes"
+                taken.sendall(b"raw")
+                assert peer.sock.recv(100) == b"raw"
+                peer.send(b"raw too")
+                assert taken.recv(100) == b"raw too"
+            assert peer.rest() == b""
+        assert_quiet(server, caplog)
+
+
+def test_an_upgrade_on_a_kept_alive_connection(caplog: pytest.LogCaptureFixture) -> None:
+    waiting = Inbox[None]()
+
+    class KeepAlive(WSGIRequestHandler):
+        """Werkzeug closes after every response; a handler that does not is four lines."""
+
+        protocol_version = "HTTP/1.1"
+
+        def handle_one_request(self) -> None:
+            waiting.put(None)
+            super().handle_one_request()
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if (keyword, value) != ("Connection", "close"):
+                super().send_header(keyword, value)
+
+    with Werkzeug(flask_app(echo), handler=KeepAlive) as server:
+        with Peer(server.port) as peer:
+            # Werkzeug throws away what comes right after a response: the next request has to wait for it.
+            for _ in range(2):
+                waiting.get()
+                peer.send(b"GET /page HTTP/1.1\r\nHost: here\r\n\r\n")
+                assert peer.answer().body == b"page"
+            waiting.get()
+            peer.open_with(head("/ws") + text("early"))
+            assert peer.text() == "early"
+            peer.send(text("late") + close())
+            assert peer.text() == "late"
+            assert peer.close() == (1000, "")
+            peer.end()
+        assert server.access_log(3) == ["GET /page 200"] * 2 + ["GET /ws 101"]
+        assert_quiet(server, caplog)
+
+
+# --- no connection -----------------------------------------------------------------------------------------
+
+
+def test_reject_from_a_flask_view(caplog: pytest.LogCaptureFixture) -> None:
+    def view() -> ResponseReturnValue:
+        answer: ResponseReturnValue = upgrade().reject(
+            402, b"pay first", [("Retry-After", "5"), ("Content-Type", "a/b")]
+        )
+        return answer
+
+    with Werkzeug(flask_app(view)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head("/ws"))
+            answer = peer.refusal()
+        assert (answer.status, answer.body, answer["retry-after"]) == (402, b"pay first", "5")
+        assert answer.all("content-type") == ["a/b"]
+        assert server.access_log(1) == ["GET /ws 402"]
+        assert_quiet(server, caplog)
+
+
+def test_reject_from_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        rejection: WSGIApp = environ["watershed"].reject(403, b"no")
+        return rejection(environ, start_response)
+
+    with Werkzeug(WatershedWSGI(app)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head())
+            answer = peer.refusal()
+        assert (answer.status, answer.body) == (403, b"no")
+        assert server.access_log(1) == ["GET / 403"]
+        assert_quiet(server, caplog)
+
+
+def test_flasks_own_ways_to_refuse(caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(flask_app(lambda: abort(401))) as server, Peer(server.port) as peer:
+        peer.send(head("/ws"))
+        assert peer.refusal().status == 401
+        assert_quiet(server, caplog)
+
+
+def test_an_application_that_ignores_the_upgrade_answers_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(flask_app(lambda: "ignored")) as server:
+        for path, status in (("/ws", 200), ("/nowhere", 404)):
+            with Peer(server.port) as peer:
+                peer.send(head(path))
+                assert peer.refusal().status == status
+        # A wrong handshake, too, is nobody's business until somebody wants to accept it.
+        with Peer(server.port) as peer:
+            peer.send(head("/nowhere", Sec_WebSocket_Key=None, Origin="http://evil.example"))
+            assert peer.refusal().status == 404
+        assert_quiet(server, caplog)
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        pytest.param(head(Upgrade=None), id="no upgrade"),
+        pytest.param(head(Upgrade="h2c"), id="h2c"),
+        pytest.param(head(first="POST {} HTTP/1.1", Content_Length="0"), id="POST"),
+        pytest.param(head(first="GET {} HTTP/1.0"), id="HTTP/1.0"),
+    ],
+)
+def test_what_is_no_upgrade_passes_untouched(request_head: bytes) -> None:
+    environs = Inbox[Environ]()
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        environs.put(environ)
+        seen.put(start_response)
+        start_response("200 OK", [("Content-Length", "5")])
+        return [b"plain"]
+
+    seen = Inbox[StartResponse]()
+    with Werkzeug(WatershedWSGI(app)) as server, Peer(server.port) as peer:
+        peer.send(request_head)
+        assert peer.refusal().body == b"plain"
+    assert "watershed" not in environs.get()
+    assert "run_wsgi" in seen.get().__qualname__, "the server's own start_response was expected"
+
+
+@pytest.mark.parametrize("app", ["flask", "flask debug", "bare"])
+@pytest.mark.parametrize(
+    "status, changes",
+    [
+        pytest.param(400, {"Sec_WebSocket_Key": None}, id="no key"),
+        pytest.param(400, {"Sec_WebSocket_Key": "dG9vIHNob3J0"}, id="short key"),
+        pytest.param(400, {"Sec_WebSocket_Key": ["dGhlIHNhbXBsZSBub25jZQ=="] * 2}, id="two keys"),
+        pytest.param(426, {"Sec_WebSocket_Version": None}, id="no version"),
+        pytest.param(426, {"Sec_WebSocket_Version": "8"}, id="version 8"),
+        pytest.param(403, {"Origin": "http://evil.example"}, id="foreign origin"),
+        pytest.param(403, {"Origin": "null"}, id="null origin"),
+        pytest.param(400, {"Content_Length": "5"}, id="body"),
+        pytest.param(400, {"Host": None}, id="no host"),
+        pytest.param(400, {"Sec_WebSocket_Protocol": "other"}, id="no subprotocol in common"),
+        pytest.param(400, {"Sec_WebSocket_Extensions": "permessage-deflate; =1"}, id="malformed extension"),
+    ],
+)
+def test_a_bad_handshake_is_answered_once_and_is_no_crash(
+    caplog: pytest.LogCaptureFixture, app: str, status: int, changes: dict[str, Any]
+) -> None:
+    if app == "bare":
+        application: Any = WatershedWSGI(bare, protocols=["chat"])
+        path = "/"
+    else:
+        application = flask_app(echo, debug=app == "flask debug", protocols=["chat"])
+        path = "/ws"
+    with Werkzeug(application) as server:
+        with Peer(server.port) as peer:
+            peer.send(head(path, **changes))
+            answer = peer.refusal()
+        assert answer.status == status
+        assert b"expected" in answer.body or b"no subprotocol in common" in answer.body
+        assert answer["content-type"].startswith("text/plain")
+        if status == 426:
+            assert answer["sec-websocket-version"] == "13"
+        assert server.access_log(1) == [f"GET {path} {status}"]
+        assert_quiet(server, caplog)
+
+
+def test_a_connection_header_without_the_upgrade_token() -> None:
+    with Werkzeug(WatershedWSGI(bare)) as server, Peer(server.port) as peer:
+        peer.send(head(Connection="keep-alive"))
+        answer = peer.refusal()
+    assert answer.status == 426
+    assert b"'upgrade'" in answer.body
+
+
+def test_an_application_may_answer_a_refusal_itself(caplog: pytest.LogCaptureFixture) -> None:
+    def view() -> ResponseReturnValue:
+        try:
+            upgrade().accept()
+        except HandshakeError as error:
+            return f"my own words: {error.status}", 418
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head("/ws", Sec_WebSocket_Version="7"))
+            answer = peer.refusal()
+        assert (answer.status, answer.body) == (418, b"my own words: 426")
+        assert_quiet(server, caplog)
+
+
+@pytest.mark.parametrize(
+    "origins, origin, status",
+    [
+        (None, "http://127.0.0.1", 101),
+        (None, "http://127.0.0.1:81", 403),
+        (["https://a.example"], "https://a.example", 101),
+        (["https://a.example"], "http://a.example", 403),
+        ("*", "http://evil.example", 101),
+    ],
+)
+def test_the_origins_option(origins: Any, origin: str, status: int) -> None:
+    with Werkzeug(flask_app(echo, origins=origins)) as server, Peer(server.port) as peer:
+        peer.send(head("/ws", Origin=origin))
+        assert peer.answer().status == status
+
+
+def test_the_limits_and_the_compression_option() -> None:
+    with Werkzeug(flask_app(echo, max_message_size=1000, compression=False)) as server, Peer(server.port) as peer:
+        answer = peer.open("/ws", Sec_WebSocket_Extensions="permessage-deflate")
+        assert answer.all("sec-websocket-extensions") == []
+        peer.send(binary(bytes(1001)))
+        assert peer.close()[0] == 1009
+    with Werkzeug(flask_app(echo)) as server, dial(server.port, "/ws", compression="deflate") as client:
+        client.send("compress me " * 1000)
+        assert client.recv(LIMIT) == "compress me " * 1000
+        assert client.protocol.extensions
+
+
+# --- applications that fail --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["production", "debug"])
+def test_an_exception_before_the_accept_is_500(debug: bool) -> None:
+    def view() -> ResponseReturnValue:
+        raise LookupError("a secret")
+
+    with Werkzeug(flask_app(view, debug=debug)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head("/ws"))
+            answer = peer.refusal()
+        assert answer.status == 500
+        assert b"secret" not in answer.body
+        assert server.access_log(1) == ["GET /ws 500"]
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["production", "debug"])
+@pytest.mark.parametrize("kind", ["flask", "bare"])
+def test_an_exception_after_the_accept_closes_with_1011(debug: bool, kind: str) -> None:
+    def view() -> ResponseReturnValue:
+        upgrade().accept().send("hi")
+        raise LookupError("a secret")
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        environ["watershed"].accept().send("hi")
+        raise LookupError("a secret")
+
+    application: Any = flask_app(view, debug=debug) if kind == "flask" else WatershedWSGI(app)
+    if kind == "bare" and debug:
+        application = DebuggedApplication(application, evalex=True)
+    with Werkzeug(application) as server:
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            assert peer.text() == "hi"
+            code, reason = peer.close()
+            assert code == 1011
+            assert "secret" not in reason
+            peer.send(close(1011))
+            peer.end()
+        assert len(server.access_log(1)) == 1
+
+
+def test_a_client_that_vanishes_before_the_accept(caplog: pytest.LogCaptureFixture) -> None:
+    started, gate, outcomes = Gate[None](), Gate[None](), Inbox[object]()
+
+    def view() -> ResponseReturnValue:
+        started.put(None)
+        gate.get()
+        try:
+            connection = upgrade().accept()
+            outcomes.put(connection.receive())
+        except ConnectionClosed as error:
+            outcomes.put(error.code)
+            raise
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head("/ws"))
+            started.get()
+            peer.vanish()
+        gate.put(None)
+        assert outcomes.get() == 1006
+        assert get(server.port).body == b"page"
+
+
+def test_a_second_accept_is_a_clear_error() -> None:
+    errors = Inbox[BaseException | None]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        try:
+            upgrade().accept()
+        except Exception as error:  # noqa: BLE001  # whichever it is, the test looks at it
+            errors.put(error)
+        else:
+            errors.put(None)
+        connection.send("still mine")
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        assert peer.text() == "still mine"
+        error = errors.get()
+        assert isinstance(error, RuntimeError | ValueError)
+        assert "accept" in str(error)
+
+
+def test_garbage_instead_of_frames(caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(flask_app(echo)) as server:
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            peer.send(text("before") + b"GET / HTTP/1.1\r\n\r\n")
+            assert peer.text() == "before"
+            assert peer.close()[0] == 1002
+        server.access_log(1)
+        assert_quiet(server, caplog)
+
+
+# --- what this version cannot do ---------------------------------------------------------------------------
+
+
+def refused_by_the_server(error: Inbox[UnsupportedServerError]) -> View:
+    def view() -> ResponseReturnValue:
+        try:
+            upgrade().accept()
+        except UnsupportedServerError as unsupported:
+            error.put(unsupported)
+            raise
+        return ""
+
+    return view
+
+
+def test_tls_on_werkzeug_is_a_clear_error(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    errors = Inbox[UnsupportedServerError]()
+    client, context = tls_contexts
+    with Werkzeug(flask_app(refused_by_the_server(errors)), ssl_context=context) as server:
+        with Peer(server.port, tls=client) as peer:
+            peer.send(head("/ws"))
+            assert peer.refusal().status == 500
+        error = errors.get()
+        assert "TLS" in str(error)
+        assert server.access_log(1) == ["GET /ws 500"]
+        # Nothing was taken: the server goes on.
+        with Peer(server.port, tls=client) as peer:
+            peer.send(b"GET /page HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert peer.answer().body == b"page"
+
+
+def test_wsgiref_is_a_clear_error(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    from wsgiref.simple_server import make_server
+
+    errors = Inbox[UnsupportedServerError]()
+    with make_server("127.0.0.1", 0, flask_app(refused_by_the_server(errors))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            with Peer(server.server_port) as peer:
+                peer.send(head("/ws"))
+                assert peer.refusal().status == 500
+            assert get(server.server_port).body == b"page"
+        finally:
+            server.shutdown()
+            thread.join(LIMIT)
+    error = errors.get()
+    assert "WSGIServer" in str(error), "it names the server"
+    assert "werkzeug" in str(error), "it names a way out"
+    assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR], "Flask's own, once"
+    assert "Traceback" not in capsys.readouterr().err.partition("UnsupportedServerError")[2]
