@@ -39,6 +39,7 @@ demo: $(VENV)/.demo $(VENV)/.built ## one page that talks to a Starlette echo an
 test: $(VENV)/.dev $(VENV)/.built ## the test suite on the compiled build, then on the interpreted one
 	@build=$$($(PY) -c 'import watershed_mw; print(watershed_mw.implementation)'); \
 	echo "== tests, $$build build, $$($(PY) -VV)"; \
+	if [ "$$build" = interpreted ]; then export WATERSHED_MW_PURE=1; fi; \
 	$(PY) -m pytest $(ARGS); \
 	if [ "$$build" = interpreted ]; then \
 	    echo "== no extension modules here: that run WAS the interpreted build, the compiled one was not tested"; \

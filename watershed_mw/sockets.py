@@ -50,28 +50,35 @@ class BlockingSocket:
         sock.setblocking(False)
         self._socket = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        self._ending = False
         # OpenSSL allows one thread at a time inside a connection; no call below waits inside.
         self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
 
     def receive(self, deadline: float | None) -> bytes | None:
         """Wait for bytes: empty when the stream has ended or broken, None when nothing came in time."""
-        write = False
+        read, write = True, False
         while True:
             try:
-                if (
-                    (self._tls is not None and self._tls.pending())
-                    or self._wait(deadline, not write, write)[0]
-                    or write
-                ):
-                    with self._guard:
-                        return self._socket.recv(_READ_SIZE)
-                return None
+                if not self._pending() and not any(self._wait(deadline, read, write)):
+                    return None
+                with self._guard:
+                    return self._receive()
             except ssl.SSLWantWriteError:
-                write = True  # a renegotiation, or TLS 1.3's key update: it has to write before it can read
+                read, write = False, True  # TLS 1.3's key update: it has to write before it can read
             except _WOULD_BLOCK:
-                write = False
+                read, write = True, False
             except (OSError, ValueError):
                 return b""
+
+    def _pending(self) -> bool:
+        """Whether OpenSSL holds bytes, which poll cannot see."""
+        return self._tls is not None and not self._ending and self._tls.pending() > 0
+
+    def _receive(self) -> bytes:
+        if self._ending:
+            # After our close_notify OpenSSL calls data a fault, though TCP wants it read to the end.
+            return socket.socket.recv(self._socket, _READ_SIZE)
+        return self._socket.recv(_READ_SIZE)
 
     def send(self, data: memoryview) -> int | None:
         """Write what the kernel takes at once: 0 when it takes nothing now, None when the stream is broken."""
@@ -105,12 +112,12 @@ class BlockingSocket:
 
     def half_close(self) -> None:
         """End this direction of the stream: nothing more will be written, reading goes on."""
+        if self._tls is not None:
+            with contextlib.suppress(OSError, ValueError), self._guard:
+                self._ending = True
+                self._tls.unwrap()  # sends close_notify; the peer's is not waited for
         with contextlib.suppress(OSError, ValueError):
-            if self._tls is not None:
-                with self._guard:
-                    self._tls.unwrap()  # sends close_notify; the peer's is not waited for
-            else:
-                self._socket.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
 
     def shutdown(self) -> None:
         """Break the stream, so that every thread that waits on it wakes up; the descriptor stays."""

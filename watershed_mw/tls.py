@@ -7,6 +7,8 @@ to give. Everything runs on the loop's thread; the socket never blocks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
 
 from .sockets import close_socket
@@ -39,7 +41,6 @@ class TLSSocketTransport(asyncio.Transport):
         self._paused = True
         self._protocol_paused = False
         self._closing = False
-        self._notified = False
         self._lost = False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -162,13 +163,24 @@ class TLSSocketTransport(asyncio.Transport):
     def _notify(self) -> None:
         try:
             self._socket.unwrap()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
-            if not self._notified:
-                self._notified = True
-                self._loop.add_reader(self._fd, self._notify)
+        except (ssl.SSLWantWriteError, BlockingIOError):
+            self._await_writable()
+            return
         except (OSError, ValueError):
-            self._lose(None)  # the peer has gone, or has not understood: there is nobody left to tell
-        else:
+            pass  # it has gone out: what unwrap misses is the peer's own
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+        self._loop.add_reader(self._fd, self._discard)
+
+    def _discard(self) -> None:
+        # OpenSSL calls data after our close_notify a fault, but what stays unread would make TCP drop what we sent.
+        try:
+            data = socket.socket.recv(self._socket, _READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
             self._lose(None)
 
     def abort(self) -> None:

@@ -304,6 +304,7 @@ def test_trace_sees_everything_in_order_with_the_connection(link: Link, way: Way
         ("recv-text", b"in"),
         ("recv-binary", b"in"),
         ("recv-ping", b"in"),
+        ("send-pong", b"in"),
         ("recv-pong", b"in"),
         ("send-text", b"out"),
         ("send-binary", b"out"),

@@ -70,7 +70,11 @@ class Deflate:
         """
         inflated = self._inflate(piece, room)
         if last:
-            inflated += self._inflate(_TAIL, room - len(inflated) if room >= 0 else room)
+            try:
+                inflated += self._inflate(_TAIL, room - len(inflated) if room >= 0 else room)
+            except RemoteProtocolError:
+                self.salvaged = inflated + self.salvaged
+                raise
             self._streams = 0
             if not self._remote_takeover:
                 self._inflater = None

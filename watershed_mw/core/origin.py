@@ -17,6 +17,8 @@ from .headers import Headers, shown
 __all__ = ["check_origin", "check_origins"]
 
 _ORIGIN = re.compile(r"[a-z]+://[^\x00-\x20\x7f-\U0010ffff/?#@]+")
+# Browser extensions have origins too, without a host name to match by: they are compared to the letter.
+_EXTENSION = re.compile(r"[a-z]+-extension://[A-Za-z0-9-]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -25,7 +27,8 @@ def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] 
 
     Raises:
         ValueError: it is neither None, nor ``"*"``, nor a list of patterns such as
-            ``"https://a.example"``, ``"https://a.example:8443"``, ``"*.b.example"`` or ``"localhost:*"``.
+            ``"https://a.example"``, ``"https://a.example:8443"``, ``"*.b.example"``, ``"localhost:*"``,
+            ``"chrome-extension://abc"`` or ``"null"``.
     """
     if origins is None or origins == "*":
         return origins
@@ -34,7 +37,7 @@ def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] 
     for pattern in origins:
         if pattern == "*":
             raise ValueError("expected origins='*' to allow every origin, got '*' inside a list")
-        if pattern != "null" and _pattern(pattern) is None:
+        if pattern != "null" and not _EXTENSION.fullmatch(pattern) and _pattern(pattern) is None:
             raise ValueError(
                 f"expected an origin such as 'https://a.example', '*.b.example' or 'localhost:*', got {pattern!r}"
             )
@@ -58,8 +61,8 @@ def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
         if own is not None and own[1:] == (host, port):
             return
     for pattern in allowed or ():
-        if pattern == "null":
-            if origin == "null":
+        if pattern == "null" or _EXTENSION.fullmatch(pattern):
+            if origin == pattern:
                 return
         elif parts is not None and _matches(pattern, *parts):
             return
