@@ -40,6 +40,7 @@ test: $(VENV)/.dev $(VENV)/.built ## the test suite on the compiled build, then 
 	@build=$$($(PY) -c 'import watershed_mw; print(watershed_mw.implementation)'); \
 	echo "== tests, $$build build, $$($(PY) -VV)"; \
 	if [ "$$build" = interpreted ]; then export WATERSHED_MW_PURE=1; fi; \
+	$(WITHOUT_PEERS) \
 	$(PY) -m pytest $(ARGS); \
 	if [ "$$build" = interpreted ]; then \
 	    echo "== no extension modules here: that run WAS the interpreted build, the compiled one was not tested"; \
@@ -47,6 +48,16 @@ test: $(VENV)/.dev $(VENV)/.built ## the test suite on the compiled build, then 
 	    echo "== tests, WATERSHED_MW_PURE=1"; \
 	    WATERSHED_MW_PURE=1 $(PY) -m pytest $(PURE_SKIPS) $(ARGS); \
 	fi
+
+# A newcomer need not install Node and Chromium; what is left out is said aloud, and CI may leave out nothing.
+define WITHOUT_PEERS
+if [ "$${CI:-}" != true ]; then \
+    if ! { command -v node && command -v npm; } >/dev/null; then export WATERSHED_MW_NO_NODE=1; \
+        echo "== NOT RUN: tests against node-watershed and ws (they need node and npm)"; fi; \
+    if ! command -v chromium >/dev/null; then export WATERSHED_MW_NO_BROWSER=1; \
+        echo "== NOT RUN: tests in a browser (they need chromium)"; fi; \
+fi;
+endef
 
 # Prints "tag version path" for a CPython that is new enough, nothing for any other.
 define PROBE
