@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 AsyncTransportLike: TypeAlias = (
-    "asyncio.Transport | asyncio.StreamWriter | tuple[asyncio.StreamReader, asyncio.StreamWriter]"
+    "asyncio.BaseTransport | asyncio.StreamWriter | tuple[asyncio.StreamReader, asyncio.StreamWriter]"
 )
 
 

@@ -56,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passed, failed = verdict.show(results, judged, chosen)
     if options.update_baseline:
         _update(baseline, results, failed)
-    print(
-        f"{time.monotonic() - begun:.0f} s with {options.jobs} at a time; reports: {os.path.relpath(report)}"
-    )
+    print(f"{time.monotonic() - begun:.0f} s with {options.jobs} at a time; reports: {os.path.relpath(report)}")
     print(f"{passed} passed, {failed} failed")
     return FAILED if failed else 0
 
@@ -66,18 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     names = [*ALIASES, *(door.name for door in DOORS)]
     parser = argparse.ArgumentParser("python -m tests.autobahn", description=__doc__)
-    parser.add_argument(
-        "--subset", action="store_true", help=f"only the cases that CI runs: {' '.join(cases.SUBSET)}"
-    )
+    parser.add_argument("--subset", action="store_true", help=f"only the cases that CI runs: {' '.join(cases.SUBSET)}")
     parser.add_argument("--cases", metavar="PATTERNS", help="only these cases, for example 1.*,6.4.*,7.1.5")
     parser.add_argument("--door", action="append", choices=names, help="only this door; may be repeated")
     parser.add_argument("--build", action="append", choices=BUILDS, help="only this build; may be repeated")
-    parser.add_argument(
-        "--update-baseline", action="store_true", help="record the results, if all reach the bar"
-    )
-    parser.add_argument(
-        "--report", type=Path, default=suite.CACHE / "report", metavar="DIR", help="where reports go"
-    )
+    parser.add_argument("--update-baseline", action="store_true", help="record the results, if all reach the bar")
+    parser.add_argument("--report", type=Path, default=suite.CACHE / "report", metavar="DIR", help="where reports go")
     parser.add_argument(
         "--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="shards at a time (default: cores + 1)"
     )

@@ -73,9 +73,7 @@ def load(path: Path = BASELINE) -> dict[str, Outcomes]:
     baseline: dict[str, Outcomes] = {}
     for group in json.loads(path.read_text())["results"]:
         outcomes = {
-            case: Outcome.parse(outcome)
-            for outcome, lines in group["cases"].items()
-            for case in cases.expand(lines)
+            case: Outcome.parse(outcome) for outcome, lines in group["cases"].items() for case in cases.expand(lines)
         }
         baseline |= dict.fromkeys(group["doors"], outcomes)
     return baseline

@@ -122,9 +122,7 @@ async def _run_shard(suite: Suite, shard: _Shard, result: Result) -> None:
         result.problems.append(str(error))
     except TimeoutError:
         running = re.findall(r"Running test case ID (\S+)", read(shard.directory / "suite.log"))
-        result.problems.append(
-            f"not done after {limit:.0f} s, in case {running[-1] if running else '(none)'}: {log}"
-        )
+        result.problems.append(f"not done after {limit:.0f} s, in case {running[-1] if running else '(none)'}: {log}")
     if stains := _STAIN.findall(read(log)):
         result.problems.append(f"the door printed {len(stains)} times such as {''.join(stains[0])!r}: {log}")
     _collect(shard, result)
@@ -150,9 +148,7 @@ async def _test_client(suite: Suite, shard: _Shard, log: Path) -> None:
     async with _start_suite(suite, "fuzzingserver", spec) as fuzzer:
         (port,) = await fuzzer.said(r"listening on 127\.0\.0\.1:(\d+)")
         arguments = (f"ws://127.0.0.1:{port}", _AGENT, str(len(shard.cases)))
-        async with start(
-            (*shard.target.door.command, *arguments), _door_environment(shard.target), log
-        ) as door:
+        async with start((*shard.target.door.command, *arguments), _door_environment(shard.target), log) as door:
             (build,) = await door.said(r"implementation: (\w+)")
             _check_build(shard.target, build)
             await _finish(door, "the door")
@@ -177,9 +173,7 @@ def _door_environment(target: Target) -> dict[str, str]:
 
 def _check_build(target: Target, build: str) -> None:
     if build != target.build:
-        raise _WrongBuildError(
-            f"the {target.build} build was to be tested, but the door runs the {build} one"
-        )
+        raise _WrongBuildError(f"the {target.build} build was to be tested, but the door runs the {build} one")
 
 
 def _write_spec(shard: _Shard, **entries: object) -> Path:
@@ -193,7 +187,5 @@ def _collect(shard: _Shard, result: Result) -> None:
     index = shard.directory / "index.json"
     verdicts = json.loads(index.read_text()) if index.exists() else {}
     for case, verdict in verdicts.get(_AGENT, {}).items():
-        result.outcomes[case] = Outcome(
-            verdict["behavior"], verdict["behaviorClose"], verdict["remoteCloseCode"]
-        )
+        result.outcomes[case] = Outcome(verdict["behavior"], verdict["behaviorClose"], verdict["remoteCloseCode"])
         result.reports[case] = shard.directory / verdict["reportfile"]

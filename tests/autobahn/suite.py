@@ -56,9 +56,7 @@ def prepare() -> Suite:
         if not stamp.exists():
             shutil.rmtree(home, ignore_errors=True)
             _install(_find_python27(), home)
-            known = json.loads(
-                _run([str(home / "bin" / "python"), "-B", str(_FUZZER), "--cases"], CACHE / "setup.log")
-            )
+            known = json.loads(_run([str(home / "bin" / "python"), "-B", str(_FUZZER), "--cases"], CACHE / "setup.log"))
             if len(known) != cases.TOTAL:
                 raise SetupError(f"the suite should have {cases.TOTAL} cases, this one has {len(known)}")
             stamp.write_text(json.dumps(known))
@@ -69,9 +67,7 @@ def _find_python27() -> Path:
     """A Python 2.7 that answers: pyenv's shim refuses to run without one, so a file is no proof."""
     roots = [os.environ.get("PYENV_ROOT", ""), str(Path.home() / ".pyenv")]
     if pyenv := shutil.which("pyenv"):
-        roots.insert(
-            1, subprocess.run([pyenv, "root"], capture_output=True, text=True, timeout=20).stdout.strip()
-        )
+        roots.insert(1, subprocess.run([pyenv, "root"], capture_output=True, text=True, timeout=20).stdout.strip())
     candidates = [shutil.which("python2.7") or ""]
     for root in filter(None, roots):
         candidates += sorted(glob.glob(f"{root}/versions/2.7*/bin/python2.7"), reverse=True)

@@ -112,9 +112,7 @@ def test_without_python27_one_line_says_so_and_nothing_passes(tmp_path: Path) ->
 
 def test_a_child_is_ended_even_if_it_ignores_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.autobahn.process._PATIENCE", 0.2)
-    program = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('pid: 1'); time.sleep(60)"
-    )
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('pid: 1'); time.sleep(60)"
 
     async def scenario() -> Child:
         async with start([sys.executable, "-c", program], os.environ, tmp_path / "log") as child:

@@ -31,9 +31,7 @@ def show(
     return passed, failed
 
 
-def _show_differences(
-    target: Target, result: Result, differences: Sequence[Difference], chosen: Sequence[str]
-) -> None:
+def _show_differences(target: Target, result: Result, differences: Sequence[Difference], chosen: Sequence[str]) -> None:
     kinds: dict[tuple[str, str], list[str]] = {}
     for difference in differences:
         came = "good ones" if difference.expected == UNKNOWN else difference.came

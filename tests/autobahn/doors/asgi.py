@@ -23,9 +23,7 @@ async def application(scope: Message, receive: Receive, send: Send) -> None:
     await send({"type": "websocket.accept"})
     while (event := await receive())["type"] == "websocket.receive":
         text = event.get("text")
-        await send(
-            {"type": "websocket.send", "text": text, "bytes": event.get("bytes") if text is None else None}
-        )
+        await send({"type": "websocket.send", "text": text, "bytes": event.get("bytes") if text is None else None})
 
 
 async def lifespan(receive: Receive, send: Send) -> None:

@@ -23,9 +23,7 @@ def echo(url: str) -> None:
     while b"\r\n\r\n" not in data:
         received = sock.recv(65536)
         if not received:
-            raise ConnectionError(
-                f"the suite closed the connection instead of answering the handshake, after {data!r}"
-            )
+            raise ConnectionError(f"the suite closed the connection instead of answering the handshake, after {data!r}")
         data += received
     head, end, early = data.partition(b"\r\n\r\n")
     with shed.connect(head + end, sock, head=early, key=key, request=request) as conn:
