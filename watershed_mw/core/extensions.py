@@ -144,7 +144,8 @@ def check_answer(
     answer = _parse(pairs, client_bits_need_value=True)
     refusals = []
     for parameters in offered:
-        refusal = _not_allowed(answer, _parse(parameters, client_bits_need_value=False))
+        offer = _parse(parameters, client_bits_need_value=False)
+        refusal = _not_allowed(answer, offer)
         if refusal is None:
             break
         refusals.append(refusal)
@@ -153,7 +154,10 @@ def check_answer(
     return DeflateParameters(
         local_no_context_takeover=answer.client_no_context_takeover or not options.context_takeover,
         remote_no_context_takeover=answer.server_no_context_takeover,
-        local_max_window_bits=max(9, min(options.window_bits, answer.client_max_window_bits or 15)),
+        # What the offer promised is kept, whether the answer repeats it or not (section 7.1.2.2).
+        local_max_window_bits=max(
+            9, min(options.window_bits, offer.client_max_window_bits or 15, answer.client_max_window_bits or 15)
+        ),
         remote_max_window_bits=answer.server_max_window_bits or 15,
         options=options,
     )
@@ -173,11 +177,7 @@ def _not_allowed(answer: _Parameters, offer: _Parameters) -> str | None:
     if answer.client_max_window_bits is not None:
         if offer.client_max_window_bits is None:
             return "expected no client_max_window_bits in the answer, as it was not offered"
-        if answer.client_max_window_bits > (offer.client_max_window_bits or 15):
-            return (
-                f"expected client_max_window_bits of at most {offer.client_max_window_bits} in the answer, "
-                f"got {answer.client_max_window_bits}"
-            )
+        # More than was offered is harmless: section 7.1.2.2 lets the server ignore our value.
         if answer.client_max_window_bits < 9:
             return "expected client_max_window_bits from 9 to 15 in the answer (zlib cannot deflate with 8), got 8"
     return None
