@@ -381,10 +381,12 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         if core.state is not self._armed_state:
             self._arm()
             if core.state is State.CLOSED:
-                if self._destroyed or self._half_closed or self._transport.get_write_buffer_size() == 0:
+                done = self._transport.get_write_buffer_size() == 0 and self._transport.can_write_eof()
+                if self._destroyed or self._half_closed or done:
                     self._transport.abort()
                 else:
-                    # Nothing more will be read, but what was sent before may still arrive: within bounds.
+                    # Nothing more will be read, but what was sent before may still arrive, and over TLS the peer is
+                    # due a close_notify (RFC 8446 section 6.1): within bounds.
                     self._transport.close()
                     patience = time.monotonic() + self._details.limits.close_timeout
                     self._entry = alarm_of(self._loop).set(patience, self._transport.abort)
@@ -404,6 +406,10 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
     def _arm(self) -> None:
         self._armed_state = self._core.state
         deadline = self._core.next_deadline()
+        interval = self._details.limits.ping_interval
+        if deadline is not None and interval is not None and self._core.state is State.OPEN:
+            # The answer to a PING brings the next PING forward, of which nothing tells this timer: it asks in time.
+            deadline = min(deadline, time.monotonic() + interval)
         if self._entry is not None:
             if deadline is not None and self._entry.callback is not None and self._entry.when <= deadline:
                 return  # It rings early and asks again, which is cheaper than moving it.

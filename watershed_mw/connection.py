@@ -87,6 +87,7 @@ class Details:
         request: the request as the application gave it, or the server's response on a client.
         remote, local: addresses as ``host:port``, or a path; empty when unknown.
         trace: probe called at start, end, and for everything received and sent; None costs nothing.
+        closed: exception raised after the end; a framework may want a class of its own kind.
     """
 
     role: Role
@@ -96,6 +97,7 @@ class Details:
     remote: str = ""
     local: str = ""
     trace: Trace | None = None
+    closed: type[ConnectionClosed] = ConnectionClosed
 
 
 class WatershedConnection:
@@ -243,7 +245,7 @@ class WatershedConnection:
             )
 
     def _closed_error(self) -> ConnectionClosed:
-        error = ConnectionClosed(self.close_code or 1006, self.close_reason or "")
+        error = self._details.closed(self.close_code or 1006, self.close_reason or "")
         error.__cause__ = self._error
         return error
 
@@ -267,10 +269,13 @@ class WatershedConnection:
 
     def _queue_message(self, data: str | bytes | bytearray | memoryview) -> None:
         """Frame one message; a buffer that may change is copied first."""
-        if isinstance(data, str):
-            self._core.send_text(data)
-        else:
-            self._core.send_binary(data if type(data) is bytes else copied(data))
+        try:
+            if isinstance(data, str):
+                self._core.send_text(data)
+            else:
+                self._core.send_binary(data if type(data) is bytes else copied(data))
+        except ConnectionClosed as error:
+            raise self._details.closed(error.code, error.reason) from self._error
         if self._trace is not None:
             if isinstance(data, str):
                 self._trace("send-text", self, data.encode())

@@ -180,12 +180,16 @@ def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes |
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = ""  # For people alone: a client must not depend on it (RFC 9112 section 4).
-    ends = [] if body is None else [("Connection", "close")]
-    if body is not None and status not in (204, 304):  # RFC 9110 section 8.6
+    first_line = f"HTTP/1.1 {status} {phrase}"
+    if body is None:
+        return write_head(first_line, fields)
+    ends = [("Connection", "close")]
+    if status in (204, 304):
+        body = b""  # and no length of one (RFC 9110 section 8.6)
+    else:
         ends.append(("Content-Length", str(len(body))))
-    known = {name.lower() for name, _ in ends} | ({"content-length"} if body is not None else set())
-    pairs = [pair for pair in fields if pair[0].lower() not in known]
-    return write_head(f"HTTP/1.1 {status} {phrase}", [*pairs, *ends]) + (body or b"")
+    pairs = [pair for pair in fields if pair[0].lower() not in ("connection", "content-length", "transfer-encoding")]
+    return write_head(first_line, [*pairs, *ends]) + body
 
 
 def write_refusal(error: HandshakeError) -> bytes:

@@ -54,11 +54,18 @@ class BlockingTransport:
             raise ConnectionClosed(1006, f"the opening handshake could not be written: {error}") from error
 
     def connection(
-        self, role: Role, agreement: Agreement, limits: Limits, trace: Trace | None, request: Any, head: bytes
+        self,
+        role: Role,
+        agreement: Agreement,
+        limits: Limits,
+        trace: Trace | None,
+        request: Any,
+        head: bytes,
+        closed: type[ConnectionClosed] = ConnectionClosed,
     ) -> ThreadConnection:
         """The socket as a connection."""
         remote, local = _names(self._socket)
-        details = Details(role, agreement, limits, request, remote, local, trace)
+        details = Details(role, agreement, limits, request, remote, local, trace, closed)
         return ThreadConnection(details, _protocol(details), self._socket, head)
 
     def check_detachable(self) -> None:

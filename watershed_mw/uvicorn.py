@@ -37,6 +37,10 @@ __all__ = ["NativeDoor", "WatershedProtocol"]
 # What a client may send before it has the 101; more of it waits in the kernel.
 _MAX_EARLY = 64 * 2**10
 
+# Fields of the 101 that the opening handshake itself decides, whatever an application says.
+_OURS = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
+_OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
+
 _settings: WeakKeyDictionary[Config, Settings] = WeakKeyDictionary()
 
 
@@ -345,16 +349,17 @@ class WatershedProtocol(asyncio.Protocol):
             raise ConnectionClosed(1006, "the client has gone before the end of the answer")
         status, headers = self._response
         body, more = bytes(message.get("body", b"")), message.get("more_body", False)
+        bodiless = status in (204, 304)
         if not self._response_begun:
             self._response_begun = True
             headers = [*_strings(self._default_headers), *headers]
-            if more:
+            if more and not bodiless:
                 # Its length is not known yet: the end of the stream ends the body (RFC 9112 section 6.3).
-                fields = [(name, value) for name, value in headers if name.lower() != "connection"]
+                fields = [pair for pair in headers if pair[0].lower() not in ("connection", "transfer-encoding")]
                 self._transport.write(write_response(status, [*fields, ("connection", "close")]) + body)
             else:
                 self._transport.write(write_response(status, headers, body))
-        else:
+        elif not bodiless:
             self._transport.write(body)
         if not more:
             self._close()
@@ -364,7 +369,8 @@ class WatershedProtocol(asyncio.Protocol):
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         subprotocol = message.get("subprotocol")
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
-        extra = [*_strings(self._default_headers), *_strings(message.get("headers", ()))]
+        given = _strings(message.get("headers", ()))
+        extra = [*_strings(self._default_headers), *(pair for pair in given if pair[0].lower() not in _OURS)]
         response = write_response(101, [*fields, *extra])
         if self._transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the accept")

@@ -1,6 +1,7 @@
-"""A refused opening handshake as werkzeug's kind of exception, which Flask turns into a response.
+"""A refused opening handshake, and a client that leaves, as werkzeug's kind of exception.
 
-Without it Flask would log every refusal as a crash of the application, at any stranger's pleasure.
+Flask turns such exceptions into a response. Otherwise it would log a crash of the application, with a
+traceback, at any stranger's pleasure.
 """
 
 from __future__ import annotations
@@ -10,9 +11,23 @@ from collections.abc import Iterable
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from .errors import HandshakeError
+from .errors import ConnectionClosed, HandshakeError
 
-__all__ = ["HandshakeRefused"]
+__all__ = ["ClientLeft", "HandshakeRefused"]
+
+
+class ClientLeft(ConnectionClosed, HTTPException):  # type: ignore[misc]  # two meanings of `code`
+    """A :class:`~watershed_mw.ConnectionClosed` that leaves a Flask view without being logged as a crash.
+
+    Its response goes nowhere, as the 101 was sent long ago; ``code`` is the close code.
+    """
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        ConnectionClosed.__init__(self, code, reason)
+        self.response = Response(status=204)
+
+    def __str__(self) -> str:
+        return ConnectionClosed.__str__(self)
 
 
 class HandshakeRefused(HandshakeError, HTTPException):

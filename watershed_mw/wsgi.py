@@ -7,6 +7,7 @@ decides: one that ignores the upgrade answers as ever. How the socket is taken f
 
 from __future__ import annotations
 
+import functools
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,18 +54,19 @@ class WatershedWSGI:
         try:
             body = _begun(self.app(environ, upgrade.guard(start_response)))
             if not upgrade.accepted:
+                upgrade.begin_response()
                 return body
-            for _ in body:
-                pass  # An application may be a generator, whose code this is.
-            _close(body)
-        except HandshakeError as error:
-            if upgrade.accepted:
-                raise
-            return Rejection.of(error)(environ, start_response)
+            try:
+                for _ in body:
+                    pass  # An application may be a generator, whose code this is.
+            finally:
+                _close(body)
         except ConnectionClosed:
             if not upgrade.accepted:
                 raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, HandshakeError) and not upgrade.accepted:
+                return Rejection.of(error)(environ, start_response)
             upgrade.end(code=1011)
             # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
             upgrade.forget_server()
@@ -111,8 +113,13 @@ class _Begun:
 
 def _begun(body: Iterable[bytes]) -> Iterable[bytes]:
     """``body`` with its first item asked for, as an application that is a generator does nothing before."""
-    rest = iter(body)
-    return _Begun(list(itertools.islice(rest, 1)), rest, body)
+    try:
+        rest = iter(body)
+        first = list(itertools.islice(rest, 1))
+    except BaseException:
+        _close(body)  # PEP 3333: however the iteration ends
+        raise
+    return _Begun(first, rest, body)
 
 
 class _Nothing:
@@ -156,7 +163,11 @@ class Rejection:
             phrase = HTTPStatus(self.status).phrase
         except ValueError:
             phrase = "Unknown"
-        start_response(f"{self.status} {phrase}", [*self.headers, ("Content-Length", str(len(self.body)))])
+        fields = [pair for pair in self.headers if pair[0].lower() != "content-length"]
+        if self.status in (204, 304):  # no body, and no length of one (RFC 9110 section 8.6)
+            start_response(f"{self.status} {phrase}", fields)
+            return []
+        start_response(f"{self.status} {phrase}", [*fields, ("Content-Length", str(len(self.body)))])
         return [self.body]
 
 
@@ -167,6 +178,15 @@ def _as_answer(error: HandshakeError, environ: Environ) -> HandshakeError:
     from .werkzeug import HandshakeRefused
 
     return HandshakeRefused(error, Rejection.of(error).headers)
+
+
+def _closed_class(environ: Environ) -> type[ConnectionClosed]:
+    """What ``send`` and ``receive`` raise after the end: for Flask, too, a client that leaves is no crash."""
+    if "werkzeug.request" not in environ:
+        return ConnectionClosed
+    from .werkzeug import ClientLeft
+
+    return ClientLeft
 
 
 class WSGIUpgrade:
@@ -180,6 +200,9 @@ class WSGIUpgrade:
     def __init__(self, shed: Watershed, environ: Environ) -> None:
         self.accepted = False
         self.failed = False
+        self._held: Callable[[], Any] | None = None
+        self._write: Any = None
+        self._begun = False
         self._shed = shed
         self._environ = environ
         self._taken: Takeover | None = None
@@ -212,11 +235,13 @@ class WSGIUpgrade:
         Raises:
             HandshakeError: the request is refused; where it is not caught, the client is told why.
             ConnectionClosed: the client has gone.
-            LocalProtocolError: the request has been accepted before.
+            LocalProtocolError: the request has been accepted before, or a response to it has begun.
             UnsupportedServerError: the server cannot give its socket; nothing has been answered.
         """
         if self.accepted:
             raise LocalProtocolError("expected one accept for a request, got a second one")
+        if self._begun:
+            raise LocalProtocolError("expected accept before the first item of the response, got it afterwards")
         try:
             request, key = self._shed.check(self._environ)
             agreement, answer = self._shed.agree(request, key, protocols)
@@ -235,7 +260,13 @@ class WSGIUpgrade:
             raise
         settings = self._shed.settings
         self._connection = way.connection(
-            Role.SERVER, agreement, settings.limits, settings.trace, self._environ, self._taken.head
+            Role.SERVER,
+            agreement,
+            settings.limits,
+            settings.trace,
+            self._environ,
+            self._taken.head,
+            _closed_class(self._environ),
         )
         return self._connection
 
@@ -250,16 +281,34 @@ class WSGIUpgrade:
         return Rejection(status, body, headers)
 
     def guard(self, start_response: StartResponse) -> StartResponse:
-        """``start_response`` as the application gets it: without effect once the socket has gone."""
+        """``start_response`` as the application gets it: held back until the response begins, as an accept may follow.
+
+        Once the socket has gone it has no effect.
+        """
 
         def guarded(*args: Any) -> Any:
             if self.accepted:
                 # Flask and Django turn an exception of the handler into such a response.
                 self.failed = str(args[0]).startswith("5")
                 return lambda data: None
-            return start_response(*args)
+            if self._begun or (self._held is not None and len(args) < 3):
+                self.begin_response()
+                return start_response(*args)  # the server is the judge of a second call
+            self._held = functools.partial(start_response, *args)
+            return write
+
+        def write(data: bytes) -> Any:
+            return self.begin_response()(data)
 
         return guarded
+
+    def begin_response(self) -> Any:
+        """An HTTP response goes out, so nothing can be accepted any more; the server's ``write``."""
+        if not self._begun:
+            self._begun = True
+            if self._held is not None:
+                self._write = self._held()
+        return self._write
 
     def end(self, code: int) -> None:
         """The application has returned or raised: end the connection unless it lives on elsewhere."""

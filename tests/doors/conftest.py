@@ -1,21 +1,66 @@
-"""Servers of this folder that live as long as the test session: starting one costs more than most tests."""
+"""Servers of this folder that live as long as the test session: starting one costs more than most tests.
+
+Each is started when the first test asks for it. The tests exchange its application, never its settings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+import trustme
 
 from .support import Uvicorn
 
+Start: TypeAlias = Callable[[str, str], Uvicorn]
 
-@pytest.fixture(
-    scope="session",
-    params=[("asyncio", "h11"), ("asyncio", "httptools"), ("uvloop", "h11"), ("uvloop", "httptools")],
-    ids="-".join,
-)
-def uvicorns(request: pytest.FixtureRequest) -> Iterator[Uvicorn]:
-    """A uvicorn with our class for each event loop and each HTTP parser."""
-    loop, http = request.param
-    with Uvicorn(loop=loop, http=http) as server:
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Start]:
+    """The uvicorn with our class on this event loop and this HTTP parser."""
+    with contextlib.ExitStack() as stack:
+        yield cache(lambda loop, http: stack.enter_context(Uvicorn(loop=loop, http=http)))
+
+
+# Loop and parser never meet: one reads the head, the other moves the bytes after it. So each of them once is enough
+# for nearly everything.
+@pytest.fixture(scope="session", params=["asyncio-h11", "uvloop-httptools"])
+def uvicorns(running: Start, request: pytest.FixtureRequest) -> Uvicorn:
+    """A uvicorn with our class: on either event loop, with either HTTP parser."""
+    return running(*request.param.split("-"))
+
+
+@pytest.fixture(scope="session", params=["asyncio-h11", "asyncio-httptools", "uvloop-h11", "uvloop-httptools"])
+def every_uvicorn(running: Start, request: pytest.FixtureRequest) -> Uvicorn:
+    """A uvicorn with our class in each combination, for what happens where the parser hands over to the loop."""
+    return running(*request.param.split("-"))
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """A server's certificate with its key, and a client that trusts it."""
+    authority = trustme.CA()
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return path, client
+
+
+@pytest.fixture
+def client_tls(certificate: tuple[Path, ssl.SSLContext]) -> ssl.SSLContext:
+    """A client's side of the TLS that `tls_uvicorns` speak."""
+    return certificate[1]
+
+
+@pytest.fixture(scope="session", params=["asyncio-h11", "uvloop-httptools"])
+def tls_uvicorns(certificate: tuple[Path, ssl.SSLContext], request: pytest.FixtureRequest) -> Iterator[Uvicorn]:
+    """The same as `uvicorns`, over TLS."""
+    loop, http = request.param.split("-")
+    with Uvicorn(loop=loop, http=http, ssl_certfile=certificate[0]) as server:
         yield server

@@ -110,7 +110,11 @@ def dial(
     max_size: int | None = 2**26,
     **options: Any,
 ) -> Iterator[ClientConnection]:
-    """A well-behaved client (the `websockets` package)."""
+    """A well-behaved client (the `websockets` package).
+
+    Never over TLS: it reads in a thread of its own, and before Python 3.13 an `SSLSocket` that two threads use at
+    once may lose what it has read.
+    """
     with connect(
         f"ws://127.0.0.1:{port}{path}",
         subprotocols=[Subprotocol(one) for one in protocols] or None,
@@ -187,10 +191,14 @@ class Answer:
 
 @dataclass
 class Peer:
-    """A bare TCP client: sends whatever a test gives it, and understands what comes back."""
+    """A bare TCP client: sends whatever a test gives it, and understands what comes back.
+
+    With `clean`, a TLS stream has to end with close_notify: anything less is an `ssl.SSLEOFError`.
+    """
 
     port: int
     tls: ssl.SSLContext | None = None
+    clean: bool = False
     receive_buffer: int | None = None
     sock: socket.socket = field(init=False)
 
@@ -201,7 +209,9 @@ class Peer:
         self.sock.settimeout(LIMIT)
         self.sock.connect(("127.0.0.1", self.port))
         if self.tls is not None:
-            self.sock = self.tls.wrap_socket(self.sock, server_hostname="127.0.0.1")
+            self.sock = self.tls.wrap_socket(
+                self.sock, server_hostname="127.0.0.1", suppress_ragged_eofs=not self.clean
+            )
         self._frames = Protocol(Side.CLIENT, max_size=None)
         self._pending: list[Frame] = []
         self._rest = b""
@@ -401,6 +411,19 @@ class Uvicorn:
             self._thread.join(LIMIT)
             if error is None:
                 raise
+
+
+async def accept(receive: Receive, send: Send, **fields: Any) -> None:
+    """Take the connect message and accept."""
+    assert await receive() == {"type": "websocket.connect"}
+    await send({"type": "websocket.accept", **fields})
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Echo every message in its own type."""
+    await accept(receive, send)
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({**event, "type": "websocket.send"})
 
 
 # --- werkzeug --------------------------------------------------------------------------------------------

@@ -1,19 +1,16 @@
 """The ASGI middleware under the uvicorn class, alone and in Starlette (issue 2, section 4).
 
-Every test that names the `uvicorns` fixture runs on asyncio and uvloop, with h11 and httptools.
+The fixtures of conftest.py run most tests on asyncio and uvloop, with h11 and httptools.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-import trustme
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -69,9 +66,9 @@ async def echo(upgrade: Any) -> None:
 # --- an open connection ------------------------------------------------------------------------------------
 
 
-def test_accept_and_echo(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
-    run = uvicorns.run(bare(echo))
-    with dial(uvicorns.port) as client:
+def test_accept_and_echo(every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+    run = every_uvicorn.run(bare(echo))
+    with dial(every_uvicorn.port) as client:
         for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70000, b"y" * MIB):
             client.send(message)
             assert client.recv(LIMIT) == message
@@ -242,7 +239,7 @@ def test_a_second_accept_is_a_clear_error(uvicorns: Uvicorn) -> None:
 
 
 @pytest.mark.parametrize("after", ["returns", "raises"])
-def test_detached_hands_over_the_socket_for_good(uvicorns: Uvicorn, after: str) -> None:
+def test_detached_hands_over_the_socket_for_good(every_uvicorn: Uvicorn, after: str) -> None:
     sockets, started, gate = Inbox[Any](), Gate[None](), Gate[None]()
 
     async def handler(upgrade: Any) -> None:
@@ -252,8 +249,8 @@ def test_detached_hands_over_the_socket_for_good(uvicorns: Uvicorn, after: str) 
         if after == "raises":
             raise LookupError
 
-    run = uvicorns.run(bare(handler))
-    with Peer(uvicorns.port) as peer:
+    run = every_uvicorn.run(bare(handler))
+    with Peer(every_uvicorn.port) as peer:
         peer.send(head())
         started.get()
         peer.send(b"early bytes")
@@ -274,7 +271,7 @@ def test_detached_hands_over_the_socket_for_good(uvicorns: Uvicorn, after: str) 
             peer.send(b"raw too")
             assert taken.recv(100) == b"raw too"
             # The event loop has let it go: nothing reads or closes it behind the owner's back.
-            with dial_page(uvicorns.port):
+            with dial_page(every_uvicorn.port):
                 pass
             peer.send(b"only mine")
             assert taken.recv(100) == b"only mine"
@@ -307,35 +304,6 @@ def test_a_detached_socket_outlives_the_server() -> None:
         assert peer.sock.recv(100) == b"still here"
 
 
-def test_detached_over_tls_is_a_clear_error_before_the_answer(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    pem = tmp_path / "server.pem"
-    certificate.private_key_and_cert_chain_pem.write_to_path(pem)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    errors = Inbox[UnsupportedServerError]()
-
-    async def handler(upgrade: Any) -> None:
-        try:
-            await upgrade.accept(detached=True)
-        except UnsupportedServerError as error:
-            errors.put(error)
-            raise
-
-    with Uvicorn(ssl_certfile=str(pem)) as server:
-        server.run(bare(handler))
-        with Peer(server.port, tls=client) as peer:
-            peer.send(head())
-            assert peer.refusal().status == 500
-        assert "TLS" in str(errors.get())
-        server.run(bare(echo))
-        with Peer(server.port, tls=client) as peer:
-            peer.open()
-            peer.send(text("over TLS"))
-            assert peer.text() == "over TLS"
-
-
 # --- no connection -----------------------------------------------------------------------------------------
 
 
@@ -351,6 +319,17 @@ def test_reject(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     assert answer["content-type"] == "a/b"
     assert run.outcome() is None
     assert errors_in(caplog.records) == []
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_rejection_that_has_no_body_says_nothing_of_one(uvicorns: Uvicorn, status: int) -> None:
+    run = uvicorns.run(bare(lambda upgrade: upgrade.reject(status, headers=[("ETag", '"1"')])))
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer.body, answer["etag"]) == (status, b"", '"1"')
+    assert answer.all("content-length") == []
+    assert run.outcome() is None
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """The uvicorn class under applications that never heard of it (issue 2, section 4): the ASGI WebSocket messages.
 
-Every test runs on asyncio and uvloop, with h11 and httptools.
+The fixtures of conftest.py run every test on asyncio and uvloop, with h11 and httptools.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from typing import Any
 
@@ -31,9 +30,11 @@ from .support import (
     Scope,
     Send,
     Uvicorn,
+    accept,
     binary,
     close,
     dial,
+    echo,
     errors_in,
     eventually,
     head,
@@ -44,25 +45,12 @@ from .support import (
 MIB = 2**20
 
 
-async def accept(receive: Receive, send: Send, **fields: Any) -> None:
-    """Take the connect message and accept."""
-    assert await receive() == {"type": "websocket.connect"}
-    await send({"type": "websocket.accept", **fields})
+# --- the opening handshake -------------------------------------------------------------------------------
 
 
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Echo every message in its own type."""
-    await accept(receive, send)
-    while (event := await receive())["type"] == "websocket.receive":
-        await send({**event, "type": "websocket.send"})
-
-
-# --- the opening handshake ---------------------------------------------------------------------------------
-
-
-def test_accept_and_echo(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
-    run = uvicorns.run(echo)
-    with dial(uvicorns.port) as client:
+def test_accept_and_echo(every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+    run = every_uvicorn.run(echo)
+    with dial(every_uvicorn.port) as client:
         for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70000, b"y" * 126):
             client.send(message)
             assert client.recv(LIMIT) == message
@@ -115,13 +103,13 @@ def test_scope(uvicorns: Uvicorn) -> None:
     assert tuple(map(int, scope["asgi"]["spec_version"].split("."))) >= (2, 4)
 
 
-def test_an_upgrade_may_follow_other_requests_on_a_kept_alive_connection(uvicorns: Uvicorn) -> None:
+def test_an_upgrade_may_follow_other_requests_on_a_kept_alive_connection(every_uvicorn: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         answer: ASGIApp = echo if scope["type"] == "websocket" else PlainTextResponse("plain")
         await answer(scope, receive, send)
 
-    uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
+    every_uvicorn.run(app)
+    with Peer(every_uvicorn.port) as peer:
         for _ in range(2):
             peer.send(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
             assert peer.answer().body == b"plain"
@@ -172,9 +160,9 @@ def test_a_bad_handshake_never_reaches_the_application(
     assert errors_in(caplog.records) == []
 
 
-def test_many_headers_are_no_reason_to_refuse(uvicorns: Uvicorn) -> None:
-    uvicorns.run(echo)
-    with Peer(uvicorns.port) as peer:
+def test_many_headers_are_no_reason_to_refuse(every_uvicorn: Uvicorn) -> None:
+    every_uvicorn.run(echo)
+    with Peer(every_uvicorn.port) as peer:
         fields: dict[str, Any] = {f"X_{number}": "v" for number in range(2000)}
         peer.open(**fields)
 
@@ -182,8 +170,12 @@ def test_many_headers_are_no_reason_to_refuse(uvicorns: Uvicorn) -> None:
 def test_a_head_that_is_far_too_large_is_refused(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     run = uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
-        peer.send(head(Cookie="c" * 90000))
-        assert peer.answer().status in (400, 431)
+        try:
+            peer.send(head(Cookie="c" * 90000))
+            assert peer.answer().status in (400, 431)
+        except ConnectionError:
+            # uvicorn refuses for h11 before it has read everything, and what it leaves unread resets the stream.
+            assert uvicorns.server.config.http == "h11"
     assert run.empty
     assert errors_in(caplog.records) == []
 
@@ -217,7 +209,7 @@ def test_no_client_can_break_out_of_a_log_line(uvicorns: Uvicorn, caplog: pytest
         assert record.getMessage().isprintable(), record.getMessage()
 
 
-# --- messages ----------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------
 
 
 def test_one_mebibyte_comes_back_in_one_message(uvicorns: Uvicorn) -> None:
@@ -238,7 +230,7 @@ def test_messages_keep_their_order_and_types(uvicorns: Uvicorn) -> None:
         sender.join(LIMIT)
 
 
-def test_frames_that_come_between_the_head_and_the_accept_are_not_lost(uvicorns: Uvicorn) -> None:
+def test_frames_that_come_between_the_head_and_the_accept_are_not_lost(every_uvicorn: Uvicorn) -> None:
     started, gate = Gate[None](), Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -246,10 +238,10 @@ def test_frames_that_come_between_the_head_and_the_accept_are_not_lost(uvicorns:
         await gate.wait()
         await echo(scope, receive, send)
 
-    uvicorns.run(app)
+    every_uvicorn.run(app)
     # More than the class keeps: the rest has to wait in the kernel.
     messages = [f"{number} " + "x" * 1000 for number in range(200)]
-    with Peer(uvicorns.port) as peer:
+    with Peer(every_uvicorn.port) as peer:
         peer.send(head())
         started.get()
         for number, message in enumerate(messages):
@@ -342,7 +334,7 @@ def test_messages_that_do_not_fit_an_open_connection(uvicorns: Uvicorn, kind: st
     assert "websocket.send" in str(error)
 
 
-# --- the end -----------------------------------------------------------------------------------------------
+# --- the end ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -559,187 +551,7 @@ def test_an_exception_after_the_accept_closes_with_1011_and_tells_the_client_not
     assert eventually(lambda: errors_in(caplog.records)) == ["Exception in ASGI application\n"]
 
 
-# --- no connection -----------------------------------------------------------------------------------------
-
-
-def test_an_application_that_returns_without_an_answer_gives_500(
-    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-
-    uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        assert peer.refusal().status == 500
-    assert len(eventually(lambda: errors_in(caplog.records))) == 1
-
-
-def test_an_exception_before_the_accept_gives_500_and_tells_the_client_nothing(
-    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        raise LookupError("a secret")
-
-    uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        answer = peer.refusal()
-    assert answer.status == 500
-    assert b"secret" not in answer.body
-    assert eventually(lambda: errors_in(caplog.records)) == ["Exception in ASGI application\n"]
-
-
-def test_close_before_the_accept_is_403(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
-    events = Inbox[Any]()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.close", "code": 4003, "reason": "not you"})
-        events.put(await receive())
-        with pytest.raises(OSError, match="refused"):
-            await send({"type": "websocket.send", "text": "?"})
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        assert peer.refusal().status == 403
-    assert events.get()["type"] == "websocket.disconnect"
-    assert run.outcome() is None
-    assert errors_in(caplog.records) == []
-
-
-def test_a_whole_denial_response(uvicorns: Uvicorn) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        fields = [(b"content-type", b"application/json"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
-        await send({"type": "websocket.http.response.start", "status": 401, "headers": fields})
-        await send({"type": "websocket.http.response.body", "body": b'{"who": "are you"}'})
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        answer = peer.refusal()
-    assert (answer.status, answer.body) == (401, b'{"who": "are you"}')
-    assert answer["content-type"] == "application/json"
-    assert answer.all("set-cookie") == ["a=1", "b=2"]
-    assert answer["content-length"] == str(len(answer.body))
-    assert run.outcome() is None
-
-
-@pytest.mark.parametrize("declared", [True, False], ids=["with its length", "without its length"])
-def test_a_streamed_denial_response(uvicorns: Uvicorn, declared: bool) -> None:
-    chunks = [b"binary \x00\xff", b"", b"x" * 300_000, b"end"]
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        fields = [(b"content-length", str(sum(map(len, chunks))).encode())] if declared else []
-        await send({"type": "websocket.http.response.start", "status": 503, "headers": fields})
-        for chunk in chunks:
-            await send({"type": "websocket.http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "websocket.http.response.body"})
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        answer = peer.refusal()
-    assert (answer.status, answer.body) == (503, b"".join(chunks))
-    assert run.outcome() is None
-
-
-def test_a_streamed_denial_ends_when_the_client_has_gone(uvicorns: Uvicorn) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.http.response.start", "status": 200, "headers": []})
-        deadline = time.monotonic() + LIMIT
-        while time.monotonic() < deadline:
-            await send({"type": "websocket.http.response.body", "body": b"x" * 1000, "more_body": True})
-            await asyncio.sleep(0)
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        assert peer.sock.recv(10)
-        peer.vanish()
-    assert isinstance(run.outcome(), OSError)
-
-
-def test_a_denial_that_the_application_does_not_finish(uvicorns: Uvicorn) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
-
-    uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        peer.rest()  # whatever came of it, the stream ends
-
-
-@pytest.mark.parametrize("status", [101, 99, 600, 0])
-def test_a_denial_wants_an_http_status(uvicorns: Uvicorn, status: int) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.http.response.start", "status": status, "headers": []})
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        assert peer.refusal().status == 500
-    assert isinstance(run.outcome(), RuntimeError)
-
-
-@pytest.mark.parametrize("value", [b"a\r\nX-Evil: 1", b"a\nb"])
-def test_a_header_cannot_break_out_of_its_line(uvicorns: Uvicorn, value: bytes) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await accept(receive, send, headers=[(b"x-name", value)])
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        answer = peer.refusal()
-    assert answer.status == 500
-    assert answer.all("x-evil") == []
-    assert isinstance(run.outcome(), ValueError)
-
-
-def test_messages_that_do_not_fit_before_the_accept(uvicorns: Uvicorn) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.send", "text": "too early"})
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        assert peer.refusal().status == 500
-    error = run.outcome()
-    assert isinstance(error, RuntimeError)
-    assert "websocket.accept" in str(error)
-    assert "websocket.send" in str(error)
-
-
-@pytest.mark.parametrize("leave", [Peer.vanish, lambda peer: peer.sock.close()], ids=["RST", "FIN"])
-def test_a_client_that_vanishes_before_the_accept(
-    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, leave: Any
-) -> None:
-    connected, events = Gate[None](), Inbox[Any]()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        connected.put(None)
-        events.put(await receive())
-        await send({"type": "websocket.accept"})
-
-    run = uvicorns.run(app)
-    with Peer(uvicorns.port) as peer:
-        peer.send(head())
-        connected.get()
-        leave(peer)
-    assert events.get() == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
-    assert isinstance(run.outcome(), OSError)
-    assert errors_in(caplog.records) == []
-
-
-# --- a client that does not read ---------------------------------------------------------------------------
+# --- a client that does not read -------------------------------------------------------------------------
 
 
 def test_send_waits_for_a_slow_client_who_blocks_nobody_else(uvicorns: Uvicorn) -> None:
@@ -809,7 +621,7 @@ def test_reading_stops_while_the_application_does_not_receive(uvicorns: Uvicorn)
         assert counted.get() == whole + 1
 
 
-# --- Starlette's own WebSocket -----------------------------------------------------------------------------
+# --- Starlette's own WebSocket ---------------------------------------------------------------------------
 
 
 def starlette(**endpoints: Any) -> Starlette:
@@ -880,7 +692,7 @@ def test_plain_http_goes_on_beside_open_connections(uvicorns: Uvicorn) -> None:
         assert peer.close()[0] == 1000
 
 
-# --- the log -----------------------------------------------------------------------------------------------
+# --- the log ---------------------------------------------------------------------------------------------
 
 
 def test_the_query_string_is_not_logged(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,11 +7,11 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
-from flask import Flask, abort, request
+from flask import abort
 from flask.typing import ResponseReturnValue
 from werkzeug.debug import DebuggedApplication
 from werkzeug.serving import WSGIRequestHandler
@@ -22,7 +22,6 @@ from watershed_mw.sockets import DetachedSocket
 
 from .support import (
     ACCEPT,
-    Answer,
     Gate,
     Inbox,
     Peer,
@@ -30,55 +29,27 @@ from .support import (
     binary,
     close,
     dial,
-    errors_in,
-    eventually,
     head,
-    ping,
     text,
 )
-
-Environ: TypeAlias = dict[str, Any]
-StartResponse: TypeAlias = Callable[..., Any]
-WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
-View: TypeAlias = Callable[[], ResponseReturnValue]
+from .wsgi_support import (
+    Environ,
+    StartResponse,
+    View,
+    WSGIApp,
+    assert_quiet,
+    background,
+    bare,
+    echo,
+    flask_app,
+    get,
+    upgrade,
+)
 
 MIB = 2**20
 
 
-def flask_app(view: View, *, debug: bool = False, **options: Any) -> Flask:
-    """A Flask application with a WebSocket view at /ws and a page at /page."""
-    app = Flask(__name__)
-    app.debug = debug
-    app.add_url_rule("/ws", view_func=view, websocket=True)
-    app.add_url_rule("/page", view_func=lambda: "page", endpoint="page")
-    app.wsgi_app = WatershedWSGI(app.wsgi_app, **options)  # type: ignore[method-assign]
-    return app
-
-
-def upgrade() -> Any:
-    return request.environ["watershed"]
-
-
-def echo() -> ResponseReturnValue:
-    connection: ThreadConnection = upgrade().accept()
-    for message in connection:
-        connection.send(message)
-    return ""
-
-
-def get(port: int, path: str = "/page") -> Answer:
-    with Peer(port) as peer:
-        peer.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
-        return peer.refusal()
-
-
-def assert_quiet(server: Werkzeug, caplog: pytest.LogCaptureFixture) -> None:
-    """No error and no traceback anywhere."""
-    assert server.troubles == []
-    assert errors_in(caplog.records) == []
-
-
-# --- an open connection ------------------------------------------------------------------------------------
+# --- an open connection ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
@@ -192,6 +163,45 @@ def test_a_client_that_vanishes_while_the_view_waits(caplog: pytest.LogCaptureFi
         assert_quiet(server, caplog)
 
 
+@pytest.mark.parametrize("kind", ["threaded", "single", "debug"])
+@pytest.mark.parametrize(
+    "leave",
+    [
+        pytest.param(Peer.vanish, id="RST"),
+        pytest.param(lambda peer: peer.sock.close(), id="FIN"),
+        pytest.param(lambda peer: peer.send(close(1001)), id="Close"),
+        pytest.param(lambda peer: peer.send(text("cut off")[:5]), id="within a frame"),
+    ],
+)
+def test_a_view_that_iterates_ends_without_a_traceback_when_its_client_leaves(
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    kind: str,
+    leave: Callable[[Peer], None],
+) -> None:
+    codes = Inbox[int | None]()
+
+    def view() -> ResponseReturnValue:
+        connection: ThreadConnection = upgrade().accept()
+        for message in connection:
+            connection.send(message)
+        codes.put(connection.close_code)
+        return "and goes on"
+
+    with Werkzeug(flask_app(view, debug=kind == "debug"), threaded=kind != "single") as server:
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            peer.send(text("hi"))
+            assert peer.text() == "hi"
+            leave(peer)
+        assert codes.get() in (1001, 1006)
+        assert server.access_log(1) == ["GET /ws 101"]
+        assert get(server.port).body == b"page"
+        assert_quiet(server, caplog)
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
 def test_a_view_that_only_sends_learns_that_the_client_has_gone() -> None:
     errors = Inbox[BaseException]()
 
@@ -213,237 +223,7 @@ def test_a_view_that_only_sends_learns_that_the_client_has_gone() -> None:
                 assert isinstance(errors.get(), OSError)
 
 
-# --- bare WSGI ---------------------------------------------------------------------------------------------
-
-
-def bare(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """A WSGI application by hand: an echo for upgrades, a page for the rest."""
-    if (asked := environ.get("watershed")) is None:
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
-        return [b"plain"]
-    with asked.accept() as connection:
-        for message in connection:
-            connection.send(message)
-    return []
-
-
-def test_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
-    with Werkzeug(WatershedWSGI(bare)) as server:
-        with dial(server.port) as client:
-            client.send("bare")
-            assert client.recv(LIMIT) == "bare"
-        server.access_log(1)
-        assert get(server.port, "/").body == b"plain"
-        assert server.access_log(2) == ["GET / 101", "GET / 200"]
-        assert_quiet(server, caplog)
-
-
-def test_an_application_may_accept_and_still_call_start_response(caplog: pytest.LogCaptureFixture) -> None:
-    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        connection = environ["watershed"].accept()
-        connection.send("hi")
-        write = start_response("200 OK", [("Content-Type", "text/plain")])
-        write(b"nothing of this")
-        return [b"reaches the client"]
-
-    with Werkzeug(WatershedWSGI(app)) as server:
-        with Peer(server.port) as peer:
-            peer.open()
-            assert peer.text() == "hi"
-            assert peer.close() == (1000, "")
-            peer.send(close())
-            peer.end()
-        assert server.access_log(1) == ["GET / 101"]
-        assert_quiet(server, caplog)
-
-
-def test_an_application_that_is_a_generator(caplog: pytest.LogCaptureFixture) -> None:
-    def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
-        connection = environ["watershed"].accept()
-        for message in connection:
-            connection.send(message)
-        yield b""
-
-    with Werkzeug(WatershedWSGI(app)) as server:
-        with dial(server.port) as client:
-            client.send("lazy")
-            assert client.recv(LIMIT) == "lazy"
-        assert server.access_log(1) == ["GET / 101"]
-        assert_quiet(server, caplog)
-
-
-def test_an_answer_far_larger_than_a_socket_buffer_does_not_hold_the_server() -> None:
-    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        environ["watershed"].accept().send("hi")
-        raise LookupError("x" * 4 * MIB)  # the debugger makes a page of it
-
-    with Werkzeug(DebuggedApplication(WatershedWSGI(app), evalex=True), threaded=False) as server:
-        for _ in range(2):
-            with Peer(server.port) as peer:
-                peer.open()
-                assert peer.text() == "hi"
-                assert peer.close()[0] == 1011
-
-
-def test_a_body_that_closes_is_closed_once() -> None:
-    closed = Inbox[str]()
-
-    class Body:
-        def __iter__(self) -> Iterator[bytes]:
-            return iter([b"body"])
-
-        def close(self) -> None:
-            closed.put("closed")
-
-    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/accept":
-            environ["watershed"].accept()
-        start_response("200 OK", [("Content-Length", "4")])
-        return Body()
-
-    with Werkzeug(WatershedWSGI(app)) as server:
-        for path in ("/accept", "/plain"):
-            with Peer(server.port) as peer:
-                peer.send(head(path))
-                assert peer.answer().status in (101, 200)
-            assert closed.get() == "closed"
-        server.access_log(2)
-        assert closed.empty
-
-
-# --- run_in_background -------------------------------------------------------------------------------------
-
-
-def background() -> ResponseReturnValue:
-    connection: ThreadConnection = upgrade().accept()
-    connection.on("text", connection.send)
-    connection.on("binary", connection.send)
-    connection.run_in_background()
-    return ""
-
-
-def test_a_single_threaded_server_serves_pages_while_connections_live_on(caplog: pytest.LogCaptureFixture) -> None:
-    with Werkzeug(flask_app(background), threaded=False) as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(dial(server.port, "/ws")) for _ in range(10)]
-        for number, client in enumerate(clients):
-            assert get(server.port).body == b"page"
-            client.send(f"{number}")
-            assert client.recv(LIMIT) == f"{number}"
-        for client in clients:
-            client.send(b"z" * MIB)
-            assert client.recv(LIMIT) == b"z" * MIB
-            client.close(4000)
-            assert client.close_code == 4000
-        assert sorted(server.access_log(20)) == ["GET /page 200"] * 10 + ["GET /ws 101"] * 10
-        assert_quiet(server, caplog)
-
-
-def test_worker_threads_are_free_again() -> None:
-    def workers() -> set[threading.Thread]:
-        return {thread for thread in threading.enumerate() if "process_request_thread" in thread.name}
-
-    with Werkzeug(flask_app(background)) as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(dial(server.port, "/ws")) for _ in range(30)]
-        for client in clients:
-            client.send("hi")
-            assert client.recv(LIMIT) == "hi"
-        server.access_log(30)
-        eventually(lambda: not workers(), "the end of werkzeug's threads")
-        count = threading.active_count()
-        clients += [stack.enter_context(dial(server.port, "/ws")) for _ in range(30)]
-        for client in clients:
-            client.send("again")
-            assert client.recv(LIMIT) == "again"
-        eventually(lambda: not workers(), "the end of werkzeug's threads")
-        # Each of the test's own clients has a thread; the pool for handlers is bounded.
-        assert threading.active_count() <= count + 30 + 32
-
-
-def test_events_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
-    events = Inbox[tuple[Any, ...]]()
-
-    def view() -> ResponseReturnValue:
-        connection = upgrade().accept()
-        for name in ("text", "binary", "ping", "pong", "connection_reset", "error", "end"):
-            connection.on(name, lambda *args, name=name: events.put((name, *args)))
-        connection.run_in_background()
-        connection.ping(b"from the view")
-        return ""
-
-    with Werkzeug(flask_app(view)) as server:
-        with Peer(server.port) as peer:
-            peer.open("/ws")
-            assert bytes(peer.frame().data) == b"from the view"
-            peer.send(text("t") + binary(b"b") + ping(b"p") + close(4000, "bye"))
-            assert bytes(peer.frame().data) == b"p"
-            assert peer.close() == (4000, "bye")
-            peer.end()
-        for expected in (("text", "t"), ("binary", b"b"), ("ping", b"p"), ("end", 4000, "bye")):
-            assert events.get() == expected
-        with Peer(server.port) as peer:
-            peer.open("/ws")
-            peer.vanish()
-        assert [events.get(), events.get()] == [("connection_reset",), ("end", 1006, "")]
-        assert_quiet(server, caplog)
-
-
-def test_handlers_that_block_do_not_block_other_connections() -> None:
-    gate, blocked = Gate[None](), Inbox[str]()
-
-    def view() -> ResponseReturnValue:
-        connection = upgrade().accept()
-
-        def handle(message: str) -> None:
-            if message == "block":
-                blocked.put(message)
-                gate.get()
-            connection.send(message)
-
-        connection.on("text", handle)
-        connection.run_in_background()
-        return ""
-
-    with Werkzeug(flask_app(view)) as server, dial(server.port, "/ws") as one, dial(server.port, "/ws") as other:
-        one.send("block")
-        one.send("after")
-        blocked.get()
-        other.send("free")
-        assert other.recv(LIMIT) == "free"
-        gate.put(None)
-        assert [one.recv(LIMIT), one.recv(LIMIT)] == ["block", "after"]
-
-
-def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest.LogCaptureFixture) -> None:
-    def view() -> ResponseReturnValue:
-        connection = upgrade().accept()
-        connection.on("text", lambda message: 1 / 0)
-        connection.run_in_background()
-        return ""
-
-    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
-        peer.open("/ws")
-        peer.send(text("divide"))
-        assert peer.close()[0] == 1011
-        peer.send(close(1011))
-        peer.end()
-    [record] = [record for record in caplog.records if record.exc_info]
-    assert record.exc_info is not None
-    assert record.exc_info[0] is ZeroDivisionError
-
-
-def test_an_exception_after_the_hand_over_leaves_the_connection_alone() -> None:
-    def view() -> ResponseReturnValue:
-        background()
-        raise LookupError("after the hand-over")
-
-    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
-        peer.open("/ws")
-        server.access_log(1)
-        peer.send(text("alive"))
-        assert peer.text() == "alive"
-
-
-# --- early bytes and detached sockets ----------------------------------------------------------------------
+# --- early bytes and detached sockets --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
@@ -544,7 +324,7 @@ def test_an_upgrade_on_a_kept_alive_connection(caplog: pytest.LogCaptureFixture)
         assert_quiet(server, caplog)
 
 
-# --- no connection -----------------------------------------------------------------------------------------
+# --- no connection ---------------------------------------------------------------------------------------
 
 
 def test_reject_from_a_flask_view(caplog: pytest.LogCaptureFixture) -> None:
@@ -575,6 +355,45 @@ def test_reject_from_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
             answer = peer.refusal()
         assert (answer.status, answer.body) == (403, b"no")
         assert server.access_log(1) == ["GET / 403"]
+        assert_quiet(server, caplog)
+
+
+@pytest.mark.parametrize("kind", ["flask", "bare"])
+@pytest.mark.parametrize("status", [204, 304])
+@pytest.mark.parametrize("body", [b"", b"that nobody may see"], ids=["empty", "body"])
+def test_a_rejection_that_has_no_body_says_nothing_of_one(
+    caplog: pytest.LogCaptureFixture, kind: str, status: int, body: bytes
+) -> None:
+    """RFC 9110 sections 8.6, 15.3.5 and 15.4.5."""
+
+    def view() -> ResponseReturnValue:
+        answer: ResponseReturnValue = upgrade().reject(status, body, [("ETag", '"1"')])
+        return answer
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        rejection: WSGIApp = environ["watershed"].reject(status, body, [("ETag", '"1"')])
+        return rejection(environ, start_response)
+
+    with Werkzeug(flask_app(view) if kind == "flask" else WatershedWSGI(app)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head("/ws"))
+            answer = peer.refusal()
+        assert (answer.status, answer.body, answer["etag"]) == (status, b"", '"1"')
+        assert answer.all("content-length") == []
+        assert server.access_log(1) == [f"GET /ws {status}"]
+        assert_quiet(server, caplog)
+
+
+def test_the_length_of_a_rejection_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        rejection: WSGIApp = environ["watershed"].reject(403, b"no", [("content-length", "2")])
+        return rejection(environ, start_response)
+
+    with Werkzeug(WatershedWSGI(app)) as server:
+        with Peer(server.port) as peer:
+            peer.send(head())
+            answer = peer.refusal()
+        assert (answer.body, answer.all("content-length")) == (b"no", ["2"])
         assert_quiet(server, caplog)
 
 
@@ -715,7 +534,7 @@ def test_the_limits_and_the_compression_option() -> None:
         assert client.protocol.extensions
 
 
-# --- applications that fail --------------------------------------------------------------------------------
+# --- applications that fail ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("debug", [False, True], ids=["production", "debug"])
@@ -815,7 +634,7 @@ def test_garbage_instead_of_frames(caplog: pytest.LogCaptureFixture) -> None:
         assert_quiet(server, caplog)
 
 
-# --- what this version cannot do ---------------------------------------------------------------------------
+# --- what this version cannot do -------------------------------------------------------------------------
 
 
 def refused_by_the_server(error: Inbox[UnsupportedServerError]) -> View:

@@ -1,0 +1,265 @@
+"""Upgrades that an application under the uvicorn class answers without a 101 (issue 2, section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+
+from tests.support import LIMIT
+
+from .support import (
+    Gate,
+    Inbox,
+    Peer,
+    Receive,
+    Scope,
+    Send,
+    Uvicorn,
+    accept,
+    errors_in,
+    eventually,
+    head,
+)
+
+
+def test_an_application_that_returns_without_an_answer_gives_500(
+    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+
+    uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        assert peer.refusal().status == 500
+    assert len(eventually(lambda: errors_in(caplog.records))) == 1
+
+
+def test_an_exception_before_the_accept_gives_500_and_tells_the_client_nothing(
+    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise LookupError("a secret")
+
+    uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert answer.status == 500
+    assert b"secret" not in answer.body
+    assert eventually(lambda: errors_in(caplog.records)) == ["Exception in ASGI application\n"]
+
+
+def test_close_before_the_accept_is_403(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+    events = Inbox[Any]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.close", "code": 4003, "reason": "not you"})
+        events.put(await receive())
+        with pytest.raises(OSError, match="refused"):
+            await send({"type": "websocket.send", "text": "?"})
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        assert peer.refusal().status == 403
+    assert events.get()["type"] == "websocket.disconnect"
+    assert run.outcome() is None
+    assert errors_in(caplog.records) == []
+
+
+def test_a_whole_denial_response(every_uvicorn: Uvicorn) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        fields = [(b"content-type", b"application/json"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": fields})
+        await send({"type": "websocket.http.response.body", "body": b'{"who": "are you"}'})
+
+    run = every_uvicorn.run(app)
+    with Peer(every_uvicorn.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer.body) == (401, b'{"who": "are you"}')
+    assert answer["content-type"] == "application/json"
+    assert answer.all("set-cookie") == ["a=1", "b=2"]
+    assert answer["content-length"] == str(len(answer.body))
+    assert run.outcome() is None
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["with its length", "without its length"])
+def test_a_streamed_denial_response(uvicorns: Uvicorn, declared: bool) -> None:
+    chunks = [b"binary \x00\xff", b"", b"x" * 300_000, b"end"]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        fields = [(b"content-length", str(sum(map(len, chunks))).encode())] if declared else []
+        await send({"type": "websocket.http.response.start", "status": 503, "headers": fields})
+        for chunk in chunks:
+            await send({"type": "websocket.http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "websocket.http.response.body"})
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer.body) == (503, b"".join(chunks))
+    assert run.outcome() is None
+
+
+def test_a_streamed_denial_ends_when_the_client_has_gone(uvicorns: Uvicorn) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 200, "headers": []})
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            await send({"type": "websocket.http.response.body", "body": b"x" * 1000, "more_body": True})
+            await asyncio.sleep(0)
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        assert peer.sock.recv(10)
+        peer.vanish()
+    assert isinstance(run.outcome(), OSError)
+
+
+def test_a_denial_that_the_application_does_not_finish(uvicorns: Uvicorn) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+
+    uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        peer.rest()  # whatever came of it, the stream ends
+
+
+@pytest.mark.parametrize("status", [101, 99, 600, 0])
+def test_a_denial_wants_an_http_status(uvicorns: Uvicorn, status: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        assert peer.refusal().status == 500
+    assert isinstance(run.outcome(), RuntimeError)
+
+
+@pytest.mark.parametrize("value", [b"a\r\nX-Evil: 1", b"a\nb"])
+def test_a_header_cannot_break_out_of_its_line(uvicorns: Uvicorn, value: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send, headers=[(b"x-name", value)])
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert answer.status == 500
+    assert answer.all("x-evil") == []
+    assert isinstance(run.outcome(), ValueError)
+
+
+def test_messages_that_do_not_fit_before_the_accept(uvicorns: Uvicorn) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.send", "text": "too early"})
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        assert peer.refusal().status == 500
+    error = run.outcome()
+    assert isinstance(error, RuntimeError)
+    assert "websocket.accept" in str(error)
+    assert "websocket.send" in str(error)
+
+
+@pytest.mark.parametrize("leave", [Peer.vanish, lambda peer: peer.sock.close()], ids=["RST", "FIN"])
+def test_a_client_that_vanishes_before_the_accept(
+    every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture, leave: Any
+) -> None:
+    connected, events = Gate[None](), Inbox[Any]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        connected.put(None)
+        events.put(await receive())
+        await send({"type": "websocket.accept"})
+
+    run = every_uvicorn.run(app)
+    with Peer(every_uvicorn.port) as peer:
+        peer.send(head())
+        connected.get()
+        leave(peer)
+    assert events.get() == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+    assert isinstance(run.outcome(), OSError)
+    assert errors_in(caplog.records) == []
+
+
+@pytest.mark.parametrize("status", [204, 304])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("body", [b"", b"that nobody may see"], ids=["empty", "body"])
+def test_a_denial_that_has_no_body_says_nothing_of_one(
+    uvicorns: Uvicorn, status: int, streamed: bool, body: bytes
+) -> None:
+    """RFC 9110 sections 8.6, 15.3.5 and 15.4.5: such a response ends with its head."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        fields = [(b"content-length", str(len(body)).encode()), (b"etag", b'"1"')]
+        await send({"type": "websocket.http.response.start", "status": status, "headers": fields})
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": streamed})
+        if streamed:
+            await send({"type": "websocket.http.response.body"})
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer.body, answer["etag"]) == (status, b"", '"1"')
+    assert answer.all("content-length") == answer.all("transfer-encoding") == []
+    assert run.outcome() is None
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_how_a_denial_is_framed_is_not_the_applications_to_say(uvicorns: Uvicorn, streamed: bool) -> None:
+    """The body is not chunked, and the stream ends with it (RFC 9112 section 6.3), whatever the header fields say."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        fields = [(b"Transfer-Encoding", b"chunked"), (b"Connection", b"keep-alive")]
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": fields})
+        await send({"type": "websocket.http.response.body", "body": b"not ", "more_body": streamed})
+        if streamed:
+            await send({"type": "websocket.http.response.body", "body": b"you"})
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer.body) == (403, b"not you" if streamed else b"not ")
+    assert answer.all("transfer-encoding") == []
+    assert answer["connection"] == "close"
+    assert run.outcome() is None
+
+
+def test_starlettes_denial_without_a_body(uvicorns: Uvicorn) -> None:
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.send_denial_response(Response(status_code=204))
+
+    run = uvicorns.run(Starlette(routes=[WebSocketRoute("/", endpoint)]))
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer.body, answer.all("content-length")) == (204, b"", [])
+    assert run.outcome() is None

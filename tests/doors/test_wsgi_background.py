@@ -1,0 +1,156 @@
+"""Connections that live on after their view has returned: `run_in_background` (issue 2, section 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import pytest
+from flask.typing import ResponseReturnValue
+
+from tests.support import LIMIT
+
+from .support import (
+    Gate,
+    Inbox,
+    Peer,
+    Werkzeug,
+    binary,
+    close,
+    dial,
+    eventually,
+    ping,
+    text,
+)
+from .wsgi_support import (
+    assert_quiet,
+    background,
+    flask_app,
+    get,
+    upgrade,
+)
+
+MIB = 2**20
+
+
+def test_a_single_threaded_server_serves_pages_while_connections_live_on(caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(flask_app(background), threaded=False) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial(server.port, "/ws")) for _ in range(10)]
+        for number, client in enumerate(clients):
+            assert get(server.port).body == b"page"
+            client.send(f"{number}")
+            assert client.recv(LIMIT) == f"{number}"
+        for client in clients:
+            client.send(b"z" * MIB)
+            assert client.recv(LIMIT) == b"z" * MIB
+            client.close(4000)
+            assert client.close_code == 4000
+        assert sorted(server.access_log(20)) == ["GET /page 200"] * 10 + ["GET /ws 101"] * 10
+        assert_quiet(server, caplog)
+
+
+def test_worker_threads_are_free_again() -> None:
+    def workers() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if "process_request_thread" in thread.name}
+
+    with Werkzeug(flask_app(background)) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(dial(server.port, "/ws")) for _ in range(30)]
+        for client in clients:
+            client.send("hi")
+            assert client.recv(LIMIT) == "hi"
+        server.access_log(30)
+        eventually(lambda: not workers(), "the end of werkzeug's threads")
+        count = threading.active_count()
+        clients += [stack.enter_context(dial(server.port, "/ws")) for _ in range(30)]
+        for client in clients:
+            client.send("again")
+            assert client.recv(LIMIT) == "again"
+        eventually(lambda: not workers(), "the end of werkzeug's threads")
+        # Each of the test's own clients has a thread; the pool for handlers is bounded.
+        assert threading.active_count() <= count + 30 + 32
+
+
+def test_events_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
+    events = Inbox[tuple[Any, ...]]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        for name in ("text", "binary", "ping", "pong", "connection_reset", "error", "end"):
+            connection.on(name, lambda *args, name=name: events.put((name, *args)))
+        connection.run_in_background()
+        connection.ping(b"from the view")
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            assert bytes(peer.frame().data) == b"from the view"
+            peer.send(text("t") + binary(b"b") + ping(b"p") + close(4000, "bye"))
+            assert bytes(peer.frame().data) == b"p"
+            assert peer.close() == (4000, "bye")
+            peer.end()
+        for expected in (("text", "t"), ("binary", b"b"), ("ping", b"p"), ("end", 4000, "bye")):
+            assert events.get() == expected
+        with Peer(server.port) as peer:
+            peer.open("/ws")
+            assert bytes(peer.frame().data) == b"from the view"  # which has nothing more to say from here on
+            peer.vanish()
+        assert [events.get(), events.get()] == [("connection_reset",), ("end", 1006, "")]
+        assert_quiet(server, caplog)
+
+
+def test_handlers_that_block_do_not_block_other_connections() -> None:
+    gate, blocked = Gate[None](), Inbox[str]()
+
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+
+        def handle(message: str) -> None:
+            if message == "block":
+                blocked.put(message)
+                gate.get()
+            connection.send(message)
+
+        connection.on("text", handle)
+        connection.run_in_background()
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, dial(server.port, "/ws") as one, dial(server.port, "/ws") as other:
+        one.send("block")
+        one.send("after")
+        blocked.get()
+        other.send("free")
+        assert other.recv(LIMIT) == "free"
+        gate.put(None)
+        assert [one.recv(LIMIT), one.recv(LIMIT)] == ["block", "after"]
+
+
+def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest.LogCaptureFixture) -> None:
+    def view() -> ResponseReturnValue:
+        connection = upgrade().accept()
+        connection.on("text", lambda message: 1 / 0)
+        connection.run_in_background()
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        peer.send(text("divide"))
+        assert peer.close()[0] == 1011
+        peer.send(close(1011))
+        peer.end()
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_an_exception_after_the_hand_over_leaves_the_connection_alone() -> None:
+    def view() -> ResponseReturnValue:
+        background()
+        raise LookupError("after the hand-over")
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        server.access_log(1)
+        peer.send(text("alive"))
+        assert peer.text() == "alive"
