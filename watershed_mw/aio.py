@@ -27,6 +27,8 @@ from .errors import ConnectionClosed, LocalProtocolError
 
 __all__ = ["AsyncConnection"]
 
+# Seconds that a TLS peer gets to end the stream by itself after it broke the protocol.
+_TLS_LINGER = 1.0
 # Past this many bytes a write is not held back until the end of the turn.
 _WRITE_NOW = 64 * 2**10
 
@@ -83,6 +85,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._advancing = False
         self._writing_paused = False
         self._half_closed = False
+        self._closing: asyncio.TimerHandle | None = None
         self._lost = False
         self._busy: asyncio.Task[None] | None = None
         self._waiting: deque[Awaitable[Any]] = deque()
@@ -151,6 +154,8 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         if self._entry is not None:
             alarm_of(self._loop).cancel(self._entry)
             self._entry = None
+        if self._closing is not None:
+            self._closing.cancel()
         self._advance_and_settle()
         self._wake(self._drainers)
         self._wake(self._closers)
@@ -247,7 +252,7 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
 
         Args:
             reason: at most 123 bytes in UTF-8.
-            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; 1005 for a Close without a code.
 
         Returns:
             an awaitable that is done when the TCP stream is closed, after at most ``close_timeout``.
@@ -272,6 +277,8 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         self._core.abort()
         self._queue.clear()
         self._advance_and_settle()
+        if not self._lost:
+            self._transport.abort()  # it may be closing already, in its own time
 
     async def run(self) -> tuple[int, str]:
         """Push messages to the handlers until the connection has ended.
@@ -284,8 +291,11 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         """
         self._push = self._running = True
         self._advance_and_settle()
-        while not self._finished():
-            await self._wait_in(self._closers)
+        try:
+            while not self._finished():
+                await self._wait_in(self._closers)
+        finally:
+            self._running = False
         if self._handler_error is not None:
             raise self._handler_error
         return self.close_code or 1006, self.close_reason or ""
@@ -396,7 +406,10 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
 
     def _half_close(self) -> None:
         if not self._transport.can_write_eof():
-            self._transport.close()  # TLS: sends close_notify after what is queued, then waits for the peer's
+            # TLS knows no half-close: close() sends close_notify after what is queued, and does not read what still
+            # comes. After the peer's Close nothing does; one that broke the protocol gets a moment to read ours.
+            delay = 0.0 if self._core.close_received else min(_TLS_LINGER, self._details.limits.close_timeout)
+            self._closing = self._loop.call_later(delay, self._transport.close)
             return
         try:
             self._transport.write_eof()
@@ -429,11 +442,9 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
     # --- writing and reading -----------------------------------------------------------------------------
 
     def _wrote(self) -> None:
-        if self._reading:
-            return  # data_received flushes when it is done
         if self._core.unsent_size >= _WRITE_NOW:
             self._flush()
-        elif not self._flush_set:
+        elif not self._flush_set and not self._reading:  # data_received flushes when it is done
             self._flush_set = True
             self._loop.call_soon(self._flush)
 
@@ -444,8 +455,10 @@ class AsyncConnection(WatershedConnection, asyncio.Protocol):
         data = self._core.data_to_send()
         if not data or self._lost or self._half_closed:
             return
+        # One message may be larger than the limit: it is piling more on top that ends the connection.
+        paused = self._writing_paused
         self._transport.write(data)
-        if self._writing_paused:
+        if paused:
             unsent = self._transport.get_write_buffer_size()
             if unsent > self._details.limits.max_unsent_bytes:
                 self._error = LocalProtocolError(

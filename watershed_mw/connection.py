@@ -186,6 +186,8 @@ class WatershedConnection:
         for handler in tuple(self._handlers.get(event, ())):
             try:
                 results.append(handler(*args))
+            except ConnectionClosed:
+                pass  # A reply came too late, as the end itself tells.
             except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
                 self._handler_failed(error)
         return results

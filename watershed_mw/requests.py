@@ -181,9 +181,12 @@ def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes |
     except ValueError:
         phrase = ""  # For people alone: a client must not depend on it (RFC 9112 section 4).
     first_line = f"HTTP/1.1 {status} {phrase}"
+    fields = list(fields)
     if body is None:
         return write_head(first_line, fields)
-    ends = [("Connection", "close")]
+    # Who sends Upgrade must name it in Connection (RFC 9110 section 7.8).
+    upgrade = any(name.lower() == "upgrade" for name, _ in fields)
+    ends = [("Connection", "close, Upgrade" if upgrade else "close")]
     if status in (204, 304):
         body = b""  # and no length of one (RFC 9110 section 8.6)
     else:
@@ -192,6 +195,8 @@ def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes |
     return write_head(first_line, [*pairs, *ends]) + body
 
 
-def write_refusal(error: HandshakeError) -> bytes:
-    """The answer to a request that was refused, as plain text that says why."""
-    return write_response(error.status, [*error.headers, ("Content-Type", "text/plain; charset=utf-8")], error.body)
+def write_refusal(error: HandshakeError, method: str = "GET") -> bytes:
+    """The answer to a request that was refused, as plain text that says why; without it for HEAD."""
+    fields = [*error.headers, ("Content-Type", "text/plain; charset=utf-8")]
+    answer = write_response(error.status, fields, error.body)
+    return answer if method != "HEAD" else answer.removesuffix(error.body)

@@ -130,7 +130,7 @@ class ThreadConnection(WatershedConnection):
 
         Args:
             reason: at most 123 bytes in UTF-8.
-            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; 1005 for a Close without a code.
 
         Raises:
             LocalProtocolError: the code or the reason may not be sent.
@@ -344,9 +344,11 @@ class ThreadConnection(WatershedConnection):
             with self._state:
                 self._core.messages_handed_over(time.monotonic())
             self._flush(wait=True)
-            if self._core.half_close and not self._half_closed:
+            if self._core.half_close and not self._half_closed and self._begin_writing(wait=True):
+                # With the lock, as another thread may hold bytes that it has not written yet.
                 self._half_closed = True
                 self._socket.half_close()
+                self._writing.release()
             self._read(self._core.next_deadline(), winding_down=True)
         self._close_socket()
         self._finish()

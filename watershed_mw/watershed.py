@@ -239,17 +239,19 @@ class Watershed:
             UnsupportedServerError: ``detached`` with an asyncio transport that is TLS.
         """
         way = way_of(sock)
+        method = "GET"
         try:
             if isinstance(request, (bytes, bytearray, memoryview)):
                 request, early = read_request_head(bytes(request))
                 head = early + head
             head += drain_request(request)
+            method = as_request(request).method
             parsed, key = self.check(request)
             agreement, answer = self.agree(parsed, key, protocols)
         except HandshakeError as error:
             if refuse:
                 with contextlib.suppress(ConnectionClosed):  # who has gone needs no answer
-                    way.write(write_refusal(error))
+                    way.write(write_refusal(error, method))
             raise
         response = write_response(101, [*answer, *headers])
         if detached:

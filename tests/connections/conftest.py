@@ -12,7 +12,7 @@ import pytest
 pytest.register_assert_rewrite("tests.connections.wire", "tests.connections.ways")
 
 from tests.connections.ways import (  # noqa: E402  (after the rewriting of their asserts)
-    ALL,
+    EACH,
     Both,
     Link,
     Opener,
@@ -59,9 +59,9 @@ def opener(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], loops: Callable[
         assert loop.call(tasks_are_gone()), f"tasks are left on {flavour}: {asyncio.all_tasks(loop.loop)}"
 
 
-@pytest.fixture(params=ALL, ids=str)
+@pytest.fixture(params=EACH, ids=str)
 def way(request: pytest.FixtureRequest) -> Way:
-    """Every way in which a connection can live; a test that needs less parametrizes ``way`` itself."""
+    """Every kind of way in which a connection can live; a test that needs more or less parametrizes ``way`` itself."""
     way: Way = request.param
     return way
 

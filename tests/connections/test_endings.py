@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import CLIENT, FEW, PULLING, SERVER, Link, Way, until
+from tests.connections.ways import ALL, CLIENT, FEW, PULLING, SERVER, Link, Way, until
 from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WirePeer, close_payload
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError
 
 pulling = pytest.mark.parametrize("way", PULLING, ids=str)
 few = pytest.mark.parametrize("way", FEW, ids=str)
+# Who closes the TCP stream depends on the role, and how on TLS.
+everywhere = pytest.mark.parametrize("way", ALL, ids=str)
 
 MIB = 2**20
 
@@ -25,6 +27,7 @@ def pushing(conn: Any) -> None:
 # --- from either side -----------------------------------------------------------------------------------
 
 
+@everywhere
 @pytest.mark.parametrize("code, reason", [(1000, ""), (1001, "going"), (3000, "€" * 41), (4999, "x" * 123)])
 def test_we_end_it(link: Link, code: int, reason: str) -> None:
     live, peer = link()
@@ -39,6 +42,7 @@ def test_we_end_it(link: Link, code: int, reason: str) -> None:
     assert (live.conn.close_code, live.conn.close_reason) == (4000, "their words")
 
 
+@everywhere
 @pytest.mark.parametrize("code, reason", [(1000, ""), (None, ""), (1013, "later"), (4999, "x" * 123)])
 def test_the_peer_ends_it(link: Link, code: int | None, reason: str) -> None:
     live, peer = link()
@@ -51,6 +55,7 @@ def test_the_peer_ends_it(link: Link, code: int | None, reason: str) -> None:
     assert live.endings.events == [("end", code or 1005, reason)]
 
 
+@everywhere
 def test_both_end_it_at_once(link: Link) -> None:
     """One Close goes each way, whoever was first."""
     live, peer = link()
@@ -64,6 +69,7 @@ def test_both_end_it_at_once(link: Link) -> None:
     ending.result(LIMIT)
 
 
+@few
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, True, "1000"])
 def test_a_code_that_may_not_be_sent_is_refused(link: Link, code: Any) -> None:
     live, peer = link(setup=pushing)
@@ -74,6 +80,7 @@ def test_a_code_that_may_not_be_sent_is_refused(link: Link, code: Any) -> None:
     peer.expect(TEXT, "still open")
 
 
+@few
 @pytest.mark.parametrize("reason", ["x" * 124, "€" * 42, "\ud800", b"bytes", None])
 def test_a_reason_that_may_not_be_sent_is_refused(link: Link, reason: Any) -> None:
     live, peer = link(setup=pushing)
@@ -196,6 +203,7 @@ def test_everything_sent_before_the_peers_close_is_answered_arrives(link: Link) 
 # --- time-outs ------------------------------------------------------------------------------------------
 
 
+@everywhere
 def test_a_peer_that_never_answers_our_close_is_left(link: Link) -> None:
     live, peer = link(close_timeout=0.1)
     over = live.run()
@@ -207,6 +215,7 @@ def test_a_peer_that_never_answers_our_close_is_left(link: Link) -> None:
     assert live.endings.events == [("connection_reset",), ("end", 1006, "")]
 
 
+@everywhere
 def test_a_peer_that_never_ends_the_stream_is_left(link: Link, way: Way) -> None:
     """After both Close frames the server ends the TCP stream first, and neither waits for ever."""
     live, peer = link(close_timeout=0.1)
@@ -325,6 +334,7 @@ def test_the_peer_vanishes_while_we_write(link: Link) -> None:
 # --- destroy --------------------------------------------------------------------------------------------
 
 
+@everywhere
 def test_destroy_sends_no_close_and_ends_with_1006(link: Link) -> None:
     live, peer = link()
     over = live.run()
@@ -432,6 +442,7 @@ def test_a_peer_that_goes_on_after_its_violation_still_gets_the_close(link: Link
     assert over.result(LIMIT)[0] == 1007
 
 
+@everywhere
 def test_a_violation_after_our_close_is_the_end(link: Link) -> None:
     live, peer = link()
     over = live.run()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import CLIENT, PULLING, SERVER, Link, Log, Way, until
+from tests.connections.ways import CLIENT, FEW, PULLING, SERVER, Link, Log, Way, until
 from tests.connections.wire import (
     BINARY,
     CLOSE,
@@ -21,6 +21,7 @@ from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError, Stats
 
 pulling = pytest.mark.parametrize("way", PULLING, ids=str)
+few = pytest.mark.parametrize("way", FEW, ids=str)
 
 
 # --- handlers -----------------------------------------------------------------------------------------
@@ -130,6 +131,7 @@ def test_a_handler_may_take_itself_off(link: Link) -> None:
     assert log.wait_for("second", "2") == [("first", "1"), ("second", "1"), ("second", "2")]
 
 
+@few
 @pytest.mark.parametrize("event", ["message", "close", "Text", "", None])
 def test_an_event_that_there_is_not_is_refused(link: Link, event: Any) -> None:
     live, _peer = link()

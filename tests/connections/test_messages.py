@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import IN_BACKGROUND, PULLING, Both, Link, Live, Opener, until
+from tests.connections.ways import FEW, IN_BACKGROUND, PULLING, Both, Link, Live, Opener, until
 from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError
 
 pulling = pytest.mark.parametrize("way", PULLING, ids=str)
+few = pytest.mark.parametrize("way", FEW, ids=str)
 
 MIB = 2**20
 MESSAGES: list[tuple[int, bytes]] = [
@@ -117,6 +118,7 @@ def test_a_view_with_steps_is_sent_as_what_it_shows(link: Link) -> None:
     peer.expect(BINARY, b"ace")
 
 
+@few
 @pytest.mark.parametrize("wrong", [None, 5, 1.5, ["x"], object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_message_is_refused_and_nothing_is_sent(link: Link, wrong: Any) -> None:
     live, peer = link()

@@ -277,7 +277,13 @@ def _all() -> Iterable[Way]:
 
 
 ALL: Final = tuple(_all())
-PULLING: Final = tuple(way for way in ALL if way.pulls)
+# Each flavour and carrier in both roles, of which one is plain and the other TLS: enough where roles do not matter.
+EACH: Final = tuple(
+    Way(flavour, carrier, tls, CLIENT if (place % 2 == 0) is tls else SERVER)
+    for tls in (False, True)
+    for place, (flavour, carrier) in enumerate(dict.fromkeys((way.flavour, way.carrier) for way in ALL))
+)
+PULLING: Final = tuple(way for way in EACH if way.pulls)
 # One of each flavour, plain and TLS, for scenarios that take long or move much.
 FEW: Final = (
     Way("asyncio", "streams", False, SERVER),

@@ -136,21 +136,23 @@ class WirePeer:
         self.send(CLOSE, close_payload(code, reason))
 
     def flood(self, data: bytes, most: int) -> int:
-        """Write ``data`` again and again until the other end takes no more; the bytes that it took.
+        """Write ``data`` again and again until the other end takes no more; how many times it was begun.
 
         Fails when ``most`` bytes have gone out without a stop. What is left of the last ``data`` goes out
         with :meth:`finish_flood`.
         """
+        begun = taken = 0
         self._rest = memoryview(b"")
-        taken = 0
         self.sock.settimeout(STALL)
         try:
             while True:
-                self._rest = self._rest or memoryview(data)
+                if not self._rest:
+                    self._rest = memoryview(data)
+                    begun += 1
                 try:
                     sent = self.sock.send(self._rest)
                 except TimeoutError:
-                    return taken
+                    return begun
                 taken += sent
                 self._rest = self._rest[sent:]
                 assert taken <= most, f"{taken} bytes were taken from a peer that should have been made to wait"

@@ -510,6 +510,11 @@ class Protocol:
         return self._close_sent
 
     @property
+    def close_received(self) -> tuple[int, str] | None:
+        """Code and reason of the peer's Close, None before."""
+        return self._close_received
+
+    @property
     def half_close(self) -> bool:
         """Whether this end should now end its direction of the TCP stream, after all queued bytes.
 

@@ -1,0 +1,197 @@
+"""One connection, several threads or tasks: frames stay whole, nobody hangs, and giving up loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.connections.ways import EACH, FEW, IN_BACKGROUND, IN_THREADS, ON_LOOP, SERVER, Link, Opener, Way, in_thread
+from tests.connections.wire import TEXT
+from tests.support import LIMIT
+from watershed_mw import ConnectionClosed, LocalProtocolError
+
+few = pytest.mark.parametrize("way", FEW, ids=str)
+each = pytest.mark.parametrize("way", EACH, ids=str)
+in_threads = pytest.mark.parametrize("way", IN_THREADS, ids=str)
+on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
+WRITERS, COUNT = 8, 200
+
+
+@each
+def test_messages_of_eight_threads_arrive_whole_and_in_each_threads_order(link: Link) -> None:
+    """From threads that are not the loop's, too."""
+    live, peer = link()
+    live.run()
+    filling = "x" * 300
+
+    def write(number: int) -> None:
+        for count in range(COUNT):
+            live.conn.send(f"{number} {count} {filling}")
+
+    writing = [in_thread(partial(write, number)) for number in range(WRITERS)]
+    seen: dict[str, list[int]] = {}
+    for _ in range(WRITERS * COUNT):
+        frame = peer.read()
+        assert frame.opcode == TEXT
+        number, count, rest = frame.payload.decode().split(" ")
+        assert rest == filling
+        seen.setdefault(number, []).append(int(count))
+    for future in writing:
+        future.result(LIMIT)
+    assert seen == {str(number): list(range(COUNT)) for number in range(WRITERS)}
+
+
+@in_threads
+def test_several_threads_may_receive_and_each_message_goes_to_one(link: Link) -> None:
+    live, peer = link()
+    collecting = [live.collect() for _ in range(4)]
+    peer.write(*(peer.frame(TEXT, str(number)) for number in range(500)))
+    peer.begin_close()
+    collected = [future.result(LIMIT) for future in collecting]
+    assert sorted(int(text) for texts in collected for text in texts) == list(range(500))
+    for texts in collected:
+        assert texts == sorted(texts, key=int)
+
+
+@few
+@pytest.mark.parametrize("method", ["end", "destroy"])
+def test_another_thread_wakes_who_waits_for_the_peer(link: Link, way: Way, method: str) -> None:
+    live, peer = link()
+    waiting = live.begin("receive", LIMIT) if way.pulls else live.run()
+    threading.Event().wait(0.02)
+    calling = in_thread(getattr(live.conn, method))
+    if method == "end":
+        peer.answer_close(1000)
+    error = waiting.exception(LIMIT / 2)
+    assert error is None or isinstance(error, ConnectionClosed)
+    calling.result(LIMIT)
+    assert live.ended()[0] == (1000 if method == "end" else 1006)
+
+
+@in_threads
+def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
+    live, peer = link(small=True)
+    sending = live.begin("send", bytes(8 * 2**20))
+    while peer.silent():
+        threading.Event().wait(0.001)
+    live.call("destroy")
+    assert isinstance(sending.exception(LIMIT / 2), ConnectionClosed)
+
+
+@on_loop
+def test_a_second_task_may_not_receive(link: Link) -> None:
+    live, peer = link()
+
+    async def both(conn: Any) -> str | bytes:
+        first = asyncio.ensure_future(conn.receive())
+        await asyncio.sleep(0)
+        with pytest.raises(LocalProtocolError, match="one task"):
+            await conn.receive()
+        peer.send(TEXT, "for the first")
+        message: str | bytes = await first
+        return message
+
+    assert live.do(both).result(LIMIT) == "for the first"
+
+
+@on_loop
+@pytest.mark.parametrize("moment", ["before", "with"])
+def test_cancelling_receive_loses_nothing(link: Link, moment: str) -> None:
+    live, peer = link()
+
+    async def cancelled(conn: Any) -> list[str | bytes]:
+        got: list[str | bytes] = []
+        for number in range(20):
+            task = asyncio.ensure_future(conn.receive())
+            await asyncio.sleep(0)
+            if moment == "before":
+                task.cancel()
+            peer.send(TEXT, str(number))
+            while moment == "with" and conn.stats.messages_received <= number:  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                got.append(await task)
+            except asyncio.CancelledError:
+                got.append(await conn.receive(LIMIT))
+        return got
+
+    assert live.do(cancelled).result(LIMIT) == [str(number) for number in range(20)]
+
+
+@on_loop
+def test_cancelling_iteration_and_run_loses_nothing(link: Link) -> None:
+    live, peer = link()
+
+    async def iterate(conn: Any) -> None:
+        async for _ in conn:
+            raise AssertionError
+
+    async def run(conn: Any) -> list[str | bytes]:
+        got: list[str | bytes] = []
+        for work in (iterate(conn), conn.send("x"), iterate(conn)):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.ensure_future(_endless(work)), 0.01)
+        peer.send(TEXT, "pulled")
+        got.append(await conn.receive())
+        conn.on("text", got.append)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(conn.run(), 0.01)
+        peer.send(TEXT, "pushed")
+        while len(got) < 2:  # noqa: ASYNC110  # no event tells
+            await asyncio.sleep(0.001)
+        return got
+
+    assert live.do(run).result(LIMIT) == ["pulled", "pushed"]
+
+
+async def _endless(work: Any) -> None:
+    await work
+    await asyncio.sleep(LIMIT)
+
+
+@on_loop
+def test_from_another_thread_mistakes_are_told_to_who_makes_them(link: Link) -> None:
+    live, peer = link()
+    with pytest.raises(TypeError):
+        live.conn.send(5)
+    with pytest.raises(LocalProtocolError):
+        live.conn.send("\ud800")
+    with pytest.raises(LocalProtocolError):
+        live.conn.ping(b"x" * 126)
+    with pytest.raises(LocalProtocolError):
+        live.conn.end(code=1006)
+    live.conn.send("fine")
+    peer.expect(TEXT, "fine")
+    live.conn.destroy()
+    live.ended()
+    with pytest.raises(ConnectionClosed):
+        live.conn.send("late")
+
+
+@pytest.mark.parametrize("way", IN_BACKGROUND, ids=str)
+def test_a_peer_that_has_gone_before_the_background_begins(opener: Opener, way: Way) -> None:
+    live, peer = opener.open(way)
+    peer.reset()
+    over = live.run()
+    assert over.result(LIMIT) == (1006, "")
+    live.call("end")
+    live.call("destroy")
+    with pytest.raises(ConnectionClosed):
+        live.send("late")
+
+
+@pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
+def test_many_threads_that_end_and_destroy_at_once_tell_one_end(link: Link) -> None:
+    for _ in range(10):
+        live, peer = link()
+        calls = [live.begin(method) for method in ("end", "destroy", "end", "destroy", "receive")]
+        for call in calls:
+            error = call.exception(LIMIT)
+            assert error is None or isinstance(error, ConnectionClosed)
+        assert [event[0] for event in live.endings.events].count("end") == 1
+        peer.close()
