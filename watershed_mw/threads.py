@@ -1,55 +1,25 @@
-"""The threads flavour: a connection on a blocking socket, plain or TLS, driven by the thread that calls.
+"""The threads flavour as applications hold it: receive and send, blocking the calling thread.
 
-No thread is started: whoever waits (``receive``, ``run``, ``send``, ``end``) also reads, answers
-PINGs and keeps time. Threads may share a connection: one reads at a time, frames leave whole, and a
-thread that waits to write still reads, so that two peers who both write cannot block each other.
-Waiting is by ``poll``, so gevent's monkey patching turns it into waiting for a greenlet's turn.
+Any number of threads may share a connection. What happens underneath is the shell's business
+(``threads_shell.py``); a connection that runs in the background passes every call on to the loop.
 """
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from ._implementation import Protocol
-from .connection import Details, WatershedConnection, checked_message, checked_ping, logger
-from .core.events import Event
+from .connection import checked_message, checked_ping
 from .core.states import State
 from .errors import ConnectionClosed
-from .sockets import BlockingSocket
-
-if TYPE_CHECKING:
-    from .background import Background
+from .threads_shell import LOOK_EVERY, ThreadsShell
 
 __all__ = ["ThreadConnection"]
 
-# A thread that only sends looks this often, in seconds, whether the peer has gone: looking costs a system call.
-_LOOK_EVERY = 0.05
 
-
-class ThreadConnection(WatershedConnection):
+class ThreadConnection(ThreadsShell):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread."""
-
-    def __init__(self, details: Details, protocol: Protocol, sock: socket.socket, head: bytes = b"") -> None:
-        self._socket = BlockingSocket(sock)
-        self._head = head
-        # _state guards the core and the queue, and is never held while waiting or while calling a handler.
-        self._state = threading.Condition()
-        self._reader: int | None = None
-        self._writing = threading.Lock()
-        self._looked = 0.0
-        self._unsent = 0
-        self._heard: list[Event] = []
-        self._half_closed = False
-        self._running = False
-        self._finished = False
-        self._background: Background | None = None
-        super().__init__(details, protocol)
-
-    # --- what the application calls ----------------------------------------------------------------------
 
     def receive(self, timeout: float | None = None) -> str | bytes:
         """Wait for the next message: ``str`` for TEXT, ``bytes`` for BINARY.
@@ -103,7 +73,7 @@ class ThreadConnection(WatershedConnection):
         if self._background is not None:
             self._background.send(checked_message(data))
             return
-        if time.monotonic() - self._looked > _LOOK_EVERY:
+        if time.monotonic() - self._looked > LOOK_EVERY:
             self._look()
         with self._state:
             self._queue_message(data)
@@ -204,190 +174,3 @@ class ThreadConnection(WatershedConnection):
         """End the connection: with 1000, or with 1011 when an exception passes by."""
         failed = error is not None and not isinstance(error, ConnectionClosed)
         self.end(code=1011 if failed else 1000)
-
-    # --- reading -----------------------------------------------------------------------------------------
-
-    def _read(self, until: float | None, *, winding_down: bool = False) -> None:
-        """Wait for bytes and take them, or for another thread that does; return at the latest at ``until``."""
-        with self._state:
-            if self._queue and not winding_down:
-                return  # Another thread has read since the caller looked: that may be all that comes.
-            if self._reader is not None:
-                self._state.wait(None if until is None else max(0.0, until - time.monotonic()))
-                at_once: list[Event] | None = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
-            else:
-                self._reader = threading.get_ident()
-                at_once = None
-        if at_once is None:
-            deadline = self._core.next_deadline()
-            if until is not None and (deadline is None or until < deadline):
-                deadline = until
-            at_once = self._receive(deadline)
-        self._tell(at_once)
-
-    def _look(self) -> None:
-        """Take what has come, without waiting, unless another thread is reading or the queue is full."""
-        with self._state:
-            self._looked = time.monotonic()
-            if self._reader is not None or self._queue.full or self._core.ended:
-                return
-            self._reader = threading.get_ident()
-        self._tell(self._receive(0.0))
-
-    def _receive(self, deadline: float | None) -> list[Event]:
-        """Read once, as the one thread that has claimed to be the reader, and give the core what came."""
-        try:
-            data = self._head or self._socket.receive(deadline)
-            self._head = b""
-            now = self._looked = time.monotonic()
-            if data and self._trace is not None:
-                self._trace("read-buffer", self, data)
-            with self._state:
-                events: list[Event] = []
-                if data:
-                    events += self._core.receive_data(data, now)
-                elif data is not None:
-                    self._core.receive_eof()
-                events += self._core.handle_timeout(now, self._unsent)
-                return self._take(events)
-        finally:
-            with self._state:
-                self._reader = None
-                self._state.notify_all()
-
-    def _tell(self, at_once: list[Event]) -> None:
-        self._flush(wait=False)
-        for event in at_once:
-            self._emit_event(event)
-
-    # --- writing -----------------------------------------------------------------------------------------
-
-    def _flush(self, *, wait: bool) -> None:
-        """Write what is queued. Without ``wait``, leave it to the thread that is writing, if there is one."""
-        while self._core.unsent_size:
-            if not self._begin_writing(wait=wait):
-                return  # The writer looks again after it has let the lock go.
-            try:
-                while True:
-                    with self._state:
-                        if self._trace is not None:
-                            self._trace_sent_close()
-                        data = self._core.data_to_send()
-                    if not data:
-                        break
-                    self._write(data)
-            finally:
-                at_once, self._heard = self._heard, []
-                self._writing.release()
-            # What was heard while waiting to write is told when the lock is free: handlers may send.
-            self._tell(at_once)
-
-    def _begin_writing(self, *, wait: bool) -> bool:
-        """Take the writing lock; while another thread has it, keep time in its place."""
-        while not self._writing.acquire(blocking=False):
-            if not wait:
-                return False
-            deadline = self._core.next_deadline()
-            patience = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-            if self._writing.acquire(timeout=patience):
-                break
-            with self._state:
-                at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
-            self._tell(at_once)
-            if self._core.state is State.CLOSED:
-                self._socket.shutdown()  # wakes the writer, who had an older deadline in mind
-        return True
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            sent = self._socket.send(rest)
-            if sent is None:
-                with self._state:
-                    self._core.receive_eof()
-                break
-            rest = rest[sent:]
-            if sent == 0:
-                self._unsent = len(rest)
-                if not self._wait_to_write():
-                    break
-        if self._unsent:
-            self._unsent = 0
-            with self._state:
-                self._core.writing_resumed()
-
-    def _wait_to_write(self) -> bool:
-        """Wait until the kernel takes more, and read meanwhile; False when the peer has been given up."""
-        with self._state:
-            self._core.write_paused = True
-            self._core.read_paused = self._queue.full
-            read = self._reader is None and not self._queue.full and not self._core.ended
-            if read:
-                self._reader = threading.get_ident()
-            deadline = self._core.next_deadline()
-        if self._socket.wait_to_write(deadline, read=read):
-            at_once = self._receive(0.0)
-        else:
-            with self._state:
-                if read:
-                    self._reader = None
-                    self._state.notify_all()
-                at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
-        self._heard += at_once
-        return self._core.state is not State.CLOSED
-
-    # --- the end -----------------------------------------------------------------------------------------
-
-    def _wind_down(self) -> None:
-        """See the closing handshake and the end of the TCP stream through, within the core's time-outs."""
-        while self._core.state is not State.CLOSED:
-            with self._state:
-                self._core.messages_handed_over(time.monotonic())
-            self._flush(wait=True)
-            if self._core.half_close and not self._half_closed and self._begin_writing(wait=True):
-                # With the lock, as another thread may hold bytes that it has not written yet.
-                self._half_closed = True
-                self._socket.half_close()
-                self._writing.release()
-            self._read(self._core.next_deadline(), winding_down=True)
-        self._close_socket()
-        self._finish()
-
-    def _close_socket(self) -> None:
-        self._socket.shutdown()  # wakes whoever waits on it, as a descriptor must not be closed under them
-        with self._writing, self._state:
-            while self._reader is not None:
-                self._state.wait()
-            self._socket.close()
-
-    def _finish(self) -> None:
-        """Tell the handlers the rest, once; where a thread is in ``run``, that is its part."""
-        with self._state:
-            if self._finished or self._running:
-                return
-            self._finished = True
-        self._dispatch()
-        self._emit_end()
-
-    def _dispatch(self) -> None:
-        """Tell the handlers what is queued."""
-        while self._push:
-            with self._state:
-                if not self._queue or self._handler_error is not None:
-                    return
-                event = self._queue.take()
-            self._emit_event(event)
-
-    def _handler_failed(self, error: BaseException) -> None:
-        if self._background is not None:
-            # Nobody waits in run(): the exception must not vanish.
-            logger.error("a handler of %r raised", self, exc_info=error)
-            self._background.call("end", code=1011)
-            return
-        if not self._running:
-            logger.error("a handler of %r raised", self, exc_info=error)
-        with self._state:
-            super()._handler_failed(error)
-
-    def _now(self) -> float:
-        return time.monotonic()

@@ -1,0 +1,122 @@
+"""Handlers of the asyncio flavour: told in order, one event at a time, though they may be coroutine functions.
+
+Events wait in the receive queue while a handler is at work, or while the peer does not read what we send;
+when to begin and what follows from an end is asked of the core. No byte passes through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections import deque
+from collections.abc import Awaitable, Generator
+from typing import Any
+
+from ._implementation import Protocol
+from .connection import Details, WatershedConnection, logger
+from .core.events import Event
+from .errors import ConnectionClosed
+
+__all__ = ["READY", "OrderedHandlers"]
+
+
+class _Ready:
+    """An awaitable that is done: what ``send`` returns while the peer keeps up."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(())  # type: ignore[return-value]
+
+
+READY = _Ready()
+
+
+class OrderedHandlers(WatershedConnection):
+    """The part of an :class:`~watershed_mw.AsyncConnection` that tells the application, on its loop's thread."""
+
+    def __init__(self, details: Details, protocol: Protocol) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._running = False
+        self._advancing = False
+        self._busy: asyncio.Task[None] | None = None
+        self._waiting: deque[Awaitable[Any]] = deque()
+        self._receiver: asyncio.Future[None] | None = None
+        # The shell's, which stands for the transport: whether the peer has stopped reading, or has gone.
+        self._writing_paused = False
+        self._lost = False
+        super().__init__(details, protocol)
+
+    def _settle(self) -> None:
+        """Let the shell do what follows from the core's state."""
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        """Hand over what can be handed over, and tell of the end when it is due."""
+        if self._advancing:
+            return  # A handler has called end(), say: the loop below goes on when it returns.
+        self._advancing = True
+        try:
+            if self._push:
+                # While the peer does not read, replies would only pile up: it has to wait for its own.
+                while self._queue and self._busy is None and not (self._writing_paused and not self._lost):
+                    self._await_results(self._emit_event(self._queue.take()))
+                if not self._queue and self._busy is None:
+                    self._core.messages_handed_over(time.monotonic())
+            elif self._receiver is not None:
+                if not self._queue:
+                    self._core.messages_handed_over(time.monotonic())
+                if (self._queue or self._core.ended) and not self._receiver.done():
+                    self._receiver.set_result(None)
+            self._advance_to_end()
+        finally:
+            self._advancing = False
+
+    def _advance_to_end(self) -> None:
+        if self._core.ended and not self._end_emitted and not (self._push and (self._queue or self._busy is not None)):
+            self._await_results(self._emit_end())
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            self._await_results(self._emit_event(event))
+
+    def _await_results(self, results: list[Any]) -> None:
+        """Handlers may be coroutine functions: the next event waits for them, so that order stays."""
+        waiting = [
+            result for result in results if result is not None and result is not READY and inspect.isawaitable(result)
+        ]
+        self._waiting.extend(waiting)
+        if self._waiting and self._busy is None:
+            self._busy = self._loop.create_task(self._await_waiting())
+
+    async def _await_waiting(self) -> None:
+        try:
+            while self._waiting:
+                try:
+                    await self._waiting.popleft()
+                except ConnectionClosed:
+                    pass  # A reply came too late, as the end itself tells.
+                except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
+                    self._handler_failed(error)
+        finally:
+            self._busy = None
+            self._advance_and_settle()
+
+    def _handler_failed(self, error: BaseException) -> None:
+        super()._handler_failed(error)
+        if not self._running:
+            # Nobody waits in run(): the exception must not vanish.
+            logger.error("a handler of %r raised", self, exc_info=error)
+
+    def _finished(self) -> bool:
+        return self._lost and not (self._push and (self._queue or self._busy is not None)) and self._end_emitted
+
+    def _handlers_changed(self) -> None:
+        # Soon, not now: the application registers its other handlers in the same turn.
+        if self._queue:
+            self._loop.call_soon(self._advance_and_settle)
+
+    def _advance_and_settle(self) -> None:
+        self._advance()
+        self._settle()

@@ -1,0 +1,272 @@
+"""The asyncio flavour's machinery: bytes and time.
+
+It moves bytes between an asyncio transport (plain or TLS, of any event loop) and the core, and waits;
+when to answer, to pause and to give up is decided by the core. Frames produced in one turn of the loop
+leave in one write at its end, as a system call costs more than everything else about a small message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+from ._implementation import Protocol
+from .aio_handlers import OrderedHandlers
+from .alarm import Entry, alarm_of
+from .connection import Details
+from .core.flow import ReceiveQueue
+from .core.states import State
+from .errors import LocalProtocolError
+
+__all__ = ["AsyncioShell"]
+
+# Seconds that a TLS peer gets to end the stream by itself after it broke the protocol.
+_TLS_LINGER = 1.0
+# Past this many bytes a write is not held back until the end of the turn.
+_WRITE_NOW = 64 * 2**10
+
+
+class AsyncioShell(OrderedHandlers, asyncio.Protocol):
+    """What drives an :class:`~watershed_mw.AsyncConnection`, on its loop's thread."""
+
+    def __init__(
+        self,
+        details: Details,
+        protocol: Protocol,
+        transport: asyncio.Transport,
+        *,
+        queue: ReceiveQueue | None = None,
+    ) -> None:
+        self._thread = threading.get_ident()
+        self._transport = transport
+        self._previous: asyncio.BaseProtocol | None = None
+        self._keep: Any = None
+        self._entry: Entry | None = None
+        self._armed_state: State | None = None
+        self._flush_set = False
+        self._reading = False
+        self._half_closed = False
+        self._closing: asyncio.TimerHandle | None = None
+        self._drainers: list[asyncio.Future[None]] = []
+        self._closers: list[asyncio.Future[None]] = []
+        super().__init__(details, protocol)
+        if queue is not None:
+            self._queue = queue
+
+    def attach(self, head: bytes = b"", keep: Any = None, *, eof: bool = False) -> None:
+        """Take the transport over from whatever protocol it had, and begin to read.
+
+        Args:
+            head: bytes that were read past the opening handshake.
+            keep: object that must live as long as the connection, such as a StreamWriter that
+                would close the transport when it is collected.
+            eof: whether the stream's end was read, too: the transport will not tell of it again.
+        """
+        previous = self._transport.get_protocol()
+        self._previous = None if previous is self else previous
+        self._keep = keep
+        self._transport.set_protocol(self)
+        if head:
+            self._transport.pause_reading()  # what came first is read first
+        # Handlers that are registered in this turn of the loop must see what came with the handshake.
+        self._loop.call_soon(self._start_reading, head, eof)
+
+    def _start_reading(self, head: bytes, eof: bool) -> None:
+        try:
+            if head and not self._lost:
+                self.data_received(head)
+        finally:
+            if not self._lost and not self._core.read_paused:
+                self._transport.resume_reading()
+        if eof and not self._lost:
+            self.eof_received()
+        self._advance_and_settle()
+
+    # --- asyncio calls these ---------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came from the peer."""
+        if self._trace is not None:
+            self._trace("read-buffer", self, data)
+        self._reading = True
+        try:
+            self._tell(self._take(self._core.receive_data(data, time.monotonic())))
+            self._advance()
+        finally:
+            self._reading = False
+        self._settle()
+
+    def eof_received(self) -> bool:
+        """The peer has ended its direction of the stream; whatever is queued still goes out."""
+        self._core.receive_eof()
+        self._advance_and_settle()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone."""
+        self._lost = True
+        if exc is not None and not self._core.ended and not isinstance(exc, ConnectionError):
+            self._error = exc
+        self._core.receive_eof()
+        if self._entry is not None:
+            alarm_of(self._loop).cancel(self._entry)
+            self._entry = None
+        if self._closing is not None:
+            self._closing.cancel()
+        self._advance_and_settle()
+        self._wake(self._drainers)
+        self._wake(self._closers)
+        if self._previous is not None:
+            # Whoever had the transport before may be waiting for its end, as StreamWriter.wait_closed does.
+            self._previous.connection_lost(exc)
+        self._previous = self._keep = None
+
+    def pause_writing(self) -> None:
+        """The peer does not read as fast as we write."""
+        self._writing_paused = True
+        self._core.write_paused = True
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self._writing_paused = False
+        self._core.writing_resumed()
+        self._wake(self._drainers)
+        self._await_results(self._emit("drain"))
+        self._advance_and_settle()
+
+    # --- one turn ----------------------------------------------------------------------------------------
+
+    def _hand_over(self) -> None:
+        self._core.messages_handed_over(time.monotonic())
+        if self._core.state is not self._armed_state:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Write what is due, follow the core's wishes about reading and closing, and set the timer."""
+        if self._lost:
+            if self._finished():
+                self._wake(self._closers)
+            return
+        core = self._core
+        self._flush()
+        self._update_reading()
+        if core.state is not self._armed_state:
+            self._arm()
+            if core.state is State.CLOSED:
+                done = self._transport.get_write_buffer_size() == 0 and self._transport.can_write_eof()
+                if self._destroyed or self._half_closed or done:
+                    self._transport.abort()
+                else:
+                    # Nothing more will be read, but what was sent before may still arrive, and over TLS the peer is
+                    # due a close_notify (RFC 8446 section 6.1): within bounds.
+                    self._transport.close()
+                    patience = time.monotonic() + self._details.limits.close_timeout
+                    self._entry = alarm_of(self._loop).set(patience, self._transport.abort)
+            elif core.half_close and not self._half_closed:
+                self._half_closed = True
+                self._half_close()
+
+    def _drop(self) -> None:
+        """Give the TCP stream up at once."""
+        self._destroyed = True
+        self._core.abort()
+        self._queue.clear()
+        self._advance_and_settle()
+        if not self._lost:
+            self._transport.abort()  # it may be closing already, in its own time
+
+    def _half_close(self) -> None:
+        if not self._transport.can_write_eof():
+            # TLS knows no half-close: close() sends close_notify after what is queued, and does not read what still
+            # comes. After the peer's Close nothing does; one that broke the protocol gets a moment to read ours.
+            delay = 0.0 if self._core.close_received else min(_TLS_LINGER, self._details.limits.close_timeout)
+            self._closing = self._loop.call_later(delay, self._transport.close)
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # the peer has gone already, which asyncio only notices here
+
+    def _arm(self) -> None:
+        self._armed_state = self._core.state
+        deadline = self._core.next_deadline()
+        interval = self._details.limits.ping_interval
+        if deadline is not None and interval is not None and self._core.state is State.OPEN:
+            # The answer to a PING brings the next PING forward, of which nothing tells this timer: it asks in time.
+            deadline = min(deadline, time.monotonic() + interval)
+        if self._entry is not None:
+            if deadline is not None and self._entry.callback is not None and self._entry.when <= deadline:
+                return  # It rings early and asks again, which is cheaper than moving it.
+            alarm_of(self._loop).cancel(self._entry)
+            self._entry = None
+        if deadline is not None:
+            self._entry = alarm_of(self._loop).set(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._entry = None
+        events = self._core.handle_timeout(time.monotonic(), self._transport.get_write_buffer_size())
+        self._tell(self._take(events))
+        self._advance_and_settle()
+        if not self._lost and self._entry is None:
+            self._arm()
+
+    # --- writing and reading -----------------------------------------------------------------------------
+
+    def _wrote(self) -> None:
+        if self._core.unsent_size >= _WRITE_NOW:
+            self._flush()
+        elif not self._flush_set and not self._reading:  # data_received flushes when it is done
+            self._flush_set = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_set = False
+        if self._trace is not None:
+            self._trace_sent_close()
+        data = self._core.data_to_send()
+        if not data or self._lost or self._half_closed:
+            return
+        # One message may be larger than the limit: it is piling more on top that ends the connection.
+        paused = self._writing_paused
+        self._transport.write(data)
+        if paused:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent > self._details.limits.max_unsent_bytes:
+                self._error = LocalProtocolError(
+                    f"expected the peer to read, or the application to wait for send(); got {unsent} bytes unsent, "
+                    f"more than max_unsent_bytes"
+                )
+                self._core.abort()
+                self._loop.call_soon(self._drop)
+
+    def _update_reading(self) -> None:
+        # Once the end has begun, only the peer's Close or the end of the stream is awaited.
+        pause = self._queue.full and self._core.state is State.OPEN
+        if pause is not self._core.read_paused and not self._lost:
+            self._core.read_paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    # --- waiting -----------------------------------------------------------------------------------------
+
+    async def _wait_in(self, waiters: list[asyncio.Future[None]]) -> None:
+        waiter = self._loop.create_future()
+        waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+
+    @staticmethod
+    def _wake(waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in tuple(waiters):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _now(self) -> float:
+        return time.monotonic()
