@@ -38,7 +38,7 @@ HOT_PATH: tuple[str, ...] = ast.literal_eval(
 # nor from one below. A new module gets its place here first.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_interpreted", "core", "_compiled"),
-    ("core.states", "core.limits", "core.codes", "core.events", "core.headers", "core.masking"),
+    ("core.states", "core.limits", "core.codes", "core.events", "core.headers"),
     ("core.origin", "core.extensions", "core.frames", "core.flow"),
     ("core.handshake", "core.deflate"),
     ("core.protocol",),

@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from ._implementation import Protocol
 from .core.codes import MAX_CONTROL_PAYLOAD, encode_text
@@ -29,6 +29,8 @@ Handler: TypeAlias = Callable[..., Any]
 
 Trace: TypeAlias = "Callable[[str, WatershedConnection, bytes], None]"
 """Called with a probe's name, the connection, and the bytes concerned."""
+
+_H = TypeVar("_H", bound=Handler)
 
 EVENTS: Final = frozenset({"text", "binary", "ping", "pong", "error", "connection_reset", "end", "drain"})
 MESSAGES: Final = frozenset({"text", "binary"})
@@ -139,6 +141,12 @@ class WatershedConnection:
             self._trace("start", self, details.role.value.encode())
 
     # --- handlers ------------------------------------------------------------------------------------
+
+    @overload
+    def on(self, event: str, handler: _H) -> _H: ...
+
+    @overload
+    def on(self, event: str, handler: None = None) -> Callable[[_H], _H]: ...
 
     def on(self, event: str, handler: Handler | None = None) -> Any:
         """Call ``handler`` at each ``event``; without a handler, return a decorator that does.

@@ -102,7 +102,7 @@ def test_on_is_a_decorator_too(link: Link) -> None:
     log = Log()
 
     def setup(conn: Any) -> None:
-        @conn.on("text")  # type: ignore[untyped-decorator]
+        @conn.on("text")  # type: ignore[untyped-decorator]  # the driver hands it out as Any
         def handler(text: str) -> None:
             log.note(text)
 
