@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ._implementation import implementation
 from .aio import AsyncConnection
 from .asgi import WatershedASGI
-from .connection import Stats, WatershedConnection
+from .connection import Stats, WatershedConnection, live_connections
 from .core.codes import CloseCode
 from .core.extensions import DeflateOptions
 from .core.handshake import Request
@@ -47,6 +47,7 @@ __all__ = [
     "WatershedWSGI",
     "__version__",
     "implementation",
+    "live_connections",
 ]
 
 try:

@@ -1,27 +1,46 @@
-"""The asyncio flavour as applications hold it: receive and send, waiting by ``await``.
+"""The asyncio flavour as applications hold it: waiting is awaited, whoever carries the bytes.
 
-What happens underneath is the shell's business (``aio_shell.py``). Calls from other threads are
-checked there and then, and carried over to the event loop.
+:class:`AsyncConnection` is the API alone. Two implementations stand behind it: ``aio_connection.py`` on a
+transport of an event loop, and ``portable.py`` over the messages of any ASGI server.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any, Self
 
-from .aio_handlers import READY
-from .aio_shell import AsyncioShell
-from .connection import checked_message, checked_ping
-from .core.codes import encode_close
-from .errors import ConnectionClosed, LocalProtocolError
+from .connection import WatershedConnection
+from .errors import ConnectionClosed
 
-__all__ = ["AsyncConnection"]
+__all__ = ["NEXT_TURN", "READY", "AsyncConnection", "Pending"]
 
 
-class _Pending:
+class _Ready:
+    """An awaitable that is done: what ``send`` returns while the peer keeps up."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(())  # type: ignore[return-value]
+
+
+READY = _Ready()
+
+
+class _NextTurn:
+    """An awaitable that is done in the next turn of an asyncio loop: what ``send`` returns now and then."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+NEXT_TURN = _NextTurn()
+
+
+class Pending:
     """An awaitable that costs nothing, and warns of nothing, until somebody awaits it."""
 
     __slots__ = ("_wait",)
@@ -33,10 +52,10 @@ class _Pending:
         return self._wait().__await__()  # type: ignore[no-any-return]
 
 
-class AsyncConnection(AsyncioShell):
+class AsyncConnection(WatershedConnection):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting is awaited.
 
-    Every method may be called from the loop's thread; ``send``, ``ping``, ``end`` and ``destroy``
+    Every method may be called from the event loop's thread; ``send``, ``ping``, ``end`` and ``destroy``
     from any other as well.
     """
 
@@ -51,23 +70,7 @@ class AsyncConnection(AsyncioShell):
             TimeoutError: no message came in time; none is lost.
             LocalProtocolError: handlers for messages are registered, or another task is receiving.
         """
-        self._check_pull()
-        while not self._queue:
-            # To ask for more is to have replied to what came before.
-            self._hand_over()
-            if self._core.ended:
-                raise self._closed_error()
-            if self._receiver is not None:
-                raise LocalProtocolError("expected one task to receive at a time, got a second one")
-            self._receiver = self._loop.create_future()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._receiver
-            finally:
-                self._receiver = None
-        message = self._take_message()
-        self._update_reading()
-        return message
+        raise NotImplementedError
 
     def __aiter__(self) -> Self:
         return self
@@ -90,23 +93,16 @@ class AsyncConnection(AsyncioShell):
             LocalProtocolError: the text cannot be encoded.
             TypeError: neither text nor bytes.
         """
-        if threading.get_ident() != self._thread:
-            copy = checked_message(data)
-            self._from_thread(lambda: self.send(copy), sending=True)
-            return READY
-        self._queue_message(data)
-        self._wrote()
-        return _Pending(self._drained) if self._writing_paused else READY
+        raise NotImplementedError
 
     def ping(self, data: bytes | str = b"") -> Awaitable[None]:
-        """Send a PING with up to 125 bytes; :attr:`latency` tells when its PONG has come. Raises as :meth:`send`."""
-        if threading.get_ident() != self._thread:
-            payload = checked_ping(data)
-            self._from_thread(lambda: self.ping(payload), sending=True)
-            return READY
-        self._queue_ping(data)
-        self._wrote()
-        return READY
+        """Send a PING with up to 125 bytes; :attr:`latency` tells when its PONG has come.
+
+        Raises:
+            as :meth:`send`, and
+            UnsupportedServerError: the server in front keeps PINGs to itself; see docs/servers.md.
+        """
+        raise NotImplementedError
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """Begin the closing handshake (RFC 6455 section 7.1.2); everything sent before arrives first.
@@ -116,25 +112,21 @@ class AsyncConnection(AsyncioShell):
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; 1005 for a Close without a code.
 
         Returns:
-            an awaitable that is done when the TCP stream is closed, after at most ``close_timeout``.
+            an awaitable that is done when the TCP stream is closed, after at most ``close_timeout``; over
+            ASGI messages when the server has taken the Close, as the rest is its own business.
 
         Raises:
             LocalProtocolError: the code or the reason may not be sent.
         """
-        if threading.get_ident() != self._thread:
-            encode_close(code, reason)  # raises here what nobody would see over there
-            self._from_thread(lambda: self.end(reason, code=code))
-            return READY
-        self._queue_close(code, reason)
-        self._advance_and_settle()
-        return _Pending(self.wait_closed)
+        raise NotImplementedError
 
     def destroy(self) -> None:
-        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
-        if threading.get_ident() != self._thread:
-            self._from_thread(self.destroy)
-            return
-        self._drop()
+        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already.
+
+        Raises:
+            UnsupportedServerError: the server in front does not let its stream go; see docs/servers.md.
+        """
+        raise NotImplementedError
 
     async def run(self) -> tuple[int, str]:
         """Push messages to the handlers until the connection has ended.
@@ -145,21 +137,11 @@ class AsyncConnection(AsyncioShell):
         Raises:
             Exception: whatever a handler raised; the connection has then been closed with 1011.
         """
-        self._push = self._running = True
-        self._advance_and_settle()
-        try:
-            while not self._finished():
-                await self._wait_in(self._closers)
-        finally:
-            self._running = False
-        if self._handler_error is not None:
-            raise self._handler_error
-        return self.close_code or 1006, self.close_reason or ""
+        raise NotImplementedError
 
     async def wait_closed(self) -> None:
         """Wait until the TCP stream is closed, which ``close_timeout`` bounds once the end has begun."""
-        while not self._lost:
-            await self._wait_in(self._closers)
+        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         return self
@@ -171,13 +153,13 @@ class AsyncConnection(AsyncioShell):
         failed = error is not None and not isinstance(error, ConnectionClosed)
         await self.end(code=1011 if failed else 1000)
 
-    # --- waiting -----------------------------------------------------------------------------------------
+    # --- calls from other threads ------------------------------------------------------------------------
 
-    async def _drained(self) -> None:
-        while self._writing_paused and not self._lost:
-            await self._wait_in(self._drainers)
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Call it on the event loop's thread; RuntimeError when that loop is closed."""
+        raise NotImplementedError
 
-    def _from_thread(self, call: Any, *, sending: bool = False) -> None:
+    def _from_thread(self, call: Callable[[], object], *, sending: bool = False) -> None:
         if sending and not self._core.sending:
             raise self._closed_error()
 
@@ -188,6 +170,6 @@ class AsyncConnection(AsyncioShell):
                 pass  # It ended between the two threads; its handlers know.
 
         try:
-            self._loop.call_soon_threadsafe(guarded)
+            self._soon(guarded)
         except RuntimeError:
             raise self._closed_error() from None  # The loop is closed, and every connection with it.

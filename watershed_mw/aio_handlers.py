@@ -10,31 +10,22 @@ import asyncio
 import inspect
 import time
 from collections import deque
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable
 from typing import Any
 
 from ._implementation import Protocol
-from .connection import Details, WatershedConnection, logger
+from .aio import NEXT_TURN, READY, AsyncConnection
+from .connection import Details, logger
 from .core.events import Event
 from .errors import ConnectionClosed
 
-__all__ = ["READY", "OrderedHandlers"]
+__all__ = ["OrderedHandlers"]
 
 
-class _Ready:
-    """An awaitable that is done: what ``send`` returns while the peer keeps up."""
+class OrderedHandlers(AsyncConnection):
+    """The part of an :class:`~watershed_mw.AsyncConnection` on a transport that tells the application, on its loop."""
 
-    __slots__ = ()
-
-    def __await__(self) -> Generator[None, None, None]:
-        return iter(())  # type: ignore[return-value]
-
-
-READY = _Ready()
-
-
-class OrderedHandlers(WatershedConnection):
-    """The part of an :class:`~watershed_mw.AsyncConnection` that tells the application, on its loop's thread."""
+    _core: Protocol
 
     def __init__(self, details: Details, protocol: Protocol) -> None:
         self._loop = asyncio.get_running_loop()
@@ -84,7 +75,9 @@ class OrderedHandlers(WatershedConnection):
     def _await_results(self, results: list[Any]) -> None:
         """Handlers may be coroutine functions: the next event waits for them, so that order stays."""
         waiting = [
-            result for result in results if result is not None and result is not READY and inspect.isawaitable(result)
+            result
+            for result in results
+            if result is not None and result is not READY and result is not NEXT_TURN and inspect.isawaitable(result)
         ]
         self._waiting.extend(waiting)
         if self._waiting and self._busy is None:

@@ -20,12 +20,15 @@ from .core.flow import ReceiveQueue
 from .core.states import State
 from .errors import LocalProtocolError
 
-__all__ = ["AsyncioShell"]
+__all__ = ["SENDS_PER_TURN", "AsyncioShell"]
 
 # Seconds that a TLS peer gets to end the stream by itself after it broke the protocol.
 _TLS_LINGER = 1.0
 # Past this many bytes a write is not held back until the end of the turn.
 _WRITE_NOW = 64 * 2**10
+# After this many messages in one turn of the loop, or four such writes, the application's `await send()` lets others
+# have theirs: one that only sends would never hear that its peer has gone.
+SENDS_PER_TURN = 256
 
 
 class AsyncioShell(OrderedHandlers, asyncio.Protocol):
@@ -46,6 +49,7 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
         self._entry: Entry | None = None
         self._armed_state: State | None = None
         self._flush_set = False
+        self._sends = 0
         self._reading = False
         self._half_closed = False
         self._closing: asyncio.TimerHandle | None = None
@@ -96,6 +100,7 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
             self._advance()
         finally:
             self._reading = False
+            self._sends = 0
         self._settle()
 
     def eof_received(self) -> bool:
@@ -154,6 +159,8 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
         self._update_reading()
         if core.state is not self._armed_state:
             self._arm()
+            if core.ended:
+                self._wake(self._drainers)  # whether the peer reads on or not, nothing more can be sent
             if core.state is State.CLOSED:
                 done = self._transport.get_write_buffer_size() == 0 and self._transport.can_write_eof()
                 if self._destroyed or self._half_closed or done:
@@ -215,14 +222,19 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
     # --- writing and reading -----------------------------------------------------------------------------
 
     def _wrote(self) -> None:
-        if self._core.unsent_size >= _WRITE_NOW:
-            self._flush()
-        elif not self._flush_set and not self._reading:  # data_received flushes when it is done
+        if not self._flush_set and not self._reading:  # data_received ends its turn when it is done
             self._flush_set = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._end_turn)
+        if self._core.unsent_size >= _WRITE_NOW:
+            self._sends += SENDS_PER_TURN // 4
+            self._flush()
+
+    def _end_turn(self) -> None:
+        self._flush_set = False
+        self._sends = 0
+        self._flush()
 
     def _flush(self) -> None:
-        self._flush_set = False
         if self._trace is not None:
             self._trace_sent_close()
         data = self._core.data_to_send()
@@ -267,6 +279,3 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
         for waiter in tuple(waiters):
             if not waiter.done():
                 waiter.set_result(None)
-
-    def _now(self) -> float:
-        return time.monotonic()

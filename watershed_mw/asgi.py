@@ -1,20 +1,34 @@
 """The ASGI door: a middleware that judges every upgrade and gives the application an upgrade object.
 
 Nothing is answered before the application decides, except a request that RFC 6455 or the origin
-policy refuses. The accept travels through the ``send`` that this middleware was given, so that those
-in front of it see it and can add headers; the frames afterwards do not.
+policy refuses. Accept and refusal travel through ASGI ``receive`` and ``send``, so that middlewares see
+them and can add headers. The frames afterwards go past them where the server lets us have them, and
+as ASGI messages everywhere else.
 """
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
-from typing import Any, Literal, TypeAlias, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack, cast, overload
+from weakref import WeakKeyDictionary
 
 from .aio import AsyncConnection
-from .core.handshake import Request
-from .errors import ConnectionClosed, HandshakeError, UnsupportedServerError
-from .watershed import Options, Watershed
+from .asgi_server import ASGIServer, server_of
+from .connection import Details
+from .core.handshake import Agreement, Request
+from .core.messages import MessageProtocol
+from .core.states import Role
+from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
+from .sockets import address
+from .transports import DetachedStreams
+from .watershed import ConnectionOptions, Options, Settings, Watershed
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from .portable import PortableConnection  # needs anyio, which the package itself does not
 
 __all__ = ["ASGIUpgrade", "WatershedASGI"]
 
@@ -25,9 +39,13 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
+_OURS = ASGIServer("uvicorn with our class")
+
 
 class WatershedASGI:
     """ASGI middleware: every websocket scope gets ``scope["watershed"]``, an :class:`ASGIUpgrade`.
+
+    It may be the outermost wrapper or any of an application's middlewares.
 
     Args:
         app: the ASGI application; HTTP and lifespan scopes reach it untouched.
@@ -39,26 +57,53 @@ class WatershedASGI:
 
     def __init__(self, app: App, **options: Unpack[Options]) -> None:
         self.app = app
-        self._options = options
-        self._shed = Watershed(**options)
+        self.options = options
+        self.shed = Watershed(**options)
+        self._busy = 0
+        self._native: WeakKeyDictionary[object, Settings] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return
-        upgrade = ASGIUpgrade(self._shed, self._options, scope, receive, send)
+        upgrade = ASGIUpgrade(self, scope, receive, send)
+        self._busy += 1
         try:
-            upgrade.check()
-        except HandshakeError as error:
-            await upgrade.refuse(error)
-            return
-        scope["watershed"] = upgrade
-        try:
-            await self.app(scope, receive, send)
+            try:
+                self._check_room()
+                upgrade.check()
+            except HandshakeError as error:
+                await upgrade.refuse(error)
+                return
+            scope["watershed"] = upgrade
+            await upgrade.serve(self.app)
+        except ConnectionClosed:
+            if not upgrade.over:
+                raise  # It tells of another connection, such as one to a database or to an upstream.
         except HandshakeError:
             if not upgrade.refused:
                 raise
+        finally:
+            self._busy -= 1
+
+    def _check_room(self) -> None:
+        most = self.shed.settings.max_connections
+        if most is not None and self._busy > most:
+            raise HandshakeError(
+                f"expected at most {most} connections at once (max_connections), got one more: try again later",
+                status=503,
+                headers=[("Retry-After", "1")],
+            )
+
+    def settings_under(self, door: Any, options: ConnectionOptions) -> Settings:
+        """Options of one accept before those of this middleware, and these before those of the server's door."""
+        if options:
+            return Settings.of(cast(Options, {**door.options, **self.options, **options}))
+        settings = self._native.get(door.key)
+        if settings is None:
+            settings = self._native[door.key] = Settings.of(cast(Options, {**door.options, **self.options}))
+        return settings
 
 
 class ASGIUpgrade:
@@ -66,69 +111,135 @@ class ASGIUpgrade:
 
     Attributes:
         request: the request, checked.
+        accepted: whether it has been answered with the 101.
         refused: whether it has been refused already.
     """
 
-    def __init__(self, shed: Watershed, options: Options, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, middleware: WatershedASGI, scope: Scope, receive: Receive, send: Send) -> None:
         self.request: Request
+        self.accepted = False
         self.refused = False
-        self._shed = shed
-        self._options = options
+        self.middleware = middleware
         self._scope = scope
+        self._outer = (receive, send)
         self._receive = receive
         self._send = send
         self._key = ""
         self._connected = False
         self._extensions = scope.get("extensions") or {}
         self._door = self._extensions.get("watershed_mw")
+        self._server = _OURS if self._door is not None else server_of(scope, receive, send)
+        self._tasks: TaskGroup | None = None
+        self._connection: AsyncConnection | None = None
+        self._as_request: Any = scope
+
+    @property
+    def over(self) -> bool:
+        """Whether the client has left, or was sent a Close: then :class:`ConnectionClosed` is no surprise."""
+        connection = self._connection
+        return connection is None or not connection.sending
 
     def check(self) -> None:
         """Judge the request. Raises :class:`HandshakeError`."""
-        self.request, self._key = self._shed.check(self._scope)
+        self.request, self._key = self.middleware.shed.check(self._scope)
+
+    def through(self, receive: Receive, send: Send, request: Any = None) -> Self:
+        """Let the answer travel through these instead of the middleware's own, and return this object.
+
+        A handler that gives its own lets every middleware between see the answer, and add headers to it:
+        ``scope["watershed"].through(receive, send)``, or ``.through(websocket.receive, websocket.send)`` with
+        Starlette. :class:`~watershed_mw.starlette.WatershedRoute` does so by itself.
+
+        Args:
+            receive, send: ASGI channels of the handler.
+            request: what the connection's ``request`` will be; the scope unless given.
+        """
+        self._receive, self._send = receive, send
+        self._as_request = self._scope if request is None else request
+        return self
 
     @overload
     async def accept(
-        self, protocols: Sequence[str] | None = None, headers: Fields = (), detached: Literal[False] = False
+        self,
+        protocols: Sequence[str] | None = None,
+        headers: Fields = (),
+        detached: Literal[False] = False,
+        **options: Unpack[ConnectionOptions],
     ) -> AsyncConnection: ...
 
     @overload
     async def accept(
         self, protocols: Sequence[str] | None = None, headers: Fields = (), *, detached: Literal[True]
-    ) -> socket.socket: ...
+    ) -> socket.socket | DetachedStreams: ...
 
     async def accept(
-        self, protocols: Sequence[str] | None = None, headers: Fields = (), detached: bool = False
-    ) -> AsyncConnection | socket.socket:
+        self,
+        protocols: Sequence[str] | None = None,
+        headers: Fields = (),
+        detached: bool = False,
+        **options: Unpack[ConnectionOptions],
+    ) -> AsyncConnection | socket.socket | DetachedStreams:
         """Answer with the 101.
 
         Args:
             protocols: subprotocols that are supported here; the middleware's own unless given.
             headers: further header fields of the answer.
-            detached: return the raw socket, which is then the caller's own.
+            detached: return what is raw here, which is then the caller's own: the non-blocking ``socket.socket``
+                or, for TLS, a (StreamReader, StreamWriter) pair. Both have ``.head``.
+            options: options of this connection alone, such as ``ping_interval=5.0``.
 
         Returns:
-            the connection, or the non-blocking ``socket.socket``.
+            the connection, or what is raw.
 
         Raises:
             HandshakeError: no subprotocol in common; the client has been told so.
             ConnectionClosed: the client has gone.
+            LocalProtocolError: the request has been answered before.
             UnsupportedServerError: the server cannot do this; nothing has been answered.
+            TypeError, ValueError: an option is unknown or cannot have its value.
         """
-        door = self._door
-        if door is None:
-            raise UnsupportedServerError(
-                "expected a server that gives its WebSocket transport away, got one that only speaks ASGI messages: "
-                "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol, or use the application framework's own "
-                "WebSocket class here"
-            )
+        if self.accepted or self.refused:
+            raise LocalProtocolError("expected one answer to a request, got accept after another one")
+        headers = list(headers)
         try:
-            agreement, _ = self._shed.agree(self.request, self._key, protocols)
+            agreement, _ = self.middleware.shed.agree(self.request, self._key, protocols)
         except HandshakeError as error:
             await self.refuse(error)
             raise
-        door.use(self._options)
+        if self._door is not None:
+            self._door.use(self.middleware.settings_under(self._door, options))
+            if detached:
+                self._door.detach()
+            await self._answer(agreement, headers)
+            if detached:
+                return cast("socket.socket | DetachedStreams", self._door.result)
+            self._connection = cast(AsyncConnection, self._door.result)
+            self._connection.request = self._as_request
+            return self._connection
+        settings = Settings.of(cast(Options, {**self.middleware.options, **options}))
+        self._check_server(headers, detached)
+        await self._answer(agreement, headers)
+        return self._connect(agreement, settings)
+
+    def _check_server(self, headers: list[tuple[str, str]], detached: bool) -> None:
+        server = self._server.name
         if detached:
-            door.detach()
+            raise UnsupportedServerError(
+                f"expected a server that gives its socket away for detached=True, got {server}, which has only ASGI "
+                "messages: run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol (docs/servers.md)"
+            )
+        if self._tasks is None:
+            raise UnsupportedServerError(
+                f"expected the package anyio, which connections under {server} need: install it, or run uvicorn with "
+                "--ws watershed_mw.uvicorn:WatershedProtocol"
+            )
+        if headers and not self._server.accept_headers:
+            raise UnsupportedServerError(
+                f"expected a server that sends header fields with the 101, got {server}, which leaves them "
+                "out: leave out headers=, or run another server (docs/servers.md)"
+            )
+
+    async def _answer(self, agreement: Agreement, headers: list[tuple[str, str]]) -> None:
         await self._take_connect()
         await self._send(
             {
@@ -137,7 +248,18 @@ class ASGIUpgrade:
                 "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
             }
         )
-        return cast("AsyncConnection | socket.socket", door.result)
+        self.accepted = True
+
+    def _connect(self, agreement: Agreement, settings: Settings) -> AsyncConnection:
+        from .portable import PortableConnection
+
+        assert self._tasks is not None
+        remote, local = (address(tuple(self._scope.get(end) or ())) for end in ("client", "server"))
+        details = Details(Role.SERVER, agreement, settings.limits, self._as_request, remote, local, settings.trace)
+        core = MessageProtocol(settings.limits, time.monotonic())
+        self._connection = connection = PortableConnection(details, core, self._receive, self._send, self._server)
+        connection.start(self._tasks)
+        return connection
 
     async def reject(self, status: int, body: bytes = b"", headers: Fields = ()) -> None:
         """Answer with an HTTP response instead of the 101.
@@ -146,9 +268,14 @@ class ASGIUpgrade:
             status: 200 to 599; a server without the ``websocket.http.response`` extension sends 403.
             body: body of the response.
             headers: header fields of the response.
+
+        Raises:
+            LocalProtocolError: the request has been answered before.
         """
-        self.refused = True
+        if self.accepted or self.refused:
+            raise LocalProtocolError("expected one answer to a request, got reject after another one")
         await self._take_connect()
+        self.refused = True
         if "websocket.http.response" not in self._extensions:
             await self._send({"type": "websocket.close", "code": 1008})
             return
@@ -163,13 +290,57 @@ class ASGIUpgrade:
 
     async def refuse(self, error: HandshakeError) -> None:
         """Answer with what ``error`` says."""
-        await self.reject(error.status, error.body, [*error.headers, ("content-type", "text/plain; charset=utf-8")])
+        fields = [pair for pair in error.headers if pair[0].lower() not in ("connection", "upgrade")]
+        if self._door is not None:
+            fields = list(error.headers)
+        await self.reject(error.status, error.body, [*fields, ("content-type", "text/plain; charset=utf-8")])
 
     async def _take_connect(self) -> None:
-        # The application may have received it itself: our own door knows.
+        # The application may have received it itself.
         if self._connected or (self._door is not None and self._door.connected):
             return
         self._connected = True
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
             raise ConnectionClosed(1006, "the client has gone before the answer")
+
+    # --- around the application --------------------------------------------------------------------------
+
+    async def serve(self, app: App) -> None:
+        """Run the application; without a door of ours, beside the tasks that its connection will need."""
+        receive, send = self._outer
+        if self._door is not None:
+            await app(self._scope, receive, send)
+            return
+        try:
+            import anyio
+        except ImportError:
+            await app(self._scope, receive, send)
+            return
+        self._outer = self._receive, self._send = self._watched(receive), send
+        failure: BaseException | None = None
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            try:
+                await app(self._scope, self._outer[0], send)
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001  # raised again outside, where no group wraps it
+                failure = error
+            if self._connection is not None:
+                failed = failure is not None and not isinstance(failure, ConnectionClosed)
+                await cast("PortableConnection", self._connection).finish(1011 if failed else 1000)
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    def _watched(self, receive: Receive) -> Receive:
+        """``receive`` as the application gets it: it may take the connect message before it looks at us."""
+
+        async def watched() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.connect":
+                self._connected = True
+            return message
+
+        return watched

@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any
 
 from ._implementation import Protocol
-from .aio import AsyncConnection
-from .connection import EVENTS, Details, WatershedConnection
+from .aio_connection import AsyncioConnection
+from .connection import EVENTS, Details, WatershedConnection, unlist
 from .core.flow import ReceiveQueue
 from .sockets import close_socket
 from .tls import TLSSocketTransport
@@ -68,7 +68,7 @@ class Background:
         self._details = details
         self._core = core
         self._queue = queue
-        self._inner: Future[AsyncConnection] = Future()
+        self._inner: Future[AsyncioConnection] = Future()
 
     def start(self, sock: socket.socket, head: bytes) -> None:
         """Give the loop the socket, and bytes that were read and not yet given to the core."""
@@ -81,9 +81,10 @@ class Background:
             # The peer was gone before the loop could have it: all that is left is to say so.
             await self._tell_of_the_end(sock)
             return
-        inner = AsyncConnection(replace(self._details, trace=None), self._core, transport, queue=self._queue)
+        inner = AsyncioConnection(replace(self._details, trace=None), self._core, transport, queue=self._queue)
         # To the application there is one connection, whose start has been traced already.
         inner.id = self._connection.id
+        unlist(inner)
         if self._details.trace is not None:
             trace = self._details.trace
             inner._trace = lambda probe, _, data: trace(probe, self._connection, data)
@@ -99,6 +100,8 @@ class Background:
         await self._loop.run_in_executor(self._pool, self._connection._emit_end)
 
     async def _call_handlers(self, event: str, *args: Any) -> None:
+        if event == "end":
+            self._connection._note_end()
         await self._loop.run_in_executor(self._pool, self._connection._emit, event, *args)
 
     def send(self, data: str | bytes) -> None:

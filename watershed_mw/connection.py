@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
+from weakref import WeakSet
 
 from ._implementation import Protocol
 from .core.codes import MAX_CONTROL_PAYLOAD, encode_text
@@ -19,10 +21,11 @@ from .core.events import CloseReceived, Event, Failed, Ping, Pong
 from .core.flow import ReceiveQueue
 from .core.handshake import Agreement
 from .core.limits import Limits
+from .core.messages import MessageProtocol
 from .core.states import Role
 from .errors import ConnectionClosed, LocalProtocolError
 
-__all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection"]
+__all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
 
 Handler: TypeAlias = Callable[..., Any]
 """Called with the event's arguments; in the asyncio flavour it may be a coroutine function."""
@@ -37,6 +40,8 @@ MESSAGES: Final = frozenset({"text", "binary"})
 
 logger = logging.getLogger("watershed_mw")
 _ids = itertools.count(1)
+# Weak, so that to be listed keeps nothing alive.
+_live: WeakSet[WatershedConnection] = WeakSet()
 
 
 def copied(data: bytes | bytearray | memoryview) -> bytes:
@@ -120,7 +125,9 @@ class WatershedConnection:
         protocol: the negotiated subprotocol, or None.
     """
 
-    def __init__(self, details: Details, protocol: Protocol) -> None:
+    _core: Protocol | MessageProtocol  # which of the two it is, the flavours know
+
+    def __init__(self, details: Details, protocol: Protocol | MessageProtocol) -> None:
         self.id = next(_ids)
         self.request = details.request
         self.remote = details.remote
@@ -128,6 +135,8 @@ class WatershedConnection:
         self.protocol = details.agreement.subprotocol
         self._details = details
         self._core = protocol
+        self._opened = self._now()
+        self._ended_at: float | None = None
         self._queue = ReceiveQueue(details.limits)
         self._handlers: dict[str, list[Handler]] = {}
         self._push = False
@@ -137,6 +146,7 @@ class WatershedConnection:
         self._end_emitted = False
         self._trace = details.trace
         self._close_traced = False
+        _live.add(self)
         if self._trace is not None:
             self._trace("start", self, details.role.value.encode())
 
@@ -264,6 +274,7 @@ class WatershedConnection:
         if self._end_emitted:
             return []
         self._end_emitted = True
+        self._note_end()
         results = []
         if self._error is not None:
             results += self._emit("error", self._error)
@@ -274,6 +285,10 @@ class WatershedConnection:
             self._trace_sent_close()
             self._trace("end", self, b"%d %s" % (code, reason.encode()))
         return results + self._emit("end", code, reason)
+
+    def _note_end(self) -> None:
+        self._ended_at = self._now()
+        _live.discard(self)
 
     # --- what goes out -------------------------------------------------------------------------------
 
@@ -333,6 +348,11 @@ class WatershedConnection:
         return self._core.ended
 
     @property
+    def sending(self) -> bool:
+        """Whether messages can still be sent: not once this end has sent its Close, or the connection has ended."""
+        return self._core.sending
+
+    @property
     def close_code(self) -> int | None:
         """How it ended (RFC 6455 section 7.4): the peer's code, 1005 if it gave none, the code with
         which this end failed the connection, or 1006 if the peer vanished; None while it is open."""
@@ -361,9 +381,29 @@ class WatershedConnection:
             bytes_sent=core.bytes_sent,
         )
 
-    def _now(self) -> float:
-        raise NotImplementedError
+    @property
+    def duration(self) -> float:
+        """Seconds since the opening handshake; once the connection has ended, those that it lasted."""
+        return (self._now() if self._ended_at is None else self._ended_at) - self._opened
+
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic()
 
     def __repr__(self) -> str:
         state = self._core.state.name.lower()
         return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"
+
+
+def unlist(connection: WatershedConnection) -> None:
+    """Leave a connection out of :func:`live_connections`: another one stands for it."""
+    _live.discard(connection)
+
+
+def live_connections() -> list[WatershedConnection]:
+    """Every connection of this process that has not ended, the oldest first: for a status page or a log.
+
+    Each tells ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and may
+    be ended from any thread.
+    """
+    return sorted(_live, key=lambda connection: connection.id)

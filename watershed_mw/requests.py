@@ -86,6 +86,9 @@ def _from_scope(scope: Mapping[str, Any]) -> Request:
     query = scope.get("query_string") or b""
     target = scope["path"] + ("?" + query.decode("latin-1") if query else "")
     headers = Headers(scope["headers"])
+    if scope.get("subprotocols") and "sec-websocket-protocol" not in headers:
+        # Some servers (uvicorn with wsproto) take the field out of the headers.
+        headers = Headers([*headers, ("sec-websocket-protocol", ", ".join(scope["subprotocols"]))])
     version = str(scope.get("http_version", "1.1"))
     return Request(headers, str(scope.get("method", "GET")), target, version)
 

@@ -30,6 +30,8 @@ LOOK_EVERY = 0.05
 class ThreadsShell(WatershedConnection):
     """What drives a :class:`~watershed_mw.ThreadConnection`, in the threads that call it."""
 
+    _core: Protocol
+
     def __init__(self, details: Details, protocol: Protocol, sock: socket.socket, head: bytes = b"") -> None:
         self._socket = BlockingSocket(sock)
         self._head = head
@@ -229,6 +231,3 @@ class ThreadsShell(WatershedConnection):
             logger.error("a handler of %r raised", self, exc_info=error)
         with self._state:
             super()._handler_failed(error)
-
-    def _now(self) -> float:
-        return time.monotonic()

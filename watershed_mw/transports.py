@@ -10,10 +10,10 @@ import asyncio
 import os
 import socket
 import time
-from typing import Any, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast
 
 from ._implementation import Protocol
-from .aio import AsyncConnection
+from .aio_connection import AsyncioConnection
 from .connection import Details, Trace
 from .core.handshake import Agreement
 from .core.limits import Limits
@@ -26,6 +26,7 @@ __all__ = [
     "AsyncTransportLike",
     "AsyncioTransport",
     "BlockingTransport",
+    "DetachedStreams",
     "drain_request",
     "drain_stream",
     "way_of",
@@ -77,21 +78,38 @@ class BlockingTransport:
         return detach(self._socket, head)
 
 
+class DetachedStreams(tuple[asyncio.StreamReader, asyncio.StreamWriter]):  # noqa: SLOT001  # a tuple has no room for slots
+    """What ``detached=True`` gives for TLS under asyncio, where no socket speaks plain text: a pair to unpack.
+
+    Attributes:
+        head: bytes that had been read past the opening handshake; the reader gives them first.
+    """
+
+    head: bytes
+
+    def __new__(cls, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> Self:
+        """The pair, and what was read already."""
+        pair = super().__new__(cls, (reader, writer))
+        pair.head = head
+        return pair
+
+
 class AsyncioTransport:
     """An asyncio transport of the running loop.
 
     Args:
         transport: the transport, whoever its protocol is.
-        reader: StreamReader that may hold bytes already.
-        keep: object that must live as long as the connection.
+        streams: reader, if there is one, and writer that the transport belongs to; the reader may hold bytes already.
     """
 
     def __init__(
-        self, transport: asyncio.Transport, reader: asyncio.StreamReader | None = None, keep: Any = None
+        self,
+        transport: asyncio.Transport,
+        streams: tuple[asyncio.StreamReader | None, asyncio.StreamWriter] | None = None,
     ) -> None:
         self._transport = transport
-        self._reader = reader
-        self._keep = keep
+        self._streams = streams
+        self._reader = None if streams is None else streams[0]
 
     def write(self, data: bytes) -> None:
         """Write everything.
@@ -104,48 +122,62 @@ class AsyncioTransport:
         self._transport.write(data)
 
     def connection(
-        self, role: Role, agreement: Agreement, limits: Limits, trace: Trace | None, request: Any, head: bytes
-    ) -> AsyncConnection:
-        """The transport as a connection."""
-        remote = address(self._transport.get_extra_info("peername"))
+        self,
+        role: Role,
+        agreement: Agreement,
+        limits: Limits,
+        trace: Trace | None,
+        request: Any,
+        head: bytes,
+        remote: str | None = None,
+    ) -> AsyncioConnection:
+        """The transport as a connection; ``remote`` where a proxy in front has told of another address."""
+        if remote is None:
+            remote = address(self._transport.get_extra_info("peername"))
         local = address(self._transport.get_extra_info("sockname"))
         details = Details(role, agreement, limits, request, remote, local, trace)
-        connection = AsyncConnection(details, _protocol(details), self._transport)
+        connection = AsyncioConnection(details, _protocol(details), self._transport)
         head += drain_stream(self._reader)
-        connection.attach(head, self._keep, eof=self._reader is not None and self._reader.at_eof())
+        connection.attach(head, self._streams, eof=self._reader is not None and self._reader.at_eof())
         return connection
 
     def check_detachable(self) -> None:
         """Judge, before anything is answered, whether :meth:`detach` can work.
 
         Raises:
-            UnsupportedServerError: the transport is TLS, has bytes unsent, or has no socket.
+            UnsupportedServerError: the transport has no socket, or bytes unsent.
         """
         transport = self._transport
-        if transport.get_extra_info("ssl_object") is not None:
-            raise UnsupportedServerError(
-                "expected a plain connection for detached=True: under asyncio the TLS layer is part of the transport, "
-                "not of a socket; use the connection, or end TLS in front of this server"
-            )
+        if self._tls:
+            return  # the transport itself goes over
         if transport.get_extra_info("socket") is None or transport.get_write_buffer_size():
             raise UnsupportedServerError(
                 f"expected a transport with a socket and nothing unsent for detached, got {type(transport).__name__}"
             )
 
-    def detach(self, head: bytes, answer: bytes = b"") -> socket.socket:
-        """A plain transport's socket, which the event loop forgets, once ``answer`` has been written.
+    @property
+    def _tls(self) -> bool:
+        return self._transport.get_extra_info("ssl_object") is not None
+
+    def detach(self, head: bytes, answer: bytes = b"") -> socket.socket | DetachedStreams:
+        """What is raw here, once ``answer`` has been written: a plain transport's socket, which the event loop
+        forgets, or a reader and a writer on a TLS transport, which its previous owner forgets.
 
         Raises:
             ConnectionClosed: the peer has gone.
         """
-        transport = self._transport
-        if transport.is_closing():
+        if self._transport.is_closing():
             raise ConnectionClosed(1006, "the transport was closed before the opening handshake could be written")
+        head += drain_stream(self._reader)
+        return self._detach_streams(head, answer) if self._tls else self._detach_socket(head, answer)
+
+    def _detach_socket(self, head: bytes, answer: bytes) -> socket.socket:
+        transport = self._transport
         transport.pause_reading()
         # A descriptor of our own: the transport closes its own, and shuts nothing down.
         taken = DetachedSocket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         taken.setblocking(False)
-        taken.head = head + drain_stream(self._reader)
+        taken.head = head
         transport.abort()
         try:
             # Not by the transport: uvloop writes at the end of the turn, when it has forgotten this connection.
@@ -156,6 +188,21 @@ class AsyncioTransport:
             raise ConnectionClosed(1006, f"the opening handshake could not be written: {error}") from error
         return taken
 
+    def _detach_streams(self, head: bytes, answer: bytes) -> DetachedStreams:
+        transport = self._transport
+        transport.write(answer)
+        # A reader of our own in any case: one that has heard of the stream's end takes no bytes back.
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        reader.feed_data(head)
+        if self._reader is not None and self._reader.at_eof():
+            reader.feed_eof()
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        transport.resume_reading()  # whoever had it may have waited for the decision
+        return DetachedStreams(reader, asyncio.StreamWriter(transport, protocol, reader, loop), head)
+
 
 def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
     """The kind of transport that ``sock`` is.
@@ -165,9 +212,9 @@ def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
     """
     if isinstance(sock, tuple) and len(sock) == 2 and isinstance(sock[1], asyncio.StreamWriter):
         reader, writer = sock
-        return AsyncioTransport(_transport_of(writer), reader, sock)
+        return AsyncioTransport(_transport_of(writer), (reader, writer))
     if isinstance(sock, asyncio.StreamWriter):
-        return AsyncioTransport(_transport_of(sock), None, sock)
+        return AsyncioTransport(_transport_of(sock), (None, sock))
     if isinstance(sock, socket.socket):
         return BlockingTransport(sock)
     if hasattr(sock, "set_protocol") and hasattr(sock, "get_extra_info"):

@@ -9,24 +9,24 @@ connection itself, without the translation.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
-
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from .aio import AsyncConnection
 from .alarm import Entry, alarm_of
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
-from .requests import read_request_head, write_refusal, write_response
+from .requests import read_request_head, write_response
 from .transports import AsyncioTransport
-from .watershed import Options, Settings
+from .uvicorn_denial import Denial, strings
+from .uvicorn_request import left_behind, make_scope, remote_of, shown_path
+from .watershed import ConnectionOptions, Options, Settings
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -41,7 +41,7 @@ _MAX_EARLY = 64 * 2**10
 _OURS = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
 _OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
 
-_settings: WeakKeyDictionary[Config, Settings] = WeakKeyDictionary()
+_settings: WeakKeyDictionary[Config, dict[type, Settings]] = WeakKeyDictionary()
 
 
 def options_of(config: Config) -> Options:
@@ -62,7 +62,7 @@ class _Stage(Enum):
     DECIDING = "the application decides"
     ANSWERING = "the application answers with an HTTP response"
     OPEN = "the connection is open, or was"
-    REFUSED = "an HTTP response has been sent"
+    REFUSED = "an HTTP response has been sent, or nobody is there to read one"
 
 
 class NativeDoor:
@@ -74,9 +74,19 @@ class NativeDoor:
     def __init__(self, protocol: WatershedProtocol) -> None:
         self._protocol = protocol
 
-    def use(self, options: Options) -> None:
-        """Take these options where they are given, uvicorn's where they are not; before the accept."""
-        self._protocol.settings = Settings.of({**options_of(self._protocol.config), **options})
+    @property
+    def key(self) -> object:
+        """What :attr:`options` depend on, to remember by what was made of them."""
+        return self._protocol.config
+
+    @property
+    def options(self) -> Options:
+        """The options that hold where an application gives none: uvicorn's settings, and those of the class."""
+        return self._protocol.own_options()
+
+    def use(self, settings: Settings) -> None:
+        """Take these settings for the coming accept."""
+        self._protocol.settings = settings
 
     def detach(self) -> None:
         """Make the coming accept hand over the raw socket.
@@ -94,18 +104,26 @@ class NativeDoor:
 
     @property
     def result(self) -> Any:
-        """The connection or raw socket, once ``websocket.accept`` has been sent; None before."""
+        """The connection, or what is raw here, once ``websocket.accept`` has been sent; None before."""
         return self._protocol.result
 
 
 class WatershedProtocol(asyncio.Protocol):
     """One upgrade request under uvicorn, and the ASGI application that answers it.
 
+    A subclass may set what uvicorn has no setting for, and is named in ``--ws`` as ``module:Class``.
+
     Args:
         config: uvicorn's configuration.
         server_state: what its server knows of all connections.
         app_state: state of the application's lifespan.
     """
+
+    options: ClassVar[ConnectionOptions] = {}
+    """Options of every connection, such as ``{"close_timeout": 5.0}``; they go before uvicorn's settings."""
+
+    log_query: ClassVar[bool] = False
+    """Whether the values in a request's query string are logged; they are hidden unless this is True."""
 
     def __init__(
         self,
@@ -117,9 +135,11 @@ class WatershedProtocol(asyncio.Protocol):
         if not config.loaded:
             config.load()
         self.config = config
-        self.settings = self._settings_of(config)
+        self.settings = self._own_settings()
         self.detached = False
         self.result: Any = None
+        self.told_connect = False
+        self.way: AsyncioTransport
         self._app_state = app_state
         self._connections = server_state.connections
         self._tasks = server_state.tasks
@@ -128,30 +148,42 @@ class WatershedProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._connection: AsyncConnection | None = None
+        self._denial: Denial | None = None
         self._stage = _Stage.HEAD
         self._request: Request
         self._key = ""
         self._scope: dict[str, Any] = {}
         self._early = b""
-        self.told_connect = False
-        self._response: tuple[int, list[tuple[str, str]]] | None = None
-        self._response_begun = False
-        self._decided: asyncio.Future[None] = self._loop.create_future()
-        self._drained: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._decided: asyncio.Future[None] | None = None
         self._patience: Entry | None = None
 
-    @staticmethod
-    def _settings_of(config: Config) -> Settings:
-        settings = _settings.get(config)
+    @classmethod
+    def _options(cls, config: Config) -> Options:
+        if unknown := cls.options.keys() - ConnectionOptions.__optional_keys__:
+            raise TypeError(
+                f"expected {cls.__name__}.options among {', '.join(sorted(ConnectionOptions.__optional_keys__))}; "
+                f"got {', '.join(sorted(unknown))}: origins, protocols and max_connections belong to WatershedASGI"
+            )
+        return cast(Options, {**options_of(config), **cls.options})
+
+    def own_options(self) -> Options:
+        """Uvicorn's settings and those of the class, as options."""
+        return self._options(self.config)
+
+    def _own_settings(self) -> Settings:
+        known = _settings.setdefault(self.config, {})
+        settings = known.get(type(self))
         if settings is None:
-            settings = _settings[config] = Settings.of(options_of(config))
+            settings = known[type(self)] = Settings.of(self.own_options())
         return settings
 
     # --- asyncio and uvicorn call these ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
+        """Take the transport, and what uvicorn has read from it."""
         self._transport = cast(asyncio.Transport, transport)
+        self._early = left_behind(self._transport)
         self.way = AsyncioTransport(self._transport)
         self._connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes alone
 
@@ -159,8 +191,8 @@ class WatershedProtocol(asyncio.Protocol):
         """Take the request head, which uvicorn gives at once, and whatever comes before the accept."""
         if self._stage is _Stage.HEAD:
             self._begin(data)
-            return
-        self._early += data
+        else:
+            self._early += data
         if len(self._early) > _MAX_EARLY:
             self._transport.pause_reading()
 
@@ -171,20 +203,23 @@ class WatershedProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; after the accept the connection tells so."""
         self._connections.discard(self)
-        if self._patience is not None:
-            alarm_of(self._loop).cancel(self._patience)
+        if self._denial is not None:
+            self._denial.connection_lost()
+        if self._connection is not None:
+            self._log_close(self._connection)
+        elif self._stage is not _Stage.OPEN:
+            self._stage = _Stage.REFUSED
         self._decide_receive()
-        self.resume_writing()
 
     def pause_writing(self) -> None:
         """The client does not read a denial response as fast as the application writes it."""
-        self._drained = self._loop.create_future()
+        if self._denial is not None:
+            self._denial.pause_writing()
 
     def resume_writing(self) -> None:
-        """It reads again, or has gone."""
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
-        self._drained = None
+        """It reads again."""
+        if self._denial is not None:
+            self._denial.resume_writing()
 
     def shutdown(self) -> None:
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
@@ -192,54 +227,55 @@ class WatershedProtocol(asyncio.Protocol):
             self._connection.end("the server restarts", code=1012)
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse(HandshakeError("the server is shutting down: try again", status=503))
-        elif self._transport.get_write_buffer_size():
-            self._transport.abort()  # a client that does not read its answer must not hold the shutdown up
         else:
-            self._transport.close()
+            self._answer().hurry()
+        if self._task is not None and not self._task.done():
+            # uvicorn waits for applications without a limit of its own, and some never look at their connection again.
+            patience = time.monotonic() + self.settings.limits.close_timeout
+            self._patience = alarm_of(self._loop).set(patience, self._cancel_app)
 
     # --- the request ---------------------------------------------------------------------------------------
 
     def _begin(self, data: bytes) -> None:
         try:
-            self._request, self._early = read_request_head(data)
+            self._request, rest = read_request_head(data)
+            self._early = rest + self._early
             self._key = check_request(self._request, self.settings.origins)
             subprotocols = offered_subprotocols(self._request.headers)
+            self._check_concurrency()
         except HandshakeError as error:
             self._logger.warning("WebSocket upgrade refused: %s", error)
             self._refuse(error)
             return
         self._stage = _Stage.DECIDING
-        self._scope = self._make_scope(subprotocols)
-        task = self._loop.create_task(self._run_app())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._scope = make_scope(
+            self.config, self._transport, self._request, subprotocols, self._app_state.copy(), NativeDoor(self)
+        )
+        fresh = contextvars.Context() if getattr(self.config, "reset_contextvars", False) else None
+        self._task = self._loop.create_task(self._run_app(), context=fresh)
+        self._tasks.add(self._task)
+        self._task.add_done_callback(self._forget_task)
 
-    def _make_scope(self, subprotocols: list[str]) -> dict[str, Any]:
-        raw_path, _, query = self._request.target.partition("?")
-        root_path = self.config.root_path
-        return {
-            "type": "websocket",
-            "asgi": {"version": self.config.asgi_version, "spec_version": "2.4"},
-            "http_version": self._request.http_version,
-            "scheme": "wss" if is_ssl(self._transport) else "ws",
-            "server": get_local_addr(self._transport),
-            "client": get_remote_addr(self._transport),
-            "root_path": root_path,
-            "path": root_path + unquote(raw_path),
-            "raw_path": (root_path + raw_path).encode("latin-1"),
-            "query_string": query.encode("latin-1"),
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._request.headers],
-            "subprotocols": subprotocols,
-            "state": self._app_state.copy(),
-            "extensions": {"websocket.http.response": {}, "watershed_mw": NativeDoor(self)},
-        }
+    def _check_concurrency(self) -> None:
+        """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
+        limit = self.config.limit_concurrency
+        if limit is not None and (len(self._connections) >= limit or len(self._tasks) >= limit):
+            raise HandshakeError(
+                f"expected fewer than {limit} connections and requests at once (--limit-concurrency), got more: "
+                "try again later",
+                status=503,
+                headers=[("Retry-After", "1")],
+            )
 
     async def _run_app(self) -> None:
         try:
             result = await self.config.loaded_app(self._scope, self._receive, self._send)
-        except ConnectionClosed:
-            self._finish(1000)
+        except asyncio.CancelledError:
+            self._finish(1012)
+            raise
         except BaseException as error:
+            if isinstance(error, ConnectionClosed) and (self._connection is None or not self._connection.sending):
+                return self._finish(1000)  # The client has left; from another connection it would be a failure.
             self._logger.exception("Exception in ASGI application\n")
             self._finish(1011)
             if not isinstance(error, Exception):
@@ -258,24 +294,38 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._stage is _Stage.DECIDING:
             self._refuse(HandshakeError("the application did not answer the upgrade", status=500))
         elif self._stage is _Stage.ANSWERING:
-            self._close()
+            self._answer().close()
+
+    def _cancel_app(self) -> None:
+        self._patience = None
+        if self._task is not None and not self._task.done():
+            self._logger.warning(
+                "The application on WebSocket %s has not returned %g seconds after the shutdown began: cancelled",
+                self._shown_path(),
+                self.settings.limits.close_timeout,
+            )
+            self._task.cancel()
+
+    def _forget_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._task = None
+        if self._patience is not None:
+            alarm_of(self._loop).cancel(self._patience)
+            self._patience = None
+
+    def _answer(self) -> Denial:
+        if self._denial is None:
+            patience = self.settings.limits.close_timeout
+            self._denial = Denial(self._transport, self._loop, self._default_headers, patience)
+        return self._denial
 
     def _refuse(self, error: HandshakeError) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(write_refusal(error))
-        self._close()
-
-    def _close(self) -> None:
-        """An HTTP response has been written: close when the client has read it, or has had its time to."""
         self._stage = _Stage.REFUSED
         self._decide_receive()
-        self._transport.close()
-        if self._patience is None:
-            patience = time.monotonic() + self.settings.limits.close_timeout
-            self._patience = alarm_of(self._loop).set(patience, self._transport.abort)
+        self._answer().refuse(error)
 
     def _decide_receive(self) -> None:
-        if not self._decided.done():
+        if self._decided is not None and not self._decided.done():
             self._decided.set_result(None)
 
     # --- ASGI ------------------------------------------------------------------------------------------------
@@ -286,7 +336,10 @@ class WatershedProtocol(asyncio.Protocol):
             return {"type": "websocket.connect"}
         if self._connection is None:
             # Before the accept nothing but the client's leaving can come.
-            await asyncio.shield(self._decided)
+            if self._stage in (_Stage.DECIDING, _Stage.ANSWERING):
+                if self._decided is None:
+                    self._decided = self._loop.create_future()
+                await asyncio.shield(self._decided)
             if self._connection is None:
                 return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
         try:
@@ -304,7 +357,10 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._stage is _Stage.DECIDING:
             self._decide(kind, message)
         elif self._stage is _Stage.ANSWERING:
-            await self._answer(kind, message)
+            await self._answer().body(kind, message)
+            if self._answer().complete:
+                self._stage = _Stage.REFUSED
+                self._decide_receive()
         else:
             raise ConnectionClosed(1006, f"{kind} came after the connection was refused or handed over")
 
@@ -329,11 +385,7 @@ class WatershedProtocol(asyncio.Protocol):
             self._log("403")
             self._refuse(HandshakeError("the application refused the connection", status=403))
         elif kind == "websocket.http.response.start":
-            status = message["status"]
-            if not 200 <= status < 600:
-                raise RuntimeError(f"expected an HTTP status from 200 to 599, got {status!r}")
-            self._log(str(status))
-            self._response = (status, _strings(message.get("headers", ())))
+            self._log(str(self._answer().start(message)))
             self._stage = _Stage.ANSWERING
         else:
             raise RuntimeError(
@@ -341,57 +393,49 @@ class WatershedProtocol(asyncio.Protocol):
                 f"got {kind!r}"
             )
 
-    async def _answer(self, kind: str, message: MutableMapping[str, Any]) -> None:
-        if kind != "websocket.http.response.body":
-            raise RuntimeError(f"expected ASGI message 'websocket.http.response.body', got {kind!r}")
-        assert self._response is not None
-        if self._transport.is_closing():
-            raise ConnectionClosed(1006, "the client has gone before the end of the answer")
-        status, headers = self._response
-        body, more = bytes(message.get("body", b"")), message.get("more_body", False)
-        bodiless = status in (204, 304)
-        if not self._response_begun:
-            self._response_begun = True
-            headers = [*_strings(self._default_headers), *headers]
-            if more and not bodiless:
-                # Its length is not known yet: the end of the stream ends the body (RFC 9112 section 6.3).
-                fields = [pair for pair in headers if pair[0].lower() not in ("connection", "transfer-encoding")]
-                self._transport.write(write_response(status, [*fields, ("connection", "close")]) + body)
-            else:
-                self._transport.write(write_response(status, headers, body))
-        elif not bodiless:
-            self._transport.write(body)
-        if not more:
-            self._close()
-        elif self._drained is not None:
-            await asyncio.shield(self._drained)
-
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         subprotocol = message.get("subprotocol")
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
-        given = _strings(message.get("headers", ()))
-        extra = [*_strings(self._default_headers), *(pair for pair in given if pair[0].lower() not in _OURS)]
+        given = strings(message.get("headers", ()))
+        extra = [*strings(self._default_headers), *(pair for pair in given if pair[0].lower() not in _OURS)]
         response = write_response(101, [*fields, *extra])
         if self._transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the accept")
         if self.detached:
             self.result = self.way.detach(self._early, response)
+            self._connections.discard(self)  # nothing of it is uvicorn's to end any more
         else:
             self.way.write(response)
             self.result = self._connection = self.way.connection(
-                Role.SERVER, agreement, self.settings.limits, self.settings.trace, self._scope, self._early
+                Role.SERVER,
+                agreement,
+                self.settings.limits,
+                self.settings.trace,
+                self._scope,
+                self._early,
+                remote_of(self._scope) or None,
             )
         self._stage = _Stage.OPEN
         self._early = b""
-        self._log("[accepted]")
+        self._log("[detached]" if self.detached else "[accepted]")
         self._decide_receive()
 
+    # --- logging -----------------------------------------------------------------------------------------------
+
+    def _shown_path(self) -> str:
+        return shown_path(self._scope, self.log_query)
+
     def _log(self, outcome: str) -> None:
-        client = self._scope["client"] or ()
-        # The query string may hold a token: it stays out of the logs.
-        path = quote(self._scope["path"])
-        self._logger.info('%s - "WebSocket %s" %s', ":".join(map(str, client)), path, outcome)
+        self._logger.info('%s - "WebSocket %s" %s', remote_of(self._scope), self._shown_path(), outcome)
 
-
-def _strings(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers]
+    def _log_close(self, connection: AsyncConnection) -> None:
+        stats = connection.stats
+        self._logger.info(
+            '%s - "WebSocket %s" [closed %d] %.3f s, %d bytes received, %d bytes sent',
+            remote_of(self._scope),
+            self._shown_path(),
+            connection.close_code or 1006,
+            connection.duration,
+            stats.bytes_received,
+            stats.bytes_sent,
+        )

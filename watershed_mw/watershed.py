@@ -44,19 +44,38 @@ from .requests import (
     write_response,
 )
 from .threads import ThreadConnection
-from .transports import AsyncTransportLike, drain_request, way_of
+from .transports import AsyncTransportLike, DetachedStreams, drain_request, way_of
 
-__all__ = ["Options", "Settings", "Watershed"]
+__all__ = ["ConnectionOptions", "Options", "Settings", "Watershed"]
 
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
 
-class Options(TypedDict, total=False):
+class ConnectionOptions(TypedDict, total=False):
+    """The options that one connection may have for itself; see :class:`Options`."""
+
+    compression: bool | DeflateOptions
+    trace: Trace | None
+    max_message_size: int | None
+    max_fragments: int
+    max_message_rate: float | None
+    ping_interval: float | None
+    ping_timeout: float | None
+    close_timeout: float
+    reply_timeout: float
+    max_queued_messages: int
+    max_queued_bytes: int
+    max_unsent_bytes: int
+
+
+class Options(ConnectionOptions, total=False):
     """Every option of :class:`Watershed`, of the middlewares and of the doors, by its one name.
 
     protocols: subprotocols that the server supports, in any order; compared case-sensitively.
     origins: origins allowed besides the request's own host, such as ``"https://a.example"``,
         ``"*.b.example"`` or ``"localhost:*"``; ``"*"`` allows every origin. Default None: same origin only.
+    max_connections: connections of one middleware that may be open or being decided at once, per process;
+        one more is refused with 503. Default 65,536; None for no limit. ``Watershed`` itself does not count.
     compression: True (the default) for permessage-deflate with modest memory, False for none, or
         :class:`~watershed_mw.DeflateOptions`.
     trace: called as ``trace(probe, connection, data)`` at ``start``, ``end``, ``read-buffer``, ``recv-*``
@@ -67,19 +86,11 @@ class Options(TypedDict, total=False):
 
     protocols: Sequence[str] | None
     origins: str | Sequence[str] | None
-    compression: bool | DeflateOptions
-    trace: Trace | None
-    max_message_size: int | None
-    max_fragments: int
-    ping_interval: float | None
-    ping_timeout: float | None
-    close_timeout: float
-    reply_timeout: float
-    max_queued_messages: int
-    max_queued_bytes: int
-    max_unsent_bytes: int
+    max_connections: int | None
 
 
+# About what 8 KiB for each allow in half a GiB, and what one proxy's ports allow.
+_MAX_CONNECTIONS = 2**16
 _LIMITS = frozenset(item.name for item in fields(Limits))
 
 
@@ -97,13 +108,17 @@ class Settings:
     deflate: DeflateOptions | None
     trace: Trace | None
     limits: Limits
+    max_connections: int | None
 
     @classmethod
     def of(cls, options: Options) -> Settings:
         """The settings that ``options`` stand for."""
-        unknown = [name for name in options if name not in Options.__annotations__]
-        if unknown:
-            raise TypeError(f"expected options among {', '.join(Options.__annotations__)}; got {', '.join(unknown)}")
+        known = Options.__optional_keys__
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"expected options among {', '.join(sorted(known))}; got {', '.join(unknown)}")
+        most: Any = options.get("max_connections", _MAX_CONNECTIONS)
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ValueError(f"expected max_connections as a whole number above 0, or None, got {most!r}")
         compression = options.get("compression", True)
         if not isinstance(compression, (bool, DeflateOptions)):
             raise ValueError(f"expected compression to be True, False or DeflateOptions(...), got {compression!r}")
@@ -116,6 +131,7 @@ class Settings:
             else compression,
             trace=options.get("trace"),
             limits=Limits(**given),
+            max_connections=most,
         )
 
 
@@ -194,7 +210,7 @@ class Watershed:
     def accept(
         self,
         request: Any,
-        sock: socket.socket | AsyncTransportLike,
+        sock: socket.socket,
         head: bytes = b"",
         *,
         detached: Literal[True],
@@ -202,6 +218,19 @@ class Watershed:
         headers: Fields = (),
         refuse: bool = True,
     ) -> socket.socket: ...
+
+    @overload
+    def accept(
+        self,
+        request: Any,
+        sock: AsyncTransportLike,
+        head: bytes = b"",
+        *,
+        detached: Literal[True],
+        protocols: Sequence[str] | None = None,
+        headers: Fields = (),
+        refuse: bool = True,
+    ) -> socket.socket | DetachedStreams: ...
 
     def accept(
         self,
@@ -213,7 +242,7 @@ class Watershed:
         *,
         headers: Fields = (),
         refuse: bool = True,
-    ) -> ThreadConnection | AsyncConnection | socket.socket:
+    ) -> ThreadConnection | AsyncConnection | socket.socket | DetachedStreams:
         """Answer an upgrade request with the 101, and return the connection (RFC 6455 section 4.2.2).
 
         Args:
@@ -230,13 +259,14 @@ class Watershed:
 
         Returns:
             a :class:`ThreadConnection` for a socket, an :class:`AsyncConnection` for an asyncio
-            transport, a ``socket.socket`` when ``detached``.
+            transport; when ``detached`` a ``socket.socket``, or for an asyncio transport with TLS a
+            (StreamReader, StreamWriter) pair.
 
         Raises:
             HandshakeError: the request was refused; nothing but the refusal has been written.
             ValueError: a header field or subprotocol cannot be written.
             ConnectionClosed: the peer has gone before the answer could be written.
-            UnsupportedServerError: ``detached`` with an asyncio transport that is TLS.
+            UnsupportedServerError: ``detached`` with a transport that has no socket.
         """
         way = way_of(sock)
         method = "GET"
@@ -340,13 +370,25 @@ class Watershed:
     def connect(
         self,
         response: Any,
-        sock: socket.socket | AsyncTransportLike,
+        sock: socket.socket,
         head: bytes = b"",
         key: str = "",
         *,
         detached: Literal[True],
         request: bytes | HeadersLike | None = None,
     ) -> socket.socket: ...
+
+    @overload
+    def connect(
+        self,
+        response: Any,
+        sock: AsyncTransportLike,
+        head: bytes = b"",
+        key: str = "",
+        *,
+        detached: Literal[True],
+        request: bytes | HeadersLike | None = None,
+    ) -> socket.socket | DetachedStreams: ...
 
     def connect(
         self,
@@ -357,7 +399,7 @@ class Watershed:
         detached: bool = False,
         *,
         request: bytes | HeadersLike | None = None,
-    ) -> ThreadConnection | AsyncConnection | socket.socket:
+    ) -> ThreadConnection | AsyncConnection | socket.socket | DetachedStreams:
         """Check the 101 that came back, and return the client's connection (RFC 6455 section 4.1).
 
         Args:

@@ -13,7 +13,8 @@ import pytest
 from tests.connections.ways import CLIENT, SERVER, HeadReader, Opener, in_thread
 from tests.connections.wire import HANDSHAKE_KEY, WirePeer, header, request_head, response_head, tcp_pair
 from tests.support import LIMIT
-from watershed_mw import ConnectionClosed, HandshakeError, UnsupportedServerError, Watershed
+from watershed_mw import ConnectionClosed, HandshakeError, Watershed
+from watershed_mw.transports import DetachedStreams
 
 EARLY = b"early bytes"
 
@@ -191,6 +192,7 @@ async def taken_on_loop(sock: socket.socket, carrier: str) -> socket.socket:
         sock.setblocking(False)
         transport, protocol = await loop.create_connection(HeadReader, sock=sock)
         taken = Watershed().accept(await protocol.head(), transport, detached=True)
+    assert isinstance(taken, socket.socket)
     await asyncio.sleep(0)  # the loop closes its own descriptor meanwhile
     await asyncio.sleep(0)
     return taken
@@ -255,9 +257,12 @@ def test_of_an_asyncio_client_too(opener: Opener, flavour: str, carrier: str) ->
         if carrier == "streams":
             reader, writer = await asyncio.open_connection(sock=ours)
             head = await reader.readuntil(b"\r\n\r\n")
-            return Watershed().connect(head, (reader, writer), key=HANDSHAKE_KEY, detached=True)
-        transport, protocol = await loop.create_connection(HeadReader, sock=ours)
-        return Watershed().connect(await protocol.head(), transport, key=HANDSHAKE_KEY, detached=True)
+            taken = Watershed().connect(head, (reader, writer), key=HANDSHAKE_KEY, detached=True)
+        else:
+            transport, protocol = await loop.create_connection(HeadReader, sock=ours)
+            taken = Watershed().connect(await protocol.head(), transport, key=HANDSHAKE_KEY, detached=True)
+        assert isinstance(taken, socket.socket)
+        return taken
 
     with theirs:
         theirs.sendall(response_head(HANDSHAKE_KEY) + EARLY)
@@ -270,11 +275,11 @@ def test_of_an_asyncio_client_too(opener: Opener, flavour: str, carrier: str) ->
 
 @flavours
 @carriers
-def test_an_asyncio_transport_with_tls_is_refused_before_anything_is_written(
+def test_an_asyncio_transport_with_tls_becomes_a_reader_and_a_writer(
     opener: Opener, tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], flavour: str, carrier: str
 ) -> None:
-    ours, theirs = tcp_pair()
     client, server = tls_contexts
+    ours, theirs = tcp_pair()
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
@@ -288,17 +293,27 @@ def test_an_asyncio_transport_with_tls_is_refused_before_anything_is_written(
             head = await reader.readuntil(b"\r\n\r\n")
         else:
             head = await protocol.head()
-        with pytest.raises(UnsupportedServerError, match="TLS"):
-            Watershed().accept(head, stream, detached=True)
-        transport.write(b"still the owner's")
-        transport.close()
-        while loop.is_running() and ours.fileno() != -1:  # noqa: ASYNC110  # no event tells
-            await asyncio.sleep(0.001)
+        taken = Watershed().accept(head, stream, detached=True)
+        assert isinstance(taken, DetachedStreams)
+        incoming, outgoing = taken
+        assert EARLY.startswith(taken.head)
+        assert await incoming.readexactly(len(EARLY)) == EARLY
+        outgoing.write(b"raw")
+        assert await incoming.readexactly(7) == b"raw too"
+        outgoing.close()
+        await outgoing.wait_closed()
 
     serving = asyncio.run_coroutine_threadsafe(serve(), opener.loop(flavour).loop)
     with client.wrap_socket(theirs, server_hostname="127.0.0.1") as tls:
-        tls.sendall(request_head())
-        assert tls.recv(100) == b"still the owner's"
+        tls.settimeout(LIMIT)
+        tls.sendall(request_head() + EARLY)
+        received = b""
+        while not received.endswith(b"\r\n\r\nraw"):
+            chunk = tls.recv(1000)
+            assert chunk, received
+            received += chunk
+        assert received.startswith(b"HTTP/1.1 101 ")
+        tls.sendall(b"raw too")
         assert tls.recv(100) == b""
     serving.result(LIMIT)
 

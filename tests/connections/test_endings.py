@@ -173,7 +173,7 @@ def test_everything_sent_before_the_end_arrives_though_the_peer_reads_slowly(lin
             conn.send(sent)
 
     sending = live.do(send)
-    if live.conn.__class__.__name__ == "AsyncConnection":
+    if live.conn.__class__.__name__ == "AsyncioConnection":
         sending.result(LIMIT)
         ending = live.begin("end", "all of it", code=4000)
     else:

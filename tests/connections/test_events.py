@@ -237,7 +237,7 @@ def test_addresses_request_and_state(link: Link, way: Way) -> None:
         assert live.conn.request.headers.get("host") == "127.0.0.1"
     else:
         assert live.conn.request.status == 101
-    name = "AsyncConnection" if way.on_loop else "ThreadConnection"
+    name = "AsyncioConnection" if way.on_loop else "ThreadConnection"
     shown = f"<{name} {live.conn.id} open 127.0.0.1:{theirs[1]} protocol=None>"
     assert repr(live.conn) == shown
     live.call("destroy")

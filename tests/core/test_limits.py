@@ -12,8 +12,9 @@ import pytest
 from watershed_mw.core.limits import Limits
 
 NAMES = [field.name for field in dataclasses.fields(Limits)]
-OPTIONAL = ["max_message_size", "ping_interval", "ping_timeout"]
-COUNTS = [name for name in NAMES if name.startswith("max_")]
+OPTIONAL = ["max_message_size", "max_message_rate", "ping_interval", "ping_timeout"]
+RATES = ["max_message_rate"]
+COUNTS = [name for name in NAMES if name.startswith("max_") and name not in RATES]
 
 
 def make(name: str, value: Any) -> Limits:
@@ -25,6 +26,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert dataclasses.asdict(Limits()) == {
         "max_message_size": 16 * 2**20,
         "max_fragments": 131072,
+        "max_message_rate": None,
         "ping_interval": 20.0,
         "ping_timeout": 20.0,
         "close_timeout": 10.0,
@@ -57,7 +59,9 @@ def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> No
     # Every comparison with NaN is false: such a limit would limit nothing, such a deadline never come.
     with pytest.raises(ValueError, match=f"expected {name} as a ") as caught:
         make(name, value)
-    kind = "a whole number" if name in COUNTS else "a number of seconds"
+    kind = "a number per second" if name in RATES else "a number of seconds"
+    if name in COUNTS:
+        kind = "a whole number"
     assert f"expected {name} as {kind} above 0, got {value!r}: " in str(caught.value)
 
 
@@ -72,6 +76,6 @@ def test_a_count_is_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in COUNTS])
-def test_times_may_be_any_number_above_zero(name: str) -> None:
+def test_times_and_rates_may_be_any_number_above_zero(name: str) -> None:
     for value in (0.001, 1, 3.5, 1e9):
         assert getattr(make(name, value), name) == value

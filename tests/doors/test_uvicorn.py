@@ -693,28 +693,3 @@ def test_plain_http_goes_on_beside_open_connections(uvicorns: Uvicorn) -> None:
 
 
 # --- the log ---------------------------------------------------------------------------------------------
-
-
-def test_the_query_string_is_not_logged(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/open":
-            await accept(receive, send)
-        elif scope["path"] == "/denied":
-            await receive()
-            await send({"type": "websocket.close"})
-        else:
-            raise LookupError
-
-    run = uvicorns.run(app)
-    for path, status in (("/open", 101), ("/denied", 403), ("/broken", 500)):
-        with Peer(uvicorns.port) as peer:
-            peer.send(head(f"{path}?token=secret"))
-            assert peer.answer().status == status
-        run.outcome()
-    with Peer(uvicorns.port) as peer:
-        peer.send(head("/bad?token=secret", Sec_WebSocket_Version="7"))
-        assert peer.answer().status == 426
-    messages = eventually(lambda: [record.getMessage() for record in caplog.records])
-    assert any('"WebSocket /open" [accepted]' in message for message in messages)
-    assert any('"WebSocket /denied" 403' in message for message in messages)
-    assert "secret" not in caplog.text

@@ -19,7 +19,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
 from tests.support import LIMIT
-from watershed_mw import UnsupportedServerError, WatershedASGI
+from watershed_mw import WatershedASGI
+from watershed_mw.transports import DetachedStreams
 
 from .support import (
     Gate,
@@ -33,6 +34,7 @@ from .support import (
     close,
     echo,
     errors_in,
+    eventually,
     head,
     ping,
     text,
@@ -304,18 +306,62 @@ def test_the_native_connection(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext
     assert run.outcome() is None
 
 
-def test_detached_is_a_clear_error_before_the_answer(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
-    errors = Inbox[UnsupportedServerError]()
+@pytest.mark.parametrize("after", ["returns", "raises"])
+def test_detached_gives_a_reader_and_a_writer(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, after: str) -> None:
+    started, gate, served = Gate[None](), Gate[None](), Inbox[bytes]()
+
+    async def serve(streams: DetachedStreams) -> None:
+        reader, writer = streams
+        served.put(streams.head)
+        served.put(await reader.readexactly(11))
+        writer.write(b"raw")
+        served.put(await reader.readexactly(7))
+        writer.close()
+        await writer.wait_closed()
+
+    tasks = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await scope["watershed"].accept(detached=True)
-        except UnsupportedServerError as error:
-            errors.put(error)
-            raise
+        started.put(None)
+        await gate.wait()
+        taken = await scope["watershed"].accept(detached=True, headers=[("X-Detached", "1")])
+        tasks.append(asyncio.create_task(serve(taken)))
+        if after == "raises":
+            raise LookupError
 
-    tls_uvicorns.run(WatershedASGI(app))
+    run = tls_uvicorns.run(WatershedASGI(app))
     with Peer(tls_uvicorns.port, client_tls, clean=True) as peer:
         peer.send(head())
-        assert peer.refusal().status == 500
-    assert "TLS" in str(errors.get())
+        started.get()
+        peer.send(b"early bytes")
+        gate.put(None)
+        answer = peer.answer()
+        assert (answer.status, answer["x-detached"]) == (101, "1")
+        run.outcome()  # uvicorn has heard of the application's end, and closes nothing
+        assert b"early bytes".startswith(served.get())
+        assert served.get() == b"early bytes"
+        peer.send(b"raw too")
+        assert served.get() == b"raw too"
+        assert peer.rest() == b"raw"
+
+
+def test_a_detached_stream_is_not_uvicorns_to_shut_down(
+    certificate: tuple[Path, ssl.SSLContext], client_tls: ssl.SSLContext
+) -> None:
+    streams, over = Gate[DetachedStreams](), Gate[None]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        streams.put(await scope["watershed"].accept(detached=True))
+        reader, writer = await streams.wait()
+        await over.wait()
+        writer.write(b"still here")
+        await reader.read()
+        writer.close()
+
+    with Uvicorn(WatershedASGI(app), ssl_certfile=certificate[0]) as server, Peer(server.port, client_tls) as peer:
+        peer.open()
+        streams.get()
+        server.begin_stop()
+        eventually(lambda: not server.server.server_state.connections)
+        over.put(None)
+        assert peer.sock.recv(100) == b"still here"

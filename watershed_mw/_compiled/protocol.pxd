@@ -28,6 +28,7 @@ cdef class Protocol:
     cdef Deflate _deflate
     cdef Py_ssize_t _max_size
     cdef Py_ssize_t _max_fragments
+    cdef object _rate
     cdef object _ping_interval
     cdef object _ping_timeout
     cdef double _close_timeout

@@ -1,4 +1,4 @@
-"""When to stop reading: a bounded queue of what was received and not yet taken.
+"""When to stop reading, and when a peer sends too often.
 
 Reading pauses above a high-water mark of messages or bytes and goes on below half of it, so that
 a busy connection does not pause and resume around every message. The queue only says so; to obey
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 
+from ..errors import RemoteProtocolError
 from .events import Event
 from .limits import Limits
 
-__all__ = ["ReceiveQueue"]
+__all__ = ["MessageRate", "ReceiveQueue"]
 
 
 class ReceiveQueue:
@@ -66,3 +67,33 @@ class ReceiveQueue:
 def _size(event: Event) -> int:
     # A str's length in characters stands in for its bytes: exact counting would cost an encoding.
     return len(event) if isinstance(event, (str, bytes)) else 0
+
+
+class MessageRate:
+    """How many messages and control frames a peer may still send: an allowance that fills up with time.
+
+    Args:
+        rate: per second; one second's worth may come at once, and one message always.
+        now: current time in seconds, of the clock that :meth:`spend` is given.
+    """
+
+    __slots__ = ("_allowance", "_at", "_rate")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._allowance = max(1.0, rate)
+        self._at = now
+
+    def spend(self, now: float) -> None:
+        """Count one that came at ``now``.
+
+        Raises:
+            RemoteProtocolError: it is one too many; close code 1008.
+        """
+        self._allowance = min(max(1.0, self._rate), self._allowance + (now - self._at) * self._rate)
+        self._at = now
+        if self._allowance < 1.0:
+            raise RemoteProtocolError(
+                f"expected at most {self._rate:g} messages a second (max_message_rate), got more", close_code=1008
+            )
+        self._allowance -= 1.0

@@ -79,6 +79,9 @@ def accept_key(key: str) -> str:
 def check_request(request: Request, origins: str | Sequence[str] | None = None) -> str:
     """Check a client's opening handshake (RFC 6455 section 4.2.1) and return its key.
 
+    Over HTTP/2 and later it is an extended CONNECT that the HTTP layer has recognised, with neither key nor upgrade
+    (RFC 8441 section 5): the key returned is then empty.
+
     Args:
         request: the request.
         origins: origins allowed besides the request's own host; ``"*"`` allows every one.
@@ -95,9 +98,11 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
         )
     if _version(request.http_version) < (1, 1):
         raise HandshakeError(f"expected HTTP/1.1 or later for a WebSocket upgrade, got HTTP/{request.http_version[:8]}")
-    if not headers.get_one("host"):
-        raise HandshakeError("expected a Host header, got none")
-    _check_upgrade_tokens(headers, status=426)
+    extended_connect = _version(request.http_version) >= (2, 0)
+    if not extended_connect:
+        if not headers.get_one("host"):
+            raise HandshakeError("expected a Host header, got none")
+        _check_upgrade_tokens(headers, status=426)
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
         # Its body would be read as frames: section 4.1 has the request end with its head.
         raise HandshakeError(
@@ -110,7 +115,7 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
             status=426,
             headers=[("Sec-WebSocket-Version", VERSION), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
-    key = _check_key(headers)
+    key = "" if extended_connect else _check_key(headers)
     check_origin(headers, origins)
     # What is negotiated later is judged now, before an application is troubled with it.
     offered_subprotocols(headers)

@@ -14,7 +14,8 @@ import os
 from ..core.codes import decode_close, encode_close, encode_text, shorten
 from ..core.events import CloseReceived, Event, Failed, Ping, Pong
 from ..core.extensions import DeflateParameters
-from ..core.limits import Limits
+from ..core.flow import MessageRate
+from ..core.limits import Limits, too_large
 from ..core.states import TRANSITIONS, Role, State, Trigger
 from ..errors import ConnectionClosed, LocalProtocolError, ProtocolError, RemoteProtocolError
 from .deflate import Deflate
@@ -78,6 +79,7 @@ class Protocol:
         self._deflate = None if deflate is None else Deflate(deflate)
         self._max_size = -1 if limits.max_message_size is None else min(limits.max_message_size, _HUGE)
         self._max_fragments = limits.max_fragments
+        self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
         self._ping_interval = limits.ping_interval
         self._ping_timeout = limits.ping_timeout
         self._close_timeout = limits.close_timeout
@@ -190,6 +192,8 @@ class Protocol:
             raise RemoteProtocolError("expected a continuation frame, got the first frame of another message")
         else:
             self._in_message = True
+            if self._rate is not None:
+                self._rate.spend(self._last_received)
             self._text = reader.opcode == _TEXT
             self._compressed = reader.rsv1
             self._fragments = 0
@@ -205,11 +209,7 @@ class Protocol:
             # little longer than what it stands for; what it inflates to is limited while inflating.
             room = self._max_size + (self._max_size // 64 + 1024 if self._compressed else 0)
             if self._wire_size > room:
-                raise RemoteProtocolError(
-                    f"expected a message of at most {self._max_size} bytes (max_message_size), "
-                    f"got {self._wire_size} or more",
-                    close_code=1009,
-                )
+                raise too_large(self._max_size, self._wire_size)
 
     def _inflate(self, piece: bytes, last: bool) -> bytes:
         assert self._deflate is not None  # else the reader had refused RSV1
@@ -252,6 +252,8 @@ class Protocol:
             return True
         self.frames_received += 1
         payload = self._control
+        if self._rate is not None and reader.opcode != _CLOSE:
+            self._rate.spend(now)
         if reader.opcode == _PING:
             self._answer_ping(payload)
             events.append(Ping(payload))

@@ -1,0 +1,110 @@
+"""The asyncio flavour on a transport: what an application asks for, and what it waits for.
+
+How the bytes travel is the shell's business (``aio_shell.py``). Calls from other threads are checked
+there and then, and carried over to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+from .aio import NEXT_TURN, READY, Pending
+from .aio_shell import SENDS_PER_TURN, AsyncioShell
+from .connection import checked_message, checked_ping
+from .core.codes import encode_close
+from .errors import LocalProtocolError
+
+__all__ = ["AsyncioConnection"]
+
+
+class AsyncioConnection(AsyncioShell):
+    """An :class:`~watershed_mw.AsyncConnection` that owns a transport of an event loop."""
+
+    async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
+        """As the base class says; a message that is there is returned at once."""
+        self._check_pull()
+        while not self._queue:
+            # To ask for more is to have replied to what came before.
+            self._hand_over()
+            if self._core.ended:
+                raise self._closed_error()
+            if self._receiver is not None:
+                raise LocalProtocolError("expected one task to receive at a time, got a second one")
+            self._receiver = self._loop.create_future()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._receiver
+            finally:
+                self._receiver = None
+        message = self._take_message()
+        self._update_reading()
+        return message
+
+    def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
+        """As the base class says; frames of one turn of the loop leave together at its end."""
+        if threading.get_ident() != self._thread:
+            copy = checked_message(data)
+            self._from_thread(lambda: self.send(copy), sending=True)
+            return READY
+        self._queue_message(data)
+        self._sends += 1
+        self._wrote()
+        if self._writing_paused:
+            return Pending(self._drained)
+        return READY if self._sends < SENDS_PER_TURN else NEXT_TURN
+
+    def ping(self, data: bytes | str = b"") -> Awaitable[None]:
+        """As the base class says."""
+        if threading.get_ident() != self._thread:
+            payload = checked_ping(data)
+            self._from_thread(lambda: self.ping(payload), sending=True)
+            return READY
+        self._queue_ping(data)
+        self._wrote()
+        return READY
+
+    def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
+        """As the base class says."""
+        if threading.get_ident() != self._thread:
+            encode_close(code, reason)  # raises here what nobody would see over there
+            self._from_thread(lambda: self.end(reason, code=code))
+            return READY
+        self._queue_close(code, reason)
+        self._advance_and_settle()
+        return Pending(self.wait_closed)
+
+    def destroy(self) -> None:
+        """As the base class says."""
+        if threading.get_ident() != self._thread:
+            self._from_thread(self.destroy)
+            return
+        self._drop()
+
+    async def run(self) -> tuple[int, str]:
+        """As the base class says."""
+        self._push = self._running = True
+        self._advance_and_settle()
+        try:
+            while not self._finished():
+                await self._wait_in(self._closers)
+        finally:
+            self._running = False
+        if self._handler_error is not None:
+            raise self._handler_error
+        return self.close_code or 1006, self.close_reason or ""
+
+    async def wait_closed(self) -> None:
+        """As the base class says."""
+        while not self._lost:
+            await self._wait_in(self._closers)
+
+    # --- waiting -----------------------------------------------------------------------------------------
+
+    async def _drained(self) -> None:
+        while self._writing_paused and not self._lost and not self._core.ended:
+            await self._wait_in(self._drainers)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(call)

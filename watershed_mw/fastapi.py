@@ -1,0 +1,79 @@
+"""Sugar for FastAPI: a dependency that gives an endpoint its accepted connection.
+
+It composes with other dependencies and security schemes. A 101 cannot be taken back, so it has to
+be the last one: whoever another dependency refuses gets that one's HTTP answer.
+"""
+
+# No `from __future__ import annotations` here: FastAPI reads the annotations of __call__, and finds no module to look
+# up their names in when a dependency is an object.
+from collections.abc import Iterator, Sequence
+from typing import Any, Unpack
+
+from starlette.websockets import WebSocket
+
+from .aio import AsyncConnection
+from .asgi import ASGIUpgrade
+from .starlette import upgrade_of
+from .watershed import ConnectionOptions
+
+__all__ = ["Accepted", "upgrade"]
+
+
+class Accepted:
+    """A dependency that accepts the upgrade: ``conn: Annotated[AsyncConnection, Depends(Accepted())]``.
+
+    What the endpoint leaves open is ended when it returns. ``app.add_middleware(WatershedASGI)`` must stand in front.
+
+    Args:
+        protocols: subprotocols that are supported here; those of the middleware in front unless given.
+        options: options of these connections, such as ``ping_interval=5.0``.
+    """
+
+    def __init__(self, protocols: Sequence[str] | None = None, **options: Unpack[ConnectionOptions]) -> None:
+        self._protocols = protocols
+        self._options = options
+
+    async def __call__(self, websocket: WebSocket) -> AsyncConnection:
+        """Accept.
+
+        Raises:
+            HandshakeError: no subprotocol in common; the client has been told so.
+            RuntimeError: another dependency comes after this one, or no ``WatershedASGI`` stands in front.
+        """
+        self._check_last(websocket)
+        return await upgrade_of(websocket).accept(self._protocols, **self._options)
+
+    def _check_last(self, websocket: WebSocket) -> None:
+        route = websocket.scope.get("route")
+        calls = list(_in_order(getattr(route, "dependant", None)))
+        if self not in calls:
+            return  # behind an override, or with a FastAPI that keeps its dependencies elsewhere
+        late = [call for call in calls[calls.index(self) + 1 :] if call not in calls[: calls.index(self)]]
+        # What depends on the connection comes after it by nature.
+        late = [call for call in late if not _needs(getattr(route, "dependant", None), call, self)]
+        if late:
+            name = getattr(late[0], "__name__", type(late[0]).__name__)
+            raise RuntimeError(
+                f"expected the connection as the last dependency of {websocket.url.path}, got {name} after it, which "
+                "could not refuse any more once the 101 is sent: declare the connection last"
+            )
+
+
+def _in_order(dependant: Any) -> Iterator[Any]:
+    """What FastAPI calls below ``dependant``, in its order."""
+    for inner in getattr(dependant, "dependencies", ()):
+        yield from _in_order(inner)
+        yield inner.call
+
+
+def _needs(dependant: Any, call: Any, wanted: Any) -> bool:
+    """Whether ``call``, somewhere below ``dependant``, itself depends on ``wanted``."""
+    return any(
+        (inner.call is call and wanted in _in_order(inner)) or _needs(inner, call, wanted)
+        for inner in getattr(dependant, "dependencies", ())
+    )
+
+
+async def upgrade(websocket: WebSocket) -> ASGIUpgrade:
+    """A dependency that leaves the decision to the endpoint, which awaits ``accept(...)`` or ``reject(...)``."""
+    return upgrade_of(websocket)

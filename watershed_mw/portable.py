@@ -1,0 +1,298 @@
+"""The asyncio flavour where frames are out of reach: over the ASGI messages of any server, on asyncio and on trio.
+
+Three tasks live beside the application for as long as its connection does: one reads what the server
+has, so that an end is noticed at once; one gives the server what is to be sent, in order; one calls
+handlers. They share one event, and what they decide is asked of :mod:`watershed_mw.core.messages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, NoReturn
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .aio import READY, AsyncConnection, Pending
+from .asgi_server import ASGIServer
+from .connection import Details, Handler, checked_message, logger
+from .core.codes import CloseCode, encode_close
+from .core.messages import MessageProtocol, Outgoing
+from .errors import ConnectionClosed, LocalProtocolError, UnsupportedServerError
+
+__all__ = ["PortableConnection"]
+
+Message = MutableMapping[str, Any]
+
+
+class PortableConnection(AsyncConnection):
+    """An :class:`~watershed_mw.AsyncConnection` over ASGI messages.
+
+    Args:
+        details: what it is made with.
+        core: its state.
+        receive, send: the ASGI channels that the application was given.
+        server: what is known of the server, for errors about what it cannot do.
+    """
+
+    _core: MessageProtocol
+
+    def __init__(
+        self,
+        details: Details,
+        core: MessageProtocol,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+        server: ASGIServer,
+    ) -> None:
+        self._asgi_receive = receive
+        self._asgi_send = send
+        self._server = server
+        self._thread = threading.get_ident()
+        self._call_soon = _call_soon()
+        self._news = anyio.Event()
+        self._reading = anyio.CancelScope()
+        self._read_on = True
+        self._receiving = False
+        self._running = False
+        super().__init__(details, core)
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Begin to read, write and tell, in tasks of this group."""
+        for work in (self._read, self._write, self._dispatch):
+            tasks.start_soon(work)
+
+    async def finish(self, code: int) -> None:
+        """The application has returned or raised: end the connection, within ``close_timeout``, and tell of it."""
+        self._queue_close(code, "")
+        self._tell_all()
+        with anyio.move_on_after(self._details.limits.close_timeout):
+            while not self._finished():
+                await self._news_come()
+        self._note_end()
+
+    # --- what applications call --------------------------------------------------------------------------
+
+    def on(self, event: str, handler: Handler | None = None) -> Any:
+        """As the base class says.
+
+        Raises:
+            UnsupportedServerError: ``ping`` and ``pong``, which the server keeps to itself.
+        """
+        if event in ("ping", "pong"):
+            self._unsupported(f"to tell of {event.upper()} frames")
+        return super().on(event, handler)
+
+    async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
+        """As the base class says."""
+        self._check_pull()
+        if self._receiving:
+            raise LocalProtocolError("expected one task to receive at a time, got a second one")
+        self._receiving = True
+        try:
+            with anyio.fail_after(timeout):
+                while not self._queue:
+                    if self._core.ended:
+                        raise self._closed_error()
+                    await self._news_come()
+        finally:
+            self._receiving = False
+        message = self._take_message()
+        self._tell_all()
+        return message
+
+    def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
+        """As the base class says; the awaitable is done when the server has taken the message."""
+        if threading.get_ident() != self._thread:
+            copy = checked_message(data)
+            self._from_thread(lambda: self.send(copy), sending=True)
+            return READY
+        if not self._server.empty_messages and not len(data):
+            self._unsupported("to send an empty message")
+        piled_up = self._core.unsent_size
+        self._queue_message(data)
+        if piled_up > self._details.limits.max_unsent_bytes:
+            self._error = LocalProtocolError(
+                f"expected the peer to read, or the application to wait for send(); got {piled_up} bytes unsent, "
+                f"more than max_unsent_bytes"
+            )
+            self._core.abort()
+        self._tell_all()
+        number = self._core.items_queued
+        return Pending(lambda: self._taken(number))
+
+    def ping(self, data: bytes | str = b"") -> Awaitable[None]:
+        """As the base class says. Raises :class:`UnsupportedServerError`."""
+        self._unsupported("to send a PING")
+
+    def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
+        """As the base class says."""
+        if threading.get_ident() != self._thread:
+            encode_close(code, reason)  # raises here what nobody would see over there
+            self._from_thread(lambda: self.end(reason, code=code))
+            return READY
+        self._queue_close(code, reason)
+        self._tell_all()
+        return Pending(self.wait_closed)
+
+    def destroy(self) -> None:
+        """As the base class says. Raises :class:`UnsupportedServerError`."""
+        self._unsupported("to drop the stream without a Close")
+
+    async def run(self) -> tuple[int, str]:
+        """As the base class says."""
+        self._push = self._running = True
+        self._tell_all()
+        try:
+            while not self._finished():
+                await self._news_come()
+        finally:
+            self._running = False
+        if self._handler_error is not None:
+            raise self._handler_error
+        return self.close_code or 1006, self.close_reason or ""
+
+    async def wait_closed(self) -> None:
+        """Wait until the server has taken our Close, or has told of the end."""
+        with anyio.move_on_after(self._details.limits.close_timeout if not self._core.sending else None):
+            while not self._core.ended:
+                await self._news_come()
+
+    def _unsupported(self, what: str) -> NoReturn:
+        raise UnsupportedServerError(
+            f"expected a server that gives its frames away {what}, got {self._server.name}, which has only ASGI "
+            "messages: run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol, or do without (docs/servers.md)"
+        )
+
+    # --- one event for all that waits ----------------------------------------------------------------------
+
+    def _tell_all(self) -> None:
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    async def _news_come(self) -> None:
+        await self._news.wait()
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        self._call_soon(call)
+
+    def _finished(self) -> bool:
+        return self._end_emitted and self._core.ended
+
+    def _handlers_changed(self) -> None:
+        self._tell_all()
+
+    async def _taken(self, number: int) -> None:
+        while self._core.items_taken < number and not self._core.ended:
+            await self._news_come()
+
+    # --- the three tasks ------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        try:
+            with self._reading:
+                while not self._core.ended:
+                    while self._queue.full and self._core.sending:
+                        await self._news_come()
+                    self._received(await self._asgi_receive())
+                    self._tell_all()
+        except Exception as error:  # noqa: BLE001  # whatever a server or a middleware raises, it ends this connection
+            self._failed(error)
+        finally:
+            self._read_on = False
+            self._tell_all()
+
+    def _received(self, message: Message) -> None:
+        if message["type"] == "websocket.receive":
+            data = message.get("text")
+            if data is None:
+                data = bytes(message.get("bytes") or b"")
+            self._take(self._core.receive_message(data, time.monotonic()))
+        elif message["type"] == "websocket.disconnect":
+            # Servers leave the code out, or give None, where the peer gave none (ASGI's default).
+            self._core.receive_disconnect(message.get("code") or CloseCode.NO_STATUS.value, message.get("reason") or "")
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while (item := self._core.next_to_send()) is None:
+                    if self._core.ended:
+                        return
+                    await self._news_come()
+                if isinstance(item, tuple):
+                    # Nothing more is expected, and granian holds a Close back while somebody is receiving.
+                    self._reading.cancel()
+                    while self._read_on:
+                        await self._news_come()
+                await self._asgi_send(_as_asgi(item))
+                self._core.taken()
+                self._tell_all()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._failed(error)
+
+    async def _dispatch(self) -> None:
+        while True:
+            if self._push:
+                while self._queue:
+                    event = self._queue.take()
+                    self._tell_all()
+                    await self._await_results(self._emit_event(event))
+            if self._core.ended and not (self._push and self._queue):
+                await self._await_results(self._emit_end())
+                self._tell_all()
+                return
+            await self._news_come()
+
+    async def _await_results(self, results: list[Any]) -> None:
+        for result in results:
+            if result is None or result is READY or not inspect.isawaitable(result):
+                continue
+            try:
+                await result
+            except ConnectionClosed:
+                pass  # A reply came too late, as the end itself tells.
+            except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
+                self._handler_failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """The server takes and gives nothing any more."""
+        if not self._core.ended:
+            if not isinstance(error, OSError):
+                self._error = error  # an OSError is how ASGI says that the client has gone
+            self._core.receive_disconnect(CloseCode.ABNORMAL.value, "")
+        self._tell_all()
+
+    def _handler_failed(self, error: BaseException) -> None:
+        super()._handler_failed(error)
+        self._tell_all()
+        if not self._running:
+            # Nobody waits in run(): the exception must not vanish.
+            logger.error("a handler of %r raised", self, exc_info=error)
+
+
+def _as_asgi(item: Outgoing) -> Message:
+    if isinstance(item, str):
+        return {"type": "websocket.send", "text": item}
+    if isinstance(item, bytes):
+        return {"type": "websocket.send", "bytes": item}
+    code, reason = item
+    # ASGI has no Close without a code.
+    return {
+        "type": "websocket.close",
+        "code": CloseCode.NORMAL.value if code == CloseCode.NO_STATUS else code,
+        "reason": reason,
+    }
+
+
+def _call_soon() -> Callable[[Callable[[], None]], object]:
+    """How another thread gets something called on the running event loop, asyncio's or trio's."""
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_trio_token().run_sync_soon

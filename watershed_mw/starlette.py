@@ -1,0 +1,133 @@
+"""Sugar for Starlette: a route whose handler gets the accepted connection, beside ordinary routes.
+
+The answer travels through whatever stands in front of the route (sessions, authentication, CORS), and
+the connection's ``request`` is Starlette's own ``HTTPConnection``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, Unpack, overload
+
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
+from starlette.routing import WebSocketRoute, get_name
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from .aio import AsyncConnection
+from .asgi import ASGIUpgrade, WatershedASGI
+from .watershed import Options
+
+__all__ = ["WatershedRoute", "upgrade_of"]
+
+
+def upgrade_of(websocket: WebSocket) -> ASGIUpgrade:
+    """The upgrade object of a request, to be answered through Starlette's own ``websocket``.
+
+    Raises:
+        RuntimeError: no :class:`~watershed_mw.WatershedASGI` stands in front.
+    """
+    upgrade = websocket.scope.get("watershed")
+    if not isinstance(upgrade, ASGIUpgrade):
+        raise RuntimeError(
+            "expected WatershedASGI in front of this handler, got a request that none has judged: wrap the application "
+            "in it, or call app.add_middleware(WatershedASGI)"
+        )
+    return upgrade.through(websocket.receive, websocket.send, HTTPConnection(websocket.scope))
+
+
+class WatershedRoute(WebSocketRoute):
+    """A route that accepts, and calls ``endpoint(connection)``; what it leaves open is ended when it returns.
+
+    ``connection.request`` is the ``HTTPConnection``: path parameters, cookies, session, user, ``app.state``. With
+    ``accept=False`` the decision is the endpoint's: it is called as ``endpoint(request, upgrade)`` and awaits
+    ``upgrade.accept(...)`` or ``upgrade.reject(...)``.
+
+    Args:
+        path: path of the route, with parameters as Starlette writes them.
+        endpoint: coroutine function.
+        accept: whether to accept before the endpoint is called.
+        protocols: subprotocols that are supported here; those of the middleware in front unless given.
+        name: name for ``url_for``; the endpoint's unless given.
+        middleware: as in Starlette's routes.
+        options: see :class:`~watershed_mw.Options`; they go before those of a ``WatershedASGI`` in front. Where
+            none stands in front, the route judges the request itself, with the same safe defaults.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or cannot have its value.
+    """
+
+    @overload
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[[AsyncConnection], Awaitable[object]],
+        *,
+        accept: Literal[True] = True,
+        name: str | None = None,
+        middleware: Sequence[Middleware] | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[[HTTPConnection, ASGIUpgrade], Awaitable[object]],
+        *,
+        accept: Literal[False],
+        name: str | None = None,
+        middleware: Sequence[Middleware] | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Awaitable[object]],
+        *,
+        accept: bool = True,
+        name: str | None = None,
+        middleware: Sequence[Middleware] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        app = _Endpoint(endpoint, accept, options)
+        super().__init__(path, app, name=get_name(endpoint) if name is None else name, middleware=middleware)
+        self.endpoint = endpoint
+
+
+class _Endpoint:
+    """The route's ASGI application."""
+
+    def __init__(self, endpoint: Callable[..., Awaitable[object]], accept: bool, options: Options) -> None:
+        self._endpoint = endpoint
+        self._accept = accept
+        self._options = options
+        # The judge of this route behind each middleware in front, with that one's options; there is hardly ever more
+        # than one. Made now where nobody stands in front, so that a bad option is an error at the start.
+        self._judges: dict[WatershedASGI | None, WatershedASGI] = {None: WatershedASGI(self._serve, **options)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        upgrade = scope.get("watershed")
+        if not isinstance(upgrade, ASGIUpgrade):
+            await self._judges[None](scope, receive, send)
+        elif self._options:
+            await self._judge_behind(upgrade.middleware)(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    def _judge_behind(self, front: WatershedASGI) -> WatershedASGI:
+        judge = self._judges.get(front)
+        if judge is None:
+            options: Any = {**front.options, **self._options}
+            judge = self._judges[front] = WatershedASGI(self._serve, **options)
+        return judge
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request: HTTPConnection = HTTPConnection(scope)
+        upgrade = scope["watershed"].through(receive, send, request)
+        if self._accept:
+            await self._endpoint(await upgrade.accept())
+        else:
+            await self._endpoint(request, upgrade)
