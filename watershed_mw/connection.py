@@ -216,6 +216,24 @@ class WatershedConnection:
             self._handler_error = error
         self._core.close(1011, "", self._now())
 
+    # --- the end, as each flavour brings it about ------------------------------------------------------
+
+    def end(self, reason: str = "", *, code: int = 1000) -> Any:
+        """Begin the closing handshake (RFC 6455 section 7.1.2), from any thread; everything sent before arrives first.
+
+        Args:
+            reason: at most 123 bytes in UTF-8.
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; 1005 for a Close without a code.
+
+        Raises:
+            LocalProtocolError: the code or the reason may not be sent.
+        """
+        raise NotImplementedError
+
+    def destroy(self) -> None:
+        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
+        raise NotImplementedError
+
     # --- what comes in -------------------------------------------------------------------------------
 
     def _take(self, events: list[Event]) -> list[Event]:

@@ -355,7 +355,7 @@ class Uvicorn:
         *,
         loop: str = "asyncio",
         http: str = "h11",
-        ws: str = UVICORN_CLASS,
+        ws: str | type[asyncio.Protocol] = UVICORN_CLASS,
         lifespan: Any = "off",
         **settings: Any,
     ) -> None:
