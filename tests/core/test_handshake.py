@@ -140,9 +140,32 @@ def test_token_lists_may_come_in_several_fields() -> None:
     assert check_request(request({"Connection": "keep-alive"}, more=[("connection", "upgrade")])) == KEY
 
 
-@pytest.mark.parametrize("version", ["1.1", "1.2", "2", "2.0", "3"])
+@pytest.mark.parametrize("version", ["1.1", "1.2"])
 def test_http_1_1_and_later_are_taken(version: str) -> None:
     assert check_request(request(version=version)) == KEY
+
+
+@pytest.mark.parametrize("version", ["2", "2.0", "3"])
+def test_http_2_and_later_need_neither_key_nor_upgrade(version: str) -> None:
+    """RFC 8441 section 5: the extended CONNECT stands for them, and its server has seen to that."""
+    bare: dict[str, str | None] = dict.fromkeys(("Host", "Upgrade", "Connection", "Sec-WebSocket-Key"))
+    assert check_request(request(bare, version=version)) == ""
+    assert check_request(request(version=version)) == ""
+
+
+@pytest.mark.parametrize(
+    "changes, status",
+    [
+        ({"Sec-WebSocket-Version": None}, 426),
+        ({"Sec-WebSocket-Version": "8"}, 426),
+        ({"Origin": "https://elsewhere.example"}, 403),
+        ({"Content-Length": "5"}, 400),
+        ({"Sec-WebSocket-Protocol": "chat, chat"}, 400),
+        ({"Sec-WebSocket-Extensions": "="}, 400),
+    ],
+)
+def test_all_else_is_asked_of_http_2_as_well(changes: dict[str, str | None], status: int) -> None:
+    assert refused(request({**changes}, version="2")).status == status
 
 
 @pytest.mark.parametrize("version", ["1.0", "0.9", "1", "", "x", "1.x", "HTTP/1.1", "9" * 10_000, "1.1.1"])

@@ -230,6 +230,21 @@ def test_messages_keep_their_order_and_types(uvicorns: Uvicorn) -> None:
         sender.join(LIMIT)
 
 
+def test_frames_in_the_segment_of_the_head_are_not_lost(every_uvicorn: Uvicorn) -> None:
+    """RFC 6455 section 4.1 tells clients to wait for the answer; one that does not is served all the same."""
+    run = every_uvicorn.run(echo)
+    early = text("early") + binary(b"bird") + b"\x81"  # the last frame goes on after the 101
+    with Peer(every_uvicorn.port) as peer:
+        peer.open_with(head() + early)
+        assert peer.text() == "early"
+        assert bytes(peer.frame().data) == b"bird"
+        peer.send(text("late")[1:])
+        assert peer.text() == "late"
+        peer.send(close())
+        assert peer.close()[0] == 1000
+    assert run.outcome() is None
+
+
 def test_frames_that_come_between_the_head_and_the_accept_are_not_lost(every_uvicorn: Uvicorn) -> None:
     started, gate = Gate[None](), Gate[None]()
 

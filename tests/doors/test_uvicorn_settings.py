@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+import contextvars
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
 from tests.support import LIMIT
 from watershed_mw import WatershedASGI
-from watershed_mw.uvicorn import options_of
+from watershed_mw.uvicorn import WatershedProtocol, options_of
+from watershed_mw.watershed import ConnectionOptions
 
 from .support import (
     ASGIApp,
@@ -318,3 +325,110 @@ def test_many_connections_leave_nothing_behind() -> None:
             gone.get()
         eventually(lambda: not server.server.server_state.connections, "the end of every connection")
         eventually(lambda: not server.server.server_state.tasks, "the end of every task")
+
+
+# --- what uvicorn has no setting for -----------------------------------------------------------------------
+
+
+class Hurried(WatershedProtocol):
+    """A class as a user writes it to set what uvicorn has no setting for."""
+
+    options: ClassVar[ConnectionOptions] = {"close_timeout": 0.3, "max_message_size": 1000}
+
+
+@LOOPS
+@pytest.mark.need(2)
+@pytest.mark.parametrize("stage", ["deciding", "open", "denying"])
+def test_an_application_that_never_looks_again_does_not_hold_the_shutdown_up(
+    loop: str, stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if stage == "open":
+            await send({"type": "websocket.accept"})
+        elif stage == "denying":
+            await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+        started.put(None)
+        await asyncio.Event().wait()
+
+    started = Gate[None]()
+    with Uvicorn(loop=loop, ws=Hurried) as server, Peer(server.port) as peer:
+        run = server.run(app)
+        peer.send(head())
+        started.get()
+        server.begin_stop()
+        server.wait_stopped(SOON)  # uvicorn itself would wait for ever
+        assert isinstance(run.outcome(), asyncio.CancelledError)
+    assert errors_in(caplog.records) == []
+    assert "has not returned 0.3 seconds after the shutdown began: cancelled" in caplog.text
+
+
+def test_options_of_a_subclass_go_before_uvicorns() -> None:
+    with Uvicorn(echo, ws=Hurried, ws_max_size=5000) as server, Peer(server.port) as peer:
+        peer.open()
+        peer.send(binary(bytes(1001)))
+        assert peer.close()[0] == 1009
+
+
+def test_and_those_of_the_middleware_before_both() -> None:
+    async def native(scope: Scope, receive: Receive, send: Send) -> None:
+        connection = await scope["watershed"].accept(max_message_size=int(scope["query_string"] or 100))
+        await connection.run()
+
+    with Uvicorn(WatershedASGI(native, max_message_size=50), ws=Hurried) as server:
+        for path, most in (("/", 100), ("/?200", 200)):
+            with Peer(server.port) as peer:
+                peer.open(path)
+                peer.send(binary(bytes(most)) + binary(bytes(most + 1)))
+                code, reason = peer.close()
+                assert (code, f"at most {most} bytes" in reason) == (1009, True)
+
+
+@pytest.mark.parametrize("name", ["origins", "max_connections", "colour"])
+def test_an_option_that_is_not_the_classes_is_a_clear_error(name: str) -> None:
+    wrong = type("Wrong", (WatershedProtocol,), {"options": {name: 1}})
+    with pytest.raises(TypeError, match=f"expected Wrong.options among close_timeout, .*; got {name}: origins, "):
+        wrong(uvicorn.Config(echo), uvicorn.server.ServerState(), {})
+
+
+@pytest.mark.need(27)
+def test_limit_concurrency_counts_open_connections(caplog: pytest.LogCaptureFixture) -> None:
+    """Uvicorn refuses a request that is not below the limit with itself counted: of 3, two may be open."""
+    with Uvicorn(echo, limit_concurrency=3) as server, Peer(server.port) as first, Peer(server.port) as second:
+        first.open()
+        second.open()
+        with Peer(server.port) as third:
+            third.send(head())
+            answer = third.refusal()
+            assert (answer.status, answer["retry-after"]) == (503, "1")
+            assert b"--limit-concurrency" in answer.body
+        first.send(text("still served"))
+        assert first.text() == "still served"
+        second.send(close())
+        second.rest()
+        eventually(lambda: len(server.server.server_state.connections) < 2)
+        with Peer(server.port) as third:
+            third.open()
+    assert errors_in(caplog.records) == []
+
+
+def test_contextvars_are_reset_where_uvicorn_is_told_to() -> None:
+    config = uvicorn.Config(echo)
+    if not hasattr(config, "reset_contextvars"):
+        return  # an older uvicorn has no such setting
+    variable = contextvars.ContextVar("variable", default="unset")
+    seen = Inbox[str]()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        variable.set("by the lifespan")
+        yield
+
+    async def endpoint(websocket: WebSocket) -> None:
+        seen.put(variable.get())
+        await websocket.accept()
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)], lifespan=lifespan)
+    with Uvicorn(app, lifespan="on", reset_contextvars=True) as server, Peer(server.port) as peer:
+        peer.open()
+    assert seen.get() == "unset"

@@ -22,20 +22,29 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
 
 
-_UVICORN = (
-    "tests.autobahn.doors.asgi:application",
-    *("--ws", "watershed_mw.uvicorn:WatershedProtocol"),
-    *("--host", "127.0.0.1", "--port", "0"),
-    *("--log-level", "info", "--no-access-log"),
-)
+def _uvicorn(*options: str) -> tuple[str, ...]:
+    return _module(
+        "uvicorn",
+        "tests.autobahn.doors.asgi:application",
+        *("--ws", "watershed_mw.uvicorn:WatershedProtocol"),
+        *("--host", "127.0.0.1", "--port", "0"),
+        *("--log-level", "info", "--no-access-log"),
+        *options,
+    )
+
 
 DOORS = (
     Door("raw-asyncio", _module("tests.autobahn.doors.raw_asyncio")),
     Door("raw-threads", _module("tests.autobahn.doors.raw_threads")),
-    Door("uvicorn", _module("uvicorn", *_UVICORN)),
+    Door("uvicorn-h11", _uvicorn("--http", "h11", "--loop", "asyncio")),
+    Door("uvicorn-httptools", _uvicorn("--http", "httptools", "--loop", "uvloop")),
     Door("client-asyncio", _module("tests.autobahn.doors.client_asyncio"), client=True),
     Door("client-threads", _module("tests.autobahn.doors.client_threads"), client=True),
 )
 """The order is that of the table that is printed."""
 
-ALIASES = {"raw": ("raw-asyncio", "raw-threads"), "client": ("client-asyncio", "client-threads")}
+ALIASES = {
+    "raw": ("raw-asyncio", "raw-threads"),
+    "uvicorn": ("uvicorn-h11", "uvicorn-httptools"),
+    "client": ("client-asyncio", "client-threads"),
+}
