@@ -21,6 +21,7 @@ from .core.handshake import Agreement, Request
 from .core.messages import MessageProtocol
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
+from .room import Room
 from .sockets import address
 from .transports import DetachedStreams
 from .watershed import ConnectionOptions, Options, Settings, Watershed
@@ -59,7 +60,7 @@ class WatershedASGI:
         self.app = app
         self.options = options
         self.shed = Watershed(**options)
-        self._busy = 0
+        self._room = Room(self.shed.settings.max_connections)
         self._native: WeakKeyDictionary[object, Settings] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,33 +69,24 @@ class WatershedASGI:
             await self.app(scope, receive, send)
             return
         upgrade = ASGIUpgrade(self, scope, receive, send)
-        self._busy += 1
         try:
             try:
-                self._check_room()
                 upgrade.check()
+                self._room.enter()
             except HandshakeError as error:
                 await upgrade.refuse(error)
                 return
-            scope["watershed"] = upgrade
-            await upgrade.serve(self.app)
+            try:
+                scope["watershed"] = upgrade
+                await upgrade.serve(self.app)
+            finally:
+                self._room.leave()
         except ConnectionClosed:
             if not upgrade.over:
                 raise  # It tells of another connection, such as one to a database or to an upstream.
         except HandshakeError:
             if not upgrade.refused:
                 raise
-        finally:
-            self._busy -= 1
-
-    def _check_room(self) -> None:
-        most = self.shed.settings.max_connections
-        if most is not None and self._busy > most:
-            raise HandshakeError(
-                f"expected at most {most} connections at once (max_connections), got one more: try again later",
-                status=503,
-                headers=[("Retry-After", "1")],
-            )
 
     def settings_under(self, door: Any, options: ConnectionOptions) -> Settings:
         """Options of one accept before those of this middleware, and these before those of the server's door."""

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, Unpack, overload
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
 from .requests import write_response
+from .room import Room
 from .takeover import Takeover, take_over
 from .threads import ThreadConnection
 from .transports import BlockingTransport
@@ -44,12 +45,13 @@ class WatershedWSGI:
     def __init__(self, app: WSGIApp, **options: Unpack[Options]) -> None:
         self.app = app
         self._shed = Watershed(**options)
+        self._room = Room(self._shed.settings.max_connections)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         if not _asks_for_upgrade(environ):
             return self.app(environ, start_response)
-        upgrade = WSGIUpgrade(self._shed, environ)
+        upgrade = WSGIUpgrade(self._shed, environ, self._room)
         environ["watershed"] = upgrade
         try:
             body = _begun(self.app(environ, upgrade.guard(start_response)))
@@ -197,7 +199,7 @@ class WSGIUpgrade:
         failed: whether the application said, after that, that it had failed.
     """
 
-    def __init__(self, shed: Watershed, environ: Environ) -> None:
+    def __init__(self, shed: Watershed, environ: Environ, room: Room) -> None:
         self.accepted = False
         self.failed = False
         self._held: Callable[[], Any] | None = None
@@ -205,6 +207,7 @@ class WSGIUpgrade:
         self._begun = False
         self._shed = shed
         self._environ = environ
+        self._room = room
         self._taken: Takeover | None = None
         self._connection: ThreadConnection | None = None
 
@@ -233,7 +236,8 @@ class WSGIUpgrade:
             does not run in the background is ended.
 
         Raises:
-            HandshakeError: the request is refused; where it is not caught, the client is told why.
+            HandshakeError: the request is refused, or there is no room for it (503); where it is not caught, the
+                client is told why.
             ConnectionClosed: the client has gone.
             LocalProtocolError: the request has been accepted before, or a response to it has begun.
             UnsupportedServerError: the server cannot give its socket; nothing has been answered.
@@ -245,29 +249,36 @@ class WSGIUpgrade:
         try:
             request, key = self._shed.check(self._environ)
             agreement, answer = self._shed.agree(request, key, protocols)
+            response = write_response(101, [*answer, *headers])
+            self._room.enter()
         except HandshakeError as error:
             raise _as_answer(error, self._environ) from None
-        response = write_response(101, [*answer, *headers])
-        self._taken = take_over(self._environ)
-        self.accepted = True
-        way = BlockingTransport(self._taken.sock)
         try:
-            if detached:
-                return way.detach(self._taken.head, response)
-            way.write(response)
-        except ConnectionClosed:
-            self._taken.sock.close()
-            raise
-        settings = self._shed.settings
-        self._connection = way.connection(
-            Role.SERVER,
-            agreement,
-            settings.limits,
-            settings.trace,
-            self._environ,
-            self._taken.head,
-            _closed_class(self._environ),
-        )
+            self._taken = take_over(self._environ)
+            self.accepted = True
+            way = BlockingTransport(self._taken.sock)
+            try:
+                if detached:
+                    return way.detach(self._taken.head, response)
+                way.write(response)
+            except ConnectionClosed:
+                self._taken.sock.close()
+                raise
+            settings = self._shed.settings
+            self._connection = way.connection(
+                Role.SERVER,
+                agreement,
+                settings.limits,
+                settings.trace,
+                self._environ,
+                self._taken.head,
+                _closed_class(self._environ),
+            )
+            # It may live on when the request is over.
+            self._connection.on("end", lambda code, reason: self._room.leave())
+        finally:
+            if self._connection is None:
+                self._room.leave()
         return self._connection
 
     def reject(self, status: int, body: bytes = b"", headers: Fields = ()) -> Rejection:

@@ -67,7 +67,7 @@ def compare(
 
 
 def load(path: Path = BASELINE) -> dict[str, Outcomes]:
-    """The baseline: outcomes by case, by target ("uvicorn/compiled"). Empty if there is no file yet."""
+    """The baseline: outcomes by case, by target ("uvicorn-h11/compiled"). Empty if there is no file yet."""
     if not path.exists():
         return {}
     baseline: dict[str, Outcomes] = {}

@@ -14,13 +14,13 @@ def show(
     results: Mapping[Target, Result], judged: Mapping[Target, Sequence[Difference]], chosen: Sequence[str]
 ) -> tuple[int, int]:
     """Print; return how many passed and how many failed. A problem outside any case is one more failure."""
-    print(f"{'door':<16}{'build':<13}{'cases':>6}{'ok':>6}{'info':>6}{'failed':>8}{'seconds':>9}")
+    print(f"{'door':<20}{'build':<13}{'cases':>6}{'ok':>6}{'info':>6}{'failed':>8}{'seconds':>9}")
     passed = failed = 0
     for target, result in results.items():
         differences = judged[target]
         good = [outcome for outcome in result.outcomes.values() if outcome.good]
         ok = sum(outcome.behavior == outcome.close == "OK" for outcome in good)
-        row = f"{target.door.name:<16}{target.build:<13}{len(result.outcomes):>6}{ok:>6}{len(good) - ok:>6}"
+        row = f"{target.door.name:<20}{target.build:<13}{len(result.outcomes):>6}{ok:>6}{len(good) - ok:>6}"
         print(f"{row}{len(differences) + len(result.problems):>8}{result.seconds:>9.1f}")
         passed += len(chosen) - len(differences)
         failed += len(differences) + len(result.problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from .support import (
     close,
     dial,
     eventually,
+    head,
     ping,
     text,
 )
 from .wsgi_support import (
     assert_quiet,
     background,
+    echo,
     flask_app,
     get,
     upgrade,
@@ -154,3 +157,32 @@ def test_an_exception_after_the_hand_over_leaves_the_connection_alone() -> None:
         server.access_log(1)
         peer.send(text("alive"))
         assert peer.text() == "alive"
+
+
+@pytest.mark.need(27)
+@pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
+def test_max_connections_counts_open_connections_wherever_they_run(
+    caplog: pytest.LogCaptureFixture, view: Callable[[], ResponseReturnValue]
+) -> None:
+    with Werkzeug(flask_app(view, max_connections=2)) as server:
+        with dial(server.port, "/ws") as first, dial(server.port, "/ws") as second:
+            with Peer(server.port) as third:
+                third.send(head("/ws"))
+                answer = third.refusal()
+                assert (answer.status, answer["retry-after"]) == (503, "1")
+                assert answer.body.startswith(b"expected at most 2 connections at once (max_connections)")
+            for client in (first, second):
+                client.send("still served")
+                assert client.recv(LIMIT) == "still served"
+        for _ in range(3):  # places come back, whoever ends the connection and however
+
+            def opened() -> bool:
+                with Peer(server.port) as peer:
+                    peer.send(head("/ws"))
+                    if peer.answer().status != 101:
+                        return False
+                    peer.vanish()
+                    return True
+
+            eventually(opened, "a place for one more connection")
+        assert_quiet(server, caplog)
