@@ -6,9 +6,11 @@ be the last one: whoever another dependency refuses gets that one's HTTP answer.
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of __call__, and finds no module to look
 # up their names in when a dependency is an object.
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Unpack
 
+from fastapi.dependencies.utils import request_params_to_args
+from fastapi.exceptions import WebSocketRequestValidationError
 from starlette.websockets import WebSocket
 
 from .aio import AsyncConnection
@@ -39,8 +41,10 @@ class Accepted:
         Raises:
             HandshakeError: no subprotocol in common; the client has been told so.
             RuntimeError: another dependency comes after this one, or no ``WatershedASGI`` stands in front.
+            WebSocketRequestValidationError: a parameter of the request is not valid.
         """
         self._check_last(websocket)
+        _check_parameters(websocket)
         return await upgrade_of(websocket).accept(self._protocols, **self._options)
 
     def _check_last(self, websocket: WebSocket) -> None:
@@ -48,7 +52,7 @@ class Accepted:
         calls = list(_in_order(getattr(route, "dependant", None)))
         if self not in calls:
             return  # behind an override, or with a FastAPI that keeps its dependencies elsewhere
-        late = [call for call in calls[calls.index(self) + 1 :] if call not in calls[: calls.index(self)]]
+        late = [call for call in calls[calls.index(self) + 1 :] if call not in calls[: calls.index(self) + 1]]
         # What depends on the connection comes after it by nature.
         late = [call for call in late if not _needs(getattr(route, "dependant", None), call, self)]
         if late:
@@ -57,6 +61,30 @@ class Accepted:
                 f"expected the connection as the last dependency of {websocket.url.path}, got {name} after it, which "
                 "could not refuse any more once the 101 is sent: declare the connection last"
             )
+
+
+def _check_parameters(websocket: WebSocket) -> None:
+    # FastAPI calls an endpoint's dependencies before it judges the endpoint's own parameters, and goes on to the next
+    # dependency where those of one are wrong. It would find out after the 101.
+    dependant = getattr(websocket.scope.get("route"), "dependant", None)
+    overrides = getattr(websocket.scope.get("app"), "dependency_overrides", {})
+    if dependant is not None and (errors := list(_invalid(dependant, websocket, overrides))):
+        raise WebSocketRequestValidationError(errors)
+
+
+def _invalid(dependant: Any, websocket: WebSocket, overrides: Container[Any]) -> Iterator[Any]:
+    """What FastAPI finds wrong with the parameters of ``dependant`` and of all below it that nobody has overridden."""
+    parameters = (
+        (dependant.path_params, websocket.path_params),
+        (dependant.query_params, websocket.query_params),
+        (dependant.header_params, websocket.headers),
+        (dependant.cookie_params, websocket.cookies),
+    )
+    for fields, values in parameters:
+        yield from request_params_to_args(fields, values)[1]
+    for inner in dependant.dependencies:
+        if inner.call not in overrides:
+            yield from _invalid(inner, websocket, overrides)
 
 
 def _in_order(dependant: Any) -> Iterator[Any]:

@@ -28,6 +28,9 @@ __all__ = ["PortableConnection"]
 
 Message = MutableMapping[str, Any]
 
+# Past this many bytes that the server has not taken, the application is told when it has: asyncio's own mark.
+_HIGH_WATER = 64 * 2**10
+
 
 class PortableConnection(AsyncConnection):
     """An :class:`~watershed_mw.AsyncConnection` over ASGI messages.
@@ -57,8 +60,12 @@ class PortableConnection(AsyncConnection):
         self._news = anyio.Event()
         self._reading = anyio.CancelScope()
         self._read_on = True
+        self._write_on = True
+        self._told = False
         self._receiving = False
         self._running = False
+        self._behind = False
+        self._drained = False
         super().__init__(details, core)
 
     def start(self, tasks: TaskGroup) -> None:
@@ -71,7 +78,8 @@ class PortableConnection(AsyncConnection):
         self._queue_close(code, "")
         self._tell_all()
         with anyio.move_on_after(self._details.limits.close_timeout):
-            while not self._finished():
+            # A connection that we fail has ended before its Close has gone out.
+            while self._write_on or not self._finished():
                 await self._news_come()
         self._note_end()
 
@@ -121,6 +129,7 @@ class PortableConnection(AsyncConnection):
                 f"more than max_unsent_bytes"
             )
             self._core.abort()
+        self._behind = self._behind or self._core.unsent_size > _HIGH_WATER
         self._tell_all()
         number = self._core.items_queued
         return Pending(lambda: self._taken(number))
@@ -181,7 +190,7 @@ class PortableConnection(AsyncConnection):
         self._call_soon(call)
 
     def _finished(self) -> bool:
-        return self._end_emitted and self._core.ended
+        return self._told
 
     def _handlers_changed(self) -> None:
         self._tell_all()
@@ -230,22 +239,31 @@ class PortableConnection(AsyncConnection):
                         await self._news_come()
                 await self._asgi_send(_as_asgi(item))
                 self._core.taken()
+                if self._behind and not self._core.unsent_size:
+                    self._behind, self._drained = False, True
                 self._tell_all()
         except Exception as error:  # noqa: BLE001  # as above
             self._failed(error)
+        finally:
+            self._write_on = False
+            self._tell_all()
 
     async def _dispatch(self) -> None:
         while True:
-            if self._push:
-                while self._queue:
-                    event = self._queue.take()
-                    self._tell_all()
-                    await self._await_results(self._emit_event(event))
-            if self._core.ended and not (self._push and self._queue):
+            if self._drained:
+                self._drained = False
+                await self._await_results(self._emit("drain"))
+            elif self._push and self._queue:
+                event = self._queue.take()
+                self._tell_all()
+                await self._await_results(self._emit_event(event))
+            elif self._core.ended:
                 await self._await_results(self._emit_end())
+                self._told = True
                 self._tell_all()
                 return
-            await self._news_come()
+            else:
+                await self._news_come()
 
     async def _await_results(self, results: list[Any]) -> None:
         for result in results:

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from watershed_mw.core.events import Ping
+from watershed_mw.core.events import CloseReceived, Ping, Pong
 from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
@@ -349,3 +349,81 @@ def test_unanswered_pings_of_ours_take_bounded_memory(build: Build) -> None:
             subject.ping(b"%0125d" % number, START)
             subject.data_to_send()
     assert memory.held < 10_000
+
+
+# --- how often the peer sends ---------------------------------------------------------------------
+
+
+TOO_OFTEN = ("expected at most 3 messages a second (max_message_rate), got more", 1008)
+
+
+def slow_down(rate: float = 3) -> Limits:
+    """A rate of 3 a second, without keepalive."""
+    return Limits(max_message_rate=rate, ping_interval=None)
+
+
+@pytest.mark.need(27)
+@pytest.mark.parametrize(
+    "kind, event",
+    [
+        (frame(TEXT, b"x", key=wire.KEY), "x"),
+        (frame(BINARY, key=wire.KEY), b""),
+        (frame(PING, b"x", key=wire.KEY), Ping(b"x")),
+        (frame(PONG, b"x", key=wire.KEY), Pong(b"x")),
+        (wire.message(TEXT, [b"x", b"", b"y", b"z", b""], key=wire.KEY), "xyz"),
+    ],
+    ids=["TEXT", "empty", "PING", "PONG", "fragments"],
+)
+def test_one_message_or_control_frame_too_many_is_refused_with_1008(build: Build, kind: bytes, event: object) -> None:
+    subject = build.make(limits=slow_down())
+    events = plain(subject.receive_data(kind * 4, START))
+    assert events[:3] == [event] * 3
+    assert failure(events[3]) == TOO_OFTEN
+    assert len(events) == 4
+    # Exactly as many as are allowed, in any chunking (and a Close behind them is no message).
+    within = deliver(lambda: build.make(limits=slow_down(4)), kind * 3 + wire.close(1000, key=wire.KEY))
+    assert within.events == [event] * 3 + [CloseReceived(1000, "")]
+
+
+@pytest.mark.need(27)
+def test_control_frames_and_messages_spend_one_allowance(build: Build) -> None:
+    data = frame(PING, key=wire.KEY) + frame(TEXT, b"x", key=wire.KEY) + frame(PONG, key=wire.KEY)
+    subject = build.make(limits=slow_down())
+    assert plain(subject.receive_data(data, START)) == [Ping(b""), "x", Pong(b"")]
+    (event,) = plain(subject.receive_data(data, START))
+    assert failure(event) == TOO_OFTEN
+
+
+def test_a_close_is_never_one_too_many(build: Build) -> None:
+    subject = build.make(limits=slow_down())
+    data = frame(TEXT, b"x", key=wire.KEY) * 3 + wire.close(1000, key=wire.KEY)
+    assert plain(subject.receive_data(data, START)) == ["x"] * 3 + [CloseReceived(1000, "")]
+
+
+@pytest.mark.need(27)
+def test_the_allowance_fills_up_with_time(build: Build) -> None:
+    subject = build.make(limits=slow_down(4))
+    message = frame(TEXT, b"x", key=wire.KEY)
+    assert subject.receive_data(message * 4, START) == ["x"] * 4
+    for step in range(1, 40):
+        assert subject.receive_data(message, START + step / 4) == ["x"]
+    assert subject.receive_data(message * 4, START + 500) == ["x"] * 4
+    (event,) = plain(subject.receive_data(message, START + 500.125))
+    assert failure(event)[1] == 1008
+    assert subject.state is State.FAILING
+    subject.messages_handed_over(START + 500.125)
+    assert subject.close_code == 1008
+
+
+def test_a_message_is_charged_once_when_it_begins(build: Build) -> None:
+    subject = build.make(limits=slow_down(1))
+    begun, ended = frame(TEXT, b"x", fin=False, key=wire.KEY), frame(CONTINUATION, b"y", key=wire.KEY)
+    for step in range(5):
+        assert subject.receive_data(begun, START + step) == []
+        assert subject.receive_data(ended, START + step) == ["xy"]
+    (event,) = plain(subject.receive_data(begun, START + 4))
+    assert failure(event)[1] == 1008
+
+
+def test_without_a_rate_any_number_may_come_at_once(build: Build) -> None:
+    assert len(build.make().receive_data(frame(PING, key=wire.KEY) * 5000, START)) == 5000

@@ -1,0 +1,789 @@
+"""What users of other implementations ask for again and again: a test for each that fails without the feature.
+
+`@pytest.mark.need(N)` names the row; tests elsewhere carry it too, and tests/test_coverage_of_needs.py knows which
+rows must have one. Here stands what only a whole server with real sockets can show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import select
+import socket
+import threading
+import time
+import tracemalloc
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, ClassVar, TypeAlias
+
+import pytest
+from websockets.exceptions import ConnectionClosed as ClientConnectionClosed
+from websockets.frames import Frame, Opcode
+
+from tests.core.support import measured
+from tests.support import LIMIT
+from watershed_mw import (
+    AsyncConnection,
+    ConnectionClosed,
+    Limits,
+    LocalProtocolError,
+    WatershedASGI,
+    live_connections,
+)
+from watershed_mw.uvicorn import WatershedProtocol, options_of
+from watershed_mw.watershed import ConnectionOptions
+
+from .conftest import Start
+from .support import (
+    ASGIApp,
+    Gate,
+    Inbox,
+    Peer,
+    Receive,
+    Scope,
+    Send,
+    Uvicorn,
+    accept,
+    binary,
+    close,
+    dial,
+    echo,
+    errors_in,
+    eventually,
+    head,
+    text,
+)
+
+MIB = 2**20
+Handler: TypeAlias = Callable[[AsyncConnection], Awaitable[None]]
+
+NATIVE = pytest.mark.parametrize("native", [False, True], ids=["messages", "native"])
+
+
+def accepting(handler: Handler, options: ConnectionOptions | None = None, **middleware: Any) -> ASGIApp:
+    """The middleware around an application that accepts everybody, and calls `handler` with the connection."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await handler(await scope["watershed"].accept(**(options or {})))
+
+    return WatershedASGI(app, **middleware)
+
+
+async def echoing(connection: AsyncConnection) -> None:
+    async for message in connection:
+        await connection.send(message)
+
+
+@pytest.fixture(scope="module")
+def one_uvicorn(running: Start) -> Uvicorn:
+    """Our uvicorn class on one loop, for what takes seconds; tests/connections has it on every way of bytes."""
+    return running("uvloop", "httptools")
+
+
+@pytest.fixture(scope="module", params=["native", "portable"])
+def doors(running: Start, request: pytest.FixtureRequest) -> Iterator[Uvicorn]:
+    """Both ways of the middleware: on our uvicorn class, and over the messages of another one."""
+    if request.param == "native":
+        yield running("asyncio", "h11")
+    else:
+        with Uvicorn(ws="websockets-sansio") as server:
+            yield server
+
+
+def refused(port: int, path: str = "/", **changes: Any) -> int:
+    """The status with which a server refuses."""
+    with Peer(port) as peer:
+        peer.send(head(path, **changes))
+        return peer.answer().status
+
+
+# --- 1: everything arrives before the close, and the close does not tear the stream ------------------------
+
+
+@pytest.mark.need(1)
+@NATIVE
+def test_a_client_that_reads_slowly_and_goes_on_sending_gets_everything_and_the_code(
+    uvicorns: Uvicorn, native: bool
+) -> None:
+    """What this client sends is never taken by the application: closed at once, the socket would answer with a RST."""
+    data = b"d" * 100_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        for _ in range(40):
+            await send({"type": "websocket.send", "bytes": data})
+        await send({"type": "websocket.close", "code": 4000, "reason": "all sent"})
+
+    async def handler(connection: AsyncConnection) -> None:
+        for _ in range(40):
+            await connection.send(data)
+        await connection.end("all sent", code=4000)
+
+    run = uvicorns.run(accepting(handler) if native else app)
+    with Peer(uvicorns.port, receive_buffer=4096) as peer:
+        peer.open()
+        for _ in range(8):
+            peer.send(binary(bytes(65536)))
+        for _ in range(40):
+            assert bytes(peer.frame().data) == data
+        assert peer.close() == (4000, "all sent")
+        peer.send(binary(bytes(65536)) + close(4000))
+        # The server ends its direction and listens on. A RST would be an error from recv, and soon one from send.
+        assert peer.sock.recv(1) == b""
+        for _ in range(20):
+            peer.send(binary(bytes(10_000)))
+        assert peer.sock.recv(1) == b""
+    assert run.outcome() is None
+
+
+@pytest.mark.need(1)
+def test_a_client_that_is_refused_in_the_middle_of_its_message_gets_the_code(uvicorns: Uvicorn) -> None:
+    uvicorns.run(accepting(echoing, max_message_size=1000))
+    with Peer(uvicorns.port) as peer:
+        peer.open()
+        peer.send(b"\x82\xff" + (2 * MIB).to_bytes(8, "big") + bytes(4))
+        for _ in range(20):  # it has not seen the answer, and sends on
+            peer.send(bytes(100_000))
+        assert peer.close()[0] == 1009
+        assert peer.sock.recv(1) == b""
+
+
+@pytest.mark.need(1)
+def test_a_close_waits_for_the_clients_within_close_timeout(uvicorns: Uvicorn) -> None:
+    ended = Inbox[float]()
+
+    async def handler(connection: AsyncConnection) -> None:
+        begin = time.monotonic()
+        await connection.end(code=4000)
+        ended.put(time.monotonic() - begin)
+
+    uvicorns.run(accepting(handler, close_timeout=0.5))
+    with Peer(uvicorns.port) as peer:
+        peer.open()
+        assert peer.close() == (4000, "")
+        assert 0.4 <= ended.get() < LIMIT  # this one never answers
+    uvicorns.run(accepting(handler, close_timeout=2 * LIMIT))
+    with Peer(uvicorns.port) as peer:
+        peer.open()
+        assert peer.close() == (4000, "")
+        peer.send(close(4000))
+        assert peer.sock.recv(1) == b""
+        peer.sock.close()
+        assert ended.get() < LIMIT
+
+
+# --- 3: drain -------------------------------------------------------------------------------------------------
+
+
+class Brief(WatershedProtocol):
+    options: ClassVar[ConnectionOptions] = {"close_timeout": 1.5}
+
+
+@pytest.mark.need(2, 3)
+@NATIVE
+def test_a_server_that_stops_takes_no_one_in_tells_everybody_and_waits_no_longer_than_it_said(native: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await echo(scope, receive, send)
+
+    with Uvicorn(accepting(echoing) if native else app, ws=Brief) as server:
+        polite, rude = Peer(server.port), Peer(server.port)
+        with polite, rude:
+            for peer in (polite, rude):
+                peer.open()
+                peer.send(text("before"))
+            server.begin_stop()
+            for peer in (polite, rude):
+                assert peer.text() == "before"
+                assert peer.close() == (1012, "the server restarts")
+            # Both are still there, and the door is shut already.
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", server.port), LIMIT)
+            polite.send(close(1012))
+            polite.end()
+            server.wait_stopped(1.5 + LIMIT / 2)  # the rude one never answers
+            rude.end()
+
+
+# --- 4, 5: a client that does not read, an application that does not receive ----------------------------------
+
+
+@pytest.mark.need(4)
+@NATIVE
+def test_100_mib_to_a_slow_client_take_no_memory_and_block_nobody(uvicorns: Uvicorn, native: bool) -> None:
+    message, count = bytes(65536), 1600
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        for _ in range(count):
+            await send({"type": "websocket.send", "bytes": message})
+
+    async def handler(connection: AsyncConnection) -> None:
+        for _ in range(count):
+            await connection.send(message)
+
+    flood = accepting(handler) if native else app
+
+    async def both(scope: Scope, receive: Receive, send: Send) -> None:
+        await (echo if scope["path"] == "/echo" else flood)(scope, receive, send)
+
+    uvicorns.run(both)
+    with Peer(uvicorns.port, receive_buffer=65536) as slow, Peer(uvicorns.port) as other:
+        other.open("/echo")
+        with measured() as memory:
+            slow.send(head())
+            received, wanted = 0, count * len(message)
+            for pause in range(1, 21):
+                while received < pause * wanted // 20:
+                    received += len(slow.sock.recv(65536))
+                other.send(text("not blocked"))  # it does not read meanwhile
+                assert other.text() == "not blocked"
+            slow.send(close())
+            slow.rest()
+        assert memory.peak < 4 * MIB
+
+
+@pytest.mark.need(5)
+@NATIVE
+def test_100_mib_to_an_application_that_receives_late_take_no_memory_and_arrive(
+    uvicorns: Uvicorn, native: bool
+) -> None:
+    gate, counted = Gate[None](), Gate[int]()
+    size, count = 65536, 1600
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        await gate.wait()
+        received = 0
+        while (event := await receive())["type"] == "websocket.receive":
+            received += len(event["bytes"])
+        counted.put(received)
+
+    async def handler(connection: AsyncConnection) -> None:
+        await gate.wait()
+        received = 0
+        async for message in connection:
+            received += len(message)
+        counted.put(received)
+
+    uvicorns.run(accepting(handler) if native else app)
+    message = binary(bytes(size))
+    with Peer(uvicorns.port) as peer, measured() as memory:
+        peer.open()
+        peer.sock.settimeout(0.3)
+        sent, rest = 0, b""
+        with contextlib.suppress(TimeoutError):
+            while sent < count:
+                rest = message
+                while rest:
+                    rest = rest[peer.sock.send(rest) :]
+                sent += 1
+        assert sent < count, "it never stopped reading"
+        peer.sock.settimeout(LIMIT)
+        gate.put(None)
+        peer.send(rest)
+        for _ in range(sent + 1, count):
+            peer.send(message)
+        peer.send(close())
+        assert counted.get() == count * size
+    assert memory.peak < 4 * MIB
+
+
+# --- 6: limits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.need(6)
+@pytest.mark.parametrize("payload", [b"", b"x"])
+@NATIVE
+def test_a_flood_of_fragments_meets_a_limit_that_nobody_had_to_set(
+    uvicorns: Uvicorn, native: bool, payload: bytes
+) -> None:
+    uvicorns.run(accepting(echoing) if native else echo)
+    fragments = Frame(Opcode.CONT, payload, fin=False).serialize(mask=True) * 1024
+    with Peer(uvicorns.port) as peer, measured() as memory:
+        peer.open()
+        peer.send(Frame(Opcode.BINARY, payload, fin=False).serialize(mask=True))
+        for _ in range(128):
+            peer.send(fragments)
+        code, reason = peer.close()
+        assert (code, reason) == (1008, "expected a message in at most 131072 frames, got more")
+    assert memory.peak < 2 * MIB
+
+
+@pytest.mark.need(6)
+@NATIVE
+def test_a_message_that_is_too_large_meets_a_limit_that_nobody_had_to_set(uvicorns: Uvicorn, native: bool) -> None:
+    uvicorns.run(accepting(echoing) if native else echo)
+    with Peer(uvicorns.port) as peer, measured() as memory:
+        peer.open()
+        peer.send(b"\x82\xff" + (16 * MIB + 1).to_bytes(8, "big") + bytes(4))
+        assert peer.close()[0] == 1009
+    assert memory.peak < MIB
+
+
+@pytest.mark.need(6)
+def test_over_asgi_messages_the_size_is_limited_as_well(doors: Uvicorn) -> None:
+    doors.run(accepting(echoing, max_message_size=1000))
+    with Peer(doors.port) as peer:
+        peer.open()
+        peer.send(binary(bytes(1000)))
+        assert bytes(peer.frame().data) == bytes(1000)
+        peer.send(binary(bytes(1001)))
+        code, reason = peer.close()
+        assert code == 1009
+        assert reason.startswith("expected a message of at most 1000 bytes (max_message_size), got 1001")
+
+
+# --- 8, 9: who is let in --------------------------------------------------------------------------------------
+
+
+@pytest.mark.need(8)
+def test_pages_of_other_sites_are_kept_out_unless_they_are_named(doors: Uvicorn) -> None:
+    entered = Inbox[None]()
+
+    async def handler(connection: AsyncConnection) -> None:
+        entered.put(None)
+
+    run = doors.run(accepting(handler))
+    for origin in ("http://evil.example", "null", "http://127.0.0.1.evil.example"):
+        assert refused(doors.port, Origin=origin) == 403
+        assert run.outcome() is None
+    assert entered.empty
+    for own in (f"http://127.0.0.1:{doors.port}", None):
+        with Peer(doors.port) as peer:
+            peer.open(Host=f"127.0.0.1:{doors.port}", Origin=own)
+        entered.get()
+        run.outcome()
+    doors.run(accepting(handler, origins=["http://friend.example"]))
+    with Peer(doors.port) as peer:
+        peer.open(Origin="http://friend.example")
+    entered.get()
+    assert refused(doors.port, Origin="http://evil.example") == 403
+
+
+@pytest.mark.need(9)
+@pytest.mark.parametrize("status", [401, 403, 404, 429])
+def test_a_refusal_is_an_http_answer_with_a_body_and_nothing_was_accepted_before(doors: Uvicorn, status: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await scope["watershed"].reject(status, b"no entry", [("X-Why", "because")])
+
+    run = doors.run(WatershedASGI(app))
+    with Peer(doors.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer.body, answer["x-why"]) == (status, b"no entry", "because")
+    assert run.outcome() is None
+
+
+# --- 14, 15: after the end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.need(14)
+def test_a_handler_that_only_sends_stops_when_its_client_has_gone(
+    doors: Uvicorn, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = Inbox[int]()
+
+    async def handler(connection: AsyncConnection) -> None:
+        try:
+            while True:
+                await connection.send("tick")
+                await asyncio.sleep(0)
+        except ConnectionClosed as error:
+            codes.put(error.code)
+            raise
+
+    run = doors.run(accepting(handler))
+    for leave, expected in ((Peer.vanish, VANISHED), (lambda peer: peer.send(close(4001)), (4001,))):
+        with Peer(doors.port) as peer:
+            peer.open()
+            assert peer.text() == "tick"
+            leave(peer)
+            assert codes.get() in expected
+            assert run.outcome() is None
+    assert errors_in(caplog.records) == []
+
+
+# uvicorn's own class says 1005 of a client that has vanished.
+VANISHED = (1005, 1006)
+
+
+async def _iterate(connection: AsyncConnection) -> None:
+    async for _ in connection:
+        raise AssertionError("a message after the end")
+    raise ConnectionClosed(connection.close_code or 0, connection.close_reason or "")  # iteration itself just ends
+
+
+@pytest.mark.need(15)
+@pytest.mark.parametrize("ended_by", ["client", "RST", "application", "violation"])
+def test_after_every_end_every_call_raises_one_kind_of_exception(doors: Uvicorn, ended_by: str) -> None:
+    seen = Inbox[list[BaseException]]()
+    expected = {"client": (4001,), "RST": VANISHED, "application": (4002,), "violation": (1009,)}[ended_by]
+
+    async def handler(connection: AsyncConnection) -> None:
+        if ended_by == "application":
+            connection.end("ours", code=4002)
+        with contextlib.suppress(ConnectionClosed):
+            await connection.receive()
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: connection.send("late"),
+            lambda: connection.send(b"late"),
+            connection.receive,
+            lambda: connection.receive(0.01),
+            lambda: _iterate(connection),
+        ]
+        errors: list[BaseException] = []
+        for call in calls:
+            try:
+                await call()
+            except BaseException as error:  # noqa: BLE001  # judged below
+                errors.append(error)
+        connection.end()  # harmless
+        seen.put(errors)
+
+    run = doors.run(accepting(handler, max_message_size=1000))
+    with Peer(doors.port) as peer:
+        peer.open()
+        if ended_by == "client":
+            peer.send(close(4001, "theirs"))
+        elif ended_by == "RST":
+            peer.vanish()
+        elif ended_by == "violation":
+            peer.send(binary(bytes(1001)))
+        else:
+            assert peer.close() == (4002, "ours")
+            peer.send(close(4002, "ours"))
+        errors = seen.get()
+    assert [type(error) for error in errors] == [ConnectionClosed] * 5
+    for error in errors:
+        assert isinstance(error, OSError)
+        assert isinstance(error, ConnectionClosed)
+        assert error.code in expected
+    assert run.outcome() is None
+
+
+# --- 16, 17: keepalive ----------------------------------------------------------------------------------------
+
+
+def pong(payload: bytes) -> bytes:
+    return Frame(Opcode.PONG, payload).serialize(mask=True)
+
+
+@pytest.mark.need(16)
+def test_keepalive_is_on_where_nobody_asked_for_it() -> None:
+    with Uvicorn(echo) as server:
+        options = options_of(server.server.config)
+    assert (options["ping_interval"], options["ping_timeout"]) == (20.0, 20.0)
+    assert (Limits().ping_interval, Limits().ping_timeout) == (20.0, 20.0)
+
+
+@pytest.mark.need(16)
+def test_keepalive_is_each_connections_own_and_tells_the_round_trip(uvicorns: Uvicorn) -> None:
+    latencies = Inbox[float]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/quiet":
+            connection = await scope["watershed"].accept(ping_interval=None)
+        else:
+            connection = await scope["watershed"].accept(ping_interval=0.05, ping_timeout=2 * LIMIT)
+        async for message in connection:
+            assert isinstance(message, str)
+            if connection.latency is not None:
+                latencies.put(connection.latency)
+            await connection.send(message)
+
+    uvicorns.run(WatershedASGI(app, ping_interval=10.0))
+    with Peer(uvicorns.port) as quiet, Peer(uvicorns.port) as lively:
+        quiet.open("/quiet")
+        lively.open("/lively")
+        for _ in range(4):
+            frame = lively.frame()
+            assert frame.opcode is Opcode.PING
+            lively.send(pong(bytes(frame.data)))
+        lively.send(text("and now?"))
+        while (frame := lively.frame()).opcode is Opcode.PING:
+            pass
+        assert bytes(frame.data) == b"and now?"
+        assert 0 <= latencies.get() < LIMIT
+        quiet.send(text("?"))
+        assert quiet.text() == "?", "a PING came before the reply"
+    assert latencies.empty
+
+
+@pytest.mark.need(16)
+@pytest.mark.parametrize("trickle", [b"x", text("a message")], ids=["one long message", "messages"])
+def test_a_client_that_sends_is_alive_though_it_answers_no_ping(one_uvicorn: Uvicorn, trickle: bytes) -> None:
+    ended = Gate[tuple[int, str]]()
+    ping_timeout = 0.5
+
+    async def handler(connection: AsyncConnection) -> None:
+        connection.on("text", lambda message: None)
+        ended.put(await connection.run())
+
+    one_uvicorn.run(accepting(handler, ping_interval=0.05, ping_timeout=ping_timeout))
+    with Peer(one_uvicorn.port) as peer:
+        peer.open()
+        if trickle == b"x":
+            peer.send(b"\x82\xff" + (10 * MIB).to_bytes(8, "big") + bytes(4))
+        begin, pings = time.monotonic(), 0
+        peer.sock.settimeout(0.02)
+        while time.monotonic() < begin + 3 * ping_timeout:
+            peer.send(trickle)
+            with contextlib.suppress(TimeoutError):
+                assert peer.frame().opcode is Opcode.PING
+                pings += 1
+        assert pings > 1
+        assert not ended.passed
+        peer.sock.settimeout(LIMIT)  # and now it falls silent
+        while (frame := peer.frame()).opcode is Opcode.PING:
+            pass
+        assert bytes(frame.data)[:2] == (1011).to_bytes(2, "big")
+    assert ended.get()[0] == 1011
+
+
+class IdleProxy:
+    """Relays TCP for two connections, and drops each after so many seconds without a byte, as nginx does after 60."""
+
+    def __init__(self, port: int, patience: float) -> None:
+        self._port = port
+        self._patience = patience
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(LIMIT)
+        self.port: int = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(2)]
+        for thread in self._threads:
+            thread.start()
+
+    def _serve(self) -> None:
+        client, _ = self._listener.accept()
+        with client, socket.create_connection(("127.0.0.1", self._port), LIMIT) as server:
+            while ready := select.select([client, server], [], [], self._patience)[0]:
+                for source in ready:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    (server if source is client else client).sendall(data)
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.join(LIMIT)
+        self._listener.close()
+
+
+@pytest.mark.need(17)
+def test_pings_keep_a_connection_open_through_a_proxy_that_drops_idle_ones(one_uvicorn: Uvicorn) -> None:
+    gone = Gate[float]()
+    patience = 0.8
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kept = scope["path"] == "/kept"
+        connection = await scope["watershed"].accept(ping_interval=0.1 if kept else None)
+        await echoing(connection)
+        if not kept:
+            gone.put(connection.duration)
+
+    one_uvicorn.run(WatershedASGI(app))
+    proxy = IdleProxy(one_uvicorn.port, patience)
+    with contextlib.closing(proxy), dial(proxy.port, "/kept") as kept, dial(proxy.port, "/idle") as idle:
+        begin = time.monotonic()
+        assert gone.get() >= patience * 0.9
+        with pytest.raises(ClientConnectionClosed):
+            idle.recv(LIMIT)
+        # The other one has been just as silent, but for the PINGs.
+        eventually(lambda: time.monotonic() > begin + 2.5 * patience)
+        kept.send("still there")
+        assert kept.recv(LIMIT) == "still there"
+
+
+# --- 18: compression ------------------------------------------------------------------------------------------
+
+
+def traced() -> int:
+    """Bytes that Python holds now, zlib's contexts included; only within `measured()`."""
+    return tracemalloc.get_traced_memory()[0]
+
+
+@pytest.mark.need(18)
+def test_compression_costs_memory_where_it_is_used_and_for_as_long(uvicorns: Uvicorn) -> None:
+    count, offer = 40, "permessage-deflate; client_max_window_bits"
+    deflater = zlib.compressobj(wbits=-12)
+    payload = (deflater.compress(b"compress me " * 20) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    plain = binary(payload)
+    compressed = bytes([plain[0] | 0x40]) + plain[1:]
+    uvicorns.run(accepting(echoing))
+
+    def opened(stack: contextlib.ExitStack, offered: str | None) -> tuple[list[Peer], int]:
+        before, peers = traced(), []
+        for _ in range(count):
+            peers.append(stack.enter_context(Peer(uvicorns.port)))
+            answer = peers[-1].open(Sec_WebSocket_Extensions=offered)
+            assert answer["sec-websocket-extensions"].startswith("permessage-deflate") is (offered is not None)
+        return peers, (traced() - before) // count
+
+    def echoed(peers: list[Peer], data: bytes) -> int:
+        before = traced()
+        for peer in peers:
+            peer.send(data)
+            assert bool(peer.sock.recv(65536)[0] & 0x40) is bool(data[0] & 0x40)
+        return (traced() - before) // count
+
+    with measured(), contextlib.ExitStack() as stack:
+        opened(stack, offer)  # what is made once and kept is not counted
+        _, without = opened(stack, None)
+        peers, agreed = opened(stack, offer)
+        assert agreed < without + 4096, "to agree on it is paid for"
+        assert echoed(peers, text("short")) < 4096, "a message below the threshold is paid for"
+        before = traced()
+        assert 16_384 < echoed(peers, compressed) < 65_536, "zlib's own defaults are 300 KiB for both directions"
+        assert echoed(peers, compressed) < 1024, "every message is paid for"
+        for peer in peers:
+            peer.send(close())
+            peer.rest()
+            peer.sock.close()
+        eventually(lambda: gc.collect() is not None and traced() < before, "the end of the contexts with their connections")
+
+
+# --- 27: how many, and how often --------------------------------------------------------------------------------
+
+
+@pytest.mark.need(27)
+def test_one_connection_too_many_is_refused_with_503_until_another_has_gone(doors: Uvicorn) -> None:
+    run = doors.run(accepting(echoing, max_connections=2))
+    with Peer(doors.port) as first, Peer(doors.port) as second:
+        first.open()
+        second.open()
+        with Peer(doors.port) as third:
+            third.send(head())
+            answer = third.refusal()
+        assert (answer.status, answer["retry-after"]) == (503, "1")
+        assert b"max_connections" in answer.body
+        assert run.outcome() is None
+        for peer in (first, second):
+            peer.send(text("served"))
+            assert peer.text() == "served"
+        second.send(close())
+        assert second.close()[0] in (1000, 1005)
+        run.outcome()
+        with Peer(doors.port) as third:
+            third.open()
+
+
+@pytest.mark.need(27)
+def test_one_message_too_many_ends_the_connection_with_1008(doors: Uvicorn) -> None:
+    doors.run(accepting(echoing, max_message_rate=5))
+    for _ in range(5):  # what happens at once happens in another order the next time
+        with Peer(doors.port) as peer:
+            peer.open()
+            for _ in range(5):
+                peer.send(text("x"))
+                assert peer.text() == "x"
+            peer.send(text("x") * 3)
+            while (frame := peer.frame()).opcode is Opcode.TEXT:  # time has passed: perhaps one more was allowed
+                assert bytes(frame.data) == b"x"
+            assert bytes(frame.data)[:2] == (1008).to_bytes(2, "big")
+            assert b"expected at most 5 messages a second (max_message_rate), got more" in bytes(frame.data)
+
+
+# --- 28: live connections ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.need(28)
+def test_connections_are_listed_for_as_long_as_they_live(doors: Uvicorn) -> None:
+    before = {one.id for one in live_connections()}
+    doors.run(accepting(echoing))
+    with Peer(doors.port) as peer, Peer(doors.port) as other:
+        for one in (peer, other):
+            one.open("/room")
+            one.send(text("12345"))
+            assert one.text() == "12345"
+        live = [one for one in live_connections() if one.id not in before]
+        assert [one.remote for one in live] == ["{}:{}".format(*one.sock.getsockname()) for one in (peer, other)]
+        assert all(one.stats.messages_received == 1 and one.request["path"] == "/room" for one in live)
+        peer.send(close())
+        peer.rest()
+        eventually(lambda: [one for one in live_connections() if one.id not in before] == live[1:])
+
+
+# --- 30: receive, closing from elsewhere, reconnecting -----------------------------------------------------------
+
+
+@pytest.mark.need(30)
+def test_receive_in_every_odd_case_loses_nothing(doors: Uvicorn) -> None:
+    report = Gate[list[Any]]()
+
+    async def handler(connection: AsyncConnection) -> None:
+        seen: list[Any] = []
+        for timeout in (0, 0.01):
+            try:
+                await connection.receive(timeout)
+            except TimeoutError:
+                seen.append("timeout")
+        waiting = asyncio.ensure_future(connection.receive())
+        await asyncio.sleep(0)
+        try:
+            await connection.receive()
+        except LocalProtocolError:
+            seen.append("one at a time")
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        await connection.send("go on")
+        seen += [await connection.receive(timeout) for timeout in (None, LIMIT, None)]
+        try:
+            await connection.receive(LIMIT)
+        except ConnectionClosed as closed:
+            seen.append(closed.code)
+        report.put(seen)
+
+    doors.run(accepting(handler))
+    with Peer(doors.port) as peer:
+        peer.open()
+        assert peer.text() == "go on"
+        peer.send(text("1") + binary(b"2") + text("") + close(4000))
+        assert peer.close()[0] == 4000
+    assert report.get() == ["timeout", "timeout", "one at a time", "1", b"2", "", 4000]
+
+
+@pytest.mark.need(30)
+def test_another_thread_may_close_while_receive_waits(doors: Uvicorn) -> None:
+    waiting, told = Gate[AsyncConnection](), Gate[tuple[int, str]]()
+
+    async def handler(connection: AsyncConnection) -> None:
+        asyncio.get_running_loop().call_soon(waiting.put, connection)
+        try:
+            await connection.receive()
+        except ConnectionClosed as closed:
+            told.put((closed.code, closed.reason))
+
+    run = doors.run(accepting(handler))
+    with Peer(doors.port) as peer:
+        peer.open()
+        connection = waiting.get()
+        connection.send("last words")
+        connection.end("from a thread", code=4003)
+        assert peer.text() == "last words"
+        assert peer.close() == (4003, "from a thread")
+        peer.send(close(4003, "from a thread"))
+        peer.end()
+    assert told.get() == (4003, "from a thread")
+    assert run.outcome() is None
+    with pytest.raises(ConnectionClosed):
+        connection.send("late")
+
+
+@pytest.mark.need(30)
+def test_a_client_may_come_back_as_often_as_it_likes(doors: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+    run = doors.run(accepting(echoing))
+    for number in range(30):
+        with Peer(doors.port) as peer:
+            peer.open()
+            peer.send(text(str(number)))
+            assert peer.text() == str(number)
+            if number % 2:
+                peer.vanish()
+            else:
+                peer.send(close())
+                peer.close()
+        assert run.outcome() is None
+    assert errors_in(caplog.records) == []
