@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 import websockets.exceptions
@@ -39,18 +39,31 @@ from tests.support import LIMIT, PROJECT, Program, free_port
 
 EXAMPLES = PROJECT / "examples"
 ECHOES = ("asgi_echo.py", "wsgi_echo.py", "http_server.py", "asyncio_server.py")
-OTHERS = ("uvicorn_plain.py", "client.py", "raw_socket.py", "demo.py", "demo.html")
+OTHERS = (
+    "uvicorn_plain.py",
+    "starlette_chat.py",
+    "fastapi_rooms.py",
+    "client.py",
+    "raw_socket.py",
+    "demo.py",
+    "demo.html",
+)
 """Each has a test of its own below."""
 
 
 @contextlib.contextmanager
 def dial(
-    port: int, path: str = "/", protocols: Sequence[str] = (), origin: str | None = None
+    port: int,
+    path: str = "/",
+    protocols: Sequence[str] = (),
+    origin: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Iterator[ClientConnection]:
     with connect(
         f"ws://127.0.0.1:{port}{path}",
         subprotocols=[Subprotocol(one) for one in protocols] or None,
         origin=Origin(origin) if origin else None,
+        additional_headers=headers,
         proxy=None,
         open_timeout=LIMIT,
         close_timeout=LIMIT,
@@ -146,6 +159,47 @@ def test_uvicorn_plain_example() -> None:
     with Program(EXAMPLES / "uvicorn_plain.py", "0") as program:
         with dial(program.port()) as connection:
             assert_echo(connection, "Grüße, 水", "", "a" * 70_000)
+        program.stop(signal.SIGINT)
+        assert "Traceback" not in program.output
+
+
+def test_starlette_chat_example() -> None:
+    with Program(EXAMPLES / "starlette_chat.py", "0") as program:
+        port = program.port()
+        assert_refused(401, port, "/rooms/blue")
+        cookies = {}
+        for name in ("ann", "bob"):
+            with urlopen(f"http://127.0.0.1:{port}/login?name={name}", timeout=LIMIT) as answer:
+                cookies[name] = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+        with dial(port, "/rooms/blue", headers=cookies["ann"]) as ann:
+            assert ann.recv(LIMIT) == "ann has come"
+            with dial(port, "/rooms/blue", headers=cookies["bob"]) as bob:
+                assert [ann.recv(LIMIT), bob.recv(LIMIT)] == ["bob has come"] * 2
+                bob.send("hello")
+                assert [ann.recv(LIMIT), bob.recv(LIMIT)] == ["bob: hello"] * 2
+                with dial(port, "/rooms/red", headers=cookies["ann"]) as elsewhere:
+                    assert elsewhere.recv(LIMIT) == "ann has come"
+            assert ann.recv(LIMIT) == "bob has left"
+        program.stop(signal.SIGINT)
+        assert "Traceback" not in program.output
+
+
+def test_fastapi_rooms_example() -> None:
+    with Program(EXAMPLES / "fastapi_rooms.py", "0") as program:
+        port = program.port()
+        ann, bob = ({"Authorization": f"Bearer {name}"} for name in ("ann", "bob"))
+        assert_refused(401, port, "/rooms/1")
+        assert_refused(403, port, "/rooms/1", headers={"Authorization": "Bearer 123"})
+        assert_refused(403, port, "/rooms/blue", headers=ann)
+        with dial(port, "/rooms/1", ["rooms.v1"], headers=ann) as first:
+            assert first.subprotocol == "rooms.v1"
+            assert first.recv(LIMIT) == "ann"
+            with dial(port, "/rooms/1", headers=bob) as second:
+                assert second.recv(LIMIT) == "ann, bob"
+                second.send("ann")
+                assert first.recv(LIMIT) == "bob greets you"
+                with urlopen(Request(f"http://127.0.0.1:{port}/rooms/1", headers=ann), timeout=LIMIT) as answer:
+                    assert json.load(answer) == ["ann", "bob"]
         program.stop(signal.SIGINT)
         assert "Traceback" not in program.output
 

@@ -22,11 +22,17 @@ class ASGIServer:
         name: what to call it in an error.
         accept_headers: whether it sends the header fields of ``websocket.accept``.
         empty_messages: whether it sends a message without content.
+        all_codes: whether it sends every close code; else 1000 and 3000 to 4999 alone.
     """
 
     name: str
     accept_headers: bool = True
     empty_messages: bool = True
+    all_codes: bool = True
+
+    def sends(self, code: int) -> bool:
+        """Whether it sends this close code."""
+        return self.all_codes or code == 1000 or 3000 <= code < 5000
 
 
 # By the name of its package. gunicorn may host another's worker: it comes last.
@@ -34,7 +40,7 @@ _SERVERS: Final = {
     "uvicorn": ASGIServer("uvicorn with a WebSocket class of its own"),
     "hypercorn": ASGIServer("hypercorn"),
     "granian": ASGIServer("granian", accept_headers=False),
-    "daphne": ASGIServer("daphne", accept_headers=False, empty_messages=False),
+    "daphne": ASGIServer("daphne", accept_headers=False, empty_messages=False, all_codes=False),
     "gunicorn": ASGIServer("gunicorn's asgi worker"),
 }
 

@@ -75,7 +75,11 @@ class PortableConnection(AsyncConnection):
 
     async def finish(self, code: int) -> None:
         """The application has returned or raised: end the connection, within ``close_timeout``, and tell of it."""
-        self._queue_close(code, "")
+        if self._server.sends(code):
+            self._queue_close(code, "")
+        else:
+            # The exception that made it 1011 goes on to the server, which sends that for itself.
+            self._core.receive_disconnect(code, "")
         self._tell_all()
         with anyio.move_on_after(self._details.limits.close_timeout):
             # A connection that we fail has ended before its Close has gone out.
@@ -139,9 +143,11 @@ class PortableConnection(AsyncConnection):
         self._unsupported("to send a PING")
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
-        """As the base class says."""
+        """As the base class says. Raises :class:`UnsupportedServerError` where the server does not send this code."""
+        encode_close(code, reason)  # raises here what nobody would see on the other thread
+        if code != CloseCode.NO_STATUS and not self._server.sends(code):
+            self._unsupported(f"to close with {code}")
         if threading.get_ident() != self._thread:
-            encode_close(code, reason)  # raises here what nobody would see over there
             self._from_thread(lambda: self.end(reason, code=code))
             return READY
         self._queue_close(code, reason)
@@ -237,7 +243,7 @@ class PortableConnection(AsyncConnection):
                     self._reading.cancel()
                     while self._read_on:
                         await self._news_come()
-                await self._asgi_send(_as_asgi(item))
+                await self._asgi_send(_as_asgi(item, self._server))
                 self._core.taken()
                 if self._behind and not self._core.unsent_size:
                     self._behind, self._drained = False, True
@@ -292,18 +298,17 @@ class PortableConnection(AsyncConnection):
             logger.error("a handler of %r raised", self, exc_info=error)
 
 
-def _as_asgi(item: Outgoing) -> Message:
+def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:
     if isinstance(item, str):
         return {"type": "websocket.send", "text": item}
     if isinstance(item, bytes):
         return {"type": "websocket.send", "bytes": item}
     code, reason = item
-    # ASGI has no Close without a code.
-    return {
-        "type": "websocket.close",
-        "code": CloseCode.NORMAL.value if code == CloseCode.NO_STATUS else code,
-        "reason": reason,
-    }
+    if code == CloseCode.NO_STATUS:
+        code = CloseCode.NORMAL.value  # ASGI has no Close without a code
+    elif not server.sends(code):
+        code += 3000  # to fail a connection with 1009 is more than the server knows: 4009
+    return {"type": "websocket.close", "code": code, "reason": reason}
 
 
 def _call_soon() -> Callable[[Callable[[], None]], object]:

@@ -37,6 +37,7 @@ PIECE = b"p" * 10_000
 # --- the application does not read ------------------------------------------------------------------------
 
 
+@pytest.mark.need(5)
 @plain_pulling
 def test_a_flood_is_stopped_while_nobody_receives_and_then_arrives(link: Link) -> None:
     live, peer = link(small=True)
@@ -53,6 +54,7 @@ def test_a_flood_is_stopped_while_nobody_receives_and_then_arrives(link: Link) -
     assert live.receive() == "and on"
 
 
+@pytest.mark.need(5)
 @few
 def test_a_flood_is_stopped_while_a_handler_is_busy(link: Link, way: Way) -> None:
     gate = threading.Event()
@@ -82,6 +84,7 @@ def test_a_flood_is_stopped_while_a_handler_is_busy(link: Link, way: Way) -> Non
 # --- the peer does not read --------------------------------------------------------------------------------
 
 
+@pytest.mark.need(4)
 @on_loop
 def test_awaiting_send_waits_for_a_peer_that_does_not_read_and_drain_tells_when_it_does(link: Link) -> None:
     live, peer = link(small=True, record=("drain",))
@@ -104,6 +107,7 @@ def test_awaiting_send_waits_for_a_peer_that_does_not_read_and_drain_tells_when_
     assert ("drain",) in live.log.events
 
 
+@pytest.mark.need(4)
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER), Way("threads", "socket", True, CLIENT)])
 def test_a_threads_send_blocks_until_the_peer_reads(link: Link) -> None:
     live, peer = link(small=True)
@@ -123,6 +127,7 @@ def test_a_threads_send_blocks_until_the_peer_reads(link: Link) -> None:
     sending.result(LIMIT)
 
 
+@pytest.mark.need(4, 5)
 @plain
 def test_an_echo_to_a_peer_that_does_not_read_makes_it_wait(link: Link) -> None:
     """``conn.on("binary", conn.send)`` is all that an application has to write."""
@@ -136,6 +141,8 @@ def test_an_echo_to_a_peer_that_does_not_read_makes_it_wait(link: Link) -> None:
     finishing.result(LIMIT)
 
 
+@pytest.mark.need(4)
+@pytest.mark.advisory("CVE-2026-48802")
 @pytest.mark.parametrize("way", [way for way in FEW if way.flavour != "background"], ids=str)
 def test_pings_from_a_peer_that_does_not_read_cannot_fill_memory(link: Link) -> None:
     """Section 5.5.3: only the newest needs its PONG."""
@@ -171,6 +178,7 @@ def test_two_ends_that_write_16_mib_at_each_other_both_finish(opener: Opener, wa
 # --- nobody waits for the peer -------------------------------------------------------------------------------
 
 
+@pytest.mark.need(4)
 @on_loop
 def test_who_sends_without_waiting_is_stopped_at_max_unsent_bytes(link: Link) -> None:
     live, peer = link(small=True, max_unsent_bytes=MIB, close_timeout=LIMIT)

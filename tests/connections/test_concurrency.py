@@ -21,6 +21,7 @@ on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
 WRITERS, COUNT = 8, 200
 
 
+@pytest.mark.need(7)
 @each
 def test_messages_of_eight_threads_arrive_whole_and_in_each_threads_order(link: Link) -> None:
     """From threads that are not the loop's, too."""
@@ -57,6 +58,7 @@ def test_several_threads_may_receive_and_each_message_goes_to_one(link: Link) ->
         assert texts == sorted(texts, key=int)
 
 
+@pytest.mark.need(30)
 @few
 @pytest.mark.parametrize("method", ["end", "destroy"])
 def test_another_thread_wakes_who_waits_for_the_peer(link: Link, way: Way, method: str) -> None:
@@ -82,6 +84,7 @@ def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
     assert isinstance(sending.exception(LIMIT / 2), ConnectionClosed)
 
 
+@pytest.mark.need(30)
 @on_loop
 def test_a_second_task_may_not_receive(link: Link) -> None:
     live, peer = link()
@@ -98,6 +101,7 @@ def test_a_second_task_may_not_receive(link: Link) -> None:
     assert live.do(both).result(LIMIT) == "for the first"
 
 
+@pytest.mark.need(30)
 @on_loop
 @pytest.mark.parametrize("moment", ["before", "with"])
 def test_cancelling_receive_loses_nothing(link: Link, moment: str) -> None:
@@ -185,6 +189,7 @@ def test_a_peer_that_has_gone_before_the_background_begins(opener: Opener, way: 
         live.send("late")
 
 
+@pytest.mark.need(30)
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
 def test_many_threads_that_end_and_destroy_at_once_tell_one_end(link: Link) -> None:
     for _ in range(10):

@@ -69,6 +69,7 @@ def test_both_end_it_at_once(link: Link) -> None:
     ending.result(LIMIT)
 
 
+@pytest.mark.advisory("CVE-2026-45736")
 @few
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, True, "1000"])
 def test_a_code_that_may_not_be_sent_is_refused(link: Link, code: Any) -> None:
@@ -80,6 +81,7 @@ def test_a_code_that_may_not_be_sent_is_refused(link: Link, code: Any) -> None:
     peer.expect(TEXT, "still open")
 
 
+@pytest.mark.advisory("CVE-2026-45736")
 @few
 @pytest.mark.parametrize("reason", ["x" * 124, "€" * 42, "\ud800", b"bytes", None])
 def test_a_reason_that_may_not_be_sent_is_refused(link: Link, reason: Any) -> None:
@@ -162,6 +164,7 @@ def test_the_peers_close_is_answered_though_nobody_receives(link: Link, way: Way
 # --- nothing is truncated -------------------------------------------------------------------------------
 
 
+@pytest.mark.need(1)
 @few
 def test_everything_sent_before_the_end_arrives_though_the_peer_reads_slowly(link: Link) -> None:
     live, peer = link(small=True)
@@ -203,6 +206,7 @@ def test_everything_sent_before_the_peers_close_is_answered_arrives(link: Link) 
 # --- time-outs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need(1)
 @everywhere
 def test_a_peer_that_never_answers_our_close_is_left(link: Link) -> None:
     live, peer = link(close_timeout=0.1)
@@ -430,6 +434,7 @@ def test_a_violation_while_a_big_reply_is_under_way_does_not_cut_it(link: Link) 
     assert over.result(LIMIT)[0] == 1007
 
 
+@pytest.mark.need(1)
 @few
 def test_a_peer_that_goes_on_after_its_violation_still_gets_the_close(link: Link) -> None:
     """What it sends is read and dropped, so that no RST can overtake our Close."""

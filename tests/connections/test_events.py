@@ -163,6 +163,7 @@ def test_a_ping_is_answered_and_told(link: Link) -> None:
     assert [event for event, _ in live.log.events] == ["ping"] * 3
 
 
+@pytest.mark.need(16)
 @pytest.mark.parametrize("data", [b"", b"abc", "text", b"x" * 125], ids=["empty", "bytes", "str", "longest"])
 def test_latency_is_known_after_a_pong(link: Link, data: Any) -> None:
     live, peer = link(record=("text", "pong"))
@@ -207,6 +208,7 @@ def test_one_pong_may_answer_several_pings(link: Link) -> None:
     assert live.conn.latency is not None
 
 
+@pytest.mark.need(15)
 def test_after_the_end_nothing_can_be_sent(link: Link) -> None:
     live, peer = link()
     over = live.run()

@@ -306,6 +306,7 @@ def test_an_unusual_request_is_accepted_soon(opener: Opener, asked: bytes) -> No
     assert header(written, "sec-websocket-extensions") is None
 
 
+@pytest.mark.advisory("CVE-2021-32640")
 def test_32_000_spaces_between_words_are_refused_soon(opener: Opener) -> None:
     asked = replaced("Upgrade", "web" + " " * 32_000 + "socket")
     began = time.monotonic()
@@ -606,6 +607,8 @@ HOSTILE = (Way("asyncio", "streams", False, SERVER), Way("threads", "socket", Fa
 hostile = pytest.mark.parametrize("way", HOSTILE, ids=str)
 
 
+@pytest.mark.need(6)
+@pytest.mark.advisory("CVE-2026-44545")
 @hostile
 @pytest.mark.parametrize("size, code", [(2**62, 1009), (2**63 - 1, 1009), (2**63, 1002), (2**64 - 1, 1002)])
 def test_a_frame_that_declares_too_much_is_refused_at_its_header(link: Link, way: Way, size: int, code: int) -> None:
@@ -619,6 +622,8 @@ def test_a_frame_that_declares_too_much_is_refused_at_its_header(link: Link, way
     assert over.result(LIMIT)[0] == code
 
 
+@pytest.mark.need(6)
+@pytest.mark.advisory("CVE-2026-48779")
 @hostile
 def test_a_flood_of_empty_fragments_is_refused(link: Link) -> None:
     live, peer = link(max_fragments=10_000)

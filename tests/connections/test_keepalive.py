@@ -34,6 +34,7 @@ def given_up(live: Live, over: Any) -> None:
     assert end == ("end", 1011, reason)
 
 
+@pytest.mark.need(16)
 @each
 def test_a_silent_peer_is_given_up(link: Link) -> None:
     live, peer = link(**QUICK)
@@ -56,6 +57,7 @@ def test_a_silent_peer_is_given_up_by_who_pulls(link: Link) -> None:
     assert isinstance(caught.value.__cause__, RemoteProtocolError)
 
 
+@pytest.mark.need(16)
 @few
 def test_a_peer_that_answers_is_kept_and_its_latency_is_known(link: Link) -> None:
     live, peer = link(record=("text",), **PATIENT)
@@ -74,6 +76,7 @@ def test_a_peer_that_answers_is_kept_and_its_latency_is_known(link: Link) -> Non
     assert 0 <= live.conn.latency < LIMIT
 
 
+@pytest.mark.need(16)
 @few
 def test_a_peer_that_sends_but_answers_no_ping_is_kept(link: Link) -> None:
     """Any byte is a sign of life."""
@@ -92,6 +95,7 @@ def test_a_peer_that_sends_but_answers_no_ping_is_kept(link: Link) -> None:
     assert live.conn.close_code is None
 
 
+@pytest.mark.need(16)
 @few
 def test_a_peer_that_trickles_one_message_is_kept(link: Link) -> None:
     live, peer = link(record=("text",), ping_interval=0.05, ping_timeout=0.5)
@@ -103,6 +107,7 @@ def test_a_peer_that_trickles_one_message_is_kept(link: Link) -> None:
     assert not over.done()
 
 
+@pytest.mark.need(16)
 @few
 def test_without_keepalive_no_ping_is_sent(link: Link) -> None:
     live, peer = link(record=("text",), ping_interval=None, ping_timeout=0.01)
@@ -216,6 +221,7 @@ def _read_message(peer: WirePeer) -> int:
             peer.send(PONG, frame.payload)
 
 
+@pytest.mark.need(16)
 @plain
 def test_a_peer_that_reads_slowly_is_kept(link: Link) -> None:
     """It cannot see the PING behind a big message, yet takes the message."""

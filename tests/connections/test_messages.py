@@ -73,6 +73,7 @@ def test_fragments_make_one_message(link: Link) -> None:
     peer.expect(PONG, b"between")
 
 
+@pytest.mark.advisory("aiohttp#13350")
 @pulling
 def test_bytes_may_come_one_at_a_time(link: Link) -> None:
     live, peer = link()
@@ -147,6 +148,7 @@ def _pulls(live: Live) -> bool:
 # --- pull ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need(30)
 @pulling
 def test_a_timeout_of_receive_loses_nothing(link: Link) -> None:
     """Wherever within the frames the time runs out."""
@@ -163,6 +165,7 @@ def test_a_timeout_of_receive_loses_nothing(link: Link) -> None:
         live.receive(0.02)
 
 
+@pytest.mark.need(30)
 @pulling
 def test_a_timeout_of_zero_takes_what_is_there(link: Link) -> None:
     """Who polls gets messages, too."""
@@ -191,6 +194,7 @@ def test_iteration_ends_quietly_and_the_code_tells_why(link: Link) -> None:
     assert (live.conn.close_code, live.conn.close_reason, live.conn.closed) == (4001, "enough", True)
 
 
+@pytest.mark.need(15, 30)
 @pulling
 def test_receive_raises_once_everything_has_been_received(link: Link) -> None:
     live, peer = link()
@@ -208,6 +212,7 @@ def test_receive_raises_once_everything_has_been_received(link: Link) -> None:
         receiving.result(LIMIT)
 
 
+@pytest.mark.need(30)
 @pulling
 def test_messages_that_came_before_the_end_can_still_be_received_after_it(link: Link) -> None:
     live, peer = link(reply_timeout=0.05)

@@ -283,6 +283,7 @@ def test_every_first_byte_is_judged_as_section_5_2_says(build: Build, masked: bo
     assert taken == {first for first in EVERY_FIRST_BYTE if allowed(first, rsv1)}
 
 
+@pytest.mark.advisory("engine.io 4.x")
 @pytest.mark.parametrize("rsv", [1, 2, 3, 5, 6, 7])
 @pytest.mark.parametrize("opcode", [wire.TEXT, wire.CONTINUATION, wire.PING, wire.CLOSE, 3])
 def test_rsv2_and_rsv3_have_no_meaning(build: Build, opcode: int, rsv: int) -> None:
@@ -377,6 +378,7 @@ def test_a_reader_that_forgets_holds_on_to_nothing(build: Build) -> None:
     assert not reader.read()
 
 
+@pytest.mark.advisory("aiohttp#13350")
 def test_a_trickled_payload_is_not_kept(build: Build) -> None:
     # aiohttp#13350: what came byte by byte took 28 times its size.
     reader = build.FrameReader(True, False)

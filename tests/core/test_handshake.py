@@ -213,6 +213,7 @@ def test_a_repeated_version_is_refused() -> None:
     assert (error.status, str(error)) == (426, "expected Sec-WebSocket-Version: 13, got '13, 13'")
 
 
+@pytest.mark.advisory("aiohttp changelog")
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -313,6 +314,7 @@ def test_origins_are_checked() -> None:
     assert check_request(request({"Origin": "http://evil.example"}), "*") == KEY
 
 
+@pytest.mark.advisory("CVE-2026-44546")
 @pytest.mark.parametrize("name", [*REQUIRED, "Origin", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"])
 @pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\n", "\r"])
 def test_no_byte_inside_a_value_makes_a_second_header(name: str, character: str) -> None:
@@ -325,6 +327,7 @@ def test_no_byte_inside_a_value_makes_a_second_header(name: str, character: str)
         refused(subject)
 
 
+@pytest.mark.advisory("CVE-2026-42544", "node ws 3.3.1")
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -340,6 +343,7 @@ def test_malformed_offers_are_refused_with_the_request(name: str, value: str) ->
     assert refused(request({name: value})).status == 400
 
 
+@pytest.mark.advisory("CVE-2024-37890")
 def test_two_thousand_headers_do_no_harm() -> None:
     # CVE-2024-37890
     assert check_request(request(more=[(f"X-{number}", "x") for number in range(2_000)])) == KEY
@@ -422,6 +426,7 @@ def test_subprotocols_that_differ_in_case_are_two() -> None:
     assert offered_subprotocols(Headers({"Sec-WebSocket-Protocol": "Chat, chat"})) == ["Chat", "chat"]
 
 
+@pytest.mark.advisory("CVE-2026-42544", "CVE-2021-32640")
 @pytest.mark.parametrize("value", ["\x80\xff", "b" + " " * 32_000 + "x", 'a"b', "a b", "a\x85b"])
 def test_a_malformed_subprotocol_is_refused(value: str) -> None:
     # CVE-2026-42544 and CVE-2021-32640

@@ -84,6 +84,7 @@ def test_a_field_that_must_be_alone_is_refused_when_repeated() -> None:
     assert caught.value.status == 400
 
 
+@pytest.mark.advisory("CVE-2026-44546")
 @pytest.mark.parametrize("end", LINE_ENDS)
 def test_no_value_is_ever_split_into_a_second_field(end: str) -> None:
     value = f"a{end}Origin: http://evil.example"
@@ -213,6 +214,7 @@ def test_extension_lists(values: list[str], expected: list[ExtensionOffer]) -> N
     assert extensions(*values) == expected
 
 
+@pytest.mark.advisory("node ws 3.3.1")
 @pytest.mark.parametrize(
     "value",
     [
@@ -338,6 +340,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.advisory("CVE-2021-32640", "node ws 3.3.1")
 @pytest.mark.parametrize("shape", HOSTILE)
 @pytest.mark.parametrize("parse", [extensions, protocols])
 def test_parsing_takes_linear_time(parse: Callable[[str], object], shape: str) -> None:

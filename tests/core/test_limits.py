@@ -22,6 +22,7 @@ def make(name: str, value: Any) -> Limits:
     return Limits(**{name: value})
 
 
+@pytest.mark.need(6, 16)
 def test_defaults_are_the_documented_ones() -> None:
     assert dataclasses.asdict(Limits()) == {
         "max_message_size": 16 * 2**20,

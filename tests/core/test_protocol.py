@@ -86,6 +86,7 @@ def test_a_message_of_empty_fragments_is_empty(build: Build, opcode: int, empty:
     assert arrives(build, wire.message(opcode, [b"", b"", b""], key=wire.KEY)).events == [empty]
 
 
+@pytest.mark.advisory("aiohttp changelog")
 @pytest.mark.parametrize("role", ROLES)
 def test_control_frames_come_between_fragments(build: Build, role: Role) -> None:
     # aiohttp once lost the message.
@@ -145,6 +146,7 @@ def test_a_message_inside_a_message_is_a_violation(build: Build, opcode: int, fi
     assert failure(event) == ("expected a continuation frame, got the first frame of another message", 1002)
 
 
+@pytest.mark.advisory("engine.io 4.x")
 @pytest.mark.parametrize(
     "bad",
     [b"\xc1\x80", b"\xa1\x80", b"\x91\x80", b"\x83\x80", b"\x8b\x80", b"\x81\x00", b"\x09\x80", b"\x89\xfe"],
@@ -523,6 +525,7 @@ def test_uncompressed_messages_come_between_compressed_ones(build: Build) -> Non
     assert result.events == ["Hello", "plain", "plain", "Hello"]
 
 
+@pytest.mark.advisory("aiohttp changelog")
 def test_control_frames_come_between_compressed_fragments(build: Build) -> None:
     payload = compressed(b"Hello")
     data = frame(TEXT, payload[:3], fin=False, rsv=4) + frame(PING, b"x") + frame(CONTINUATION, payload[3:])
@@ -570,6 +573,7 @@ def test_messages_are_sent_compressed_from_the_threshold_on(build: Build, role: 
     assert texts == [b"b" * 10, b"d" * 10]
 
 
+@pytest.mark.advisory("aiohttp changelog")
 def test_a_message_that_was_refused_leaves_the_compressor_alone(build: Build) -> None:
     subject = build.make(parameters=COMPRESSION)
     subject.send_text("Hello")

@@ -48,6 +48,7 @@ def test_a_message_of_just_the_limit_is_taken(build: Build, opcode: int, pieces:
     assert result.events == ["x" * 1000 if opcode == TEXT else b"x" * 1000]
 
 
+@pytest.mark.need(6)
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("pieces, got", [([1001], 1001), ([1000, 1], 1001), ([500, 501], 1001), ([1, 5000], 5001)])
 def test_a_message_of_more_is_refused_with_1009(build: Build, opcode: int, pieces: list[int], got: int) -> None:
@@ -68,6 +69,8 @@ def test_control_frames_do_not_count(build: Build) -> None:
     assert events == [Ping(bytes(125))] * 200 + [bytes(999) + b"x"]
 
 
+@pytest.mark.need(6)
+@pytest.mark.advisory("CVE-2026-44545")
 @pytest.mark.parametrize("declared", [2**24 + 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1])
 @pytest.mark.parametrize("before", [[], [b"x" * 100]])
 def test_a_declared_length_is_refused_before_anything_is_kept(build: Build, declared: int, before: list[bytes]) -> None:
@@ -107,6 +110,7 @@ def test_a_huge_limit_is_a_limit_like_any_other(build: Build, size: int, compres
 # --- bombs ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.advisory("aiohttp#11898", "CVE-2018-1000518")
 @pytest.mark.parametrize("pieces", [1, 2, 30])
 def test_a_bomb_is_refused_while_it_is_inflated(build: Build, pieces: int) -> None:
     # aiohttp#11898, CVE-2018-1000518: 1000 : 1, whole and in fragments.
@@ -227,6 +231,8 @@ def test_one_frame_may_be_all_that_is_allowed(build: Build) -> None:
     assert failure(event) == ("expected a message in at most 1 frames, got more", 1008)
 
 
+@pytest.mark.need(6)
+@pytest.mark.advisory("CVE-2026-48779")
 def test_a_flood_of_empty_fragments_is_refused_and_takes_no_memory(build: Build) -> None:
     # CVE-2026-48779, CVE-2026-12151. websockets 17 takes 200,000 of them.
     subject = build.make(Role.CLIENT)
@@ -237,6 +243,7 @@ def test_a_flood_of_empty_fragments_is_refused_and_takes_no_memory(build: Build)
     assert memory.peak < 20_000
 
 
+@pytest.mark.advisory("CVE-2026-48779")
 def test_tiny_fragments_take_no_more_memory_than_their_payload(build: Build) -> None:
     # uvicorn keeps 43 MB for 2 MB that come in fragments of 2 bytes.
     subject = build.make(Role.CLIENT)
@@ -245,6 +252,7 @@ def test_tiny_fragments_take_no_more_memory_than_their_payload(build: Build) -> 
     assert memory.peak < 4 * 40_000
 
 
+@pytest.mark.advisory("CVE-2026-54274", "aiohttp#13350")
 def test_trickled_bytes_take_no_more_memory_than_their_payload(build: Build) -> None:
     # CVE-2026-54274 and aiohttp#13350: a large frame that never comes to its end, byte by byte.
     subject = build.make(Role.CLIENT)
@@ -287,6 +295,7 @@ def test_a_message_keeps_nothing_but_itself(build: Build) -> None:
 # --- PING and PONG floods -------------------------------------------------------------------------
 
 
+@pytest.mark.advisory("CVE-2026-48802")
 def test_while_writing_is_paused_only_the_newest_pong_waits(build: Build) -> None:
     # Section 5.5.3 allows it; CVE-2026-48802 shows what else happens.
     subject = build.make(Role.CLIENT)
@@ -333,6 +342,7 @@ def test_no_pong_goes_after_the_end_of_the_stream(build: Build) -> None:
     assert subject.data_to_send() == b""
 
 
+@pytest.mark.advisory("CVE-2026-48802")
 def test_a_flood_of_pongs_takes_no_memory(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     with measured() as memory:

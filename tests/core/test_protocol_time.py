@@ -39,6 +39,7 @@ def pinged(build: Build, role: Role = Role.SERVER, unsent: int = 0, limits: Limi
 # --- the PING -------------------------------------------------------------------------------------
 
 
+@pytest.mark.need(16)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_ping_is_due_after_ping_interval(build: Build, role: Role) -> None:
     subject = build.make(role, LIMITS)
@@ -68,6 +69,7 @@ def test_pings_follow_each_other_while_they_are_answered(build: Build) -> None:
         assert sent(subject) == [wire.Frame(PING, b"keepalive %d" % number)]
 
 
+@pytest.mark.need(16)
 def test_no_interval_means_no_keepalive(build: Build) -> None:
     subject = build.make(limits=Limits(ping_interval=None, ping_timeout=15))
     assert subject.next_deadline() is None
@@ -115,6 +117,7 @@ def test_no_timeout_means_that_silence_is_borne(build: Build) -> None:
     assert subject.state is State.OPEN
 
 
+@pytest.mark.need(16)
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_any_byte_of_the_peers_counts_as_life(build: Build, role: Role, size: int) -> None:
@@ -165,6 +168,7 @@ def test_a_clock_that_jumps_past_both_deadlines_sends_the_ping_first(build: Buil
 # --- a large message that goes out slowly ---------------------------------------------------------
 
 
+@pytest.mark.need(16)
 def test_while_the_peer_takes_what_was_sent_it_is_alive(build: Build) -> None:
     # The PING waits behind a large message: it cannot have been seen.
     subject = pinged(build, unsent=100_000)

@@ -138,6 +138,7 @@ def test_native_events(uvicorns: Uvicorn) -> None:
     assert [events.get() for _ in range(3)] == [("connection_reset",), ("end", 1006, ""), (1006, "")]
 
 
+@pytest.mark.need(14, 15)
 def test_a_handler_that_only_sends_learns_of_the_end(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     errors = Inbox[BaseException]()
 
@@ -161,6 +162,7 @@ def test_a_handler_that_only_sends_learns_of_the_end(uvicorns: Uvicorn, caplog: 
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.need(4)
 def test_a_slow_client_makes_send_wait(uvicorns: Uvicorn) -> None:
     stalled, message = Gate[int](), b"m" * 65536
 
@@ -314,6 +316,7 @@ def test_a_detached_socket_outlives_the_server() -> None:
 # --- no connection -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.need(9)
 def test_reject(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(upgrade: Any) -> None:
         await upgrade.reject(402, b"pay first", [("Retry-After", "5"), ("Content-Type", "a/b")])
@@ -392,6 +395,7 @@ def test_a_handshake_error_of_the_accept_is_answered_once_and_is_no_crash(
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.need(8)
 @pytest.mark.parametrize(
     "origins, origin, status",
     [

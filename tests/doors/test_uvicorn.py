@@ -160,6 +160,7 @@ def test_a_bad_handshake_never_reaches_the_application(
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.advisory("CVE-2024-37890")
 def test_many_headers_are_no_reason_to_refuse(every_uvicorn: Uvicorn) -> None:
     every_uvicorn.run(echo)
     with Peer(every_uvicorn.port) as peer:
@@ -460,6 +461,7 @@ def test_the_applications_close(uvicorns: Uvicorn, message: dict[str, Any], expe
     assert run.outcome() is None
 
 
+@pytest.mark.need(1)
 def test_megabytes_sent_before_the_close_arrive_before_it(uvicorns: Uvicorn) -> None:
     closed = Gate[None]()
     data = b"d" * 100_000
@@ -483,6 +485,7 @@ def test_megabytes_sent_before_the_close_arrive_before_it(uvicorns: Uvicorn) -> 
     assert run.outcome() is None
 
 
+@pytest.mark.need(15)
 @pytest.mark.parametrize("ended_by", ["application", "client", "RST"])
 def test_send_after_the_end_raises_an_os_error(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, ended_by: str
@@ -518,6 +521,7 @@ def test_send_after_the_end_raises_an_os_error(
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.need(14)
 def test_an_application_that_only_sends_learns_that_the_client_has_gone(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
@@ -569,6 +573,7 @@ def test_an_exception_after_the_accept_closes_with_1011_and_tells_the_client_not
 # --- a client that does not read -------------------------------------------------------------------------
 
 
+@pytest.mark.need(4)
 def test_send_waits_for_a_slow_client_who_blocks_nobody_else(uvicorns: Uvicorn) -> None:
     stalled, message = Gate[int](), b"m" * 65536
 
@@ -602,6 +607,7 @@ def test_send_waits_for_a_slow_client_who_blocks_nobody_else(uvicorns: Uvicorn) 
     assert run.outcome() is None
 
 
+@pytest.mark.need(5)
 def test_reading_stops_while_the_application_does_not_receive(uvicorns: Uvicorn) -> None:
     gate, counted = Gate[None](), Gate[int]()
 
@@ -672,6 +678,7 @@ def test_starlettes_websocket(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixtur
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.need(9)
 def test_starlettes_denial_responses(uvicorns: Uvicorn) -> None:
     async def whole(websocket: WebSocket) -> None:
         await websocket.send_denial_response(PlainTextResponse("pay first", 402))

@@ -76,6 +76,7 @@ def test_close_before_the_accept_is_403(uvicorns: Uvicorn, caplog: pytest.LogCap
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.need(9)
 def test_a_whole_denial_response(every_uvicorn: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -94,6 +95,7 @@ def test_a_whole_denial_response(every_uvicorn: Uvicorn) -> None:
     assert run.outcome() is None
 
 
+@pytest.mark.need(9)
 @pytest.mark.parametrize("declared", [True, False], ids=["with its length", "without its length"])
 def test_a_streamed_denial_response(uvicorns: Uvicorn, declared: bool) -> None:
     chunks = [b"binary \x00\xff", b"", b"x" * 300_000, b"end"]

@@ -66,6 +66,8 @@ def reporting(events: Inbox[Any]) -> ASGIApp:
 # --- settings ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need(6)
+@pytest.mark.advisory("aiohttp#11898", "CVE-2018-1000518")
 def test_ws_max_size() -> None:
     with Uvicorn(echo, ws_max_size=1000) as server:
         with dial(server.port) as client:
@@ -83,6 +85,7 @@ def test_ws_max_size() -> None:
             assert client.close_code == 1009
 
 
+@pytest.mark.need(6)
 def test_the_default_max_size_is_uvicorns() -> None:
     with Uvicorn(echo) as server, Peer(server.port) as peer:
         peer.open()
@@ -91,6 +94,7 @@ def test_the_default_max_size_is_uvicorns() -> None:
         assert peer.close()[0] == 1009
 
 
+@pytest.mark.need(16)
 @LOOPS
 def test_ws_ping_interval(loop: str) -> None:
     events = Inbox[Any]()
@@ -111,6 +115,7 @@ def test_ws_ping_interval(loop: str) -> None:
         assert events.get()["code"] == 1000
 
 
+@pytest.mark.need(16)
 @LOOPS
 def test_ws_ping_timeout(loop: str) -> None:
     events = Inbox[Any]()
@@ -125,6 +130,7 @@ def test_ws_ping_timeout(loop: str) -> None:
         assert events.get()["code"] == 1011
 
 
+@pytest.mark.need(16)
 @pytest.mark.parametrize("value", [None, 0])
 def test_keepalive_can_be_switched_off(value: Any) -> None:
     with Uvicorn(echo, ws_ping_interval=value, ws_ping_timeout=value) as server, Peer(server.port) as peer:
@@ -133,6 +139,7 @@ def test_keepalive_can_be_switched_off(value: Any) -> None:
         assert (options["ping_interval"], options["ping_timeout"]) == (None, None)
 
 
+@pytest.mark.need(18)
 @pytest.mark.parametrize("enabled", [True, False])
 def test_ws_per_message_deflate(enabled: bool) -> None:
     with Uvicorn(echo, ws_per_message_deflate=enabled) as server:
@@ -145,6 +152,7 @@ def test_ws_per_message_deflate(enabled: bool) -> None:
             assert client.recv(LIMIT) == "as it is"
 
 
+@pytest.mark.need(5)
 def test_ws_max_queue_bounds_what_is_read_ahead() -> None:
     gate = Gate[None]()
 
@@ -190,6 +198,7 @@ def test_uvicorns_default_headers_are_in_the_101() -> None:
 # --- shutdown ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need(2, 3)
 @LOOPS
 def test_shutdown_ends_open_connections_with_1012(loop: str, caplog: pytest.LogCaptureFixture) -> None:
     events = Inbox[Any]()
@@ -209,6 +218,7 @@ def test_shutdown_ends_open_connections_with_1012(loop: str, caplog: pytest.LogC
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.need(2)
 @LOOPS
 def test_a_well_behaved_client_does_not_delay_the_shutdown(loop: str) -> None:
     with Uvicorn(echo, loop=loop) as server, dial(server.port) as client:
@@ -221,6 +231,7 @@ def test_a_well_behaved_client_does_not_delay_the_shutdown(loop: str) -> None:
         server.wait_stopped(SOON)
 
 
+@pytest.mark.need(2, 3)
 @LOOPS
 @pytest.mark.parametrize("reads", [True, False], ids=["silent", "does not read"])
 def test_a_rude_client_delays_the_shutdown_by_the_close_timeout_at_most(loop: str, reads: bool) -> None:
@@ -240,6 +251,7 @@ def test_a_rude_client_delays_the_shutdown_by_the_close_timeout_at_most(loop: st
         server.wait_stopped(SOON)
 
 
+@pytest.mark.need(2)
 @LOOPS
 def test_shutdown_while_the_application_decides(loop: str) -> None:
     started = Gate[None]()
@@ -259,6 +271,7 @@ def test_shutdown_while_the_application_decides(loop: str) -> None:
         server.wait_stopped(SOON)
 
 
+@pytest.mark.need(2)
 @LOOPS
 def test_shutdown_while_a_denial_is_not_read(loop: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -275,6 +288,7 @@ def test_shutdown_while_a_denial_is_not_read(loop: str) -> None:
         server.wait_stopped(SOON)
 
 
+@pytest.mark.need(2)
 def test_an_application_that_does_not_end_is_cancelled_at_the_grace_periods_end() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()

@@ -167,6 +167,7 @@ def test_the_applications_close_as_a_client_sees_it(tls_uvicorns: Uvicorn, clien
     assert run.outcome() is None
 
 
+@pytest.mark.need(1)
 def test_megabytes_sent_before_the_close_arrive_before_it(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
     data = b"d" * 100_000
 
@@ -225,6 +226,7 @@ def test_a_violation_is_answered_with_its_code(tls_uvicorns: Uvicorn, client_tls
         peer.end()
 
 
+@pytest.mark.need(2, 3)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_shutdown_ends_open_connections_with_1012(
     certificate: tuple[Path, ssl.SSLContext], loop: str, caplog: pytest.LogCaptureFixture

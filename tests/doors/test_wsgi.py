@@ -63,6 +63,7 @@ def test_blocking_echo(caplog: pytest.LogCaptureFixture, threaded: bool) -> None
         assert_quiet(server, caplog)
 
 
+@pytest.mark.need(13)
 @pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
 @pytest.mark.parametrize("wrap", ["plain", "debug", "debugger"])
 def test_one_line_in_the_access_log_and_nothing_else(
@@ -128,6 +129,7 @@ def test_run_with_events(caplog: pytest.LogCaptureFixture) -> None:
         assert_quiet(server, caplog)
 
 
+@pytest.mark.need(13)
 def test_a_view_that_returns_ends_the_connection_with_1000() -> None:
     def view() -> ResponseReturnValue:
         upgrade().accept().send("bye")
@@ -143,6 +145,7 @@ def test_a_view_that_returns_ends_the_connection_with_1000() -> None:
         assert server.access_log(1) == ["GET /ws 101"]
 
 
+@pytest.mark.need(13)
 def test_a_client_that_vanishes_while_the_view_waits(caplog: pytest.LogCaptureFixture) -> None:
     errors = Inbox[int]()
 
@@ -163,6 +166,7 @@ def test_a_client_that_vanishes_while_the_view_waits(caplog: pytest.LogCaptureFi
         assert_quiet(server, caplog)
 
 
+@pytest.mark.need(13)
 @pytest.mark.parametrize("kind", ["threaded", "single", "debug"])
 @pytest.mark.parametrize(
     "leave",
@@ -202,6 +206,7 @@ def test_a_view_that_iterates_ends_without_a_traceback_when_its_client_leaves(
     assert "Traceback" not in printed.out + printed.err
 
 
+@pytest.mark.need(14)
 def test_a_view_that_only_sends_learns_that_the_client_has_gone() -> None:
     errors = Inbox[BaseException]()
 
@@ -327,6 +332,7 @@ def test_an_upgrade_on_a_kept_alive_connection(caplog: pytest.LogCaptureFixture)
 # --- no connection ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.need(9)
 def test_reject_from_a_flask_view(caplog: pytest.LogCaptureFixture) -> None:
     def view() -> ResponseReturnValue:
         answer: ResponseReturnValue = upgrade().reject(
@@ -344,6 +350,7 @@ def test_reject_from_a_flask_view(caplog: pytest.LogCaptureFixture) -> None:
         assert_quiet(server, caplog)
 
 
+@pytest.mark.need(9)
 def test_reject_from_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         rejection: WSGIApp = environ["watershed"].reject(403, b"no")
@@ -506,6 +513,7 @@ def test_an_application_may_answer_a_refusal_itself(caplog: pytest.LogCaptureFix
         assert_quiet(server, caplog)
 
 
+@pytest.mark.need(8)
 @pytest.mark.parametrize(
     "origins, origin, status",
     [

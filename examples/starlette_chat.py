@@ -1,0 +1,62 @@
+"""Rooms of a chat in a Starlette application, behind a login: python examples/starlette_chat.py [port].
+
+GET /login?name=ann sets a cookie; ws://.../rooms/{room} then lets in whoever has it. What one member sends, all members
+of the room get.
+"""
+
+import sys
+from collections import defaultdict
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from watershed_mw import AsyncConnection, ConnectionClosed
+from watershed_mw.asgi import ASGIUpgrade
+from watershed_mw.starlette import WatershedRoute
+
+rooms: defaultdict[str, set[AsyncConnection]] = defaultdict(set)
+
+
+def tell(room: str, text: str) -> None:
+    for member in list(rooms[room]):
+        try:
+            member.send(text)  # not awaited: whoever reads slowly delays nobody else
+        except ConnectionClosed:
+            pass  # it is just leaving
+
+
+async def login(request: Request) -> PlainTextResponse:
+    request.session["name"] = request.query_params["name"]
+    return PlainTextResponse("welcome")
+
+
+async def chat(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
+    name, room = request.session.get("name"), request.path_params["room"]
+    if name is None:
+        await upgrade.reject(401, b"log in first: /login?name=...\n")
+        return
+    conn = await upgrade.accept()
+    rooms[room].add(conn)
+    tell(room, f"{name} has come")
+    try:
+        async for message in conn:
+            if isinstance(message, str):
+                tell(room, f"{name}: {message}")
+    finally:
+        rooms[room].discard(conn)
+        tell(room, f"{name} has left")
+
+
+app = Starlette(
+    routes=[Route("/login", login), WatershedRoute("/rooms/{room}", chat, accept=False, max_message_size=4096)],
+    middleware=[Middleware(SessionMiddleware, secret_key="only an example")],
+)
+
+if __name__ == "__main__":
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    uvicorn.run(app, port=port, ws="watershed_mw.uvicorn:WatershedProtocol")
