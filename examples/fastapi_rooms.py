@@ -1,6 +1,7 @@
 """Rooms in a FastAPI application, behind a bearer token: python examples/fastapi_rooms.py [port].
 
-The token is the member's name. ws://.../rooms/{number} tells a member who else is there; GET /rooms/{number} tells a page.
+The token is the member's name. ws://.../rooms/{number} tells a member who else is there; GET /rooms/{number} tells a
+page.
 """
 
 import sys

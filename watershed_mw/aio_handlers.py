@@ -15,6 +15,7 @@ from typing import Any
 
 from ._implementation import Protocol
 from .aio import NEXT_TURN, READY, AsyncConnection
+from .alarm import alarm_of
 from .connection import Details, logger
 from .core.events import Event
 from .errors import ConnectionClosed
@@ -31,6 +32,7 @@ class OrderedHandlers(AsyncConnection):
         self._loop = asyncio.get_running_loop()
         self._running = False
         self._advancing = False
+        self._abandoned = False
         self._busy: asyncio.Task[None] | None = None
         self._waiting: deque[Awaitable[Any]] = deque()
         self._receiver: asyncio.Future[None] | None = None
@@ -82,6 +84,8 @@ class OrderedHandlers(AsyncConnection):
         self._waiting.extend(waiting)
         if self._waiting and self._busy is None:
             self._busy = self._loop.create_task(self._await_waiting())
+            if self._abandoned:
+                self._be_patient(self._busy)
 
     async def _await_waiting(self) -> None:
         try:
@@ -95,6 +99,20 @@ class OrderedHandlers(AsyncConnection):
         finally:
             self._busy = None
             self._advance_and_settle()
+
+    def abandon(self) -> None:
+        """Nobody runs the connection's application any more: a handler still at work has ``close_timeout`` to end."""
+        self._abandoned = True
+        if self._busy is not None:
+            self._be_patient(self._busy)
+
+    def _be_patient(self, busy: asyncio.Task[None]) -> None:
+        def give_up() -> None:
+            if not busy.done():
+                logger.warning("a handler of %r has not returned: cancelled", self)
+                busy.cancel()
+
+        alarm_of(self._loop).set(time.monotonic() + self._details.limits.close_timeout, give_up)
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)

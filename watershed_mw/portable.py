@@ -243,7 +243,11 @@ class PortableConnection(AsyncConnection):
                     self._reading.cancel()
                     while self._read_on:
                         await self._news_come()
-                await self._asgi_send(_as_asgi(item, self._server))
+                try:
+                    await self._asgi_send(_as_asgi(item, self._server))
+                except OSError:
+                    await self._hear_the_end()
+                    raise
                 self._core.taken()
                 if self._behind and not self._core.unsent_size:
                     self._behind, self._drained = False, True
@@ -253,6 +257,13 @@ class PortableConnection(AsyncConnection):
         finally:
             self._write_on = False
             self._tell_all()
+
+    async def _hear_the_end(self) -> None:
+        """Our Close came too late; what the peer's said, the server still has to tell."""
+        if not self._read_on:
+            with anyio.move_on_after(self._details.limits.close_timeout):
+                while not self._core.ended:
+                    self._received(await self._asgi_receive())
 
     async def _dispatch(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
-from .aio import AsyncConnection
+from .aio_connection import AsyncioConnection
 from .alarm import Entry, alarm_of
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
@@ -147,7 +147,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._logger = logging.getLogger("uvicorn.error")
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._connection: AsyncConnection | None = None
+        self._connection: AsyncioConnection | None = None
         self._denial: Denial | None = None
         self._stage = _Stage.HEAD
         self._request: Request
@@ -309,6 +309,8 @@ class WatershedProtocol(asyncio.Protocol):
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._task = None
+        if self._connection is not None:
+            self._connection.abandon()
         if self._patience is not None:
             alarm_of(self._loop).cancel(self._patience)
             self._patience = None
@@ -428,7 +430,7 @@ class WatershedProtocol(asyncio.Protocol):
     def _log(self, outcome: str) -> None:
         self._logger.info('%s - "WebSocket %s" %s', remote_of(self._scope), self._shown_path(), outcome)
 
-    def _log_close(self, connection: AsyncConnection) -> None:
+    def _log_close(self, connection: AsyncioConnection) -> None:
         stats = connection.stats
         self._logger.info(
             '%s - "WebSocket %s" [closed %d] %.3f s, %d bytes received, %d bytes sent',

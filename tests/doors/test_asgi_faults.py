@@ -237,6 +237,39 @@ def test_cancelling_a_handler_at_any_of_its_waits_ends_its_connection(
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("event", ["text", "end"])
+def test_a_callback_that_never_returns_does_not_outlive_its_application_for_long(
+    server: Server, caplog: pytest.LogCaptureFixture, event: str
+) -> None:
+    told = Inbox[int]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        conn = await scope["watershed"].through(receive, send).accept(close_timeout=0.2)
+        begun = asyncio.Event()
+
+        async def hang(*args: object) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        conn.on("end", lambda code, reason: told.put(code))
+        conn.on(event, hang)
+        conn.on("text", lambda message: None)
+        if event == "text":
+            await begun.wait()
+
+    run = server.run(WatershedASGI(app))
+    with Peer(server.port) as peer:
+        peer.open()
+        peer.send(text("hang"))
+        assert peer.close()[0] == 1000
+        peer.send(close(1000))
+        peer.end()
+    assert run.outcome() is None
+    assert told.get() == 1000
+    eventually(lambda: "has not returned: cancelled" in caplog.text)
+
+
 async def plain_flood(receive: Receive, send: Send) -> None:
     while True:
         await send({"type": "websocket.send", "bytes": bytes(64 * KIB)})
