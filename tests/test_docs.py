@@ -1,0 +1,559 @@
+"""The pages of docs/, executed: every Python block is served and talked to, every command line is parsed.
+
+Two proxies are real ones, with the configuration that stands on the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import json
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daphne.cli import CommandLineInterface  # type: ignore[import-untyped]
+from granian.cli import cli as granian_cli
+from gunicorn.config import Config  # type: ignore[import-untyped]
+from starlette.websockets import WebSocket
+from uvicorn.main import main as uvicorn_cli
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Opcode
+from websockets.sync.client import ClientConnection
+
+import watershed_mw
+from tests.docs_support import PAGES, Block, blocks, tables
+from tests.doors.support import (
+    ASGIApp,
+    Peer,
+    Receive,
+    Scope,
+    Send,
+    Uvicorn,
+    close,
+    dial,
+    eventually,
+    head,
+    ping,
+    text,
+)
+from tests.support import LIMIT, PROJECT, LoopThread, Program, free_port
+from watershed_mw import AsyncConnection, WatershedASGI
+from watershed_mw.watershed import Options
+
+PYTHON = [block for block in blocks() if block.language == "python"]
+
+
+# --- Python blocks ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def served(block: Block, **settings: Any) -> Iterator[int]:
+    """The block's `app` under uvicorn with our class."""
+    with Uvicorn(block.module().app, lifespan="auto", **settings) as server:
+        yield server.port
+
+
+def said(port: int, path: str, **options: Any) -> str:
+    """The first message on a connection."""
+    with dial(port, path, **options) as client:
+        return str(client.recv(LIMIT))
+
+
+def refusal(port: int, path: str, **fields: str) -> tuple[int, str]:
+    with Peer(port) as peer:
+        peer.send(head(path, **fields))
+        answer = peer.refusal()
+        return answer.status, answer.body.decode()
+
+
+def page(port: int, path: str, **fields: str) -> tuple[str, list[str]]:
+    with Peer(port) as peer:
+        more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+        peer.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{more}\r\n".encode())
+        answer = peer.answer()
+        assert answer.status == 200, answer
+        return answer.body.decode(), answer.all("set-cookie")
+
+
+def echoes(port: int, path: str) -> None:
+    with dial(port, path) as client:
+        client.send("hi")
+        assert client.recv(LIMIT) == "hi"
+
+
+def plain(block: Block) -> None:
+    with served(block) as port:
+        echoes(port, "/echo")
+
+
+def subclass(block: Block) -> None:
+    with Uvicorn(plain_app(), ws=block.module().Sockets) as server, Peer(server.port) as peer:
+        peer.open("/echo")
+        peer.send(text("x") * 201)
+        frame = peer.frame()
+        while frame.opcode is Opcode.TEXT:
+            frame = peer.frame()
+        assert bytes(frame.data)[:2] == (1008).to_bytes(2, "big")
+
+
+def plain_app() -> Any:
+    [block] = [block for block in PYTHON if block.name == "plain"]
+    return block.module().app
+
+
+def worker(block: Block) -> None:
+    assert block.module().Worker.CONFIG_KWARGS["ws"] == "watershed_mw.uvicorn:WatershedProtocol"
+
+
+def routes(block: Block) -> None:
+    with served(block) as port:
+        assert page(port, "/")[0] == "an ordinary page"
+        echoes(port, "/echo")
+        assert said(port, "/rooms/lobby", protocols=["chat.v1"]) == "welcome to lobby, you speak chat.v1"
+
+
+def session(block: Block) -> None:
+    with served(block) as port:
+        assert refusal(port, "/chat") == (401, "log in first\n")
+        _, [cookie] = page(port, "/login")
+        with Peer(port) as peer:
+            peer.open("/chat", Cookie=cookie.partition(";")[0])
+            assert peer.text() == "hello ann"
+
+
+def upgrade_of(block: Block) -> None:
+    with served(block) as port:
+        with dial(port, "/new", protocols=["chat.v1"], origin="https://app.example.com") as client:
+            client.send("hi")
+            assert client.recv(LIMIT) == "hi"
+        echoes(port, "/old")
+        assert refusal(port, "/old", Origin="https://elsewhere.example")[0] == 403
+
+
+def events(block: Block) -> None:
+    with served(block) as port, Peer(port) as peer:
+        peer.open()
+        peer.send(text("hi") + ping(b"p"))
+        came = {bytes(peer.frame().data), bytes(peer.frame().data), bytes(peer.frame().data)}
+        assert came == {b"HI", b"p", b"you sent a PING with b'p'"}
+        peer.send(b"\x82\x80\0\0\0\0")
+        assert peer.close() == (1003, "text only")
+
+
+def broadcast(block: Block) -> None:
+    with served(block) as port, dial(port, "/chat") as one, dial(port, "/chat") as two:
+        one.send("to all")
+        assert (one.recv(LIMIT), two.recv(LIMIT)) == ("to all", "to all")
+
+
+def clock(block: Block) -> None:
+    with served(block) as port:
+        assert float(said(port, "/clock")) >= 0
+
+
+def accepted(block: Block) -> None:
+    with served(block) as port:
+        echoes(port, "/echo")
+        assert said(port, "/rooms/lobby", protocols=["chat.v1"]) == "welcome to lobby, you speak chat.v1"
+
+
+def security(block: Block) -> None:
+    with served(block) as port:
+        assert refusal(port, "/chat")[0] == 401
+        assert refusal(port, "/chat", Authorization="Bearer x") == (401, '{"detail":"this token is not valid"}')
+        ann = {"Authorization": "Bearer ann's token"}
+        assert refusal(port, "/admin", **ann)[0] == 403
+        for path, fields in (("/chat", ann), ("/admin", {**ann, "X_Admin": "yes"})):
+            with Peer(port) as peer:
+                peer.open(path, **fields)
+                assert peer.text() == "hello ann"
+
+
+def upgrade(block: Block) -> None:
+    with served(block) as port:
+        assert refusal(port, "/rooms/attic") == (404, "no such room\n")
+        with Peer(port) as peer:
+            assert peer.open("/rooms/lobby")["x-room"] == "lobby"
+            assert peer.text() == "come in"
+
+
+def router(block: Block) -> None:
+    with served(block) as port:
+        assert refusal(port, "/api/rooms/lobby") == (403, '{"detail":"the key is wrong"}')
+        assert said(port, "/api/rooms/lobby?key=open+sesame") == "this is lobby"
+
+
+def in_process(block: Block) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Starlette's, of the HTTP client underneath
+        module = block.module()
+    module.test_strangers_stay_outside()
+    module.test_ann_is_greeted()
+
+
+def portable(block: Block) -> None:
+    with served(block) as port:
+        assert said(port, "/") == "PINGs work"
+    with served(block, ws="websockets-sansio") as port:
+        assert said(port, "/").startswith("no PINGs here: expected a server that gives its frames away to send a PING")
+
+
+def trio(block: Block, place: Path) -> None:
+    (place / "main.py").write_text(block.code)
+    port = free_port()
+    hypercorn = Path(sys.executable).with_name("hypercorn")
+    with Program(hypercorn, "main:app", "--worker-class", "trio", "--bind", f"127.0.0.1:{port}", cwd=place) as program:
+        program.wait_for_line(re.compile("Running on"))
+        with dial(port, "/") as client:
+            assert [client.recv(LIMIT) for _ in range(3)] == ["3", "2", "1"]
+
+
+def limits(block: Block) -> None:
+    with served(block) as port, Peer(port) as peer:
+        echoes(port, "/echo")
+        peer.open("/echo")
+        peer.send(b"\x82\xff" + (64 * 1024 + 1).to_bytes(8, "big") + bytes(4))
+        assert peer.close()[0] == 1009
+
+
+def drain(block: Block) -> None:
+    with Uvicorn(block.module().app) as server, Peer(server.port) as peer:
+        peer.open("/chat")
+        peer.send(text("hi"))
+        assert peer.text() == "hi"
+        server.begin_stop()
+        assert peer.close() == (1012, "the server restarts")
+        peer.send(close(1012))
+        peer.end()
+
+
+def status(block: Block) -> None:
+    with served(block) as port, dial(port, "/echo") as client:
+        client.send("four")
+        assert client.recv(LIMIT) == "four"
+        [line] = json.loads(page(port, "/connections")[0])
+        assert line["messages"] == [1, 1]
+        with Peer(port) as peer:
+            peer.send(f"DELETE /connections/{line['id']} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            assert peer.answer().status == 200
+        with pytest.raises(ConnectionClosed):
+            client.recv(LIMIT)
+        assert (client.close_code, client.close_reason) == (4000, "ended by the operator")
+
+
+def conversation(block: Block) -> None:
+    with served(block) as port:
+        shouts(port)
+
+
+def shouts(port: int) -> None:
+    with dial(port, "/") as client:
+        client.send("hello")
+        assert client.recv(LIMIT) == "HELLO"
+        client.send("bye")
+        with pytest.raises(ConnectionClosed):
+            client.recv(LIMIT)
+        assert (client.close_code, client.close_reason) == (4001, "see you")
+
+
+def theirs(block: Block, place: Path) -> None:
+    port = free_port()
+    (place / "main.py").write_text(block.code.replace("8000", str(port)))
+    with Program(place / "main.py"):
+        eventually(lambda: listens(port))
+        shouts(port)
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT):
+        return True
+    return False
+
+
+TESTS: dict[str, Callable[..., None]] = {
+    test.__name__: test
+    for test in (
+        *(plain, subclass, worker, routes, session, upgrade_of, events, broadcast, clock, accepted, security, upgrade),
+        *(router, in_process, portable, trio, limits, drain, status, conversation, theirs),
+    )
+}
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_block(block: Block, tmp_path: Path) -> None:
+    assert block.name in TESTS, f"{block} names no test of TESTS: put <!-- test: name --> in front of it"
+    test = TESTS[block.name]
+    test(*[block, tmp_path][: len(inspect.signature(test).parameters)])
+
+
+def test_python_blocks_are_typed(tmp_path: Path) -> None:
+    for block in PYTHON:
+        (tmp_path / f"{block.page.stem.replace('-', '_')}_{block.line}.py").write_text(block.code)
+    # Starlette and the tests of others are read as they are; a user's own code may leave more open than ours.
+    command = [sys.executable, "-m", "mypy", "--disallow-untyped-defs", "--allow-untyped-calls"]
+    command += ["--ignore-missing-imports", "--allow-subclassing-any", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+# --- tables of code ----------------------------------------------------------------------------------------------
+
+
+def cell(code: str, name: str) -> Callable[[Any], Any]:
+    """The code of a cell as a coroutine function of `name`; what it returns is its value, if it has one."""
+    code = code.strip("`")
+    body = code if ": " in code and code.startswith("async for") else f"return {code}"
+    space: dict[str, Any] = {}
+    source = f"async def run({name}):\n{textwrap.indent(body, '    ')}\n"
+    exec("import asyncio, json, websockets\nfrom starlette.responses import Response\n" + source, space)
+    run: Callable[[Any], Any] = space["run"]
+    return run
+
+
+def observed(port: int, code: str) -> tuple[Any, ...]:
+    """What a client sees: status and body of a refusal, or subprotocol, fields, messages and the end."""
+    try:
+        with dial(port, "/?a=b", protocols=["chat.v1"] if "chat.v1" in code else ()) as client:
+            return client.subprotocol, client.response and client.response.headers.get("x-a"), *_talk(client, code)
+    except InvalidStatus as refused:
+        return refused.response.status_code, bytes(refused.response.body or b"")
+
+
+def _talk(client: ClientConnection, code: str) -> Iterator[Any]:
+    with contextlib.suppress(ConnectionClosed):
+        client.send('{"a": 1}')
+    if "wait_closed" in code:
+        client.close()
+    while True:
+        try:
+            yield client.recv(LIMIT)
+        except ConnectionClosed:
+            break
+    # The end of a handler that leaves its connection open is the same with all, a Close with 1000.
+    yield client.close_code
+    yield client.close_reason
+
+
+def _as_seen(value: Any) -> Any:
+    # The two sides are two connections, from two ports.
+    return re.sub(r":\d+$", ":port", value) if isinstance(value, str) else value
+
+
+def _compare(left: tuple[Any, Any], right: tuple[Any, Any]) -> None:
+    assert left[0] == right[0]
+    assert _as_seen(left[1]) == _as_seen(right[1])
+
+
+def _on_asgi(code: str, name: str, app: Callable[[Callable[[Any], Any]], ASGIApp]) -> tuple[Any, Any]:
+    values: list[Any] = []
+
+    async def run(subject: Any) -> None:
+        values.append(await cell(code, name)(subject))
+
+    with Uvicorn(app(run)) as server:
+        seen = observed(server.port, code)
+    # An awaitable's value counts for nothing: both await for its effect.
+    return seen, values[0] if values and isinstance(values[0], (str, dict)) else None
+
+
+def _starlette(run: Callable[[Any], Any], *, accept: bool = True) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        websocket = WebSocket(scope, receive, send)
+        if accept:
+            await websocket.accept()
+        else:
+            scope["extensions"] = {"websocket.http.response": {}}
+        await run(websocket)
+
+    return app
+
+
+def _ours(run: Callable[[Any], Any], *, accept: bool = True) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        websocket = WebSocket(scope, receive, send)
+        asked = scope["watershed"].through(websocket.receive, websocket.send, websocket)
+        await run(await asked.accept() if accept else asked)
+
+    return WatershedASGI(app)
+
+
+@pytest.mark.parametrize("row", tables("compare")["starlette"], ids=lambda row: row[1])
+def test_both_sides_do_the_same_on_an_open_connection(row: list[str]) -> None:
+    left, right = row
+    _compare(_on_asgi(left, "websocket", _starlette), _on_asgi(right, "conn", _ours))
+
+
+@pytest.mark.parametrize("row", tables("compare")["answer"], ids=lambda row: row[1])
+def test_both_sides_answer_alike(row: list[str]) -> None:
+    left, right = row
+    theirs = _on_asgi(left, "websocket", lambda run: _starlette(run, accept=False))
+    ours = _on_asgi(right, "upgrade", lambda run: _ours(run, accept=False))
+    if theirs[0][0] == 403:  # a refusal without a body of its own may say why
+        assert ours[0][0] == 403
+    else:
+        _compare(theirs, ours)
+
+
+@pytest.mark.parametrize("row", tables("compare")["websockets"], ids=lambda row: row[1])
+def test_both_sides_do_the_same_as_websockets(row: list[str]) -> None:
+    left, right = row
+    values: list[Any] = []
+
+    async def handler(websocket: ServerConnection) -> None:
+        values.append(await cell(left, "websocket")(websocket))
+
+    async def begin() -> Any:
+        return await serve(handler, "127.0.0.1", 0, close_timeout=LIMIT)
+
+    async def end(server: Any) -> None:
+        server.close()
+        await server.wait_closed()
+
+    thread = LoopThread()
+    try:
+        server = thread.call(begin())
+        seen = observed(server.sockets[0].getsockname()[1], left)
+        thread.call(end(server))
+    finally:
+        thread.close()
+    _compare((seen, values[0] if isinstance(values[0], str) else None), _on_asgi(right, "conn", _ours))
+
+
+def test_names_in_tables_exist() -> None:
+    for row in tables("names")["options"]:
+        assert row[2].strip("`") in Options.__optional_keys__, row
+    for left, right in tables("names")["exceptions"]:
+        for name in re.findall(r"`([\w.]*[A-Z]\w+)`", right):
+            assert hasattr(watershed_mw, name) or name == "TimeoutError", name
+        for dotted in re.findall(r"`((?:starlette|websockets)\.[\w.]+)`", left):
+            module, _, name = dotted.rpartition(".")
+            assert hasattr(importlib.import_module(module), name), dotted
+
+
+# --- command lines, links, configuration --------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for block in blocks():
+        if block.language == "sh":
+            for line in block.code.splitlines():
+                program, *arguments = line.partition("#")[0].replace("'", "").split()
+                yield program, arguments
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=lambda command: " ".join((command[0], *command[1])))
+def test_command_line(command: tuple[str, list[str]]) -> None:
+    program, arguments = command
+    if program == "uvicorn":
+        uvicorn_cli.make_context(program, arguments)
+    elif program == "granian":
+        granian_cli.make_context(program, arguments)
+    elif program == "gunicorn":
+        Config().parser().parse_args(arguments)
+    elif program == "daphne":
+        CommandLineInterface().parser.parse_args(arguments)
+    elif program == "hypercorn":
+        shown = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True, check=True)
+        assert all(one in shown.stdout for one in arguments if one.startswith("-"))
+    elif program == "pip":
+        extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        wanted = re.search(r"watershed-mw\[(.*)\]", " ".join(arguments))
+        assert wanted is None or set(wanted[1].split(",")) <= set(extras)
+    else:
+        raise AssertionError(f"no test knows the program {program}")
+
+
+def test_links_lead_somewhere() -> None:
+    for where in (*PAGES, PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)\s]+)\)", where.read_text()):
+            if target.startswith("http"):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (where.parent / path).resolve() if path else where
+            assert file.exists(), f"{where.name} links to {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert anchor in anchors, f"{where.name} links to {target}"
+
+
+def test_the_index_names_every_page() -> None:
+    index = (PROJECT / "docs" / "README.md").read_text()
+    assert {page.name for page in PAGES} - {"README.md"} <= set(re.findall(r"\]\((\w[\w-]*\.md)\)", index))
+
+
+HOST = "chat.example.com"
+
+
+async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+    """Echo, and first tell where the client seems to be. In /still no PINGs are sent."""
+    options: Any = {"ping_interval": None if scope["path"] == "/still" else 0.3}
+    connection: AsyncConnection = await scope["watershed"].through(receive, send).accept(**options)
+    await connection.send(f"{scope['scheme']} {scope['client'][0]}")
+    async for message in connection:
+        await connection.send(message)
+
+
+def _configuration(name: str) -> str:
+    [found] = [block.code for block in blocks() if block.name == name]
+    return found
+
+
+def _nginx(place: Path, port: int, upstream: int) -> Program:
+    server = _configuration("nginx").replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
+    server = re.sub(r" *ssl_certificate.*\n", "", server).replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
+    server = server.replace("proxy_read_timeout 60s;", "proxy_read_timeout 1s;")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = "".join(f"{kind}_temp_path {place / kind};" for kind in kinds)
+    (place / "nginx.conf").write_text(
+        f"daemon off; pid {place / 'pid'}; error_log stderr;\nevents {{}}\n"
+        f"http {{ access_log off; {places}\n{server}\n}}\n"
+    )
+    return Program("nginx", "-p", place, "-e", "stderr", "-c", place / "nginx.conf")
+
+
+def _caddy(place: Path, port: int, upstream: int) -> Program:
+    site = _configuration("caddy").replace(HOST, f"http://{HOST}:{port}").replace(":8000", f":{upstream}")
+    (place / "Caddyfile").write_text(f"{{\n admin off\n storage file_system {place}\n}}\n{site}")
+    return Program("caddy", "run", "--config", place / "Caddyfile", "--adapter", "caddyfile")
+
+
+@pytest.mark.need(17)
+@pytest.mark.parametrize("proxy", [_nginx, _caddy], ids=["nginx", "caddy"])
+def test_behind_a_proxy(proxy: Callable[[Path, int, int], Program], tmp_path: Path) -> None:
+    port = free_port()
+    name = f"{HOST}:{port}"
+    with Uvicorn(WatershedASGI(behind), proxy_headers=True) as server, proxy(tmp_path, port, server.port) as program:
+        eventually(lambda: listens(port), program.output)
+        with Peer(port) as alive, Peer(port) as still:
+            for peer, path in ((alive, "/alive"), (still, "/still")):
+                peer.open(path, Host=name, Origin=f"http://{name}")
+                assert peer.text() == "ws 127.0.0.1"
+            for _ in range(6):  # silence but for PINGs, for longer than the proxy bears
+                frame = alive.frame()
+                assert frame.opcode is Opcode.PING
+                alive.send(b"\x8a\x80\0\0\0\0")
+            alive.send(text("still here"))
+            frame = alive.frame()
+            while frame.opcode is Opcode.PING:
+                frame = alive.frame()
+            assert bytes(frame.data) == b"still here"
+            if proxy is _nginx:
+                assert still.rest() == b""
+            else:
+                still.send(text("Caddy waits"))
+                assert still.text() == "Caddy waits"
+        with Peer(port) as foreign:
+            foreign.send(head("/", Host=name, Origin="http://elsewhere.example"))
+            assert foreign.answer().status == 403
