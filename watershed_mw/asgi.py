@@ -87,6 +87,9 @@ class WatershedASGI:
         except HandshakeError:
             if not upgrade.refused:
                 raise
+        finally:
+            # The two refer to each other: what has ended need not wait for the garbage collector.
+            scope.pop("watershed", None)
 
     def settings_under(self, door: Any, options: ConnectionOptions) -> Settings:
         """Options of one accept before those of this middleware, and these before those of the server's door."""

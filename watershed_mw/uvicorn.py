@@ -154,6 +154,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._key = ""
         self._scope: dict[str, Any] = {}
         self._early = b""
+        self._lost = False
         self._task: asyncio.Task[None] | None = None
         self._decided: asyncio.Future[None] | None = None
         self._patience: Entry | None = None
@@ -210,6 +211,8 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._stage is not _Stage.OPEN:
             self._stage = _Stage.REFUSED
         self._decide_receive()
+        self._lost = True
+        self._let_go()
 
     def pause_writing(self) -> None:
         """The client does not read a denial response as fast as the application writes it."""
@@ -311,9 +314,16 @@ class WatershedProtocol(asyncio.Protocol):
         self._task = None
         if self._connection is not None:
             self._connection.abandon()
+        self._let_go()
         if self._patience is not None:
             alarm_of(self._loop).cancel(self._patience)
             self._patience = None
+
+    def _let_go(self) -> None:
+        """Transport and application are both gone: what they held is free at once, not at the next collection."""
+        if self._lost and self._task is None:
+            self._scope = {}
+            self.result = self._connection = None
 
     def _answer(self) -> Denial:
         if self._denial is None:

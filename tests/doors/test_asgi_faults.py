@@ -270,6 +270,27 @@ def test_a_callback_that_never_returns_does_not_outlive_its_application_for_long
     eventually(lambda: "has not returned: cancelled" in caplog.text)
 
 
+@pytest.mark.parametrize("app", [accepting(lambda conn: conn.receive()), echo], ids=["native", "plain"])
+@pytest.mark.parametrize("end", ["Close", "reset"])
+def test_what_has_ended_does_not_wait_for_the_garbage_collector(server: Server, app: ASGIApp, end: str) -> None:
+    eventually(server._idle)
+    gc.disable()
+    try:
+        run = server.run(app)
+        with Peer(server.port) as peer:
+            peer.open(Sec_WebSocket_Extensions="permessage-deflate")
+            if end == "Close":
+                peer.send(close(1000))
+                peer.close()
+                peer.end()
+            else:
+                peer.vanish()
+        run.outcome()
+        eventually(lambda: not len(_made), f"{[*_made]}")
+    finally:
+        gc.enable()
+
+
 async def plain_flood(receive: Receive, send: Send) -> None:
     while True:
         await send({"type": "websocket.send", "bytes": bytes(64 * KIB)})

@@ -24,7 +24,8 @@ class DeflateOptions:
 
     Args:
         window_bits: largest LZ77 window that either end may use, base-2 logarithm of bytes,
-            9 to 15; default 12 (4 KiB): some 50 KiB of memory where both directions are compressed.
+            9 to 15; default 12 (4 KiB): some 50 KiB of memory where both directions are compressed, and some 80 where
+            the client does not let its own window be limited (``client_max_window_bits``).
         memory_level: zlib's ``memLevel``, 1 to 9; default 5.
         level: zlib's compression level, 0 to 9, or -1 for zlib's own choice (the default).
         context_takeover: keep the window between messages for a better ratio; default True.

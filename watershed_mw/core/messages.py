@@ -91,8 +91,7 @@ class MessageProtocol:
     def receive_disconnect(self, code: int, reason: str) -> None:
         """Take note that the server has ended the connection, and how."""
         if self.state is not State.CLOSED:
-            if self.state is not State.ENDING:
-                self._close_received = (code, reason)
+            self._close_received = (code, reason)
             self._move(Trigger.EOF)
 
     # --- what the application wants --------------------------------------------------------------------
