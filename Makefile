@@ -49,13 +49,15 @@ test: $(VENV)/.dev $(VENV)/.built ## the test suite on the compiled build, then 
 	    WATERSHED_MW_PURE=1 $(PY) -m pytest $(PURE_SKIPS) $(ARGS); \
 	fi
 
-# A newcomer need not install Node and Chromium; what is left out is said aloud, and CI may leave out nothing.
+# A newcomer need not install Node, Chromium, nginx and Caddy; what is left out is said aloud, and CI may leave out nothing.
 define WITHOUT_PEERS
 if [ "$${CI:-}" != true ]; then \
     if ! { command -v node && command -v npm; } >/dev/null; then export WATERSHED_MW_NO_NODE=1; \
         echo "== NOT RUN: tests against node-watershed and ws (they need node and npm)"; fi; \
     if ! command -v chromium >/dev/null; then export WATERSHED_MW_NO_BROWSER=1; \
         echo "== NOT RUN: tests in a browser (they need chromium)"; fi; \
+    if ! { command -v nginx && command -v caddy; } >/dev/null; then export WATERSHED_MW_NO_PROXIES=1; \
+        echo "== NOT RUN: tests behind proxies (they need nginx and caddy)"; fi; \
 fi;
 endef
 

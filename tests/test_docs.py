@@ -9,7 +9,9 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -530,8 +532,13 @@ def _caddy(place: Path, port: int, upstream: int) -> Program:
 
 
 @pytest.mark.need(17)
+@pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_PROXIES") == "1", reason="WATERSHED_MW_NO_PROXIES=1")
 @pytest.mark.parametrize("proxy", [_nginx, _caddy], ids=["nginx", "caddy"])
 def test_behind_a_proxy(proxy: Callable[[Path, int, int], Program], tmp_path: Path) -> None:
+    program_name = proxy.__name__.strip("_")
+    assert shutil.which(program_name), (
+        f"expected the program {program_name}: install it, or set WATERSHED_MW_NO_PROXIES=1 to leave these tests out"
+    )
     port = free_port()
     name = f"{HOST}:{port}"
     with Uvicorn(WatershedASGI(behind), proxy_headers=True) as server, proxy(tmp_path, port, server.port) as program:
