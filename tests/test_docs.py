@@ -531,7 +531,6 @@ def _caddy(place: Path, port: int, upstream: int) -> Program:
     return Program("caddy", "run", "--config", place / "Caddyfile", "--adapter", "caddyfile")
 
 
-@pytest.mark.need(17)
 @pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_PROXIES") == "1", reason="WATERSHED_MW_NO_PROXIES=1")
 @pytest.mark.parametrize("proxy", [_nginx, _caddy], ids=["nginx", "caddy"])
 def test_behind_a_proxy(proxy: Callable[[Path, int, int], Program], tmp_path: Path) -> None:
