@@ -17,8 +17,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         return
     conn.on("text", conn.send)
     conn.on("binary", conn.send)
-    code, reason = await conn.run()
-    print(f"closed with {code} {reason!r}")
+    with contextlib.suppress(asyncio.CancelledError):  # the program ends, of which Python 3.11's streams make noise
+        code, reason = await conn.run()
+        print(f"closed with {code} {reason!r}")
 
 
 async def main(port: int) -> None:
