@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from watershed_mw import AsyncConnection, WatershedASGI
+from watershed_mw import AsyncConnection, ConnectionClosed, WatershedASGI
 from watershed_mw.fastapi import Accepted
 
 members: defaultdict[int, dict[str, AsyncConnection]] = defaultdict(dict)
@@ -42,7 +42,10 @@ async def enter(number: int, name: Member, conn: Connection) -> None:
         await conn.send(", ".join(sorted(members[number])))
         async for message in conn:
             if isinstance(message, str) and message in members[number]:
-                members[number][message].send(f"{name} greets you")
+                try:
+                    members[number][message].send(f"{name} greets you")
+                except ConnectionClosed:
+                    pass  # that one is just leaving
     finally:
         if members[number].get(name) is conn:
             del members[number][name]
