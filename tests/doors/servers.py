@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,19 @@ class Server:
     """One server without our frames; every difference from the first one is a fact about the server.
 
     Attributes:
+        command: how it is started; `{port}` stands for any port that it tells of, `{free}` for a free one.
         named: how an error names it.
         headers: whether it sends the header fields of the accept.
         empty: whether it sends empty messages.
         denial: whether it sends another refusal than a bare 403.
         before: status of an application that raises before it accepts.
         reasons: whether it passes the application's close reason on.
-        codes: whether it tells the application the client's close code.
+        low_codes: whether it sends close codes below 3000 other than 1000.
+        told: what the application gets to know of a client's Close(4005, "enough").
         too_long: close code after a message past the application's limit.
+        lifespan: whether there is one.
+        stopped: close code that a client gets at SIGTERM; None where its stream just ends.
+        patient: whether the application lives to see the end of its lifespan while a client is there.
     """
 
     name: str
@@ -43,8 +49,12 @@ class Server:
     denial: bool = True
     before: int = 500
     reasons: bool = True
-    codes: bool = True
+    low_codes: bool = True
+    told: tuple[int, str] = (4005, "enough")
     too_long: int = 1009
+    lifespan: bool = True
+    stopped: int | None = 1012
+    patient: bool = True
 
 
 def _uvicorn(ws: str) -> Server:
@@ -53,25 +63,29 @@ def _uvicorn(ws: str) -> Server:
     )
 
 
-def _hypercorn(worker: str) -> Server:
-    # It tells the application of 1006 whatever the client's Close says.
+def _hypercorn(worker: str, stopped: int | None) -> Server:
+    # It tells the application of 1006 whatever the client's Close says, and at a stop it lets clients be until the
+    # grace period ends, which is 3 seconds unless told otherwise.
     command = ("hypercorn", APPLICATION, "--bind", "127.0.0.1:{port}", "--worker-class", worker)
-    return Server(f"hypercorn-{worker}", command, "hypercorn", codes=False)
+    grace = ("--graceful-timeout", "1")
+    return Server(f"hypercorn-{worker}", command + grace, "hypercorn", told=(1006, ""), stopped=stopped)
 
 
+HYPERCORNS: Sequence[Server] = (_hypercorn("asyncio", 1011), _hypercorn("uvloop", 1011), _hypercorn("trio", None))
 PORTABLE: Sequence[Server] = (
     _uvicorn("websockets-sansio"),
     _uvicorn("websockets"),
     _uvicorn("wsproto"),
-    _hypercorn("asyncio"),
-    _hypercorn("uvloop"),
-    _hypercorn("trio"),
+    *HYPERCORNS,
     Server(
         "granian",
-        ("granian", "--interface", "asgi", "--port", "{port}", APPLICATION),
+        # the port that it tells of is the one that it was given, even if that is 0
+        ("granian", "--interface", "asgi", "--port", "{free}", APPLICATION),
         "granian",
         headers=False,
         before=403,
+        told=(4005, ""),
+        stopped=None,
     ),
     Server(
         "daphne",
@@ -81,28 +95,55 @@ PORTABLE: Sequence[Server] = (
         empty=False,
         denial=False,
         reasons=False,
-        too_long=4009,  # of the codes below 3000 it sends 1000 alone
+        low_codes=False,
+        told=(4005, ""),
+        too_long=4009,  # what we send instead of 1009
+        lifespan=False,
+        stopped=None,
+        patient=False,
     ),
     Server(
         "gunicorn-asgi",
-        ("gunicorn", APPLICATION, "--worker-class", "asgi", "--bind", "127.0.0.1:{port}"),
+        # Clients are let be for the grace period, 30 seconds unless told otherwise. The control socket would lie in
+        # the home of whoever runs the tests.
+        (
+            *("gunicorn", APPLICATION, "--worker-class", "asgi", "--bind", "127.0.0.1:{port}"),
+            *("--graceful-timeout", "1", "--no-control-socket"),
+        ),
         "gunicorn's asgi worker",
         denial=False,
+        told=(4005, ""),
+        stopped=None,
+        patient=False,
     ),
 )
 
+_ADDRESS = re.compile(r"127\.0\.0\.1:([1-9]\d*)")
+
 
 @contextlib.contextmanager
-def running(*command: str, ready: Callable[[int], bool] | None = None) -> Iterator[tuple[Program, int]]:
-    """A server, and its port once it answers. Of the command, `{port}` becomes a free port."""
-    port = free_port()
-    first, *rest = (part.format(port=port) for part in command)
+def running(*command: str, probe: bool = True) -> Iterator[tuple[Program, int]]:
+    """A server, and its port.
+
+    With `probe` it has answered a request: some say that they listen before there is anybody to answer.
+    """
+    first, *rest = (part.format(port=0, free=free_port()) for part in command)
     with Program(_BIN / first, *rest) as program:
-        eventually(lambda: (ready or _listens)(port), f"an answer of {first}: {program.output}")
+        port = int(program.wait_for_line(_ADDRESS)[1])
+        if probe:
+            eventually(lambda: _answers(port), f"an answer of {first}")
         yield program, port
 
 
-def _listens(port: int) -> bool:
+@contextlib.contextmanager
+def running_at(place: Path) -> Iterator[Program]:
+    """A uvicorn with our class, on a unix socket."""
+    with Program(_BIN / "uvicorn", APPLICATION, "--ws", UVICORN_CLASS, "--uds", place) as program:
+        program.wait_for_line(re.compile("running on unix socket"))
+        yield program
+
+
+def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         return sock.recv(100).startswith(b"HTTP/1.1 200")
@@ -112,6 +153,20 @@ def _listens(port: int) -> bool:
 def ours(*options: str, app: str = APPLICATION) -> tuple[str, ...]:
     """The command of uvicorn with our class."""
     return ("uvicorn", app, "--port", "{port}", "--ws", UVICORN_CLASS, *options)
+
+
+_HAND_OVER = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+listener.set_inheritable(True)
+print("listening on 127.0.0.1:%d" % listener.getsockname()[1], flush=True)
+os.execv(sys.argv[1], [*sys.argv[1:], "--fd", str(listener.fileno())])
+"""
+
+
+def ours_on_a_socket() -> tuple[str, ...]:
+    """The same, on a socket that another program has opened."""
+    return ("python", "-c", _HAND_OVER, str(_BIN / "uvicorn"), APPLICATION, "--ws", UVICORN_CLASS)
 
 
 # --- uvicorn's versions --------------------------------------------------------------------------------------
@@ -129,18 +184,44 @@ def install_uvicorn(version: str) -> Path:
     """The folder that holds this version of uvicorn and nothing else."""
     place = _CACHE / version
     if not (place / "uvicorn").is_dir():
+        _CACHE.mkdir(parents=True, exist_ok=True)
         half = _CACHE / f"{version}.{os.getpid()}"
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(half))
         subprocess.run([*pip, f"uvicorn=={version}"], check=True, timeout=60, capture_output=True)
-        with contextlib.suppress(OSError):  # somebody else was first
+        try:
             half.rename(place)
+        except OSError:  # somebody else was first
+            shutil.rmtree(half)
     return place
 
 
-def converse_on(version: str) -> str:
-    """Hold a conversation on this version of uvicorn, in a process of its own; what it printed."""
-    place = install_uvicorn(version)
-    path = os.pathsep.join([str(place), str(PROJECT)])
+_OF_A_VERSION = """
+import sys
+_, place, way, application, *options = sys.argv
+sys.path.insert(0, place)
+import uvicorn
+assert uvicorn.__file__.startswith(place), uvicorn.__file__
+if way == "by name":
+    uvicorn.main([application, "--port", "0", *options])
+else:
+    from watershed_mw.uvicorn import WatershedProtocol
+    uvicorn.run(application, port=0, ws=WatershedProtocol)
+"""
+
+
+def ours_of(version: str) -> tuple[str, ...]:
+    """Our class on this version of uvicorn: by its command line, or by `uvicorn.run` before 0.36.
+
+    Only since then does it take a class by its name.
+    """
+    by_name = tuple(map(int, version.split(".")[:2])) >= (0, 36)
+    way = ("by name", APPLICATION, "--ws", UVICORN_CLASS) if by_name else ("as an object", APPLICATION)
+    return ("python", "-c", _OF_A_VERSION, str(install_uvicorn(version)), *way)
+
+
+def converse_within(version: str) -> None:
+    """Hold a conversation on this version of uvicorn with each HTTP parser, all in one process of its own."""
+    path = os.pathsep.join([str(install_uvicorn(version)), str(PROJECT)])
     done = subprocess.run(
         [sys.executable, "-m", "tests.doors.servers_versions", version],
         env=os.environ | {"PYTHONPATH": path},
@@ -151,11 +232,4 @@ def converse_on(version: str) -> str:
         text=True,
         check=False,
     )
-    return "all well" if done.returncode == 0 else f"exit status {done.returncode}: {done.stdout}"
-
-
-def converse_on_all() -> dict[str, str]:
-    """:func:`converse_on` every version, a few at a time."""
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip(UVICORNS, pool.map(converse_on, UVICORNS), strict=True))
+    assert done.returncode == 0, done.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import select
 import signal
@@ -15,12 +16,16 @@ import socket
 import ssl
 import time
 import tomllib
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 import pytest
 import uvicorn
 from websockets.exceptions import ConnectionClosed
@@ -28,23 +33,49 @@ from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT, PROJECT, Program
 
-from .servers import PORTABLE, UVICORNS, Server, converse_on_all, ours, running
+from .servers import (
+    HYPERCORNS,
+    PORTABLE,
+    UVICORNS,
+    Server,
+    converse_within,
+    ours,
+    ours_of,
+    ours_on_a_socket,
+    running,
+    running_at,
+)
 from .support import Answer, Peer, binary, close, dial, eventually, head, ping, text
+
+Native: TypeAlias = tuple[Program, int]
+Portable: TypeAlias = tuple[Program, int, Server]
 
 SOON = LIMIT / 2
 """Less than any of the time-outs that would end a wait: what takes longer was not told."""
+STOPPED = (0, -signal.SIGTERM)
+"""Exit codes after SIGTERM: uvicorn lets the signal have its usual effect in the end."""
+ROOM = "/starlette/rooms/blue"
+
+
+def seen(program: Program) -> list[dict[str, object]]:
+    """What the application has seen so far."""
+    return [json.loads(line) for line in re.findall(r"SAW (\{.*\})\n", program.output)]
 
 
 def saw(program: Program, **facts: object) -> None:
-    """Wait until the application has seen this; names in the order of the alphabet."""
-    told = (re.escape(f'"{name}": {json.dumps(value)}') for name, value in facts.items())
-    program.wait_for_line(re.compile("SAW .*" + ".*".join(told)))
+    """Wait until the application has seen something with these facts."""
+    try:
+        eventually(lambda: any(facts.items() <= one.items() for one in seen(program)))
+    except AssertionError:
+        raise AssertionError(f"{facts} was never seen:\n{program.output}") from None
 
 
 def refused(port: int, path: str, **fields: str) -> Answer:
     with Peer(port) as peer:
         peer.send(head(path, **fields))
-        return peer.answer()
+        answer = peer.answer()
+        assert answer.status != 101, "it was accepted"
+        return answer
 
 
 def read_close(port: int, path: str) -> tuple[str, int, str]:
@@ -61,6 +92,28 @@ def read_close(port: int, path: str) -> tuple[str, int, str]:
     return received, closed.code, closed.reason
 
 
+def is_served(port: int, path: str) -> None:
+    """A short conversation."""
+    with dial(port, path, protocols=["chat.v1"]) as client:
+        assert client.subprotocol == "chat.v1"
+        client.send("Grüße")
+        assert client.recv(LIMIT) == "Grüße"
+
+
+def begin_stop(program: Program) -> None:
+    os.kill(program.pid, signal.SIGTERM)
+
+
+def told_to_go(peer: Peer) -> None:
+    """The server's Close when it stops, answered as clients do."""
+    while (frame := peer.frame()).opcode is Opcode.TEXT:
+        pass
+    assert (frame.opcode, bytes(frame.data)[:2]) == (Opcode.CLOSE, (1012).to_bytes(2, "big"))
+    peer.send(close(1012))
+    peer.end()
+    peer.sock.close()
+
+
 # --- our class: parsers and loops ----------------------------------------------------------------------------
 
 
@@ -69,36 +122,97 @@ def read_close(port: int, path: str) -> tuple[str, int, str]:
     params=[(http, loop) for http in ("h11", "httptools", "zttp") for loop in ("asyncio", "uvloop")],
     ids="-".join,
 )
-def native(request: pytest.FixtureRequest) -> Iterator[tuple[Program, int, str]]:
+def native(request: pytest.FixtureRequest) -> Iterator[Native]:
     http, loop = request.param
-    with running(*ours("--http", http, "--loop", loop)) as (program, port):
-        yield program, port, http
+    with running(*ours("--http", http, "--loop", loop)) as server:
+        yield server
 
 
-@pytest.mark.parametrize("path", ["/plain/echo", "/echo", "/push"])
-def test_our_class_carries_messages_and_closes(native: tuple[Program, int, str], path: str) -> None:
-    program, port, _ = native
+@pytest.mark.parametrize("path", ["/plain/echo", "/echo", "/push", ROOM])
+def test_our_class_carries_messages_and_closes(native: Native, path: str) -> None:
+    program, port = native
     with dial(port, path, protocols=["chat.v1", "chat.v2"], compression="deflate") as client:
         assert client.subprotocol == "chat.v1"
+        assert client.protocol.extensions, "compression was not agreed on"
+        if path == ROOM:
+            assert client.recv(LIMIT) == "blue"
         for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70_000, b"y" * 70_000):
             client.send(message)
             assert client.recv(LIMIT) == message
         client.close(4005, "enough")
-    saw(program, **({"end": 4005} if path == "/push" else {"code": 4005}))
+    saw(program, path=path, code=4005, reason="enough")
+    if path == "/push":
+        saw(program, event="end", code=4005, reason="enough")
 
 
-@pytest.mark.parametrize("path", ["/plain/close", "/close"])
-def test_our_class_lets_the_application_close(native: tuple[Program, int, str], path: str) -> None:
+@pytest.mark.parametrize("path, message", [("/starlette/echo", "Grüße 🌊"), ("/starlette/bytes", b"\x00\xff")])
+def test_our_class_runs_starlette_unchanged(native: Native, path: str, message: str | bytes) -> None:
+    program, port = native
+    with dial(port, path, protocols=["chat.v1"]) as client:
+        assert client.subprotocol == "chat.v1"
+        client.send(message)
+        assert client.recv(LIMIT) == message
+        client.close(4005, "enough")
+    saw(program, path=path, code=4005, reason="enough")
+
+
+@pytest.mark.need(1)
+@pytest.mark.parametrize("path", ["/plain/close", "/starlette/close", "/close"])
+def test_our_class_lets_the_application_close(native: Native, path: str) -> None:
     assert read_close(native[1], path) == ("x" * 200_000, 4001, "bye")
 
 
-@pytest.mark.parametrize("path", ["/plain/deny", "/reject"])
-def test_our_class_denies_with_a_response(native: tuple[Program, int, str], path: str) -> None:
+@pytest.mark.parametrize("path", ["/plain/echo", "/starlette/echo", "/echo"])
+def test_our_class_tells_of_a_client_that_vanished(native: Native, path: str) -> None:
+    program, port = native
+    with Peer(port) as peer:
+        peer.open(path)
+        peer.send(text("hi"))
+        assert peer.text() == "hi"
+        peer.vanish()
+    saw(program, path=path, code=1006)
+
+
+@pytest.mark.need(14)
+def test_our_class_stops_a_handler_that_only_sends(native: Native) -> None:
+    program, port = native
+    with Peer(port) as peer:
+        peer.open("/ticks")
+        assert peer.text() == "tick"
+        peer.vanish()
+    saw(program, ticks="ended")
+
+
+@pytest.mark.need(9)
+@pytest.mark.parametrize("path", ["/plain/deny", "/starlette/deny", "/reject"])
+def test_our_class_denies_with_a_response(native: Native, path: str) -> None:
     answer = refused(native[1], path)
     assert (answer.status, answer["x-app"], answer.body) == (402, "yes", b"pay first")
 
 
-def test_our_class_gives_the_frames_away(native: tuple[Program, int, str]) -> None:
+@pytest.mark.parametrize("path", ["/plain/echo", "/starlette/echo", "/headers"])
+def test_our_class_sends_the_header_fields_of_the_accept(native: Native, path: str) -> None:
+    with Peer(native[1]) as peer:
+        assert peer.open(path).all("x-app") == ["yes"]
+
+
+@pytest.mark.need(8)
+def test_our_class_judges_origins_where_the_application_asks_for_it(native: Native) -> None:
+    elsewhere = "http://elsewhere.example"
+    for path in ("/raise-before", ROOM):  # the first would raise if it were called
+        answer = refused(native[1], path, Origin=elsewhere)
+        assert answer.status == 403
+        assert b"elsewhere.example" in answer.body
+    with Peer(native[1]) as peer:
+        peer.open("/plain/echo", Origin=elsewhere)
+
+
+def test_our_class_answers_for_applications_that_raise(native: Native) -> None:
+    assert refused(native[1], "/raise-before").status == 500
+    assert read_close(native[1], "/raise")[:2] == ("so far", 1011)
+
+
+def test_our_class_gives_the_frames_away(native: Native) -> None:
     with Peer(native[1]) as peer:
         peer.open("/frames")
         assert peer.frame().opcode is Opcode.PING
@@ -107,20 +221,24 @@ def test_our_class_gives_the_frames_away(native: tuple[Program, int, str]) -> No
         assert came == {(Opcode.TEXT, b"pong ours"), (Opcode.TEXT, b"ping theirs"), (Opcode.PONG, b"theirs")}
 
 
-def test_our_class_hands_the_socket_over(native: tuple[Program, int, str]) -> None:
+def test_our_class_hands_the_socket_over(native: Native) -> None:
     with Peer(native[1]) as peer:
         peer.open("/detached")
         peer.send(b"bytes")
         assert peer.rest() == b"raw bytes"
 
 
-@pytest.mark.parametrize("path", ["/plain/echo", "/echo"])
-def test_early_bytes_are_kept_where_the_parser_has_them(native: tuple[Program, int, str], path: str) -> None:
-    _, port, http = native
-    with Peer(port) as peer:
+# zttp lets them go before any WebSocket class is made.
+@pytest.mark.parametrize(
+    "native",
+    [(http, loop) for http in ("h11", "httptools") for loop in ("asyncio", "uvloop")],
+    indirect=True,
+    ids="-".join,
+)
+@pytest.mark.parametrize("path", ["/plain/echo", "/starlette/echo", "/echo"])
+def test_early_bytes_are_kept_where_the_parser_has_them(native: Native, path: str) -> None:
+    with Peer(native[1]) as peer:
         peer.open_with(head(path) + text("early"))
-        if http == "zttp":  # it lets them go before any WebSocket class is made
-            peer.send(text("early"))
         assert peer.text() == "early"
 
 
@@ -146,21 +264,15 @@ def test_root_path_state_and_proxy_headers() -> None:
             "state": {"started": "yes"},
         }
         assert scope_of(port)["scheme"] == "ws"
-        assert program.stop() in (0, -signal.SIGTERM)
+        is_served(port, "/echo")
+        assert program.stop() in STOPPED
         saw(program, lifespan="ended")
 
 
-def test_unix_sockets(tmp_path: Path) -> None:
+def test_a_unix_socket(tmp_path: Path) -> None:
     place = tmp_path / "socket"
-
-    def answers(port: int) -> bool:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(place))
-            return True
-        return False
-
-    with running("uvicorn", *ours("--uds", str(place))[1:], ready=answers):
-        for path in ("/plain/echo", "/echo"):
+    with running_at(place) as program:
+        for path in ("/plain/echo", "/echo", "/starlette/echo"):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(LIMIT)
                 sock.connect(str(place))
@@ -170,19 +282,24 @@ def test_unix_sockets(tmp_path: Path) -> None:
                     received = sock.recv(65536)
                     assert received, data
                     data += received
+        assert program.stop() in STOPPED
+
+
+@pytest.mark.need(2)
+def test_a_socket_that_another_program_has_opened() -> None:
+    with running(*ours_on_a_socket()) as (program, port), Peer(port) as held:
+        for path in ("/plain/echo", "/echo", "/starlette/echo"):
+            is_served(port, path)
+        held.open("/echo")
+        begin_stop(program)
+        told_to_go(held)
+        assert program.wait() in STOPPED
 
 
 def test_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
     file, client = certificate
-
-    def answers(port: int) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
-            client.wrap_socket(sock, server_hostname="127.0.0.1").close()
-            return True
-        return False
-
-    with running(*ours("--ssl-certfile", str(file)), ready=answers) as (_, port):
-        for path in ("/plain/echo", "/push"):
+    with running(*ours("--ssl-certfile", str(file), "--ssl-keyfile", str(file)), probe=False) as (_, port):
+        for path in ("/plain/echo", "/push", "/starlette/echo"):
             with Peer(port, tls=client) as peer:
                 peer.open(path)
                 peer.send(text("hi"))
@@ -194,36 +311,57 @@ def test_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
             assert json.loads(peer.text())["scheme"] == "wss"
 
 
-def test_websocket_settings() -> None:
-    options = ("--ws-max-size", "1000", "--ws-max-queue", "2", "--ws-ping-interval", "0.1", "--ws-ping-timeout", "0.3")
-    with running(*ours(*options, "--ws-per-message-deflate", "false")) as (_, port):
+@pytest.mark.need(6)
+def test_ws_max_size_and_no_compression() -> None:
+    with running(*ours("--ws-max-size", "1000", "--ws-per-message-deflate", "false")) as (_, port):
         for path in ("/plain/echo", "/settings"):
             with Peer(port) as peer:
                 answer = peer.open(path, Sec_WebSocket_Extensions="permessage-deflate")
                 assert not answer.all("sec-websocket-extensions")
+                peer.send(binary(bytes(1000)))
+                assert bytes(peer.frame().data) == bytes(1000)
                 peer.send(binary(bytes(1001)))
-                frame = peer.frame()
-                while frame.opcode is Opcode.PING:
-                    frame = peer.frame()
-                assert bytes(frame.data)[:2] == (1009).to_bytes(2, "big")
-        with Peer(port) as peer:  # and one that never answers its PINGs
-            peer.open("/plain/echo")
-            assert peer.frame().opcode is Opcode.PING
+                assert peer.close()[0] == 1009
+
+
+@pytest.mark.need(16)
+def test_ws_ping_interval_and_timeout() -> None:
+    with running(*ours("--ws-ping-interval", "0.1", "--ws-ping-timeout", "0.3")) as (_, port):
+        for path in ("/plain/echo", "/settings"):
+            with Peer(port) as peer:  # it never answers
+                peer.open(path)
+                assert peer.frame().opcode is Opcode.PING
+                while (frame := peer.frame()).opcode is Opcode.PING:
+                    pass
+                assert frame.opcode is Opcode.CLOSE
+                assert bytes(frame.data)[:2] == (1011).to_bytes(2, "big")
+
+
+@pytest.mark.need(5)
+def test_ws_max_queue() -> None:
+    with running(*ours("--ws-max-queue", "2")) as (_, port), Peer(port) as peer:
+        peer.open("/plain/stall")
+        pongs = 0
+        for number in range(8):
+            peer.send(text(str(number)) + ping(b""))
+            is_served(port, "/plain/echo")  # by then the server has read what it will read
+            if select.select([peer.sock], [], [], 0)[0]:
+                assert peer.frame().opcode is Opcode.PONG
+                pongs += 1
+        assert 1 <= pongs <= 3, "reading should pause above two messages"
+        is_served(port, "/plain/go")
+        came: list[bytes] = []
+        while len(came) < 8:
             frame = peer.frame()
-            while frame.opcode is Opcode.PING:
-                frame = peer.frame()
-            assert bytes(frame.data)[:2] == (1011).to_bytes(2, "big")
+            if frame.opcode is Opcode.TEXT:
+                came.append(bytes(frame.data))
+        assert came == [b"%d" % number for number in range(8)]
 
 
+@pytest.mark.need(27)
 def test_limit_concurrency() -> None:
-    def answers(port: int) -> bool:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), LIMIT).close()
-            return True
-        return False
-
     command = ours("--limit-concurrency", "3")
-    with running(*command, ready=answers) as (_, port), Peer(port) as first, Peer(port) as second:
+    with running(*command, probe=False) as (_, port), Peer(port) as first, Peer(port) as second:
         first.open("/plain/echo")
         second.open("/echo")
         assert refused(port, "/echo").status == 503
@@ -231,34 +369,42 @@ def test_limit_concurrency() -> None:
         assert first.text() == "hi"
 
 
+@pytest.mark.need(2, 3)
 def test_several_workers_all_serve_and_all_end() -> None:
     with running(*ours("--workers", "2")) as (program, port), contextlib.ExitStack() as stack:
-        # Both are up when both have said so; uvicorn's supervisor says nothing about it elsewhere.
-        eventually(lambda: program.output.count("Application startup complete") == 2, program.output)
-        peers = [stack.enter_context(Peer(port)) for _ in range(8)]
-        for number, peer in enumerate(peers):
-            peer.open(("/plain/echo", "/echo")[number % 2])
-            peer.send(text("hi"))
-            assert peer.text() == "hi"
+        peers: list[Peer] = []
+        served_by: set[str] = set()
+
+        def opened(path: str) -> Peer:
+            peers.append(stack.enter_context(Peer(port)))
+            peers[-1].open(path)
+            return peers[-1]
+
+        def both_serve() -> bool:
+            served_by.add(opened("/plain/process").text())
+            return len(served_by) == 2
+
+        eventually(both_serve, "an answer of the second worker")
+        for path in ("/echo", "/starlette/echo"):
+            opened(path)
         begun = time.monotonic()
-        program._process.send_signal(signal.SIGTERM)
+        begin_stop(program)
         for peer in peers:
-            assert peer.close()[0] == 1012
-            peer.send(close(1012))
-            peer.end()
-            peer.sock.close()
-        assert program.wait() in (0, -signal.SIGTERM)
+            told_to_go(peer)
+        assert program.wait() in STOPPED
         assert time.monotonic() - begun < SOON
         eventually(lambda: not program.group_is_alive(), "the end of every process")
 
 
+@pytest.mark.need(2)
 def test_reload_does_not_hang_on_open_sockets(tmp_path: Path) -> None:
     module = tmp_path / "reloaded.py"
     source = "from tests.doors.servers_app import application\n"
     module.write_text(source)
     command = ours("--reload", "--reload-dir", str(tmp_path), "--app-dir", str(tmp_path), app="reloaded:application")
     with running(*command) as (program, port), Peer(port) as first, Peer(port) as second:
-        first.open("/plain/echo")
+        first.open("/plain/process")
+        before = first.text()
         second.open("/ticks")  # an application that does not wait for anything
 
         def reloads() -> bool:
@@ -266,51 +412,78 @@ def test_reload_does_not_hang_on_open_sockets(tmp_path: Path) -> None:
             module.write_text(f"{source}VERSION = {time.monotonic_ns()}\n")
             return bool(select.select([first.sock], [], [], 0.2)[0])
 
-        eventually(reloads, program.output)
-        assert first.close()[0] == 1012
-        first.send(close(1012))
-        first.end()
-        first.sock.close()
-        second.sock.close()
-        program.wait_for_line(re.compile(r"startup complete.*startup complete", re.DOTALL))
-        with dial(port, "/echo") as client:
-            client.send("after")
-            assert client.recv(LIMIT) == "after"
+        eventually(reloads, "the reload")
+        told_to_go(first)
+        told_to_go(second)
+        eventually(lambda: program.output.count("startup complete") >= 2, "the second process")
+        with dial(port, "/plain/process") as client:
+            assert client.recv(LIMIT) != before
+        is_served(port, "/echo")
 
 
+@pytest.mark.need(2)
 def test_gunicorn_with_uvicorn_worker() -> None:
     command = (
-        "gunicorn",
-        ours()[1],
-        "--worker-class",
-        "tests.doors.servers_worker.Worker",
-        "--bind",
-        "127.0.0.1:{port}",
+        *("gunicorn", ours()[1], "--worker-class", "tests.doors.servers_worker.Worker", "--workers", "2"),
+        *("--bind", "127.0.0.1:{port}", "--no-control-socket"),
     )
-    with running(*command, "--workers", "2") as (program, port), Peer(port) as held:
-        for path in ("/plain/echo", "/push"):
-            with dial(port, path, protocols=["chat.v2"]) as client:
-                assert client.subprotocol == "chat.v2"
-                client.send("hi")
-                assert client.recv(LIMIT) == "hi"
+    with running(*command) as (program, port), Peer(port) as held:
+        for path in ("/plain/echo", "/push", "/starlette/echo"):
+            is_served(port, path)
         assert refused(port, "/reject").body == b"pay first"
         held.open("/frames")
         assert held.frame().opcode is Opcode.PING
-        program._process.send_signal(signal.SIGTERM)
-        assert held.close()[0] == 1012
-        held.send(close(1012))
-        held.end()
-        held.sock.close()
+        begin_stop(program)
+        told_to_go(held)
         assert program.wait() == 0
 
 
 # --- our class: uvicorn's versions -------------------------------------------------------------------------------
 
 
+def converse_with(version: str) -> None:
+    """A conversation from outside: the server started as users start it, and stopped by a signal."""
+    with running(*ours_of(version), probe=False) as (program, port):
+        for path in ("/plain/echo", "/echo", "/push", "/starlette/echo"):
+            is_served(port, path)
+        for path in ("/plain/echo", "/headers"):
+            with Peer(port) as peer:
+                assert peer.open(path).all("x-app") == ["yes"]
+        for path in ("/plain/deny", "/reject"):
+            answer = refused(port, path)
+            assert (answer.status, answer["x-app"], answer.body) == (402, "yes", b"pay first")
+        for path in ("/plain/close", "/close"):
+            assert read_close(port, path) == ("x" * 200_000, 4001, "bye")
+        with Peer(port) as plain, Peer(port) as pushed:
+            plain.open("/plain/echo")
+            pushed.open("/push")
+            begin_stop(program)
+            told_to_go(plain)
+            told_to_go(pushed)
+        assert program.wait() in STOPPED
+        saw(program, lifespan="ended")
+
+
+@pytest.fixture(scope="module")
+def troubles() -> dict[str, str]:
+    """What went wrong with each version. A few are asked at once, as they come."""
+
+    def trouble(version: str) -> str:
+        try:
+            converse_within(version)
+            converse_with(version)
+        except Exception:  # noqa: BLE001  # the test of this version tells
+            return traceback.format_exc()
+        return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(UVICORNS, pool.map(trouble, UVICORNS), strict=True))
+
+
 @pytest.mark.timeout(240)  # the first run installs them
-def test_every_minor_version_of_uvicorn() -> None:
-    results = converse_on_all()
-    assert {version: said for version, said in results.items() if said != "all well"} == {}
+@pytest.mark.parametrize("version", UVICORNS)
+def test_our_class_runs_on_every_minor_version_of_uvicorn(troubles: dict[str, str], version: str) -> None:
+    assert troubles[version] == ""
 
 
 def test_the_versions_are_those_that_the_package_claims() -> None:
@@ -326,41 +499,55 @@ def test_the_versions_are_those_that_the_package_claims() -> None:
 
 
 @pytest.fixture(scope="module", params=PORTABLE, ids=lambda server: server.name)
-def portable(request: pytest.FixtureRequest) -> Iterator[tuple[Program, int, Server]]:
+def portable(request: pytest.FixtureRequest) -> Iterator[Portable]:
     server: Server = request.param
     with running(*server.command) as (program, port):
         yield program, port, server
 
 
-@pytest.mark.parametrize("path", ["/echo", "/push"])
-def test_messages_travel_both_ways(portable: tuple[Program, int, Server], path: str) -> None:
+@pytest.mark.parametrize("path", ["/echo", "/push", ROOM])
+def test_messages_travel_both_ways(portable: Portable, path: str) -> None:
     program, port, server = portable
     with dial(port, path, protocols=["other", "chat.v1"]) as client:
         assert client.subprotocol == "chat.v1"
-        for message in ("Hello", "Grüße 🌊", b"\x00\xff", "x" * 70_000, b"y" * 70_000):
+        if path == ROOM:
+            assert client.recv(LIMIT) == "blue"
+        empty: tuple[str | bytes, ...] = ("", b"") if server.empty else ()
+        for message in ("Hello", "Grüße 🌊", b"\x00\xff", "x" * 70_000, b"y" * 70_000, *empty):
             client.send(message)
             assert client.recv(LIMIT) == message
-        if server.empty:
-            for empty in ("", b""):
-                client.send(empty)
-                assert client.recv(LIMIT) == empty
         client.close(4005, "enough")
-    saw(program, code=4005 if server.codes else 1006, path=path.strip("/"))
+    code, reason = server.told
+    saw(program, path=path, code=code, reason=reason)
+    if path == "/push":
+        saw(program, event="end", code=code, reason=reason)
 
 
-def test_the_application_closes(portable: tuple[Program, int, Server]) -> None:
+@pytest.mark.need(1)
+def test_the_application_closes(portable: Portable) -> None:
     _, port, server = portable
     assert read_close(port, "/close") == ("x" * 200_000, 4001, "bye" if server.reasons else "")
 
 
-def test_a_handler_that_raises_is_1011(portable: tuple[Program, int, Server]) -> None:
-    _, port, _ = portable
-    assert read_close(port, "/raise")[:2] == ("so far", 1011)
+def test_what_the_server_cannot_send_is_a_clear_error(portable: Portable) -> None:
+    _, port, server = portable
+    told, code, _ = read_close(port, "/odd")
+    assert ("to send an empty message, got" in told) is not server.empty
+    assert ("to close with 1001, got" in told) is not server.low_codes
+    assert told.count(server.named) == (not server.empty) + (not server.low_codes)
+    assert code == (1001 if server.low_codes else 3001)
 
 
-def test_a_message_that_is_too_long_ends_the_connection(portable: tuple[Program, int, Server]) -> None:
+def test_a_handler_that_raises_is_1011(portable: Portable) -> None:
+    assert read_close(portable[1], "/raise")[:2] == ("so far", 1011)
+
+
+@pytest.mark.need(6)
+def test_a_message_that_is_too_long_ends_the_connection(portable: Portable) -> None:
     _, port, server = portable
     with dial(port, "/echo") as client:
+        client.send(bytes(100_000))
+        assert client.recv(LIMIT) == bytes(100_000)
         client.send(bytes(100_001))
         with pytest.raises(ConnectionClosed) as closed:
             client.recv(LIMIT)
@@ -368,87 +555,168 @@ def test_a_message_that_is_too_long_ends_the_connection(portable: tuple[Program,
     assert closed.value.rcvd.code == server.too_long
 
 
-def test_refusals(portable: tuple[Program, int, Server]) -> None:
+@pytest.mark.need(8, 9)
+def test_refusals(portable: Portable) -> None:
     _, port, server = portable
     answer = refused(port, "/reject")
-    if server.denial:
-        assert (answer.status, answer["x-app"], answer.body) == (402, "yes", b"pay first")
-    else:
-        assert answer.status == 403
+    told = (answer.status, answer["x-app"], answer.body == b"pay first")
+    assert told == ((402, "yes", True) if server.denial else (403, "", False))
     foreign = refused(port, "/raise-before", Origin="http://elsewhere.example")  # never gets as far as to raise
     assert foreign.status == 403
-    assert b"elsewhere.example" in foreign.body or not server.denial
+    assert (b"elsewhere.example" in foreign.body) is server.denial
     assert refused(port, "/echo", Sec_WebSocket_Protocol="other").status == (400 if server.denial else 403)
     assert refused(port, "/raise-before").status == server.before
 
 
-def test_headers_of_the_accept(portable: tuple[Program, int, Server]) -> None:
-    program, port, server = portable
+def test_header_fields_of_the_accept(portable: Portable) -> None:
+    _, port, server = portable
     with Peer(port) as peer:
         answer = peer.open("/headers")
         assert answer.all("x-app") == (["yes"] if server.headers else [])
-    if not server.headers:
-        program.wait_for_line(re.compile(rf"SAW .*header fields with the 101, got {re.escape(server.named)}"))
+        frame = peer.frame()
+        told = bytes(frame.data).decode() if frame.opcode is Opcode.TEXT else ""
+        assert (f"header fields with the 101, got {server.named}" in told) is not server.headers
+        assert ("leave out headers=" in told) is not server.headers
 
 
-def test_what_the_server_keeps_is_a_clear_error(portable: tuple[Program, int, Server]) -> None:
+def test_what_the_server_keeps_is_a_clear_error(portable: Portable) -> None:
     program, port, server = portable
-    with dial(port, "/frames") as client:
-        error = str(client.recv(LIMIT))
-        assert error.startswith("expected a server that gives its frames away to tell of PING frames, got ")
-        assert server.named in error
-        assert "--ws watershed_mw.uvicorn:WatershedProtocol" in error
+    wanted = ("to send a PING", "to tell of PING frames", "to tell of PONG frames", "to drop the stream")
+    with dial(port, "/kept") as client:
+        for what in wanted:
+            error = str(client.recv(LIMIT))
+            assert error.startswith(f"expected a server that gives its frames away {what}")
+            assert server.named in error
+            assert "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol" in error
     assert refused(port, "/detached").status == (501 if server.denial else 403)
-    program.wait_for_line(re.compile(rf"SAW .*gives its socket away for detached=True, got {re.escape(server.named)}"))
+    error = eventually(lambda: next((str(one["unsupported"]) for one in seen(program) if "unsupported" in one), ""))
+    assert f"gives its socket away for detached=True, got {server.named}" in error
+    assert "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol" in error
 
 
-def test_a_handler_that_only_sends_learns_of_the_end(portable: tuple[Program, int, Server]) -> None:
+@pytest.mark.need(14)
+def test_a_handler_that_only_sends_learns_of_the_end(portable: Portable) -> None:
     program, port, _ = portable
     with Peer(port) as peer:
         peer.open("/ticks")
         assert peer.text() == "tick"
-        before = program.output.count('"ticks": "ended"')
         peer.vanish()
-        eventually(lambda: program.output.count('"ticks": "ended"') > before, "the end of the ticks")
+    saw(program, ticks="ended")
 
 
-def test_pages_pass_untouched(portable: tuple[Program, int, Server]) -> None:
-    _, port, _ = portable
+def page(port: int, path: str) -> bytes:
     with Peer(port) as peer:
-        peer.send(b"GET /page HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        peer.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         answer = peer.answer()
-        assert (answer.status, answer.body) == (200, b"an ordinary page")
+        assert answer.status == 200
+        return answer.body
 
 
-def test_http_2() -> None:
-    """RFC 8441: hypercorn offers the extended CONNECT; the application cannot tell the difference."""
-    [server] = [server for server in PORTABLE if server.name == "hypercorn-asyncio"]
-    with running(*server.command) as (program, port), socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
-        http = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
-        http.initiate_connection()
-        sock.sendall(http.data_to_send())
+def test_pages_and_lifespan_pass_untouched(portable: Portable) -> None:
+    _, port, server = portable
+    assert page(port, "/page") == b"an ordinary page"
+    assert json.loads(page(port, "/state")) == ({"started": "yes"} if server.lifespan else None)
+
+
+@pytest.mark.need(2)
+@pytest.mark.parametrize("server", PORTABLE, ids=lambda server: server.name)
+def test_no_server_hangs_at_its_stop(server: Server) -> None:
+    with running(*server.command) as (program, port), Peer(port) as peer:
+        peer.open("/echo")
+        peer.send(text("hi"))
+        assert peer.text() == "hi"
+        begin_stop(program)
+        try:
+            code = peer.close()[0]
+            peer.send(close(code or 1000))
+        except (EOFError, ConnectionResetError):
+            code = None
+        assert code == server.stopped
+        peer.sock.close()
+        assert program.wait() in STOPPED
+        assert ({"lifespan": "ended"} in seen(program)) is server.patient
+
+
+# --- HTTP/2 ------------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """One WebSocket over HTTP/2 (RFC 8441), without TLS, by the h2 package."""
+
+    def __init__(self, sock: socket.socket, port: int, path: str) -> None:
+        self._sock = sock
+        self._http = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+        self._offered = False
+        self.answer: dict[bytes, bytes] = {}
+        self.data = b""
+        self.over = False
+        self._http.initiate_connection()
+        self._flush()
+        self._until(lambda: self._offered)
         fields = {
             ":method": "CONNECT",
             ":protocol": "websocket",
             ":scheme": "http",
             ":authority": f"127.0.0.1:{port}",
-            ":path": "/echo",
+            ":path": path,
             "sec-websocket-version": "13",
             "sec-websocket-protocol": "chat.v1",
         }
-        status, protocol, data, sent = b"", b"", b"", False
-        while b"\x81\x02hi" not in data:
-            for event in http.receive_data(sock.recv(65536)):
-                if isinstance(event, h2.events.RemoteSettingsChanged) and not sent:
-                    sent = True
-                    http.send_headers(1, list(fields.items()))
+        self._http.send_headers(1, list(fields.items()))
+        self._flush()
+        self._until(lambda: self.answer)
+
+    def send(self, data: bytes) -> None:
+        self._http.send_data(1, data)
+        self._flush()
+
+    def receive(self, expected: bytes) -> None:
+        """Wait for exactly these bytes."""
+        self._until(lambda: len(self.data) >= len(expected))
+        data, self.data = self.data[: len(expected)], self.data[len(expected) :]
+        assert data == expected
+
+    def end(self) -> bytes:
+        """Wait for the end of the stream; what it still brought."""
+        self._until(lambda: self.over)
+        return self.data
+
+    def _flush(self) -> None:
+        self._sock.sendall(self._http.data_to_send())
+
+    def _until(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            assert not self.over, f"the stream ended after {self.answer} {self.data!r}"
+            received = self._sock.recv(65536)
+            assert received, f"the connection ended after {self.answer} {self.data!r}"
+            for event in self._http.receive_data(received):
+                if isinstance(event, h2.events.RemoteSettingsChanged):
+                    change = event.changed_settings.get(h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL)
+                    self._offered = change is not None and change.new_value == 1
                 elif isinstance(event, h2.events.ResponseReceived):
-                    answer = dict(event.headers)
-                    status, protocol = answer[b":status"], answer[b"sec-websocket-protocol"]
-                    http.send_data(1, text("hi"))
+                    self.answer = dict(event.headers)
                 elif isinstance(event, h2.events.DataReceived):
-                    data += event.data
+                    self.data += event.data
                 elif isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
-                    raise AssertionError(f"{event} after {status!r}: {program.output}")
-            sock.sendall(http.data_to_send())
-        assert (status, protocol) == (b"200", b"chat.v1")
+                    self.over = True
+            self._flush()
+
+
+@pytest.mark.parametrize("server", HYPERCORNS, ids=lambda server: server.name)
+def test_http_2(server: Server) -> None:
+    """Its extended CONNECT makes no difference to the application."""
+    with running(*server.command) as (program, port):
+        with socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
+            stream = Stream(sock, port, "/push")
+            assert (stream.answer[b":status"], stream.answer[b"sec-websocket-protocol"]) == (b"200", b"chat.v1")
+            stream.send(text("hi"))
+            stream.receive(b"\x81\x02hi")
+            stream.send(binary(b"\0\xff"))
+            stream.receive(b"\x82\x02\0\xff")
+            stream.send(close(4005))
+            stream.receive(b"\x88\x02" + (4005).to_bytes(2, "big"))
+        saw(program, path="/push")
+        with socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
+            stream = Stream(sock, port, "/reject")
+            assert stream.answer[b":status"] == b"402"
+            assert stream.end() == b"pay first"
