@@ -107,12 +107,19 @@ class OrderedHandlers(AsyncConnection):
             self._be_patient(self._busy)
 
     def _be_patient(self, busy: asyncio.Task[None]) -> None:
-        def give_up() -> None:
-            if not busy.done():
-                logger.warning("a handler of %r has not returned: cancelled", self)
-                busy.cancel()
+        patience = self._details.limits.close_timeout
 
-        alarm_of(self._loop).set(time.monotonic() + self._details.limits.close_timeout, give_up)
+        def give_up() -> None:
+            logger.warning(
+                "a handler of %r has not returned %g seconds (close_timeout) after its application: cancelled",
+                self,
+                patience,
+            )
+            busy.cancel()
+
+        alarm = alarm_of(self._loop)
+        entry = alarm.set(time.monotonic() + patience, give_up)
+        busy.add_done_callback(lambda task: alarm.cancel(entry))
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)

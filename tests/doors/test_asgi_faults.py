@@ -267,7 +267,7 @@ def test_a_callback_that_never_returns_does_not_outlive_its_application_for_long
         peer.end()
     assert run.outcome() is None
     assert told.get() == 1000
-    eventually(lambda: "has not returned: cancelled" in caplog.text)
+    eventually(lambda: "has not returned 0.2 seconds (close_timeout) after its application: cancelled" in caplog.text)
 
 
 @pytest.mark.parametrize("app", [accepting(lambda conn: conn.receive()), echo], ids=["native", "plain"])
