@@ -420,6 +420,7 @@ def test_limit_concurrency_counts_open_connections(caplog: pytest.LogCaptureFixt
         assert first.text() == "still served"
         second.send(close())
         second.rest()
+        second.sock.close()  # the server waits for that, so that nothing it sent is lost to a reset
         eventually(lambda: len(server.server.server_state.connections) < 2)
         with Peer(server.port) as third:
             third.open()
