@@ -9,23 +9,29 @@ import contextlib
 import importlib
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from daphne.cli import CommandLineInterface  # type: ignore[import-untyped]
 from granian.cli import cli as granian_cli
 from gunicorn.config import Config  # type: ignore[import-untyped]
+from hypercorn import __main__ as hypercorn_cli
 from starlette.websockets import WebSocket
 from uvicorn.main import main as uvicorn_cli
 from websockets.asyncio.server import ServerConnection, serve
@@ -36,6 +42,7 @@ from websockets.sync.client import ClientConnection
 import watershed_mw
 from tests.docs_support import PAGES, Block, blocks, tables
 from tests.doors.support import (
+    UVICORN_CLASS,
     ASGIApp,
     Peer,
     Receive,
@@ -51,7 +58,7 @@ from tests.doors.support import (
 )
 from tests.support import LIMIT, PROJECT, LoopThread, Program, free_port
 from watershed_mw import AsyncConnection, WatershedASGI
-from watershed_mw.watershed import Options
+from watershed_mw.watershed import Options, Settings
 
 PYTHON = [block for block in blocks() if block.language == "python"]
 
@@ -99,9 +106,11 @@ def plain(block: Block) -> None:
         echoes(port, "/echo")
 
 
-def subclass(block: Block) -> None:
+def subclass(block: Block, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     with Uvicorn(plain_app(), ws=block.module().Sockets) as server, Peer(server.port) as peer:
-        peer.open("/echo")
+        peer.open("/echo?shown=yes")
+        eventually(lambda: any("/echo?shown=yes" in line for line in caplog.messages))
         peer.send(text("x") * 201)
         frame = peer.frame()
         while frame.opcode is Opcode.TEXT:
@@ -109,13 +118,26 @@ def subclass(block: Block) -> None:
         assert bytes(frame.data)[:2] == (1008).to_bytes(2, "big")
 
 
+def named(name: str) -> Block:
+    """The one block that carries this name."""
+    [block] = [block for block in blocks() if block.name == name]
+    return block
+
+
 def plain_app() -> Any:
-    [block] = [block for block in PYTHON if block.name == "plain"]
-    return block.module().app
+    return named("plain").module().app
 
 
-def worker(block: Block) -> None:
-    assert block.module().Worker.CONFIG_KWARGS["ws"] == "watershed_mw.uvicorn:WatershedProtocol"
+def worker(block: Block, place: Path) -> None:
+    (place / "main.py").write_text(named("plain").code)
+    (place / "worker.py").write_text(block.code)
+    port = free_port()
+    gunicorn = Path(sys.executable).with_name("gunicorn")
+    command = ("main:app", "-k", "worker.Worker", "-w", "1", "-b", f"127.0.0.1:{port}")
+    with Program(gunicorn, *command, cwd=place) as program:
+        eventually(lambda: listens(port))
+        echoes(port, "/echo")
+        program.wait_for_line(re.compile(r"\[closed 1000\] [\d.]+ s"))  # a line of our class alone
 
 
 def routes(block: Block) -> None:
@@ -227,9 +249,15 @@ def limits(block: Block) -> None:
         peer.open("/echo")
         peer.send(b"\x82\xff" + (64 * 1024 + 1).to_bytes(8, "big") + bytes(4))
         assert peer.close()[0] == 1009
+        with Peer(port) as fast:
+            fast.open("/echo")
+            fast.send(text("x") * 51)
+            while (frame := fast.frame()).opcode is Opcode.TEXT:
+                pass
+            assert bytes(frame.data)[:2] == (1008).to_bytes(2, "big")
 
 
-def drain(block: Block) -> None:
+def drain(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
     with Uvicorn(block.module().app) as server, Peer(server.port) as peer:
         peer.open("/chat")
         peer.send(text("hi"))
@@ -238,6 +266,9 @@ def drain(block: Block) -> None:
         assert peer.close() == (1012, "the server restarts")
         peer.send(close(1012))
         peer.end()
+        peer.sock.close()
+        server.wait_stopped()
+    assert "saved at 1012" in capsys.readouterr().out
 
 
 def status(block: Block) -> None:
@@ -293,10 +324,33 @@ TESTS: dict[str, Callable[..., None]] = {
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python_block(block: Block, tmp_path: Path) -> None:
+def test_python_block(
+    block: Block, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert block.name in TESTS, f"{block} names no test of TESTS: put <!-- test: name --> in front of it"
     test = TESTS[block.name]
-    test(*[block, tmp_path][: len(inspect.signature(test).parameters)])
+    given = {"block": block, "place": tmp_path, "caplog": caplog, "capsys": capsys}
+    test(**{name: given[name] for name in inspect.signature(test).parameters})
+
+
+def test_every_test_of_a_block_has_its_block() -> None:
+    assert set(TESTS) == {block.name for block in PYTHON}
+
+
+def test_the_log_lines_are_those_that_a_server_prints(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(named("plain").code)
+    [shown] = [block.code for block in blocks() if block.page.name == "uvicorn.md" and block.language == "text"]
+    uvicorn = Path(sys.executable).with_name("uvicorn")
+    one_line = ("main:app", "--ws", UVICORN_CLASS)
+    assert ("uvicorn", [*one_line]) in commands()
+    with Program(uvicorn, *one_line, "--port", "0", cwd=tmp_path) as program:
+        with dial(program.port(), "/echo?token=secret") as client:
+            client.send("12345678901")
+            assert client.recv(LIMIT) == "12345678901"
+        program.wait_for_line(re.compile(r"\[closed .*\n"))
+        printed = [one for one in program.output.splitlines() if "WebSocket" in one]
+    assert [re.sub(r"\d+", "N", one) for one in printed] == [re.sub(r"\d+", "N", one) for one in shown.splitlines()]
+    assert "secret" not in program.output
 
 
 def test_python_blocks_are_typed(tmp_path: Path) -> None:
@@ -432,9 +486,37 @@ def test_both_sides_do_the_same_as_websockets(row: list[str]) -> None:
     _compare((seen, values[0] if isinstance(values[0], str) else None), _on_asgi(right, "conn", _ours))
 
 
+_UNITS = {"": 1, "s": 1, "frames": 1, "KiB": 2**10, "MiB": 2**20}
+
+
+def _number(shown: str) -> float | None:
+    """`16 MiB` as a number; None for words."""
+    found = re.fullmatch(r"([\d,]+) ?(\w*)", shown)
+    return int(found[1].replace(",", "")) * _UNITS[found[2]] if found else None
+
+
+def test_the_table_of_settings_tells_the_names_and_defaults_of_all_three() -> None:
+    flags = {flag: option for option in uvicorn_cli.params for flag in option.opts}
+    their_options = inspect.signature(serve).parameters
+    settings = Settings.of({})
+    for uvicorns, websocketss, ours, shown in tables("names")["options"]:
+        name = ours.strip("`")
+        assert name in Options.__optional_keys__
+        default = settings.max_connections if name == "max_connections" else getattr(settings.limits, name, None)
+        if _number(shown) is not None or default is not None:
+            assert _number(shown) == default, name
+        if uvicorns:
+            option = flags[uvicorns.strip("`")]
+            # Nobody who moves from uvicorn's classes to ours is surprised.
+            assert option.default == default or name in ("compression", "max_connections"), uvicorns
+        if websocketss:
+            found = re.fullmatch(r"`(\w+)(?:=\"(\w+)\")?`(?: \((.*)\))?", websocketss)
+            assert found is not None, websocketss
+            expected = found[2] or (found[3] and _number(found[3]))
+            assert their_options[found[1]].default == expected, websocketss
+
+
 def test_names_in_tables_exist() -> None:
-    for row in tables("names")["options"]:
-        assert row[2].strip("`") in Options.__optional_keys__, row
     for left, right in tables("names")["exceptions"]:
         for name in re.findall(r"`([\w.]*[A-Z]\w+)`", right):
             assert hasattr(watershed_mw, name) or name == "TimeoutError", name
@@ -455,7 +537,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("command", list(commands()), ids=lambda command: " ".join((command[0], *command[1])))
-def test_command_line(command: tuple[str, list[str]]) -> None:
+def test_command_line(command: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     program, arguments = command
     if program == "uvicorn":
         uvicorn_cli.make_context(program, arguments)
@@ -466,8 +548,10 @@ def test_command_line(command: tuple[str, list[str]]) -> None:
     elif program == "daphne":
         CommandLineInterface().parser.parse_args(arguments)
     elif program == "hypercorn":
-        shown = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True, check=True)
-        assert all(one in shown.stdout for one in arguments if one.startswith("-"))
+        parsed: list[Any] = []  # its parser is a local of its main function, which then runs what came out
+        monkeypatch.setattr(hypercorn_cli, "run", parsed.append)
+        hypercorn_cli.main(arguments)
+        assert parsed[0].application_path == "main:app"
     elif program == "pip":
         extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         wanted = re.search(r"watershed-mw\[(.*)\]", " ".join(arguments))
@@ -496,6 +580,9 @@ def test_the_index_names_every_page() -> None:
 
 
 HOST = "chat.example.com"
+MAY_BE_LEFT_OUT = pytest.mark.skipif(
+    os.environ.get("WATERSHED_MW_NO_PROXIES") == "1", reason="WATERSHED_MW_NO_PROXIES=1"
+)
 
 
 async def behind(scope: Scope, receive: Receive, send: Send) -> None:
@@ -507,59 +594,163 @@ async def behind(scope: Scope, receive: Receive, send: Send) -> None:
         await connection.send(message)
 
 
-def _configuration(name: str) -> str:
-    [found] = [block.code for block in blocks() if block.name == name]
-    return found
+@dataclass
+class Proxy:
+    """A proxy that runs, and how it is told to read its configuration again."""
+
+    port: int
+    scheme: str
+    tls: ssl.SSLContext | None
+    reload: Callable[[], None]
+
+    @property
+    def host(self) -> str:
+        """Name and port, as a browser has them in its address bar."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def is_caddy(self) -> bool:
+        return self.tls is None
+
+    def peer(self) -> Peer:
+        return Peer(self.port, self.tls)
 
 
-def _nginx(place: Path, port: int, upstream: int) -> Program:
-    server = _configuration("nginx").replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
-    server = re.sub(r" *ssl_certificate.*\n", "", server).replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
-    server = server.replace("proxy_read_timeout 60s;", "proxy_read_timeout 1s;")
+def put(text: str, *changes: tuple[str, str]) -> str:
+    """`text` with each of these exchanged, all of which it must hold."""
+    for old, new in changes:
+        assert old in text, f"the page's configuration has no {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
+@contextlib.contextmanager
+def nginx(place: Path, upstream: int, *changes: tuple[str, str]) -> Iterator[Proxy]:
+    """The configuration of the page under nginx: port, certificate and time-out are the test's own."""
+    port = free_port()
+    authority, tls = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(tls)
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(place / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(place / "certificate.pem")
+    server = put(
+        named("nginx").code,
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
+        ("/etc/ssl/chat.pem", f"{place}/certificate.pem"),
+        ("/etc/ssl/chat.key", f"{place}/key.pem"),
+        ("127.0.0.1:8000", f"127.0.0.1:{upstream}"),
+        ("proxy_read_timeout 60s;", "proxy_read_timeout 1s;"),
+        *changes,
+    )
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     places = "".join(f"{kind}_temp_path {place / kind};" for kind in kinds)
     (place / "nginx.conf").write_text(
-        f"daemon off; pid {place / 'pid'}; error_log stderr;\nevents {{}}\n"
+        f"daemon off; pid {place / 'pid'}; error_log stderr notice;\nevents {{}}\n"
         f"http {{ access_log off; {places}\n{server}\n}}\n"
     )
-    return Program("nginx", "-p", place, "-e", "stderr", "-c", place / "nginx.conf")
+    with Program("nginx", "-p", place, "-e", "stderr", "-c", place / "nginx.conf") as program:
 
+        def reload() -> None:
+            os.kill(program.pid, signal.SIGHUP)
+            program.wait_for_line(re.compile("gracefully shutting down"))
 
-def _caddy(place: Path, port: int, upstream: int) -> Program:
-    site = _configuration("caddy").replace(HOST, f"http://{HOST}:{port}").replace(":8000", f":{upstream}")
-    (place / "Caddyfile").write_text(f"{{\n admin off\n storage file_system {place}\n}}\n{site}")
-    return Program("caddy", "run", "--config", place / "Caddyfile", "--adapter", "caddyfile")
-
-
-@pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_PROXIES") == "1", reason="WATERSHED_MW_NO_PROXIES=1")
-@pytest.mark.parametrize("proxy", [_nginx, _caddy], ids=["nginx", "caddy"])
-def test_behind_a_proxy(proxy: Callable[[Path, int, int], Program], tmp_path: Path) -> None:
-    program_name = proxy.__name__.strip("_")
-    assert shutil.which(program_name), (
-        f"expected the program {program_name}: install it, or set WATERSHED_MW_NO_PROXIES=1 to leave these tests out"
-    )
-    port = free_port()
-    name = f"{HOST}:{port}"
-    with Uvicorn(WatershedASGI(behind), proxy_headers=True) as server, proxy(tmp_path, port, server.port) as program:
         eventually(lambda: listens(port), program.output)
-        with Peer(port) as alive, Peer(port) as still:
-            for peer, path in ((alive, "/alive"), (still, "/still")):
-                peer.open(path, Host=name, Origin=f"http://{name}")
-                assert peer.text() == "ws 127.0.0.1"
-            for _ in range(6):  # silence but for PINGs, for longer than the proxy bears
-                frame = alive.frame()
-                assert frame.opcode is Opcode.PING
-                alive.send(b"\x8a\x80\0\0\0\0")
-            alive.send(text("still here"))
-            frame = alive.frame()
-            while frame.opcode is Opcode.PING:
-                frame = alive.frame()
-            assert bytes(frame.data) == b"still here"
-            if proxy is _nginx:
-                assert still.rest() == b""
-            else:
-                still.send(text("Caddy waits"))
-                assert still.text() == "Caddy waits"
-        with Peer(port) as foreign:
-            foreign.send(head("/", Host=name, Origin="http://elsewhere.example"))
-            assert foreign.answer().status == 403
+        yield Proxy(port, "https", tls, reload)
+
+
+@contextlib.contextmanager
+def caddy(place: Path, upstream: int) -> Iterator[Proxy]:
+    """The configuration of the page under Caddy: without TLS, as a certificate needs a name that the world knows."""
+    port, admin = free_port(), free_port()
+    site = put(named("caddy").code, (HOST, f"http://{HOST}:{port}"), (":8000", f":{upstream}"))
+    (place / "Caddyfile").write_text(f"{{\n admin 127.0.0.1:{admin}\n storage file_system {place}\n}}\n{site}")
+    read = ("--config", place / "Caddyfile", "--adapter", "caddyfile")
+    with Program("env", f"HOME={place}", "caddy", "run", *read) as program:
+
+        def reload() -> None:
+            with Program("caddy", "reload", *read, "--address", f"127.0.0.1:{admin}", "--force") as order:
+                assert order.wait() == 0, order.output
+
+        eventually(lambda: listens(port), program.output)
+        yield Proxy(port, "http", None, reload)
+
+
+@pytest.fixture
+def upstream() -> Iterator[int]:
+    with Uvicorn(WatershedASGI(behind)) as server:  # it trusts proxies on this machine without being asked to
+        yield server.port
+
+
+@pytest.fixture(params=["nginx", "caddy"])
+def proxy(request: pytest.FixtureRequest, upstream: int, tmp_path: Path) -> Iterator[Proxy]:
+    need(request.param)
+    with {"nginx": nginx, "caddy": caddy}[request.param](tmp_path, upstream) as running:
+        yield running
+
+
+def need(name: str) -> None:
+    assert shutil.which(name), (
+        f"expected the program {name}: install it, or set WATERSHED_MW_NO_PROXIES=1 to leave these tests out"
+    )
+
+
+def still_there(peer: Peer) -> None:
+    """The connection echoes; PINGs on the way are passed over."""
+    peer.send(text("still there"))
+    while (frame := peer.frame()).opcode is Opcode.PING:
+        pass
+    assert bytes(frame.data) == b"still there"
+
+
+@MAY_BE_LEFT_OUT
+def test_behind_a_proxy_the_client_is_known_and_pages_of_its_host_may_connect(proxy: Proxy) -> None:
+    with proxy.peer() as peer:
+        peer.open("/", Host=proxy.host, Origin=f"{proxy.scheme}://{proxy.host}")
+        assert peer.text() == ("ws 127.0.0.1" if proxy.is_caddy else "wss 127.0.0.1")
+    with proxy.peer() as foreign:
+        foreign.send(head("/", Host=proxy.host, Origin="http://elsewhere.example"))
+        assert foreign.answer().status == 403
+
+
+@MAY_BE_LEFT_OUT
+def test_pings_keep_a_silent_connection_open_for_longer_than_the_proxy_bears(proxy: Proxy) -> None:
+    with proxy.peer() as alive, proxy.peer() as still:
+        for peer, path in ((alive, "/alive"), (still, "/still")):
+            peer.open(path, Host=proxy.host)
+            assert peer.text().endswith("127.0.0.1")
+        for _ in range(6):
+            assert alive.frame().opcode is Opcode.PING
+            alive.send(b"\x8a\x80\0\0\0\0")
+        still_there(alive)
+        if proxy.is_caddy:
+            still_there(still)  # it has no such time-out
+        else:
+            assert still.rest() == b""  # no Close: a browser calls that 1006
+
+
+@MAY_BE_LEFT_OUT
+def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
+    with proxy.peer() as old, proxy.peer() as new:
+        old.open("/alive", Host=proxy.host)
+        assert old.text().endswith("127.0.0.1")
+        proxy.reload()
+        if proxy.is_caddy:
+            while (frame := old.frame()).opcode is Opcode.PING:
+                pass
+            assert frame.opcode is Opcode.CLOSE
+            assert bytes(frame.data)[:2] == (1001).to_bytes(2, "big")
+        else:
+            still_there(old)
+        new.open("/alive", Host=proxy.host)
+        assert new.text().endswith("127.0.0.1")
+
+
+@MAY_BE_LEFT_OUT
+@pytest.mark.parametrize("host", ["$proxy_host", "$host"])
+def test_nginx_must_pass_the_host_on_with_its_port(host: str, upstream: int, tmp_path: Path) -> None:
+    need("nginx")
+    with nginx(tmp_path, upstream, ("$http_host", host)) as proxy, proxy.peer() as peer:
+        peer.send(head("/", Host=proxy.host, Origin=f"https://{proxy.host}"))
+        answer = peer.answer()
+        assert answer.status == 403
+        assert answer.body.startswith(b"expected the origin of host '")
