@@ -78,8 +78,14 @@ def _from_environ(environ: Mapping[str, Any]) -> Request:
     target = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
     if environ.get("QUERY_STRING"):
         target += f"?{environ['QUERY_STRING']}"
-    version = str(environ.get("SERVER_PROTOCOL", "HTTP/1.1")).removeprefix("HTTP/")
-    return Request(Headers(fields), str(environ["REQUEST_METHOD"]), target or "/", version)
+    return Request(Headers(fields), str(environ["REQUEST_METHOD"]), target or "/", http_version(environ))
+
+
+def http_version(environ: Mapping[str, Any]) -> str:
+    """The version of HTTP that the request in ``environ`` came with, such as "1.1"."""
+    if "eventlet.input" in environ:
+        return "1.1"  # eventlet says 1.0 of every request
+    return str(environ.get("SERVER_PROTOCOL", "HTTP/1.1")).removeprefix("HTTP/")
 
 
 def _from_scope(scope: Mapping[str, Any]) -> Request:

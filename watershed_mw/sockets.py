@@ -21,6 +21,8 @@ __all__ = [
     "DetachedSocket",
     "DetachedTLSSocket",
     "HeldTLSSocket",
+    "ServersTLSSocket",
+    "TakenTLSSocket",
     "address",
     "close_socket",
     "detach",
@@ -117,13 +119,12 @@ class BlockingSocket:
                 self._ending = True
                 self._tls.unwrap()  # sends close_notify; the peer's is not waited for
         with contextlib.suppress(OSError, ValueError):
-            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+            _shut_down(self._socket, socket.SHUT_WR)
 
     def shutdown(self) -> None:
         """Break the stream, so that every thread that waits on it wakes up; the descriptor stays."""
         with contextlib.suppress(OSError, ValueError):
-            # Not SSLSocket.shutdown, which forgets the TLS state under a thread that may be using it.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            _shut_down(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the descriptor; nobody may be waiting on it any more."""
@@ -137,21 +138,57 @@ class BlockingSocket:
         return socket.socket(self._socket.family, self._socket.type, self._socket.proto, fileno=self._socket.detach())
 
 
+def _shut_down(sock: socket.socket, how: int) -> None:
+    if isinstance(sock, ssl.SSLSocket):
+        # Not SSLSocket.shutdown, which forgets the TLS state under a thread that may be using it.
+        socket.socket.shutdown(sock, how)
+    else:
+        sock.shutdown(how)
+
+
 def close_socket(sock: socket.socket) -> None:
     """Close a socket for good, a :class:`HeldTLSSocket` as well; the peer learns of it though a fork holds it."""
     with contextlib.suppress(OSError, ValueError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        _shut_down(sock, socket.SHUT_RDWR)
     if isinstance(sock, ssl.SSLSocket):
         ssl.SSLSocket.close(sock)
     else:
         sock.close()
 
 
-class HeldTLSSocket(ssl.SSLSocket):
+class TakenTLSSocket(ssl.SSLSocket):
+    """A TLS socket that was taken from a server, with a descriptor that is its own to close.
+
+    OpenSSL's state refers to the object that it was made with, obeys that one's timeout, and cannot move. So
+    that object stays, a :class:`ServersTLSSocket` from then on, and this one works through it.
+    """
+
+    @classmethod
+    def of(cls, owner: ssl.SSLSocket) -> TakenTLSSocket:
+        """A second object for the socket of ``owner``."""
+        taken = cls.__new__(cls)
+        socket.socket.__init__(taken, owner.family, owner.type, owner.proto, fileno=owner.fileno())
+        vars(taken).update(vars(owner))
+        vars(taken)["owner"] = owner
+        taken.setblocking(False)
+        return taken
+
+    def settimeout(self, value: float | None) -> None:
+        """As ``socket.settimeout``."""
+        super().settimeout(value)
+        owner = vars(self).get("owner")
+        if owner is not None:
+            socket.socket.settimeout(owner, value)
+
+    def setblocking(self, flag: bool) -> None:
+        """As ``socket.setblocking``."""
+        self.settimeout(None if flag else 0.0)
+
+
+class HeldTLSSocket(TakenTLSSocket):
     """A TLS socket whose first owner, such as ``http.server``, will still shut it down and close it: in vain.
 
-    OpenSSL's state cannot move to another Python object, so the object stays and changes its class. The new
-    owner closes it with :func:`close_socket`.
+    The object stays as it is and changes its class; the new owner closes it with :func:`close_socket`.
     """
 
     def shutdown(self, how: int) -> None:
@@ -159,6 +196,75 @@ class HeldTLSSocket(ssl.SSLSocket):
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class ServersTLSSocket(ssl.SSLSocket):
+    """What a server holds on to when its TLS socket has been taken: what it does, it does to a stand-in.
+
+    Attributes:
+        stand_in: plain, non-blocking socket.
+    """
+
+    stand_in: socket.socket
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Read nothing."""
+        return self.stand_in.recv(buflen, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        """Read nothing."""
+        return self.stand_in.recv_into(buffer, nbytes or 0, flags)
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  # SSLSocket's own name for it
+        """Read nothing."""
+        return self.recv(len) if buffer is None else self.recv_into(buffer, len)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Write to nobody."""
+        return self.stand_in.send(data, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Write to nobody."""
+        self.stand_in.sendall(data, flags)
+
+    def write(self, data: Any) -> int:
+        """Write to nobody."""
+        return self.stand_in.send(data)
+
+    def pending(self) -> int:
+        """OpenSSL's bytes are not the server's any more."""
+        return 0
+
+    def fileno(self) -> int:
+        """The stand-in's."""
+        return self.stand_in.fileno()
+
+    def settimeout(self, value: float | None) -> None:
+        """Do nothing: the stand-in never makes its caller wait."""
+
+    def setblocking(self, flag: bool) -> None:
+        """Do nothing."""
+
+    def unwrap(self) -> socket.socket:
+        """End TLS, which the server has no part in any more."""
+        return self.stand_in
+
+    def shutdown(self, how: int) -> None:
+        """Shut the stand-in down."""
+        self.stand_in.shutdown(how)
+
+    def detach(self) -> int:
+        """Give the stand-in away."""
+        return self.stand_in.detach()
+
+    def _real_close(self) -> None:
+        self.stand_in.close()
+
+    def __del__(self) -> None:
+        # Instead of the finaliser of socket.socket, which would close a number that has another owner.
+        stand_in = vars(self).get("stand_in")
+        if stand_in is not None:
+            stand_in.close()
 
 
 class _EarlyBytes:
@@ -226,7 +332,7 @@ class DetachedSocket(_EarlyBytes, socket.socket):
         return super().recvmsg_into(buffers, ancbufsize, flags)
 
 
-class DetachedTLSSocket(_EarlyBytes, ssl.SSLSocket):
+class DetachedTLSSocket(_EarlyBytes, TakenTLSSocket):
     """A TLS socket that its owner got in proxy mode; ``head`` as in :class:`DetachedSocket`."""
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:

@@ -1,22 +1,34 @@
-"""Taking a WSGI server's socket over for good, without the server noticing.
+"""Taking a server's socket over for good, without the server noticing.
 
 WSGI has no word for an upgrade. So the server keeps its own socket object, alive on a dummy: one
 end of a socket pair that reads as ended and swallows what is written. Whatever the server still
-does (write a 101 of its own, shut down, close, log) it does to the dummy.
+does (write a 101 of its own, shut down, close, log) it does to the dummy. How a server's object can be
+turned to the dummy depends on what it is; which server has what, :mod:`watershed_mw.wsgi_servers` knows.
 """
 
 from __future__ import annotations
 
 import _socket
+import fcntl
+import os
 import socket
 import ssl
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, cast
 
 from .errors import UnsupportedServerError
-from .transports import drain_file
+from .sockets import ServersTLSSocket, TakenTLSSocket
 
-__all__ = ["Takeover", "server_name", "take_over"]
+__all__ = ["Takeover", "take_descriptor", "take_socket"]
+
+_GEVENT_TLS = (
+    *("_context", "_sslobj", "_connected", "_session", "server_side", "server_hostname"),
+    *("do_handshake_on_connect", "suppress_ragged_eofs"),
+)
+
+# Where a server waits with select(), which knows no number above 1,023, a socket must not hold a low one for long.
+_LOW_NUMBERS = 2048
 
 
 class Takeover:
@@ -37,39 +49,106 @@ class Takeover:
         self._other_end.close()
 
 
-def server_name(environ: Mapping[str, Any]) -> str:
-    """The WSGI server's name as it gives it, for error messages."""
-    return str(environ.get("SERVER_SOFTWARE") or "an unknown WSGI server")
+def take_socket(sock: Any, head: bytes = b"") -> Takeover:
+    """Take what the server's socket object stands for, plain or TLS; the object itself lives on.
 
-
-def take_over(environ: Mapping[str, Any]) -> Takeover:
-    """Take the client's socket from the server that made ``environ``.
+    Args:
+        sock: a ``socket.socket``, an ``ssl.SSLSocket``, or gevent's socket of either kind.
+        head: bytes that the server has read already.
 
     Raises:
-        UnsupportedServerError: the server does not give it, or not over TLS; nothing has changed.
+        UnsupportedServerError: it is a TLS socket of another kind; nothing has changed.
     """
-    sock = environ.get("werkzeug.socket")
-    if sock is None:
-        raise UnsupportedServerError(
-            f"expected werkzeug's server, which lets its socket go; got {server_name(environ)}, from which this "
-            "version cannot take it: run the application with werkzeug (app.run, flask run), or serve it by ASGI"
-        )
-    if isinstance(sock, ssl.SSLSocket):
-        raise UnsupportedServerError(
-            "expected a plain connection, got TLS, which this version cannot take over from werkzeug: end TLS in front "
-            "of the server"
-        )
-    head = drain_file(environ["wsgi.input"], sock)
-    return _swap(sock, head)
+    take = _how(sock)
+    dummy, other_end = _dummy()
+    return Takeover(take(sock, dummy), head, other_end)
 
 
-def _swap(sock: socket.socket, head: bytes) -> Takeover:
-    timeout = sock.gettimeout()
+def take_descriptor(number: int, head: bytes = b"") -> Takeover:
+    """Take a socket from a server that knows it by its number, which lives on as the dummy's.
+
+    Args:
+        number: descriptor of a plain socket.
+        head: bytes that the server has read already.
+    """
+    dummy, other_end = _dummy()
+    try:
+        taken = socket.socket(fileno=_moved_up(number))
+        os.dup2(dummy.fileno(), number, inheritable=False)
+    finally:
+        dummy.close()
+    return Takeover(taken, head, other_end)
+
+
+def _dummy() -> tuple[_socket.socket, _socket.socket]:
     # Made by the C module: no monkey patching turns these into something else.
     dummy, other_end = _socket.socketpair()
     other_end.shutdown(_socket.SHUT_WR)
+    return dummy, other_end
+
+
+def _moved_up(number: int) -> int:
+    try:
+        return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOW_NUMBERS)
+    except OSError:
+        return os.dup(number)  # the limit on descriptors is lower
+
+
+def _how(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
+    # gevent's monkey patching makes its TLS sockets pass for the standard library's: ask for them first.
+    gevent_ssl = sys.modules.get("gevent.ssl")
+    if gevent_ssl is not None and isinstance(sock, gevent_ssl.SSLSocket):
+        if not issubclass(gevent_ssl.SSLSocket, ssl.SSLSocket):
+            raise UnsupportedServerError(
+                "expected gevent's monkey patching where its own server speaks TLS, got a TLS socket that only gevent "
+                "can wait for: call gevent.monkey.patch_all() first, or end TLS in front of the server"
+            )
+        return _take_gevent_tls
+    if isinstance(sock, ssl.SSLSocket):
+        return _take_tls
+    if hasattr(sock, "detach") and hasattr(sock, "proto"):
+        return _take_plain
+    raise UnsupportedServerError(
+        f"expected a plain socket or one of the ssl module, got {type(sock).__module__}.{type(sock).__name__}, which "
+        "cannot be taken over: use the server's built-in TLS, or end TLS in front of it"
+    )
+
+
+def _take_plain(sock: Any, dummy: _socket.socket) -> socket.socket:
+    timeout = sock.gettimeout()
     taken = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
     # The same object, so that every reference that the server holds (files made of it too) meets the dummy.
     type(sock).__init__(sock, socket.AF_UNIX, socket.SOCK_STREAM, 0, dummy.detach())
     sock.settimeout(timeout)
-    return Takeover(taken, head, other_end)
+    return taken
+
+
+def _take_tls(sock: ssl.SSLSocket, dummy: _socket.socket) -> socket.socket:
+    # OpenSSL's state refers to this very object and cannot move: the object keeps it, for us, and turns a face to the
+    # server that knows the dummy only.
+    sock.settimeout(0.0)
+    taken = TakenTLSSocket.of(sock)
+    sock.__class__ = ServersTLSSocket
+    stand_in = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=dummy.detach())
+    stand_in.setblocking(False)
+    vars(sock)["stand_in"] = stand_in
+    return taken
+
+
+def _take_gevent_tls(sock: Any, dummy: _socket.socket) -> socket.socket:
+    # Here OpenSSL's state refers to the C socket inside, which can move to another object of gevent's.
+    gevent_socket: Any = sys.modules["gevent.socket"].socket
+    inner, timeout = sock._sock, sock.gettimeout()
+    number = inner.fileno()
+    taken: Any = object.__new__(type(sock))
+    gevent_socket.__init__(taken, sock.family, sock.type, sock.proto, number)
+    taken._sock.detach()
+    taken._sock = inner
+    for name in _GEVENT_TLS:
+        if hasattr(sock, name):
+            setattr(taken, name, getattr(sock, name))
+    sock._drop_events_and_close(closefd=False)
+    gevent_socket.__init__(sock, socket.AF_UNIX, socket.SOCK_STREAM, 0, dummy.detach())
+    sock._sslobj = None  # what follows is plain, and goes to the dummy
+    sock.settimeout(timeout)
+    return cast(socket.socket, taken)

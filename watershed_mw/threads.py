@@ -6,14 +6,19 @@ Any number of threads may share a connection. What happens underneath is the she
 
 from __future__ import annotations
 
+import inspect
+import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
-from .connection import checked_message, checked_ping
+from .connection import Handler, checked_message, checked_ping, logger
 from .core.states import State
-from .errors import ConnectionClosed
+from .errors import ConnectionClosed, UnsupportedServerError
 from .threads_shell import LOOK_EVERY, ThreadsShell
+
+if TYPE_CHECKING:
+    from .background import AsyncHandler
 
 __all__ = ["ThreadConnection"]
 
@@ -112,6 +117,22 @@ class ThreadConnection(ThreadsShell):
             self._queue_close(code, reason)
         self._wind_down()
 
+    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+        """Send a Close frame as :meth:`end` does, and wait for nothing; whoever is waiting sees the end through."""
+        if self._background is not None:
+            self._background.call_soon("end", reason, code=code)
+            return
+        with self._state:
+            self._queue_close(code, reason)
+        self._flush(wait=False)
+
+    def break_off(self) -> None:
+        """Break the TCP stream, so that whoever is waiting wakes up and sees the end."""
+        if self._background is not None:
+            self._background.call_soon("destroy")
+        else:
+            self._socket.shutdown()
+
     def destroy(self) -> None:
         """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
         if self._background is not None:
@@ -148,22 +169,56 @@ class ThreadConnection(ThreadsShell):
             raise self._handler_error
         return self.close_code or 1006, self.close_reason or ""
 
-    def run_in_background(self) -> None:
+    def run_in_background(self, handler: AsyncHandler | None = None) -> None:
         """Hand the connection to the process's event-loop thread and return at once.
 
-        Handlers are called in order, one at a time, on a bounded pool of threads, so that they may
-        block. The socket belongs to the loop from now on.
-        """
-        from .background import Background  # starts threads when used, hence not imported by those who do not
+        Without ``handler`` those of events are called in order, one at a time, on a bounded pool of threads, so that
+        they may block. Under gevent and eventlet, where threads are cheap, it is one of theirs that calls them.
 
-        self._push = True
-        self._background = Background(self, self._details, self._core, self._queue)
+        Args:
+            handler: a coroutine function, run on that loop with the connection as an
+                :class:`~watershed_mw.AsyncConnection`; what it leaves open is ended when it returns.
+
+        Raises:
+            UnsupportedServerError: the server's process ends with the request.
+            TypeError: ``handler`` is no coroutine function.
+        """
+        if self.no_background:
+            raise UnsupportedServerError(self.no_background)
+        if handler is not None and not inspect.iscoroutinefunction(handler):
+            raise TypeError(
+                f"expected a coroutine function (async def) to run in the background, got {handler!r}: register "
+                'functions with on("text", ...) instead'
+            )
+        from .background import Background  # starts threads when used, hence not imported by those who do not
+        from .loop_thread import threads_are_greenlets
+
+        self._push = handler is None
+        self.in_background = True
+        if handler is None and threads_are_greenlets():
+            threading.Thread(target=self._run_for_nobody, daemon=True).start()
+            return
+        self._background = Background(self, self._details, self._core, self._queue, handler)
         self._background.start(self._socket.release(), self._head)
 
-    @property
-    def in_background(self) -> bool:
-        """Whether the connection lives on the process's event-loop thread."""
-        return self._background is not None
+    def _run_for_nobody(self) -> None:
+        try:
+            self.run()
+        except Exception as error:  # noqa: BLE001  # there is nobody to raise it to
+            logger.error("a handler of %r raised", self, exc_info=error)
+
+    def on(self, event: str, handler: Handler | None = None) -> Any:
+        """As the base class says.
+
+        Raises:
+            TypeError: the handler is a coroutine function, which no thread can await.
+        """
+        if inspect.iscoroutinefunction(handler):
+            raise TypeError(
+                f"expected a function that may block as handler of {event!r}, got the coroutine function {handler!r}: "
+                "pass a coroutine function to run_in_background() instead, and register it there"
+            )
+        return super().on(event, handler)
 
     def __enter__(self) -> Self:
         return self

@@ -46,6 +46,8 @@ class ThreadsShell(WatershedConnection):
         self._running = False
         self._finished = False
         self._background: Background | None = None
+        self.in_background = False
+        self.no_background = ""
         super().__init__(details, protocol)
 
     # --- reading -----------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ class WatershedProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
         if self._connection is not None:
-            self._connection.end("the server restarts", code=1012)
+            self._connection.end("the server restarts", code=self.settings.shutdown_code or 1012)
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse(HandshakeError("the server is shutting down: try again", status=503))
         else:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from .aio import AsyncConnection
 from .connection import Trace
+from .core.codes import encode_close
 from .core.extensions import DeflateOptions, make_offer
 from .core.handshake import (
     Agreement,
@@ -33,7 +34,7 @@ from .core.headers import Headers, HeadersLike
 from .core.limits import Limits
 from .core.origin import check_origins
 from .core.states import Role
-from .errors import ConnectionClosed, HandshakeError
+from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
 from .requests import (
     as_request,
     as_response,
@@ -66,6 +67,7 @@ class ConnectionOptions(TypedDict, total=False):
     max_queued_messages: int
     max_queued_bytes: int
     max_unsent_bytes: int
+    shutdown_code: int | None
 
 
 class Options(ConnectionOptions, total=False):
@@ -78,6 +80,8 @@ class Options(ConnectionOptions, total=False):
         one more is refused with 503. Default 65,536; None for no limit. ``Watershed`` itself does not count.
     compression: True (the default) for permessage-deflate with modest memory, False for none, or
         :class:`~watershed_mw.DeflateOptions`.
+    shutdown_code: close code that connections get when the server stops. Default 1012 under uvicorn, 1001 at the
+        WSGI door, which leaves connections and signals alone when it is None.
     trace: called as ``trace(probe, connection, data)`` at ``start``, ``end``, ``read-buffer``, ``recv-*``
         and ``send-*``; None (the default) costs nothing.
 
@@ -109,6 +113,8 @@ class Settings:
     trace: Trace | None
     limits: Limits
     max_connections: int | None
+    shutdown_code: int | None
+    """0 for the door's own."""
 
     @classmethod
     def of(cls, options: Options) -> Settings:
@@ -132,7 +138,18 @@ class Settings:
             trace=options.get("trace"),
             limits=Limits(**given),
             max_connections=most,
+            shutdown_code=_checked_shutdown_code(options.get("shutdown_code", 0)),
         )
+
+
+def _checked_shutdown_code(code: Any) -> int | None:
+    if code is None or (code == 0 and isinstance(code, int) and not isinstance(code, bool)):
+        return code
+    try:
+        encode_close(code, "")
+    except LocalProtocolError as error:
+        raise ValueError(f"expected shutdown_code as a close code, or None: {error}") from None
+    return int(code)
 
 
 class Watershed:

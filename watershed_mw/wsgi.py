@@ -15,13 +15,15 @@ from http import HTTPStatus
 from typing import Any, Literal, TypeAlias, Unpack, overload
 
 from .core.states import Role
+from .drain import catch_signals, drain_with_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
-from .requests import write_response
+from .requests import http_version, write_response
 from .room import Room
-from .takeover import Takeover, take_over
+from .takeover import Takeover
 from .threads import ThreadConnection
 from .transports import BlockingTransport
 from .watershed import Options, Watershed
+from .wsgi_servers import server_of, take_over
 
 __all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI"]
 
@@ -46,12 +48,14 @@ class WatershedWSGI:
         self.app = app
         self._shed = Watershed(**options)
         self._room = Room(self._shed.settings.max_connections)
+        if self._shed.settings.shutdown_code is not None:
+            catch_signals()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         if not _asks_for_upgrade(environ):
             return self.app(environ, start_response)
-        upgrade = WSGIUpgrade(self._shed, environ, self._room)
+        upgrade = WSGIUpgrade(self._shed, environ, start_response, self._room)
         environ["watershed"] = upgrade
         try:
             body = _begun(self.app(environ, upgrade.guard(start_response)))
@@ -87,7 +91,7 @@ def _asks_for_upgrade(environ: Environ) -> bool:
     tokens = environ.get("HTTP_UPGRADE", "").lower().split(",")
     return (
         environ["REQUEST_METHOD"] == "GET"
-        and environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+        and http_version(environ) == "1.1"
         and "websocket" in (token.strip(" \t") for token in tokens)
     )
 
@@ -199,7 +203,7 @@ class WSGIUpgrade:
         failed: whether the application said, after that, that it had failed.
     """
 
-    def __init__(self, shed: Watershed, environ: Environ, room: Room) -> None:
+    def __init__(self, shed: Watershed, environ: Environ, start_response: StartResponse, room: Room) -> None:
         self.accepted = False
         self.failed = False
         self._held: Callable[[], Any] | None = None
@@ -207,6 +211,7 @@ class WSGIUpgrade:
         self._begun = False
         self._shed = shed
         self._environ = environ
+        self._start_response = start_response
         self._room = room
         self._taken: Takeover | None = None
         self._connection: ThreadConnection | None = None
@@ -254,7 +259,8 @@ class WSGIUpgrade:
         except HandshakeError as error:
             raise _as_answer(error, self._environ) from None
         try:
-            self._taken = take_over(self._environ)
+            server = server_of(self._environ, self._start_response)
+            self._taken = take_over(server, self._environ, self._start_response)
             self.accepted = True
             way = BlockingTransport(self._taken.sock)
             try:
@@ -276,6 +282,9 @@ class WSGIUpgrade:
             )
             # It may live on when the request is over.
             self._connection.on("end", lambda code, reason: self._room.leave())
+            self._connection.no_background = server.no_background(self._environ)
+            if settings.shutdown_code is not None:
+                drain_with_process(self._connection, settings.shutdown_code or 1001, server.stopping)
         finally:
             if self._connection is None:
                 self._room.leave()

@@ -1,0 +1,126 @@
+"""The end of a WSGI worker process: every connection gets its Close, and nobody waits for long.
+
+A server that stops knows nothing of sockets that it gave away, and of those in its threads only that they
+are busy. So the process watches for its own end: gunicorn's worker says when it stops; others die of a
+signal, unless that is caught here; and the interpreter's exit is the last moment for all of them.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from .threads import ThreadConnection
+
+__all__ = ["catch_signals", "drain", "drain_with_process"]
+
+# Seconds that peers have to answer the Close: a replacement may be waiting for this process to go.
+_GRACE = 0.5
+# How often, in seconds, gunicorn's worker is asked whether it stops.
+_LOOK_EVERY = 0.1
+
+
+class _Process:
+    """What is known of this process's connections; a fork begins anew, as what was here before is the parent's."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.connections: WeakKeyDictionary[ThreadConnection, int] = WeakKeyDictionary()
+        self.watched = False
+        self.drained = False
+
+
+_processes = [_Process()]
+
+
+def _this_process() -> _Process:
+    if _processes[-1].pid != os.getpid():
+        _processes[:] = [_Process()]
+    return _processes[-1]
+
+
+def drain_with_process(
+    connection: ThreadConnection, code: int, stopping: Callable[[], Callable[[], bool] | None]
+) -> None:
+    """End this connection with ``code`` when the process stops.
+
+    Args:
+        connection: as it was accepted.
+        code: close code.
+        stopping: gives what tells whether the server is stopping, or None where a signal or the interpreter's exit
+            will tell; asked once per process.
+    """
+    process = _this_process()
+    with process.lock:
+        process.connections[connection] = code
+        first, process.watched = not process.watched, True
+    if first:
+        _at_exit(drain)
+    if first and (stops := stopping()) is not None:
+        threading.Thread(target=_watch, args=(stops,), name="watershed-drain", daemon=True).start()
+
+
+def _at_exit(call: Callable[[], None]) -> None:
+    # Before the interpreter waits for threads that are not daemons, which may be waiting for messages.
+    register: Any = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(call)
+    except RuntimeError:
+        pass  # The interpreter is on its way out already.
+
+
+def _watch(stops: Callable[[], bool]) -> None:
+    while not stops():
+        time.sleep(_LOOK_EVERY)
+    drain()
+
+
+def drain() -> None:
+    """End every connection of this process that :func:`drain_with_process` was told of, within half a second."""
+    process = _this_process()
+    with process.lock:
+        connections = [(connection, code) for connection, code in process.connections.items() if not connection.closed]
+    for connection, code in connections:
+        connection.begin_end("the server stops", code=code)
+    until = time.monotonic() + _GRACE
+    while not all(connection.closed for connection, _ in connections) and time.monotonic() < until:
+        time.sleep(0.01)
+    for connection, _ in connections:
+        if not connection.closed:
+            connection.break_off()
+
+
+def catch_signals() -> None:
+    """Drain before the process dies of a signal that nobody else has a handler for; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    process = _this_process()
+    if process.drained or not process.connections:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+
+    def finish() -> None:
+        drain()
+        process.drained = True
+        os.kill(os.getpid(), number)
+
+    # Not in this thread: it may be the one that has to see its connection's end through.
+    # Started without waiting for it to run, which gevent does not allow here.
+    _thread.start_new_thread(finish, ())
