@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.handshake", "core.deflate", "core.messages"),
     ("core.protocol",),
     tuple(f"_compiled.{name}" for name in HOT_PATH),
-    ("_implementation", "alarm", "room", "sockets", "requests", "werkzeug", "asgi_server"),
+    ("_implementation", "alarm", "room", "sockets", "requests", "werkzeug", "asgi_server", "loop_thread"),
     ("connection", "tls"),
     ("aio",),
     ("aio_handlers", "portable"),
@@ -52,10 +52,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("background",),
     ("threads_shell",),
     ("threads",),
-    ("transports",),
+    ("transports", "drain"),
     ("watershed", "takeover", "uvicorn_request", "uvicorn_denial"),
+    ("wsgi_servers",),
     ("asgi", "wsgi", "uvicorn", "client", "proxy"),
-    ("starlette", "flask", "cli"),
+    ("starlette", "flask", "testing", "cli"),
     ("fastapi",),
     ("",),  # watershed_mw itself
 )

@@ -12,7 +12,7 @@ import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
-from typing import Any, Literal, TypeAlias, Unpack, overload
+from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
 from .core.states import Role
 from .drain import catch_signals, drain_with_process
@@ -22,7 +22,7 @@ from .room import Room
 from .takeover import Takeover
 from .threads import ThreadConnection
 from .transports import BlockingTransport
-from .watershed import Options, Watershed
+from .watershed import ConnectionOptions, Options, Watershed
 from .wsgi_servers import server_of, take_over
 
 __all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI"]
@@ -46,16 +46,17 @@ class WatershedWSGI:
 
     def __init__(self, app: WSGIApp, **options: Unpack[Options]) -> None:
         self.app = app
-        self._shed = Watershed(**options)
-        self._room = Room(self._shed.settings.max_connections)
-        if self._shed.settings.shutdown_code is not None:
+        self.options = options
+        self.shed = Watershed(**options)
+        self.room = Room(self.shed.settings.max_connections)
+        if self.shed.settings.shutdown_code is not None:
             catch_signals()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         if not _asks_for_upgrade(environ):
             return self.app(environ, start_response)
-        upgrade = WSGIUpgrade(self._shed, environ, start_response, self._room)
+        upgrade = WSGIUpgrade(self, environ, start_response)
         environ["watershed"] = upgrade
         try:
             body = _begun(self.app(environ, upgrade.guard(start_response)))
@@ -79,7 +80,7 @@ class WatershedWSGI:
             raise
         upgrade.end(code=1011 if upgrade.failed else 1000)
         # To the server this was a request like any other; it writes its answer to the dummy, and logs it.
-        start_response("101 Switching Protocols", [])
+        start_response("101 Switching Protocols", upgrade.sent)
         return _Nothing(upgrade)
 
 
@@ -201,24 +202,29 @@ class WSGIUpgrade:
     Attributes:
         accepted: whether it has been answered with the 101.
         failed: whether the application said, after that, that it had failed.
+        sent: the application's header fields of the 101.
     """
 
-    def __init__(self, shed: Watershed, environ: Environ, start_response: StartResponse, room: Room) -> None:
+    def __init__(self, middleware: WatershedWSGI, environ: Environ, start_response: StartResponse) -> None:
         self.accepted = False
         self.failed = False
+        self.sent: list[tuple[str, str]] = []
         self._held: Callable[[], Any] | None = None
         self._write: Any = None
         self._begun = False
-        self._shed = shed
+        self._middleware = middleware
         self._environ = environ
         self._start_response = start_response
-        self._room = room
         self._taken: Takeover | None = None
         self._connection: ThreadConnection | None = None
 
     @overload
     def accept(
-        self, protocols: Sequence[str] | None = None, headers: Fields = (), detached: Literal[False] = False
+        self,
+        protocols: Sequence[str] | None = None,
+        headers: Fields = (),
+        detached: Literal[False] = False,
+        **options: Unpack[ConnectionOptions],
     ) -> ThreadConnection: ...
 
     @overload
@@ -227,7 +233,11 @@ class WSGIUpgrade:
     ) -> socket.socket: ...
 
     def accept(
-        self, protocols: Sequence[str] | None = None, headers: Fields = (), detached: bool = False
+        self,
+        protocols: Sequence[str] | None = None,
+        headers: Fields = (),
+        detached: bool = False,
+        **options: Unpack[ConnectionOptions],
     ) -> ThreadConnection | socket.socket:
         """Answer with the 101, on the socket that is taken from the server.
 
@@ -235,6 +245,7 @@ class WSGIUpgrade:
             protocols: subprotocols that are supported here; the middleware's own unless given.
             headers: further header fields of the answer.
             detached: return the raw socket, which is then the caller's own.
+            options: options of this connection alone, such as ``ping_interval=5.0``.
 
         Returns:
             the connection, or the ``socket.socket``. When the application returns, a connection that
@@ -246,16 +257,21 @@ class WSGIUpgrade:
             ConnectionClosed: the client has gone.
             LocalProtocolError: the request has been accepted before, or a response to it has begun.
             UnsupportedServerError: the server cannot give its socket; nothing has been answered.
+            TypeError, ValueError: an option is unknown or cannot have its value.
         """
         if self.accepted:
             raise LocalProtocolError("expected one accept for a request, got a second one")
         if self._begun:
             raise LocalProtocolError("expected accept before the first item of the response, got it afterwards")
+        shed, room = self._middleware.shed, self._middleware.room
+        if options:
+            shed = Watershed(**cast(Options, {**self._middleware.options, **options}))
         try:
-            request, key = self._shed.check(self._environ)
-            agreement, answer = self._shed.agree(request, key, protocols)
-            response = write_response(101, [*answer, *headers])
-            self._room.enter()
+            request, key = shed.check(self._environ)
+            agreement, answer = shed.agree(request, key, protocols)
+            self.sent = list(headers)
+            response = write_response(101, [*answer, *self.sent])
+            room.enter()
         except HandshakeError as error:
             raise _as_answer(error, self._environ) from None
         try:
@@ -270,7 +286,7 @@ class WSGIUpgrade:
             except ConnectionClosed:
                 self._taken.sock.close()
                 raise
-            settings = self._shed.settings
+            settings = shed.settings
             self._connection = way.connection(
                 Role.SERVER,
                 agreement,
@@ -281,13 +297,13 @@ class WSGIUpgrade:
                 _closed_class(self._environ),
             )
             # It may live on when the request is over.
-            self._connection.on("end", lambda code, reason: self._room.leave())
+            self._connection.on("end", lambda code, reason: room.leave())
             self._connection.no_background = server.no_background(self._environ)
             if settings.shutdown_code is not None:
                 drain_with_process(self._connection, settings.shutdown_code or 1001, server.stopping)
         finally:
             if self._connection is None:
-                self._room.leave()
+                room.leave()
         return self._connection
 
     def reject(self, status: int, body: bytes = b"", headers: Fields = ()) -> Rejection:

@@ -16,7 +16,7 @@ from tests.connections.ways import SERVER, Opener, Way, tasks_are_gone, until
 from tests.connections.wire import TEXT
 from watershed_mw import WatershedConnection
 from watershed_mw.alarm import alarm_of
-from watershed_mw.background import background_loop
+from watershed_mw.loop_thread import background_loop
 
 WAYS = (
     Way("asyncio", "streams", False, SERVER),

@@ -1,0 +1,202 @@
+"""Sugar for Flask: a route whose handler gets the accepted connection, beside ordinary routes.
+
+The request runs through Flask as every other: ``before_request``, the view, ``after_request``, the session's cookie,
+teardown. Only then is the 101 sent, with the response's header fields in it, and the handler called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar, Unpack, cast
+
+from flask import Blueprint, Flask, Response, g, request
+from flask.globals import request_ctx
+from flask.sansio.scaffold import Scaffold
+
+from .aio import AsyncConnection
+from .errors import ConnectionClosed
+from .threads import ThreadConnection
+from .watershed import ConnectionOptions, Options
+from .wsgi import WatershedWSGI, WSGIUpgrade
+
+__all__ = ["Shed", "UpgradeResponse"]
+
+Handler: TypeAlias = Callable[[ThreadConnection], object] | Callable[[AsyncConnection], Awaitable[object]]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# Fields of the 101 that the opening handshake itself decides, whatever a response says.
+_OURS = frozenset({"connection", "upgrade", "content-length", "content-type", "transfer-encoding"})
+_OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
+
+
+class Shed:
+    """WebSocket routes of a Flask application or a blueprint.
+
+    Args:
+        app: the application or blueprint; None to call :meth:`init_app` later.
+        options: see :class:`~watershed_mw.Options`; of one application, those of the first Shed hold.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or cannot have its value.
+    """
+
+    def __init__(self, app: Flask | Blueprint | None = None, **options: Unpack[Options]) -> None:
+        self._options = options
+        self._place: Scaffold | None = None
+        self._waiting: list[Callable[[Scaffold], object]] = []
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask | Blueprint) -> None:
+        """Add the routes to an application or blueprint, and :class:`~watershed_mw.WatershedWSGI` around it."""
+        self._place = app
+        if isinstance(app, Blueprint):
+            app.record(lambda state: self._wrap(state.app))
+        else:
+            self._wrap(app)
+        for add in self._waiting:
+            add(app)
+        self._waiting.clear()
+
+    def _wrap(self, app: Any) -> None:
+        if not isinstance(app.wsgi_app, WatershedWSGI):
+            app.wsgi_app = WatershedWSGI(app.wsgi_app, **self._options)
+
+    def route(
+        self,
+        rule: str,
+        *,
+        accept: bool = True,
+        protocols: Sequence[str] | None = None,
+        endpoint: str | None = None,
+        connection_options: ConnectionOptions | None = None,
+        **rule_options: Any,
+    ) -> Callable[[_F], _F]:
+        """Call the decorated function as ``handler(connection, **parameters)`` for each upgrade of ``rule``.
+
+        A function blocks its worker's thread until it returns, unless it calls ``connection.run_in_background()``; a
+        coroutine function runs on the process's event loop and gets an :class:`~watershed_mw.AsyncConnection`.
+        What either leaves open is ended when it returns. ``connection.request`` is Flask's request.
+
+        With ``accept=False`` the decision is the function's: it is an ordinary view, called as ``view(**parameters)``,
+        and returns a response, or a handler for the connection, which is then accepted.
+
+        Args:
+            rule: path of the route, with parameters as Flask writes them.
+            accept: whether to accept without asking the function.
+            protocols: subprotocols that are supported here; the Shed's own unless given.
+            endpoint: name for ``url_for``; the function's unless given.
+            connection_options: options of these connections, such as ``{"ping_interval": 5.0}``.
+            rule_options: as in ``Flask.route``.
+        """
+
+        def decorate(function: _F) -> _F:
+            @functools.wraps(function)
+            def view(**parameters: Any) -> Any:
+                if accept:
+                    handler = _with_parameters(function, parameters)
+                else:
+                    handler = function(**parameters)
+                    if not callable(handler) or isinstance(handler, Response):
+                        return handler
+                return UpgradeResponse(handler, protocols, **(connection_options or {}))
+
+            def add(place: Scaffold) -> None:
+                place.add_url_rule(rule, endpoint, view, websocket=True, **rule_options)
+
+            if self._place is None:
+                self._waiting.append(add)
+            else:
+                add(self._place)
+            return function
+
+        return decorate
+
+
+def _with_parameters(function: Callable[..., Any], parameters: dict[str, Any]) -> Handler:
+    if inspect.iscoroutinefunction(function):
+
+        async def run(connection: AsyncConnection) -> None:
+            await function(connection, **parameters)
+
+        return run
+    return lambda connection: function(connection, **parameters)
+
+
+class UpgradeResponse(Response):
+    """What a Flask view returns to accept an upgrade: its header fields go with the 101, then the handler is called.
+
+    Args:
+        handler: called with the connection; a coroutine function is run on the process's event loop.
+        protocols: subprotocols that are supported here.
+        options: options of this connection.
+    """
+
+    def __init__(
+        self, handler: Handler, protocols: Sequence[str] | None = None, **options: Unpack[ConnectionOptions]
+    ) -> None:
+        super().__init__(status=101)
+        self._handler = handler
+        self._protocols = protocols
+        self._connection_options = options
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Answer, as soon as Flask is done with the request."""
+        upgrade = environ.get("watershed")
+        if not isinstance(upgrade, WSGIUpgrade):
+            raise RuntimeError(
+                "expected WatershedWSGI around the application, got a request that it has not seen: make a Shed of the "
+                "application, or wrap app.wsgi_app"
+            )
+        fields = [pair for pair in self.get_wsgi_headers(environ) if pair[0].lower() not in _OURS]
+        return self._after_flask(upgrade, fields, _Context())
+
+    def _after_flask(self, upgrade: WSGIUpgrade, fields: list[tuple[str, str]], context: _Context) -> Iterator[bytes]:
+        # A generator: its first step comes when Flask has let go of the request.
+        connection = upgrade.accept(self._protocols, fields, **self._connection_options)
+        connection.request = context.request
+        handler: Any = self._handler
+        if inspect.iscoroutinefunction(handler):
+
+            async def run(connection: AsyncConnection) -> None:
+                with context:
+                    await handler(connection)
+
+            connection.run_in_background(run)
+            return
+        try:
+            with context:
+                handler(connection)
+        except ConnectionClosed:
+            if connection.sending:
+                raise  # It tells of another connection, such as one to a database.
+        except Exception:  # noqa: BLE001  # whatever it is, it ends this connection alone, and is logged
+            context.log_exception()
+            upgrade.end(code=1011)
+        yield from ()
+
+
+class _Context:
+    """The request's context once more, for a handler that begins when Flask has torn down the first."""
+
+    def __init__(self) -> None:
+        self._context = request_ctx.copy()
+        self._globals = dict(vars(g._get_current_object()))
+        self._app: Any = self._context.app
+        self.request = request._get_current_object()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> None:
+        self._context.push()
+        # What before_request has found out belongs to the handler as well.
+        vars(g._get_current_object()).update(self._globals)
+
+    def __exit__(self, *exception: object) -> None:
+        self._context.pop(cast(Any, exception[1]))
+
+    def log_exception(self) -> None:
+        """As Flask logs a view that raises."""
+        with self._app.app_context():
+            self._app.logger.error("Exception on %s [WebSocket]", self.request.path, exc_info=cast(Any, sys.exc_info()))

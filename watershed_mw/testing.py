@@ -1,0 +1,111 @@
+"""Tests of a WSGI application's WebSockets without a server: the application runs in this process, on a socket pair.
+
+What comes back is what a client would get: the connection after a 101, or the refusal with its status and body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Unpack
+
+from werkzeug.test import Client
+
+from .errors import HandshakeError
+from .threads import ThreadConnection
+from .watershed import ConnectionOptions, Watershed
+
+__all__ = ["TestConnection", "connect"]
+
+_READ_SIZE = 64 * 2**10
+
+
+class TestConnection(ThreadConnection):
+    """A client's connection that does not wait for ever.
+
+    Attributes:
+        timeout: seconds that ``receive`` and iteration wait where no other time is given.
+    """
+
+    __test__ = False  # pytest, this is no test
+    timeout: float
+
+    def receive(self, timeout: float | None = None) -> str | bytes:
+        """As the base class says, with a :class:`TimeoutError` after :attr:`timeout` seconds."""
+        return super().receive(self.timeout if timeout is None else timeout)
+
+
+@contextlib.contextmanager
+def connect(
+    client: Client,
+    path: str,
+    *,
+    protocols: Sequence[str] = (),
+    headers: Iterable[tuple[str, str]] = (),
+    timeout: float = 5.0,
+    **options: Unpack[ConnectionOptions],
+) -> Iterator[TestConnection]:
+    """Open a WebSocket through a test client of werkzeug's or Flask's, with its cookies.
+
+    ``with connect(app.test_client(), "/echo") as connection: ...`` ends the connection, waits for the application to
+    return, and raises what it raised.
+
+    Args:
+        client: ``app.test_client()``, or ``werkzeug.test.Client(app)``.
+        path: path and query string.
+        protocols: subprotocols to offer.
+        headers: further header fields of the request.
+        timeout: seconds to wait for the answer, for a message, and for the application to return.
+        options: options of the connection at this end.
+
+    Raises:
+        HandshakeError: the application refused; with the response's ``status``, ``headers`` and ``body``.
+        TimeoutError: something took too long.
+    """
+    shed = Watershed(**options)
+    key = shed.generate_key()
+    fields = [*shed.request_headers(key, protocols), *headers]
+    ours, theirs = socket.socketpair()
+    response: Future[Any] = Future()
+
+    def serve() -> None:
+        with theirs, theirs.makefile("rb") as rfile:
+            environ = {"werkzeug.socket": theirs, "wsgi.input": rfile, "SERVER_PROTOCOL": "HTTP/1.1"}
+            try:
+                response.set_result(client.open(path, headers=fields, environ_overrides=environ))
+            except BaseException as error:  # noqa: BLE001  # raised again in the test's own thread
+                response.set_exception(error)
+
+    thread = threading.Thread(target=serve, name="watershed-test", daemon=True)
+    with ours:
+        ours.settimeout(timeout)
+        thread.start()
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = ours.recv(_READ_SIZE)
+            if not data:
+                raise _refusal(response.result(timeout))
+            head += data
+        end = head.index(b"\r\n\r\n") + 4
+        connection = shed.connect(head[:end], ours, head[end:], key, request=dict(fields))
+        connection.__class__ = TestConnection
+        assert isinstance(connection, TestConnection)
+        connection.timeout = timeout
+        try:
+            yield connection
+        finally:
+            connection.end()
+        response.result(timeout)
+
+
+def _refusal(response: Any) -> HandshakeError:
+    error = HandshakeError(
+        f"expected the application to accept the upgrade, got {response.status}",
+        status=response.status_code,
+        headers=list(response.headers),
+    )
+    error.body = response.get_data()
+    return error
