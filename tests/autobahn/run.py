@@ -132,8 +132,8 @@ async def _run_shard(suite: Suite, shard: _Shard, result: Result) -> None:
 async def _test_server(suite: Suite, shard: _Shard, log: Path) -> None:
     """Autobahn's fuzzing client against a server of ours."""
     async with start(shard.target.door.command, _door_environment(shard.target), log) as door:
-        # uvicorn's own words and those of the other doors
-        port, build = await door.said(r"on (?:http://)?127\.0\.0\.1:(\d+)", r"implementation: (\w+)")
+        # the words of uvicorn and werkzeug, of gunicorn, and of the other doors
+        port, build = await door.said(r"(?:on|at:) (?:http://)?127\.0\.0\.1:(\d+)", r"implementation: (\w+)")
         _check_build(shard.target, build)
         spec = _write_spec(shard, servers=[{"agent": _AGENT, "url": f"ws://127.0.0.1:{port}"}])
         async with _start_suite(suite, "fuzzingclient", spec) as fuzzer:

@@ -5,6 +5,7 @@ What they know of the package is its public API.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -33,11 +34,26 @@ def _uvicorn(*options: str) -> tuple[str, ...]:
     )
 
 
+def _gunicorn(worker: str, way: str, *options: str) -> tuple[str, ...]:
+    application = f"tests.autobahn.doors.wsgi:{'released' if way == 'async' else way}"
+    return _module(
+        "gunicorn", application, "--bind", "127.0.0.1:0", "--worker-class", worker, "--timeout", "0", *options
+    )
+
+
+def _wsgi() -> Iterator[Door]:
+    for way in ("blocking", "async"):
+        yield Door(f"werkzeug-{way}", _module("tests.autobahn.doors.wsgi", way))
+        yield Door(f"sync-{way}", _gunicorn("sync", way))
+        yield Door(f"gthread-{way}", _gunicorn("gthread", way, "--threads", "4"))
+
+
 DOORS = (
     Door("raw-asyncio", _module("tests.autobahn.doors.raw_asyncio")),
     Door("raw-threads", _module("tests.autobahn.doors.raw_threads")),
     Door("uvicorn-h11", _uvicorn("--http", "h11", "--loop", "asyncio")),
     Door("uvicorn-httptools", _uvicorn("--http", "httptools", "--loop", "uvloop")),
+    *_wsgi(),
     Door("client-asyncio", _module("tests.autobahn.doors.client_asyncio"), client=True),
     Door("client-threads", _module("tests.autobahn.doors.client_threads"), client=True),
 )
@@ -46,5 +62,6 @@ DOORS = (
 ALIASES = {
     "raw": ("raw-asyncio", "raw-threads"),
     "uvicorn": ("uvicorn-h11", "uvicorn-httptools"),
+    "wsgi": tuple(door.name for door in _wsgi()),
     "client": ("client-asyncio", "client-threads"),
 }
