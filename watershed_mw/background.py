@@ -49,7 +49,7 @@ class Background:
         queue: ReceiveQueue,
         handler: AsyncHandler | None = None,
     ) -> None:
-        self._loop, self._pool = background_loop()
+        self._loop, self._workers = background_loop()
         self._connection = connection
         self._details = details
         self._core = core
@@ -112,7 +112,7 @@ class Background:
         close_socket(sock)
         self._core.receive_eof()
         self._inner.set_exception(self._connection._closed_error())
-        await self._loop.run_in_executor(self._pool, self._connection._emit_end)
+        await self._workers.run(self._connection._emit_end)
 
     async def _call_handlers(self, event: str, *args: Any) -> None:
         if event == "end":
@@ -120,7 +120,7 @@ class Background:
             if not self._connection._handlers.get("end"):
                 return
         try:
-            called = self._loop.run_in_executor(self._pool, self._connection._emit, event, *args)
+            called = self._workers.run(partial(self._connection._emit, event, *args))
         except RuntimeError:
             return  # The interpreter is on its way out, and no pool takes any more work.
         await called

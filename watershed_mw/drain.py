@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from .loop_thread import start_thread, threads_are_greenlets
+
 if TYPE_CHECKING:
     from .threads import ThreadConnection
 
@@ -24,8 +26,11 @@ __all__ = ["catch_signals", "drain", "drain_with_process"]
 
 # Seconds that peers have to answer the Close: a replacement may be waiting for this process to go.
 _GRACE = 0.5
-# How often, in seconds, gunicorn's worker is asked whether it stops.
-_LOOK_EVERY = 0.1
+# How often, in seconds, gunicorn's worker is asked whether it stops. Where it is to stop at once (SIGINT, SIGQUIT) it
+# breaks off its handlers 0.1 seconds after it has said so.
+_LOOK_EVERY = 0.05
+# Seconds that those have whose stream has been broken: so long does it take to notice.
+_NOTICE = 0.2
 
 
 class _Process:
@@ -88,31 +93,41 @@ def drain() -> None:
     """End every connection of this process that :func:`drain_with_process` was told of, within half a second."""
     process = _this_process()
     with process.lock:
-        connections = [(connection, code) for connection, code in process.connections.items() if not connection.closed]
+        connections = [(connection, code) for connection, code in process.connections.items() if not connection.gone]
     for connection, code in connections:
         connection.begin_end("the server stops", code=code)
-    until = time.monotonic() + _GRACE
-    while not all(connection.closed for connection, _ in connections) and time.monotonic() < until:
-        time.sleep(0.01)
+    _wait_until_gone(connections, _GRACE)
     for connection, _ in connections:
-        if not connection.closed:
+        if not connection.gone:
             connection.break_off()
+    _wait_until_gone(connections, _NOTICE)
+
+
+def _wait_until_gone(connections: list[tuple[ThreadConnection, int]], patience: float) -> None:
+    until = time.monotonic() + patience
+    while not all(connection.gone for connection, _ in connections) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def catch_signals() -> None:
-    """Drain before the process dies of a signal that nobody else has a handler for; in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for name in ("SIGTERM", "SIGHUP"):
+    """Drain before the process ends by a signal that nobody else has a handler for; from the main thread only.
+
+    SIGINT among them: a KeyboardInterrupt would break off a handler in the main thread, and a server that has it may
+    wait for those in other threads.
+    """
+    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _on_signal)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            try:
+                signal.signal(number, _on_signal)
+            except ValueError:
+                return  # not the main thread
 
 
 def _on_signal(number: int, frame: Any) -> None:
     process = _this_process()
     if process.drained or not process.connections:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
 
@@ -122,5 +137,9 @@ def _on_signal(number: int, frame: Any) -> None:
         os.kill(os.getpid(), number)
 
     # Not in this thread: it may be the one that has to see its connection's end through.
-    # Started without waiting for it to run, which gevent does not allow here.
-    _thread.start_new_thread(finish, ())
+    if threads_are_greenlets():
+        # The hub may be waiting for sockets, and does not look at what is new until one of them wakes it.
+        start_thread(finish)
+    else:
+        # Started without waiting for it to run: that may take a lock that this very thread holds.
+        _thread.start_new_thread(finish, ())

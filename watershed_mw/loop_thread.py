@@ -6,35 +6,112 @@ two share one epoll set. gevent and eventlet turn threads into greenlets; this o
 
 from __future__ import annotations
 
+import _socket
 import _thread
 import asyncio
+import contextlib
 import os
+import socket
 import sys
 import threading
 import types
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["background_loop", "on_background_loop", "threads_are_greenlets"]
+__all__ = ["Workers", "background_loop", "on_background_loop", "start_thread", "threads_are_greenlets"]
 
 # Handlers that block hold one of these threads each; the others' messages wait in their bounded queues.
 _POOL_SIZE = 32
 
+
+class Pool:
+    """Handlers run in threads, of which there are few.
+
+    Args:
+        loop: whose thread asks for it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pool = ThreadPoolExecutor(_POOL_SIZE, "watershed-pool")
+
+    def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run ``call``; its result on the loop.
+
+        Raises:
+            RuntimeError: the interpreter is on its way out, and takes no more work.
+        """
+        return self._loop.run_in_executor(self._pool, call)
+
+
+class Greenlets:
+    """Handlers run in greenlets, where all other greenlets of the server are: in the thread that this is made in.
+
+    What a pool is made of, gevent and eventlet have turned into their own, which the loop's thread must not touch:
+    it has no hub that anything would run in. So a byte through a socket pair asks for a greenlet.
+
+    Args:
+        loop: whose thread asks for it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._door, bell = socket.socketpair()
+        self._bell = _socket.socket(fileno=bell.detach())  # the C module's, as ringing it waits for nobody
+        self._bell.setblocking(False)
+        threading.Thread(target=self._serve, name="watershed-greenlets", daemon=True).start()
+
+    def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run ``call``; its result on the loop."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls.append((call, future))
+        with contextlib.suppress(BlockingIOError):  # full of bytes that ask for the same
+            self._bell.send(b"!")
+        return future
+
+    def _serve(self) -> None:
+        while self._door.recv(4096):
+            while self._calls:
+                threading.Thread(target=self._run, args=self._calls.popleft(), daemon=True).start()
+
+    def _run(self, call: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        try:
+            done = call()
+        except BaseException as error:  # noqa: BLE001  # it is raised where the result is waited for
+            self._loop.call_soon_threadsafe(_settle, future, None, error)
+        else:
+            self._loop.call_soon_threadsafe(_settle, future, done, None)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+Workers: TypeAlias = Pool | Greenlets
+
 _lock = threading.Lock()
 _pid = 0
 _loop: asyncio.AbstractEventLoop | None = None
-_pool: ThreadPoolExecutor | None = None
+_workers: Workers | None = None
 
 
-def background_loop() -> tuple[asyncio.AbstractEventLoop, ThreadPoolExecutor]:
-    """The process's event loop in its own daemon thread, and its pool for handlers."""
-    global _pid, _loop, _pool
+def background_loop() -> tuple[asyncio.AbstractEventLoop, Workers]:
+    """The process's event loop in its own daemon thread, and those who run its handlers."""
+    global _pid, _loop, _workers  # noqa: PLW0603  # one set of them per process
     with _lock:
-        if _loop is None or _pool is None or _pid != os.getpid():
-            _loop, _pool, _pid = _new_loop(), ThreadPoolExecutor(_POOL_SIZE, "watershed-pool"), os.getpid()
-            _start_thread(_loop.run_forever)
-        return _loop, _pool
+        if _loop is None or _workers is None or _pid != os.getpid():
+            _loop, _pid = _new_loop(), os.getpid()
+            _workers = Greenlets(_loop) if threads_are_greenlets() else Pool(_loop)
+            start_thread(_loop.run_forever)
+        return _loop, _workers
 
 
 def on_background_loop() -> bool:
@@ -47,7 +124,8 @@ def threads_are_greenlets() -> bool:
     return not isinstance(_thread.start_new_thread, types.BuiltinFunctionType)
 
 
-def _start_thread(run: Callable[[], None]) -> None:
+def start_thread(run: Callable[[], None]) -> None:
+    """Run something in a thread that is one, under gevent and eventlet as well."""
     if not threads_are_greenlets():
         threading.Thread(target=run, name="watershed-loop", daemon=True).start()
         return

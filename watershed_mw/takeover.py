@@ -9,11 +9,14 @@ turned to the dummy depends on what it is; which server has what, :mod:`watershe
 from __future__ import annotations
 
 import _socket
+import contextlib
 import fcntl
 import os
+import select
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -39,14 +42,60 @@ class Takeover:
         head: bytes that the server had read past the request head.
     """
 
-    def __init__(self, sock: socket.socket, head: bytes, other_end: _socket.socket) -> None:
+    def __init__(self, sock: socket.socket, head: bytes, other_end: _socket.socket, writes_late: bool = False) -> None:
         self.sock = sock
         self.head = head
         self._other_end = other_end
+        self._writes_late = writes_late
 
     def close_dummy(self) -> None:
-        """The server is done with its side: close the other end of the dummy."""
-        self._other_end.close()
+        """The server is done with its side, or about to be: close the other end of the dummy.
+
+        While an exception is on its way to the server, which may have a long page to write about it, the other end
+        reads instead, until the server has closed: one that cannot write would log that instead of the exception.
+        """
+        if sys.exc_info()[0] is not None:
+            _swallow(self._other_end)
+        elif self._writes_late:
+            _lingering.append(self._other_end)
+            _close_lingering()
+        else:
+            self._other_end.close()
+
+
+# Seconds of silence after which a server has nothing more to say, though it has not closed its side.
+_SILENCE = 30.0
+
+
+def _swallow(other_end: _socket.socket) -> None:
+    # As the threads of this process wait: under gevent and eventlet this is a greenlet's socket.
+    sink = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=other_end.detach())
+    sink.settimeout(_SILENCE)
+
+    def read() -> None:
+        with sink, contextlib.suppress(OSError):
+            while sink.recv(65536):
+                pass
+
+    try:
+        threading.Thread(target=read, name="watershed-dummy", daemon=True).start()
+    except RuntimeError:
+        sink.close()  # the interpreter is on its way out, and starts no thread any more
+
+
+# Other ends of dummies that their servers may still write to.
+_lingering: list[_socket.socket] = []
+
+
+def _close_lingering() -> None:
+    """Close those whose server has closed its side; the last one waits for the next connection's end."""
+    for other_end in tuple(_lingering):
+        poll = select.poll()
+        poll.register(other_end, 0)
+        if poll.poll(0):  # nothing but the end of both directions is reported unasked
+            with contextlib.suppress(ValueError):  # another thread has been faster
+                _lingering.remove(other_end)
+                other_end.close()
 
 
 def take_socket(sock: Any, head: bytes = b"") -> Takeover:
@@ -64,12 +113,13 @@ def take_socket(sock: Any, head: bytes = b"") -> Takeover:
     return Takeover(take(sock, dummy), head, other_end)
 
 
-def take_descriptor(number: int, head: bytes = b"") -> Takeover:
+def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False) -> Takeover:
     """Take a socket from a server that knows it by its number, which lives on as the dummy's.
 
     Args:
         number: descriptor of a plain socket.
         head: bytes that the server has read already.
+        writes_late: whether the server writes its answer only when it has closed the body.
     """
     dummy, other_end = _dummy()
     try:
@@ -77,7 +127,7 @@ def take_descriptor(number: int, head: bytes = b"") -> Takeover:
         os.dup2(dummy.fileno(), number, inheritable=False)
     finally:
         dummy.close()
-    return Takeover(taken, head, other_end)
+    return Takeover(taken, head, other_end, writes_late)
 
 
 def _dummy() -> tuple[_socket.socket, _socket.socket]:

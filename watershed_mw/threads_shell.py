@@ -50,6 +50,11 @@ class ThreadsShell(WatershedConnection):
         self.no_background = ""
         super().__init__(details, protocol)
 
+    @property
+    def gone(self) -> bool:
+        """Whether the TCP stream has ended as well."""
+        return self._core.state is State.CLOSED
+
     # --- reading -----------------------------------------------------------------------------------------
 
     def _read(self, until: float | None, *, winding_down: bool = False) -> None:

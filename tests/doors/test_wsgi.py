@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import ssl
 import threading
@@ -17,7 +16,7 @@ from werkzeug.debug import DebuggedApplication
 from werkzeug.serving import WSGIRequestHandler
 
 from tests.support import LIMIT
-from watershed_mw import ConnectionClosed, HandshakeError, ThreadConnection, UnsupportedServerError, WatershedWSGI
+from watershed_mw import ConnectionClosed, HandshakeError, ThreadConnection, WatershedWSGI
 from watershed_mw.sockets import DetachedSocket
 
 from .support import (
@@ -29,6 +28,7 @@ from .support import (
     binary,
     close,
     dial,
+    errors_in,
     head,
     text,
 )
@@ -642,54 +642,47 @@ def test_garbage_instead_of_frames(caplog: pytest.LogCaptureFixture) -> None:
         assert_quiet(server, caplog)
 
 
-# --- what this version cannot do -------------------------------------------------------------------------
+# --- other sockets and another server -----------------------------------------------------------------------
 
 
-def refused_by_the_server(error: Inbox[UnsupportedServerError]) -> View:
-    def view() -> ResponseReturnValue:
-        try:
-            upgrade().accept()
-        except UnsupportedServerError as unsupported:
-            error.put(unsupported)
-            raise
-        return ""
-
-    return view
-
-
-def test_tls_on_werkzeug_is_a_clear_error(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    errors = Inbox[UnsupportedServerError]()
+@pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
+def test_tls(caplog: pytest.LogCaptureFixture, tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], view: View) -> None:
     client, context = tls_contexts
-    with Werkzeug(flask_app(refused_by_the_server(errors)), ssl_context=context) as server:
-        with Peer(server.port, tls=client) as peer:
-            peer.send(head("/ws"))
-            assert peer.refusal().status == 500
-        error = errors.get()
-        assert "TLS" in str(error)
-        assert server.access_log(1) == ["GET /ws 500"]
-        # Nothing was taken: the server goes on.
+    with Werkzeug(flask_app(view), ssl_context=context) as server:
+        with Peer(server.port, tls=client, clean=True) as peer:
+            peer.open_with(head("/ws") + text("early"))
+            peer.send(binary(bytes(MIB)))
+            assert peer.text() == "early"
+            assert bytes(peer.frame().data) == bytes(MIB)
+            peer.send(close(4000, "bye"))
+            assert peer.close() == (4000, "bye")
+            peer.end()
+        assert server.access_log(1) == ["GET /ws 101"]
         with Peer(server.port, tls=client) as peer:
             peer.send(b"GET /page HTTP/1.1\r\nHost: here\r\n\r\n")
             assert peer.answer().body == b"page"
+        assert_quiet(server, caplog)
 
 
-def test_wsgiref_is_a_clear_error(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
+def test_wsgiref(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, view: View) -> None:
     from wsgiref.simple_server import make_server
 
-    errors = Inbox[UnsupportedServerError]()
-    with make_server("127.0.0.1", 0, flask_app(refused_by_the_server(errors))) as server:
+    with make_server("127.0.0.1", 0, flask_app(view)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
             with Peer(server.server_port) as peer:
-                peer.send(head("/ws"))
-                assert peer.refusal().status == 500
+                peer.open_with(head("/ws") + text("early"))
+                assert peer.text() == "early"
+                peer.send(close(4000, "bye"))
+                assert peer.close() == (4000, "bye")
+                peer.end()
             assert get(server.server_port).body == b"page"
         finally:
             server.shutdown()
             thread.join(LIMIT)
-    error = errors.get()
-    assert "WSGIServer" in str(error), "it names the server"
-    assert "werkzeug" in str(error), "it names a way out"
-    assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR], "Flask's own, once"
-    assert "Traceback" not in capsys.readouterr().err.partition("UnsupportedServerError")[2]
+    assert errors_in(caplog.records) == []
+    printed = capsys.readouterr().err
+    assert printed.count('"GET /ws HTTP/1.1" 101') == 1
+    assert "Traceback" not in printed

@@ -6,6 +6,7 @@ nothing but requests, and the tracebacks that a test asked for.
 
 from __future__ import annotations
 
+import io
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
 
-from tests.support import LIMIT
+from watershed_mw import UnsupportedServerError
 
-from .support import ACCEPT, Peer, binary, close, eventually, head, text
-from .wsgi_servers import SERVERS, Running, start
+from .support import ACCEPT, KEY, Peer, binary, close, eventually, head, text
+from .wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
+from .wsgi_servers_app import create
 
 MIB = 2**20
 
@@ -46,20 +51,41 @@ def fleet(request: pytest.FixtureRequest, certificate: tuple[Path, ssl.SSLContex
             return server
 
         for item in request.session.items:
-            if item.path == request.path and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-                if cell := item.callspec.params.get("server"):
-                    running(cell)
+            if item.path == request.path and (spec := getattr(item, "callspec", None)) and "cell" in spec.params:
+                running(spec.params["cell"])
         yield ready
 
 
 @pytest.fixture(scope="module", params=CELLS)
-def server(fleet: Fleet, request: pytest.FixtureRequest) -> Running:
+def cell(fleet: Fleet, request: pytest.FixtureRequest) -> Running:
     """One server of the matrix."""
     return fleet(request.param)
 
 
+@pytest.fixture
+def server(cell: Running) -> Iterator[Running]:
+    """The same, for one test, which must leave nothing in its log that is not to be there."""
+    yield cell
+    assert_quiet(cell)
+
+
+def assert_quiet(running: Running) -> None:
+    """No traceback but those that the tests asked for, and nothing that reads as if something had gone wrong."""
+    before, *tracebacks = running.program.output.split("Traceback (most recent call last)")
+    assert [found for found in tracebacks if not EXPECTED.search(found)] == []
+    if not tracebacks:
+        assert [line for line in before.splitlines() if TROUBLE.search(line)] == []
+
+
+EXPECTED = re.compile(r"\b(DeliberateError|UnsupportedServerError)\b")
+TROUBLE = re.compile(r"error|exception|critical|ResourceWarning|invalid|\b500\b", re.IGNORECASE)
+
+
 def ways_of(running: Running) -> list[str]:
     return WAYS if running.kind.background else WAYS[:1]
+
+
+# --- an open connection ----------------------------------------------------------------------------------
 
 
 def test_echo(server: Running) -> None:
@@ -75,3 +101,401 @@ def test_echo(server: Running) -> None:
             peer.send(close())
             assert peer.close() == (1000, "")
             peer.end()
+
+
+def test_frames_in_the_segment_of_the_head(server: Running) -> None:
+    messages = [f"{number} " + "x" * 90 for number in range(40)]
+    for way in ways_of(server):
+        with server.peer() as peer:
+            peer.open_with(head(f"/{way}") + (b"".join(map(text, messages)) if server.kind.early else b""))
+            if server.kind.early:
+                assert [peer.text() for _ in messages] == messages
+            peer.send(text("late") + close(4000, "in one go"))
+            assert peer.text() == "late"
+            assert peer.close() == (4000, "in one go")
+            peer.end()
+
+
+def test_bytes_in_the_segment_of_the_head_are_lost_where_the_table_says_so(server: Running) -> None:
+    with server.peer() as peer:
+        peer.open_with(head("/blocking") + text("early"))
+        peer.send(text("late") + close())
+        assert [peer.text() for _ in range(1 + server.kind.early)][-1] == "late"
+        assert peer.close() == (1000, "")
+
+
+def test_a_subprotocol_and_fields_of_the_applications_own(server: Running) -> None:
+    with server.peer() as peer:
+        word = server.word()
+        answer = peer.open(f"/choosing?{word}", Sec_WebSocket_Protocol="a, c, b")
+        assert answer.status == 101
+        assert answer["sec-websocket-protocol"] == "c"
+        assert answer.all("set-cookie") == ["a=1", "b=2"]
+        assert answer.all("x-own") == ["yes"]
+        assert (
+            answer["connection"].lower() == answer["upgrade"].lower() == "upgrade" or answer["upgrade"] == "websocket"
+        )
+        assert peer.text() == f"c {word}"
+        assert peer.close() == (1000, "")
+
+
+def test_close_codes_travel_both_ways(server: Running) -> None:
+    for way in ways_of(server):
+        with server.peer() as peer:
+            word = server.word()
+            peer.open(f"/{way}?{word}")
+            peer.send(close(4001, "bye"))
+            assert peer.close() == (4001, "bye")
+            peer.end()
+        server.program.wait_for_line(re.compile(f"ended {word} 4001 bye"))
+        with server.peer() as peer:
+            word = server.word()
+            peer.open(f"/{way}?{word}")
+            peer.send(text("end 4002"))
+            assert peer.close() == (4002, "that was all")
+            peer.send(close(4002))
+            peer.end()
+        server.program.wait_for_line(re.compile(f"ended {word} 4002"))
+        with server.peer() as peer:
+            word = server.word()
+            peer.open(f"/{way}?{word}")
+            peer.vanish()
+        server.program.wait_for_line(re.compile(f"ended {word} 1006"))
+
+
+def test_a_detached_socket_is_the_applications_alone(server: Running) -> None:
+    with server.peer() as peer:
+        word = server.word() if server.kind.background else f"here{server.word()}"
+        peer.open_with(head(f"/detached?{word}") + (b"early" if server.kind.early else b""))
+        expected = b""
+        if server.kind.early:
+            expected = b"raw:early"
+            assert exactly(peer, len(expected)) == expected
+        if server.kind.logs and server.kind.background:
+            eventually(lambda: requests(server, word), f"the request of {word} in the log")
+        assert server.get().body == b"page"
+        peer.send(b"more")
+        assert exactly(peer, 8) == b"raw:more"
+    server.program.wait_for_line(re.compile(f"closed {word}"))
+
+
+def exactly(peer: Peer, size: int) -> bytes:
+    """So many bytes behind the head."""
+    data, peer._rest = peer._rest, b""
+    while len(data) < size:
+        more = peer.sock.recv(size - len(data))
+        assert more, f"the stream ended behind {data!r}"
+        data += more
+    return data
+
+
+@pytest.mark.need(13)
+def test_one_line_in_the_access_log(server: Running) -> None:
+    words = []
+    for way in ways_of(server):
+        with server.peer() as peer:
+            words.append(server.word())
+            peer.open(f"/{way}?{words[-1]}")
+            peer.send(close())
+            peer.close()
+            peer.end()
+    last = server.word()
+    assert server.get(f"/page?{last}").status == 200
+    if server.kind.logs:
+        eventually(lambda: requests(server, last), "the last request in the log")
+        for word in words:
+            (line,) = eventually(lambda word=word: requests(server, word), f"the request of {word}")  # type: ignore[misc]
+            assert re.search(r"\b101\b", line)
+    else:
+        assert [requests(server, word) for word in [*words, last]] == [[]] * (len(words) + 1)
+
+
+def requests(running: Running, word: str) -> list[str]:
+    """The lines of the access log that tell of this connection's request."""
+    return [line for line in running.program.output.splitlines() if f"?{word} " in line and "GET" in line]
+
+
+@pytest.mark.need(12)
+def test_pages_are_served_while_connections_are_open(server: Running) -> None:
+    with ExitStack() as stack:
+        peers = []
+        for _ in range(6):
+            for way in [way for way in ways_of(server) if way != "blocking"] or ["blocking"]:
+                peers.append(stack.enter_context(server.peer()))
+                peers[-1].open(f"/{way}")
+        assert server.get().body == b"page"
+        for number, peer in enumerate(peers):
+            peer.send(text(str(number)))
+        assert [peer.text() for peer in peers] == [str(number) for number in range(len(peers))]
+        for peer in peers:
+            peer.send(close())
+            assert peer.close() == (1000, "")
+
+
+def test_an_upgrade_as_a_later_request_of_its_connection(server: Running) -> None:
+    for way in ways_of(server):
+        with server.peer() as peer:
+            peer.send(b"GET /page HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert peer.answer().body == b"page"
+            if not server.kind.keeps_alive:
+                assert peer.rest() == b""
+                continue
+            peer.send(b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert peer.answer().status == 404
+            peer.open_with(head(f"/{way}") + text("early"))
+            peer.send(text("late") + close())
+            assert [peer.text(), peer.text()] == ["early", "late"]
+            assert peer.close() == (1000, "")
+            peer.end()
+
+
+# --- no connection ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.need(9)
+def test_a_rejection_is_an_answer_like_any_other(server: Running) -> None:
+    with server.peer() as peer:
+        peer.send(head("/reject"))
+        answer = peer.answer()
+    assert (answer.status, answer.body, answer["www-authenticate"]) == (401, b"who are you?", "Basic")
+
+
+def test_an_application_that_ignores_the_upgrade_answers_as_ever(server: Running) -> None:
+    for path, status, body in (("/nowhere", 404, b"nothing here"), ("/page", 200, b"page"), ("/upgrade", 200, b"True")):
+        with server.peer() as peer:
+            peer.send(head(path))
+            answer = peer.answer()
+        assert (answer.status, answer.body) == (status, body)
+
+
+def test_a_bad_handshake_is_answered_once(server: Running) -> None:
+    for status, changes in (
+        (426, {"Sec_WebSocket_Version": "8"}),
+        (403, {"Origin": "http://evil.example"}),
+        (400, {"Sec_WebSocket_Key": "short"}),
+    ):
+        with server.peer() as peer:
+            peer.send(head("/blocking", **changes))
+            answer = peer.answer()
+        assert answer.status == status
+        assert b"expected" in answer.body
+
+
+@pytest.mark.parametrize(
+    "fields, body",
+    [({"Content_Length": "5"}, b"hello"), ({"Transfer_Encoding": "chunked"}, b"5\r\nhello\r\n0\r\n\r\n")],
+    ids=["length", "chunked"],
+)
+def test_a_request_with_a_body_takes_no_socket(server: Running, fields: dict[str, str], body: bytes) -> None:
+    with server.peer() as peer:
+        peer.send(head("/blocking", **fields) + body)
+        assert peer.answer().status == 400
+    assert server.get().body == b"page"
+
+
+def test_what_is_no_upgrade_passes_untouched(server: Running) -> None:
+    for request in (head("/upgrade", Upgrade="h2c"), head("/upgrade", first="POST {} HTTP/1.1", Content_Length="0")):
+        with server.peer() as peer:
+            peer.send(request)
+            assert peer.answer().body == b"False"
+    with server.peer() as peer:
+        peer.send(head("/upgrade", first="GET {} HTTP/1.0"))
+        assert peer.answer().body == str(not server.kind.tells_versions).encode()
+
+
+# --- applications that fail ------------------------------------------------------------------------------
+
+
+def test_an_exception_in_the_handler_closes_with_1011(server: Running) -> None:
+    for way in ways_of(server):
+        told = server.program.output.count("DeliberateError")
+        with server.peer() as peer:
+            word = server.word()
+            peer.open(f"/{way}?{word}")
+            peer.send(text("before") + text("raise"))
+            assert peer.text() == "before"
+            code, reason = peer.close()
+            assert code == 1011
+            assert "Deliberate" not in reason
+            peer.send(close(1011))
+            peer.end()
+        server.program.wait_for_line(re.compile(f"ended {word} 1011"))
+        eventually(lambda told=told: server.program.output.count("DeliberateError") > told, "the exception in the log")  # type: ignore[misc]
+    assert server.get().body == b"page"
+
+
+def test_an_error_page_larger_than_a_socket_buffer_holds_nobody(fleet: Fleet) -> None:
+    server = fleet("werkzeug-debugger")
+    with server.peer() as peer:
+        peer.open(f"/blocking?{(word := server.word())}")
+        peer.send(text("raise500000"))
+        assert peer.close()[0] == 1011
+        peer.send(close(1011))
+        peer.end()
+    assert eventually(lambda: [line for line in requests(server, word) if " 500 " in line], "the request in the log")
+    # The debugger writes it when the page is out.
+    server.program.wait_for_line(re.compile("DeliberateError: x{500000}"))
+
+
+# --- what cannot work ------------------------------------------------------------------------------------
+
+
+def refusal_of(running: Running, first: Any, **changes: Any) -> str:
+    """The error for which an accept is answered with 500; the server goes on."""
+    with running.peer() as peer:
+        peer.send(head("/blocking", **changes))
+        assert peer.answer().status == first
+    assert running.get().body == b"page"
+    return running.program.wait_for_line(re.compile(r"^.*UnsupportedServerError: (.*)$", re.MULTILINE))[1]
+
+
+def test_werkzeugs_processes_cannot_run_anything_in_the_background(fleet: Fleet) -> None:
+    server = fleet("werkzeug-processes")
+    for way in ("background", "async"):
+        with server.peer() as peer:
+            peer.open(f"/{way}")
+            assert peer.close()[0] == 1011
+            peer.send(close(1011))
+            peer.end()
+    error = server.program.wait_for_line(re.compile("UnsupportedServerError: (.*)"))[1]
+    assert "werkzeug with processes=" in error, "it names the server"
+    assert "threaded=True" in error, "it names a way out"
+    assert "run()" in error, "and another one"
+    assert server.get().body == b"page"
+
+
+def test_gevents_own_server_needs_its_monkey_patching_for_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with start(SERVERS["pywsgi"], certificate) as server:
+        server.wait_until_it_serves()
+        error = refusal_of(server, 500)
+    assert "gevent" in error
+    assert "monkey.patch_all()" in error
+
+
+def test_eventlets_tls_is_a_clear_error(certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with start(SERVERS["eventlet"], certificate) as server:
+        server.wait_until_it_serves()
+        error = refusal_of(server, 500)
+    assert "eventlet" in error
+    assert "end TLS in front" in error
+
+
+def test_a_bridge_under_an_asgi_server_is_a_clear_error() -> None:
+    with start(Kind("a2wsgi")) as server:
+        server.wait_until_it_serves()
+        error = refusal_of(server, 500)
+    assert "a WSGI bridge of an ASGI server" in error
+    assert "has no socket" in error
+    assert "an ASGI application beside it" in error
+
+
+def test_uvicorns_own_bridge_is_a_clear_error() -> None:
+    with start(Kind("uvicorn-wsgi")) as server:
+        server.wait_until_it_serves()
+        error = refusal_of(server, 500)
+    assert "a WSGI bridge of an ASGI server" in error
+    assert "an ASGI application beside it" in error
+
+
+def test_hypercorns_bridge_is_a_clear_error() -> None:
+    with start(Kind("hypercorn-wsgi")) as server:
+        server.wait_until_it_serves()
+        with server.peer() as peer:
+            peer.send(head("/blocking"))
+            assert peer.answer().status == 403, "hypercorn itself knows that nobody will answer"
+        # In this spelling hypercorn does not see that it is a WebSocket.
+        error = refusal_of(server, 500, Upgrade="other, websocket")
+    assert "hypercorn's WSGI bridge" in error
+    assert "has no socket" in error
+    assert "an ASGI application beside it" in error
+
+
+@pytest.mark.parametrize(
+    "name, environ",
+    [("mod_wsgi", {"mod_wsgi.version": (6, 1, 1)}), ("bjoern", {"SERVER_SOFTWARE": "bjoern/3.2"}), ("other/1.0", {})],
+)
+def test_a_server_that_keeps_its_sockets_is_a_clear_error(name: str, environ: dict[str, Any]) -> None:
+    """Neither can be started here: Apache is not installed, bjoern has no wheel. All that counts is their environ."""
+    environ = {"wsgi.input": io.BytesIO(), "SERVER_SOFTWARE": name, "wsgi.errors": io.StringIO(), **environ}
+    environ |= {"REQUEST_METHOD": "GET", "PATH_INFO": "/blocking", "SERVER_PROTOCOL": "HTTP/1.1", "QUERY_STRING": ""}
+    environ |= {"HTTP_HOST": "here", "HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
+    environ |= {"HTTP_SEC_WEBSOCKET_KEY": KEY, "HTTP_SEC_WEBSOCKET_VERSION": "13"}
+    answers: list[str] = []
+    with pytest.raises(UnsupportedServerError) as error:
+        create()(environ, lambda status, headers: answers.append(status))
+    assert name.partition("/")[0] in str(error.value)
+    assert "gunicorn" in str(error.value)
+    assert answers == []
+
+
+@pytest.fixture(scope="module")
+def h2_server() -> Iterator[Running]:
+    """A gunicorn that speaks HTTP/2 to those who begin with it, and to those who ask for it in an upgrade."""
+    words = ("-k", "gthread", "--threads", "4", "--http-protocols", "h2,h1", "--http2-cleartext", "both")
+    with start_gunicorn(*words) as running:
+        yield running
+
+
+def h2_headers(path: str, *more: tuple[str, str]) -> list[tuple[str, str]]:
+    return [(":method", "GET"), (":scheme", "http"), (":authority", "127.0.0.1"), (":path", path), *more]
+
+
+def h2_answer(peer: Peer, connection: H2Connection, stream: int) -> tuple[str, bytes]:
+    """Status and body of one stream, or what has become of it instead."""
+    status, body = "", b""
+    while True:
+        peer.send(connection.data_to_send())
+        data, peer._rest = peer._rest or peer.sock.recv(65536), b""
+        if not data:
+            return "end of the TCP stream", body
+        for event in connection.receive_data(data):
+            if isinstance(event, StreamReset | ConnectionTerminated):
+                return type(event).__name__, body
+            if getattr(event, "stream_id", None) != stream:
+                continue
+            if isinstance(event, ResponseReceived):
+                status = str(dict(event.headers)[b":status"], "ascii")
+            elif isinstance(event, DataReceived):
+                body += event.data
+            elif isinstance(event, StreamEnded):
+                return status, body
+
+
+def test_a_request_of_http2_takes_no_socket(h2_server: Running) -> None:
+    words = [("sec-websocket-version", "13"), ("sec-websocket-key", KEY)]
+    with h2_server.peer() as peer:
+        connection = H2Connection(H2Configuration(client_side=True, validate_outbound_headers=False))
+        connection.initiate_connection()
+        connection.send_headers(1, h2_headers("/upgrade", *words), end_stream=True)
+        assert h2_answer(peer, connection, 1) == ("200", b"False")
+        # The connection, which other requests share, is still the server's.
+        connection.send_headers(3, h2_headers("/page"), end_stream=True)
+        assert h2_answer(peer, connection, 3) == ("200", b"page")
+        # RFC 9113 section 8.2.2 makes these malformed; whatever the server makes of them, it is no upgrade.
+        malformed = [("upgrade", "websocket"), ("connection", "upgrade")]
+        connection.send_headers(5, h2_headers("/upgrade", *words, *malformed), end_stream=True)
+        assert h2_answer(peer, connection, 5) in (
+            ("200", b"False"),
+            ("StreamReset", b""),
+            ("ConnectionTerminated", b""),
+        )
+    assert h2_server.get().body == b"page"
+
+
+def test_a_request_that_becomes_http2_takes_no_socket(h2_server: Running) -> None:
+    """RFC 7540 section 3.2: the request of HTTP/1.1 that asks for HTTP/2 is answered on stream 1."""
+    with h2_server.peer() as peer:
+        connection = H2Connection(H2Configuration(client_side=True))
+        settings = connection.initiate_upgrade_connection()
+        assert settings is not None
+        answer = peer.open_with(
+            head(
+                "/upgrade",
+                Upgrade=["websocket", "h2c"],
+                Connection="Upgrade, HTTP2-Settings",
+                HTTP2_Settings=settings.decode(),
+            )
+        )
+        assert answer["upgrade"] == "h2c"
+        assert h2_answer(peer, connection, 1) == ("200", b"False")
+    assert h2_server.get().body == b"page"

@@ -23,7 +23,7 @@ from tests.support import LIMIT, Program, free_port
 
 from .support import Answer, Peer, eventually
 
-__all__ = ["SERVERS", "Kind", "Running", "gunicorn", "launch", "start"]
+__all__ = ["SERVERS", "Kind", "Running", "start", "start_gunicorn"]
 
 _APP: Final = "tests.doors.wsgi_servers_app"
 _BIN: Final = Path(sys.executable).parent
@@ -43,7 +43,7 @@ class Kind:
         logs: whether it logs requests.
         tls: whether it runs over TLS as well.
         unix: whether it listens on a path instead of a port.
-        reports_debris: whether its log has tracebacks of its own at the end of a connection.
+        tells_versions: whether its environ tells HTTP/1.0 from HTTP/1.1.
     """
 
     name: str
@@ -55,11 +55,14 @@ class Kind:
     logs: bool = True
     tls: bool = True
     unix: bool = False
+    tells_versions: bool = True
 
-    def command(self, address: str, certificate: Path | None, options: dict[str, Any]) -> list[str]:
+    def command(
+        self, address: str, certificate: Path | None, options: dict[str, Any], factory: str = "create"
+    ) -> list[str]:
         """The command line of a server on ``address``: a port, or a path."""
         if self.options is not None:
-            return gunicorn(*self.options, address=address, certificate=certificate, options=options)
+            return gunicorn(self.options, address, certificate, options, factory)
         if self.name.startswith("uwsgi"):
             way = "--http" if self.name == "uwsgi-router" else "--http-socket"
             more = ["--http-websockets"] if self.name == "uwsgi-router" else []
@@ -72,19 +75,16 @@ class Kind:
 
 
 def gunicorn(
-    *words: str,
-    address: str,
-    certificate: Path | None = None,
-    options: dict[str, Any] | None = None,
-    factory: str = "create",
+    words: tuple[str, ...], address: str, certificate: Path | None, options: dict[str, Any], factory: str
 ) -> list[str]:
     """The command line of a gunicorn; ``words`` come last."""
-    given = ", ".join(f"{name}={value!r}" for name, value in (options or {}).items())
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     tls = [] if certificate is None else ["--certfile", str(certificate), "--keyfile", str(certificate)]
     where = f"unix:{address}" if "/" in address else f"127.0.0.1:{address}"
     return [
         *(str(_BIN / "gunicorn"), f"{_APP}:{factory}({given})", "--bind", where, "--access-logfile", "-"),
-        *("--graceful-timeout", "5", *tls, *words),
+        # All gunicorns of one user would have one path for the control socket.
+        *("--no-control-socket", "--graceful-timeout", "5", *tls, *words),
     ]
 
 
@@ -108,8 +108,10 @@ SERVERS: Final = {
         Kind("pywsgi-patched"),
         Kind("waitress", logs=False, tls=False),
         Kind("cheroot", logs=False),
-        Kind("eventlet", tls=False),
+        Kind("eventlet", tls=False, tells_versions=False),
         Kind("uwsgi", early=False, keeps_alive=False, tls=False),
+        # The router passes on what follows a 101 only where it is told to.
+        Kind("uwsgi-router", early=False, keeps_alive=False, tls=False),
     )
 }
 
@@ -166,20 +168,31 @@ class Running:
         assert self.get().status == 200, self.program.output
 
     def _listens(self) -> bool:
+        """Whether one request is answered; not with a :class:`Peer`, which leaves a socket behind where it fails."""
         unix = "/" in self.address
-        with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as sock:
-            return sock.connect_ex(self.address if unix else ("127.0.0.1", int(self.address))) == 0
+        with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as bare, ExitStack() as stack:
+            if bare.connect_ex(self.address if unix else ("127.0.0.1", int(self.address))) != 0:
+                return False
+            bare.settimeout(LIMIT)
+            sock = bare
+            if self.client is not None:
+                sock = stack.enter_context(self.client.wrap_socket(bare, server_hostname="127.0.0.1"))
+            sock.sendall(b"GET /page HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            while sock.recv(1024):
+                pass
+            return True
 
 
 @contextmanager
 def start(
-    kind: Kind, tls: tuple[Path, ssl.SSLContext] | None = None, **options: Any
+    kind: Kind, tls: tuple[Path, ssl.SSLContext] | None = None, *, factory: str = "create", **options: Any
 ) -> Iterator[Running]:
     """A server of this kind, which may not serve yet.
 
     Args:
         kind: its row.
         tls: certificate of the server, and a client that trusts it.
+        factory: what makes the application; gunicorn's alone may be another one.
         options: of the middleware.
     """
     certificate, client = tls or (None, None)
@@ -189,14 +202,22 @@ def start(
             address = f"{stack.enter_context(tempfile.TemporaryDirectory())}/s"
         else:
             address = str(free_port())
-        program = stack.enter_context(Program(*kind.command(address, certificate, options)))
+        program = stack.enter_context(Program(*kind.command(address, certificate, options, factory)))
         yield Running(kind, program, address, client)
 
 
 @contextmanager
-def launch(*command: str, address: str) -> Iterator[Running]:
-    """A server of a command line of one's own, once it serves."""
-    with Program(*command) as program:
-        running = Running(SERVERS["gunicorn-gthread"], program, address)
+def start_gunicorn(
+    *words: str, factory: str = "create", tls: tuple[Path, ssl.SSLContext] | None = None, **options: Any
+) -> Iterator[Running]:
+    """A gunicorn with a command line of one's own, once it serves.
+
+    Args:
+        words: the end of the command line.
+        factory: what makes the application.
+        tls: as for :func:`start`.
+        options: of the middleware.
+    """
+    with start(Kind("gunicorn", words), tls, factory=factory, **options) as running:
         running.wait_until_it_serves()
         yield running

@@ -13,6 +13,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from importlib import import_module
+from os import write  # before eventlet patches it, and lets only one greenlet write at a time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -30,12 +32,17 @@ class DeliberateError(Exception):
 
 def report(*words: object) -> None:
     """Print one line in one piece, whoever else is printing."""
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+    write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 def threads() -> int:
     """Threads of this process, those that no Python code has started among them."""
     return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else threading.active_count()
+
+
+def names() -> list[str]:
+    """Names of the threads that Python knows of."""
+    return [thread.name for thread in threading.enumerate()]
 
 
 # --- the handlers: of a path, and one word of the query string that names the connection in what is printed ---
@@ -48,8 +55,8 @@ def _told(connection: ThreadConnection, word: str) -> None:
 
 def _answer(message: str | bytes) -> tuple[str, int] | None:
     """What a message asks of its handler: None to have it echoed, a reason and a code to close with."""
-    if message == "raise":
-        raise DeliberateError
+    if isinstance(message, str) and message.startswith("raise"):
+        raise DeliberateError("x" * int(message[5:] or 0))
     if isinstance(message, str) and message.startswith("end "):
         return "that was all", int(message[4:])
     return None
@@ -115,8 +122,11 @@ def detached(upgrade: Any, word: str) -> None:
                 sock.sendall(b"raw:" + data)
         report("closed", word)
 
-    # The request ends first, and with it whatever the server still does to what it takes for its socket.
-    threading.Thread(target=talk).start()
+    if word.startswith("here"):
+        talk()
+    else:
+        # The request ends first, and with it whatever the server still does to what it takes for its socket.
+        threading.Thread(target=talk).start()
 
 
 def flooding(upgrade: Any, word: str) -> None:
@@ -156,32 +166,58 @@ _resume = threading.Event()
 
 
 def forking(upgrade: Any, word: str) -> None:
-    """A child of this process, made in a handler, which exits as children of ``os.fork`` and multiprocessing do."""
+    """An echo that makes children of this process, as handlers do that call ``os.fork`` or use multiprocessing."""
     connection = upgrade.accept()
+    _told(connection, word)
     for message in connection:
-        if message == "fork":
-            if (child := os.fork()) == 0:
-                sys.exit(3)  # the whole way out: finalisers, atexit, threads
-            connection.send(f"child {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
-        elif message == "process":
-            import multiprocessing
-
-            process = multiprocessing.get_context("fork").Process(target=_in_child, args=(connection,))
-            process.start()
-            process.join()
-            connection.send(f"child {process.exitcode}")
-        else:
-            connection.send(message)
+        connection.send(_fork(message, connection))
 
 
-def _in_child(connection: ThreadConnection) -> None:
-    """A child has its own loop, if it wants one, and leaves its parent's connections alone."""
+def forking_background(upgrade: Any, word: str) -> None:
+    """The same, from the pool of threads."""
+    connection = upgrade.accept()
+    _told(connection, word)
+    connection.on("text", lambda message: connection.send(_fork(message, connection)))
+    connection.run_in_background()
+
+
+def _fork(message: str, connection: ThreadConnection) -> str:
+    if message == "fork":
+        if (child := os.fork()) == 0:
+            os._exit(3)
+        return f"exit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}"
+    if message in ("process", "stay"):
+        import multiprocessing
+
+        target = _use_a_loop if message == "process" else _stay
+        process = multiprocessing.get_context("fork").Process(target=target, args=(connection,))
+        process.start()
+        if message == "stay":
+            return f"child {process.pid}"
+        process.join()
+        return f"exit {process.exitcode}"
+    return message
+
+
+def _use_a_loop(connection: ThreadConnection) -> None:
+    """A child has its own loop, if it wants one; what it has inherited goes with it, and with it alone."""
+    import gc
+
     from watershed_mw.loop_thread import background_loop
 
     loop, _ = background_loop()
     ran = threading.Event()
     loop.call_soon_threadsafe(ran.set)
-    sys.exit(4 if ran.wait(10) else 5)
+    del connection
+    gc.collect()
+    ran.wait(10)
+    # Not sys.exit: in a child that a thread of a pool has forked, concurrent.futures fails to join that very thread.
+    os._exit(4 if ran.is_set() else 5)
+
+
+def _stay(connection: ThreadConnection) -> None:
+    """A child that holds every descriptor of its parent's, until the test kills it."""
+    _never.wait(60)
 
 
 HANDLERS = {
@@ -193,6 +229,7 @@ HANDLERS = {
     "/flooding": flooding,
     "/busy": busy,
     "/forking": forking,
+    "/forking-background": forking_background,
 }
 
 
@@ -210,7 +247,12 @@ def respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         return []
     if path == "/resume":
         _resume.set()
-    pages = {"/resume": "resumed", "/page": "page", "/process": f"{os.getpid()} {threads()}", "/upgrade": str(upgrade is not None)}
+    pages = {
+        "/resume": "resumed",
+        "/page": "page",
+        "/process": json.dumps({"pid": os.getpid(), "threads": threads(), "names": names()}),
+        "/upgrade": str(upgrade is not None),
+    }
     body = pages.get(path, "nothing here").encode()
     status = "200 OK" if path in pages else "404 Not Found"
     start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -270,13 +312,9 @@ def _tls(certificate: str) -> ssl.SSLContext:
 def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]) -> None:
     """Serve on this port until a signal comes; ``kind`` as in ``wsgi_servers.py``."""
     if kind == "pywsgi-patched":
-        from gevent import monkey
-
-        monkey.patch_all()
+        import_module("gevent.monkey").patch_all()
     elif kind == "eventlet":
-        import eventlet
-
-        eventlet.monkey_patch()
+        import_module("eventlet").monkey_patch()
     app: Any = create(**options)
     if kind.startswith("werkzeug"):
         from werkzeug.serving import run_simple
@@ -296,13 +334,10 @@ def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]
                 server.socket = _tls(certificate).wrap_socket(server.socket, server_side=True)
             server.serve_forever()
     elif kind.startswith("pywsgi"):
-        from gevent.pywsgi import WSGIServer
-
-        WSGIServer(("127.0.0.1", port), app, **({"certfile": certificate} if certificate else {})).serve_forever()
+        server_class = import_module("gevent.pywsgi").WSGIServer
+        server_class(("127.0.0.1", port), app, **({"certfile": certificate} if certificate else {})).serve_forever()
     elif kind == "waitress":
-        import waitress
-
-        waitress.serve(app, host="127.0.0.1", port=port)
+        import_module("waitress").serve(app, host="127.0.0.1", port=port)
     elif kind == "cheroot":
         from cheroot.ssl.builtin import BuiltinSSLAdapter
         from cheroot.wsgi import Server
@@ -315,17 +350,30 @@ def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]
         finally:
             cheroot.stop()
     elif kind == "eventlet":
-        import eventlet.wsgi
-
+        eventlet = import_module("eventlet")
         listener = eventlet.listen(("127.0.0.1", port))
         if certificate:
             listener = eventlet.wrap_ssl(listener, certfile=certificate, server_side=True)
-        eventlet.wsgi.server(listener, app)
+        import_module("eventlet.wsgi").server(listener, app)
     elif kind == "a2wsgi":
         import uvicorn
         from a2wsgi import WSGIMiddleware
 
-        uvicorn.run(WSGIMiddleware(app), port=port, ssl_certfile=certificate)
+        # With a class for WebSockets an upgrade never gets as far as the bridge.
+        uvicorn.run(WSGIMiddleware(app), port=port, ws="none")
+    elif kind == "uvicorn-wsgi":
+        import uvicorn
+
+        uvicorn.run(app, port=port, ws="none", interface="wsgi")
+    elif kind == "hypercorn-wsgi":
+        import asyncio
+
+        from hypercorn.asyncio import serve as run
+        from hypercorn.config import Config
+
+        config = Config()
+        config.bind = [f"127.0.0.1:{port}"]
+        asyncio.run(run(app, config, mode="wsgi"))
     else:
         raise ValueError(f"expected a kind of server, got {kind!r}")
 

@@ -1,0 +1,531 @@
+"""Living in a WSGI worker process: its end, its forks, its threads, and thousands of connections.
+
+The servers are those of ``wsgi_servers.py``. No test waits for a length of time; where one says how quick
+something has to be, the limit is far above what it takes, and far below what it would take without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import LIMIT
+
+from .support import Peer, binary, close, eventually, head, ping, text
+from .wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
+
+SOON = 2.0
+"""Seconds: drains take a few hundredths, and a server's own patience is more than this."""
+GTHREAD = ("-k", "gthread", "--threads", "4")
+
+
+def open_connections(running: Running, stack: ExitStack, paths: list[str]) -> list[Peer]:
+    """A connection for each path, which has echoed already."""
+    peers = []
+    for path in paths:
+        peer = stack.enter_context(running.peer())
+        peer.open(path)
+        peer.send(text("here"))
+        assert peer.text() == "here"
+        peers.append(peer)
+    return peers
+
+
+def is_readable(peer: Peer) -> bool:
+    return bool(select.select([peer.sock], [], [], 0)[0])
+
+
+def expect_the_close(peers: list[Peer], code: int, began: float) -> None:
+    """Every peer gets this Close soon, answers it, and sees the end of the stream."""
+    for peer in peers:
+        assert peer.close() == (code, "the server stops")
+        peer.send(close(code))
+    for peer in peers:
+        peer.end()
+        peer.sock.close()
+    took = time.monotonic() - began
+    assert took < SOON, f"the last connection ended after {took:.2f} s"
+
+
+def process(running: Running) -> dict[str, Any]:
+    """What one of the server's processes tells of itself."""
+    told: dict[str, Any] = json.loads(running.get("/process").body)
+    return told
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def assert_no_traceback(running: Running) -> None:
+    assert "Traceback" not in running.program.output, running.program.output
+    assert "Exception ignored" not in running.program.output, running.program.output
+
+
+# --- the end of the process ------------------------------------------------------------------------------
+
+WORKERS = ["gunicorn-sync", "gunicorn-gthread", "gunicorn-preload", "gunicorn-gevent", "gunicorn-gevent_pywsgi"]
+
+
+def paths_of(kind: Kind) -> list[str]:
+    """Every way, and more than one of each; what holds the whole server comes last."""
+    released = ["/background", "/async"] * 2
+    return [*released, "/blocking"] if kind.single else ["/blocking", *released, "/blocking"]
+
+
+@pytest.mark.need(2, 3)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_gunicorn_that_stops_ends_every_connection(name: str, number: signal.Signals) -> None:
+    kind = SERVERS[name]
+    with start(kind) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        peers = open_connections(server, stack, paths_of(kind))
+        began = time.monotonic()
+        os.kill(server.program.pid, number)
+        expect_the_close(peers, 1001, began)
+        assert server.program.wait() == 0
+        assert time.monotonic() - began < 2 * SOON, "the process stayed"
+        # Where it is to stop at once, gunicorn breaks a handler off with a SystemExit, and calls it an error.
+        assert server.program.output.count("Traceback") == server.program.output.count("SystemExit: 0")
+
+
+@pytest.mark.need(2, 3)
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_reload_ends_every_connection_and_the_new_worker_is_there_at_once(name: str) -> None:
+    kind = SERVERS[name]
+    with start(kind) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        old = {process(server)["pid"] for _ in range(20)}
+        peers = open_connections(server, stack, paths_of(kind))
+        began = time.monotonic()
+        os.kill(server.program.pid, signal.SIGHUP)
+        expect_the_close(peers, 1001, began)
+        eventually(lambda: not any(map(is_alive, old)), "the end of the old workers")
+        assert process(server)["pid"] not in old
+        assert time.monotonic() - began < 2 * SOON, "the replacement came late"
+        (peer,) = open_connections(server, stack, ["/background"])
+        peer.send(close())
+        assert peer.close() == (1000, "")
+        assert_no_traceback(server)
+
+
+@pytest.mark.need(2, 3)
+@pytest.mark.parametrize("name", [name for name in WORKERS if "pywsgi" not in name])  # gevent's server does not count
+def test_a_worker_that_has_served_enough_ends_every_connection(name: str) -> None:
+    kind = SERVERS[name]
+    assert kind.options is not None
+    with start_gunicorn(*kind.options, "--max-requests", "30") as server, ExitStack() as stack:
+        first = process(server)["pid"]
+        # A handler that holds the whole worker would keep it from serving its last request.
+        peers = open_connections(
+            server, stack, [path for path in paths_of(kind) if path == "/async" or not kind.single]
+        )
+        eventually(lambda: server.get().body == b"page" and all(map(is_readable, peers)), "the worker's last request")
+        expect_the_close(peers, 1001, time.monotonic())
+        eventually(lambda: not is_alive(first), "the end of the worker")
+        assert server.get().body == b"page"
+        assert_no_traceback(server)
+
+
+@pytest.mark.need(2, 3)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "name",
+    ["werkzeug", "werkzeug-single", "wsgiref", "waitress", "cheroot", "pywsgi", "pywsgi-patched", "eventlet"],
+)
+def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number: signal.Signals) -> None:
+    kind = SERVERS[name]
+    with start(kind) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        # wsgiref takes a KeyboardInterrupt that comes in its application for an error of it, and goes on.
+        paths = [path for path in paths_of(kind) if (name, number, path) != ("wsgiref", signal.SIGINT, "/blocking")]
+        peers = open_connections(server, stack, paths)
+        began = time.monotonic()
+        os.kill(server.program.pid, number)
+        if name.startswith("pywsgi"):
+            # A signal that comes when gevent's hub is about to wait is seen when it wakes: at the next connection.
+            with socket.socket() as sock:
+                sock.connect_ex(("127.0.0.1", int(server.address)))
+        expect_the_close(peers, 1001, began)
+        server.program.wait()
+        assert time.monotonic() - began < 2 * SOON, "the process stayed"
+
+
+@pytest.mark.parametrize("name", ["gunicorn-gthread", "werkzeug"])
+def test_the_code_of_a_shutdown_is_an_option(name: str) -> None:
+    with start(SERVERS[name], shutdown_code=1012) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        peers = open_connections(server, stack, ["/blocking", "/background", "/async"])
+        began = time.monotonic()
+        os.kill(server.program.pid, signal.SIGTERM)
+        expect_the_close(peers, 1012, began)
+
+
+def test_a_shutdown_can_be_left_to_the_application() -> None:
+    with start(SERVERS["werkzeug"], shutdown_code=None) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        peers = open_connections(server, stack, ["/blocking", "/background", "/async"])
+        assert server.program.stop(signal.SIGTERM) == -signal.SIGTERM
+        for peer in peers:
+            assert peer.rest() == b"", "nothing was installed, so nothing was said"
+
+
+@pytest.mark.need(2)
+@pytest.mark.parametrize("answer", [b"", close(1001)], ids=["silent", "lingering"])
+@pytest.mark.parametrize("name", ["gunicorn-sync", "gunicorn-gthread", "werkzeug"])
+def test_a_peer_that_does_not_close_delays_no_shutdown(name: str, answer: bytes) -> None:
+    """Neither one that does not answer the Close, nor one that does and leaves its end of the TCP stream open."""
+    with start(SERVERS[name]) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        peers = open_connections(server, stack, ["/background", "/async", "/blocking"])
+        began = time.monotonic()
+        os.kill(server.program.pid, signal.SIGTERM)
+        for peer in peers:
+            assert peer.close()[0] == 1001
+            peer.send(answer)
+        server.program.wait()
+        assert time.monotonic() - began < SOON, "the process stayed"
+
+
+# --- forks -----------------------------------------------------------------------------------------------
+
+
+def test_a_connection_of_the_process_that_forks_workers_is_left_alone() -> None:
+    """`--preload`: a loop runs in the master already, which its workers must not touch, and do without."""
+    with start_gunicorn(*GTHREAD, "--preload", "-w", "2", factory="master_first") as server, ExitStack() as stack:
+        master = int(server.program.wait_for_line(re.compile(r"master is (\d+)"))[1])
+        workers = eventually(lambda: found if len(found := seen(server)) == 2 else None, "two workers")
+        peers = open_connections(server, stack, ["/background", "/async"] * 6)
+        for pid, told in workers.items():
+            assert pid != master
+            assert told["names"].count("watershed-loop") <= 1
+        for told in eventually(lambda: found if len(found := seen(server)) == 2 else None, "two workers").values():
+            assert told["names"].count("watershed-loop") == 1, "one for the process, and its own"
+        # A worker ends, with all that it has inherited.
+        os.kill(min(workers), signal.SIGTERM)
+        eventually(lambda: not is_alive(min(workers)), "the end of a worker")
+        count = server.program.output.count("master got")
+        eventually(lambda: server.program.output.count("master got") > count + 5, "more messages")
+        assert "master ended" not in server.program.output
+        heard_in = set(re.findall(r"master got \d+ in (\d+)", server.program.output))
+        assert heard_in == {str(master)}
+        # What the other worker has is not its business, either.
+        alive = [peer for peer in peers if not is_readable(peer)]
+        for peer in alive:
+            peer.send(text("still"))
+            assert peer.text() == "still"
+        assert 0 < len(alive) < len(peers)
+
+
+def seen(server: Running) -> dict[int, dict[str, Any]]:
+    """What the workers tell that answer some requests in a row, by process id."""
+    return {told["pid"]: told for told in (process(server) for _ in range(10))}
+
+
+@pytest.mark.parametrize("name", ["werkzeug", "gunicorn-gthread"])
+@pytest.mark.parametrize("path", ["/forking", "/forking-background"])
+def test_a_fork_in_a_handler_disturbs_nobody(name: str, path: str) -> None:
+    with start(SERVERS[name]) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        others = open_connections(server, stack, ["/blocking", "/background", "/async"])
+        (peer,) = open_connections(server, stack, [path])
+        for way, told in (("fork", "exit 3"), ("process", "exit 4"), ("fork", "exit 3"), ("after", "after")):
+            peer.send(text(way))
+            assert peer.text() == told
+            for other in others:
+                other.send(text(f"after {way}"))
+                assert other.text() == f"after {way}"
+        for one in [peer, *others]:
+            one.send(close(4001))
+            assert one.close()[0] == 4001
+            one.end()
+        assert process(server)["names"].count("watershed-loop") == 1
+        assert_no_traceback(server)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_peer_sees_the_end_though_a_child_holds_the_socket(
+    tls: bool, certificate: tuple[Path, ssl.SSLContext]
+) -> None:
+    with start(SERVERS["gunicorn-gthread"], certificate if tls else None) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        others = open_connections(server, stack, ["/blocking", "/background", "/async"])
+        (peer,) = open_connections(server, stack, ["/forking"])
+        peer.send(text("stay"))
+        child = int(peer.text().removeprefix("child "))
+        for one in [peer, *others]:
+            one.send(close())
+            assert one.close()[0] == 1000
+            one.end()
+        os.kill(child, signal.SIGKILL)  # it was there all the time
+
+
+# --- threads ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[int]:
+    """As many descriptors as this process may have, and its children; how many connections that is good for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield (5000 if hard == resource.RLIM_INFINITY else min(5000, hard - 500))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_many(running: Running, stack: ExitStack, count: int) -> list[socket.socket]:
+    """Bare sockets with the 101 behind them, opened fifty at a time."""
+    socks: list[socket.socket] = []
+    while len(socks) < count:
+        batch = [socket.create_connection(("127.0.0.1", int(running.address)), LIMIT) for _ in range(50)]
+        for number, sock in enumerate(batch):
+            stack.callback(sock.close)
+            sock.sendall(head(["/background", "/async"][number % 2]))
+        for sock in batch:
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n"):
+                data = sock.recv(1024)
+                assert data, answer
+                answer += data
+            assert answer.startswith(b"HTTP/1.1 101 ")
+        socks += batch
+    return socks
+
+
+def quickest_page(running: Running) -> float:
+    """Seconds that a page takes at best: the machine is busy with other things as well."""
+
+    def measure() -> float:
+        began = time.monotonic()
+        assert running.get().body == b"page"
+        return time.monotonic() - began
+
+    return min(measure() for _ in range(30))
+
+
+def assert_echoes(sock: socket.socket, word: str) -> None:
+    sock.sendall(text(word))
+    expected, data = bytes([0x81, len(word)]) + word.encode(), b""
+    while len(data) < len(expected):
+        more = sock.recv(1024)
+        assert more
+        data += more
+    assert data == expected
+
+
+@pytest.mark.need(12)
+def test_thousands_of_connections_need_no_thread_each(many_descriptors: int) -> None:
+    with start_gunicorn(*GTHREAD, compression=False) as server, ExitStack() as stack:
+        before = quickest_page(server)
+        open_many(server, stack, 50)
+        threads = process(server)["threads"]
+        socks: list[socket.socket] = []
+        for count in (1500, many_descriptors):
+            socks += open_many(server, stack, count - len(socks))
+            assert process(server)["threads"] == threads
+            after = quickest_page(server)
+            assert after < 5 * before + 0.02, f"a page took {before:.4f} s, and takes {after:.4f} s"
+        for number in range(0, len(socks), 97):
+            assert_echoes(socks[number], f"word {number}")
+        assert process(server)["threads"] <= threads + POOL
+        assert_no_traceback(server)
+
+
+POOL = 32
+"""Threads that handlers of events share, whatever the number of connections; they come when there is work."""
+
+
+def test_floods_add_no_thread() -> None:
+    with start_gunicorn(*GTHREAD) as server, ExitStack() as stack:
+        peers = open_connections(server, stack, ["/background", "/async", "/blocking"])
+        threads = process(server)["threads"]
+        pong = bytes([0x8A, 0x80]) + bytes(4)
+        for peer in peers:
+            for _ in range(20):
+                peer.send(pong * 1000)
+            peer.send(text("behind the flood"))
+            assert peer.text() == "behind the flood"
+        # Each tells of its end, once it has been noticed.
+        for number in range(500):
+            with server.peer() as peer:
+                peer.open(f"/{['background', 'async'][number % 2]}?flood{number}")
+                peer.vanish()
+        eventually(lambda: len(re.findall(r"ended flood\d+ 1006", server.program.output)) == 500, "500 ends")
+        assert process(server)["threads"] <= threads + POOL
+        assert process(server)["names"].count("watershed-loop") == 1
+        for peer in peers:
+            peer.send(text("still here"))
+            assert peer.text() == "still here"
+        assert_no_traceback(server)
+
+
+def test_waitress_with_more_sockets_than_select_knows(many_descriptors: int) -> None:
+    """Waitress waits with select(), for which a number above 1,023 is the end of the server."""
+    with start(SERVERS["waitress"]) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        socks = open_many(server, stack, 1300)
+        assert server.get().body == b"page"
+        for number in range(0, len(socks), 97):
+            assert_echoes(socks[number], f"word {number}")
+        assert_no_traceback(server)
+
+
+# --- limits of its own -----------------------------------------------------------------------------------
+
+
+@pytest.mark.need(27)
+@pytest.mark.parametrize("name", ["gunicorn-gthread", "gunicorn-gevent", "waitress", "eventlet"])
+def test_max_connections_of_a_process(name: str) -> None:
+    with start(SERVERS[name], max_connections=3) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        for _ in range(2):  # every place is given back
+            peers = open_connections(server, stack, ["/blocking", "/background", "/async"])
+            with server.peer() as peer:
+                peer.send(head("/background"))
+                answer = peer.answer()
+            assert (answer.status, answer["retry-after"]) == (503, "1")
+            assert b"max_connections" in answer.body
+            assert server.get().body == b"page"
+            for peer in peers:
+                peer.send(close())
+                peer.close()
+                peer.end()
+                peer.sock.close()  # until then, or for close_timeout, there is a socket of the server's
+            eventually(lambda: has_room_for(server, 3), "three places")
+
+
+def has_room_for(server: Running, count: int) -> bool:
+    with ExitStack() as stack:
+        peers = [stack.enter_context(server.peer()) for _ in range(count)]
+        for peer in peers:
+            peer.send(head("/choosing"))
+        statuses = [peer.answer().status for peer in peers]
+    return statuses == [101] * count
+
+
+@pytest.mark.need(27)
+@pytest.mark.parametrize("way", ["blocking", "background", "async"])
+def test_max_message_rate(way: str) -> None:
+    with start(SERVERS["gunicorn-gthread"], max_message_rate=20) as server:
+        server.wait_until_it_serves()
+        for flood in (text("x"), ping(b"x")):
+            with server.peer() as peer:
+                peer.open(f"/{way}")
+                peer.send(flood * 200)
+                while (frame := peer.frame()).opcode != 8:
+                    pass
+                assert int.from_bytes(bytes(frame.data)[:2], "big") == 1008
+
+
+# --- a released connection is looked after ---------------------------------------------------------------
+
+RELEASED = [
+    ("gunicorn-gthread", "background"),
+    ("gunicorn-gthread", "async"),
+    ("gunicorn-gthread+tls", "async"),
+    ("gunicorn-gevent", "background"),
+    ("gunicorn-gevent", "async"),
+    ("waitress", "background"),
+]
+
+
+@contextlib.contextmanager
+def started(name: str, certificate: tuple[Path, ssl.SSLContext], **options: Any) -> Iterator[Running]:
+    name, _, tls = name.partition("+")
+    with start(SERVERS[name], certificate if tls else None, **options) as server:
+        server.wait_until_it_serves()
+        yield server
+
+
+@pytest.mark.need(16)
+@pytest.mark.parametrize("name, way", RELEASED)
+def test_keepalive(name: str, way: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with started(name, certificate, ping_interval=0.1, ping_timeout=0.3, close_timeout=0.3) as server:
+        with server.peer() as peer:
+            peer.open(f"/{way}?alive")
+            for _ in range(5):
+                frame = peer.frame()
+                assert frame.opcode == 9
+                peer.send(bytes([0x8A, 0x80 | len(frame.data)]) + bytes(4) + bytes(frame.data))
+            peer.send(text("still here"))
+            while (frame := peer.frame()).opcode == 9:
+                pass
+            assert bytes(frame.data) == b"still here"
+        with server.peer() as peer:
+            word = server.word()
+            peer.open(f"/{way}?{word}")
+            while (frame := peer.frame()).opcode == 9:
+                pass
+            assert frame.opcode == 8, "a peer that answers no PING is given up"
+            peer.end()
+        assert server.program.wait_for_line(re.compile(rf"ended {word} (\d+)"))[1] in ("1006", "1011")
+
+
+@pytest.mark.need(1)
+@pytest.mark.parametrize("name, way", RELEASED)
+def test_the_close_timeout(name: str, way: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with started(name, certificate, close_timeout=0.3) as server, server.peer() as peer:
+        word = server.word()
+        peer.open(f"/{way}?{word}")
+        peer.send(text("end 4001"))
+        assert peer.close() == (4001, "that was all")
+        began = time.monotonic()
+        peer.end()  # though it was not answered
+        assert time.monotonic() - began < SOON
+        server.program.wait_for_line(re.compile(f"ended {word} "))
+
+
+@pytest.mark.need(4)
+@pytest.mark.parametrize("name", ["gunicorn-gthread", "gunicorn-gthread+tls", "gunicorn-gevent", "waitress"])
+def test_a_peer_that_does_not_read_holds_its_sender(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with started(name, certificate, compression=False) as server, server.peer(receive_buffer=65536) as peer:
+        word = server.word()
+        peer.open(f"/flooding?{word}")
+        sent = int(server.program.wait_for_line(re.compile(rf"held {word} (\d+)"))[1])
+        assert sent * 65536 < 16 * 2**20, "what it has sent is in the kernel, and a little in memory"
+        for _ in range(sent + 1):
+            assert len(peer.frame().data) == 65536
+        assert peer.close() == (4001, "that was all")
+
+
+@pytest.mark.need(5)
+@pytest.mark.parametrize("name", ["gunicorn-gthread", "gunicorn-gthread+tls", "gunicorn-gevent", "waitress"])
+def test_a_handler_that_does_not_take_holds_its_peer(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+    frame = binary(bytes(65536))
+    with started(name, certificate) as server, server.peer() as peer:
+        word = server.word()
+        peer.open(f"/busy?{word}")
+        peer.sock.settimeout(0.5)
+        sent = 0
+        data = memoryview(frame * 800)
+        with contextlib.suppress(TimeoutError):
+            while sent < len(data):
+                sent += peer.sock.send(data[sent : sent + 65536])
+        assert sent < 32 * 2**20, "what it has not taken is in the kernel, and a little in memory"
+        peer.sock.settimeout(LIMIT)
+        assert server.get("/resume").body == b"resumed"
+        while sent < len(data):
+            sent += peer.sock.send(data[sent : sent + 65536])
+        peer.send(close())
+        assert peer.close() == (1000, "")
+        peer.sock.close()
+        server.program.wait_for_line(re.compile(f"ended {word} 1000"))
+        assert server.program.output.count(f"took {word} 65536") == 800
