@@ -75,7 +75,8 @@ def connect(
         with theirs, theirs.makefile("rb") as rfile:
             environ = {"werkzeug.socket": theirs, "wsgi.input": rfile, "SERVER_PROTOCOL": "HTTP/1.1"}
             try:
-                response.set_result(client.open(path, headers=fields, environ_overrides=environ))
+                answer = client.open(path, headers=fields, environ_overrides=environ, buffered=True)
+                response.set_result(answer)
             except BaseException as error:  # noqa: BLE001  # raised again in the test's own thread
                 response.set_exception(error)
 
