@@ -49,6 +49,7 @@ from tests.doors.support import (
     Scope,
     Send,
     Uvicorn,
+    Werkzeug,
     close,
     dial,
     eventually,
@@ -314,11 +315,38 @@ def listens(port: int) -> bool:
     return False
 
 
+def flask(block: Block) -> None:
+    with Werkzeug(block.module().app) as server:
+        for path, sent, came in (
+            ("/blocking/ann", "hi", "ann: hi"),
+            ("/background", "hi", "HI"),
+            ("/async", "hi", "hi"),
+        ):
+            with dial(server.port, path) as client:
+                client.send(sent)
+                assert client.recv(LIMIT) == came
+        assert refusal(server.port, "/members") == (401, "log in first")
+
+
+def wsgi(block: Block) -> None:
+    with Werkzeug(block.module().app) as server:
+        assert page(server.port, "/")[0] == "an ordinary page"
+        echoes(server.port, "/echo")
+        assert refusal(server.port, "/attic") == (404, "no such room")
+
+
+def flask_testing(block: Block) -> None:
+    module = block.module()
+    module.test_echo()
+    module.test_refusal()
+
+
 TESTS: dict[str, Callable[..., None]] = {
     test.__name__: test
     for test in (
         *(plain, subclass, worker, routes, session, upgrade_of, events, broadcast, clock, accepted, security, upgrade),
         *(router, in_process, portable, trio, limits, drain, status, conversation, theirs),
+        *(flask, wsgi, flask_testing),
     )
 }
 
