@@ -74,7 +74,10 @@ class WatershedWSGI:
         except BaseException as error:
             if isinstance(error, HandshakeError) and not upgrade.accepted:
                 return Rejection.of(error)(environ, start_response)
-            upgrade.end(code=1011)
+            if isinstance(error, Exception):
+                upgrade.end(code=1011)
+            else:
+                upgrade.end(code=1001, wait=False)  # The process is on its way out, and must not be held up.
             # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
             upgrade.forget_server()
             raise
@@ -346,12 +349,12 @@ class WSGIUpgrade:
                 self._write = self._held()
         return self._write
 
-    def end(self, code: int) -> None:
+    def end(self, code: int, *, wait: bool = True) -> None:
         """The application has returned or raised: end the connection unless it lives on elsewhere."""
         connection = self._connection
         if connection is not None and not connection.in_background:
             try:
-                connection.end(code=code)
+                (connection.end if wait else connection.begin_end)(code=code)
             except ConnectionClosed:
                 pass  # It had ended by itself.
 

@@ -54,14 +54,14 @@ def application(**options: Any) -> Flask:
     def blocking(connection: ThreadConnection, number: int) -> None:
         EVENTS.put("handler")
         for message in connection:
-            where = url_for("page", _external=False)
-            connection.send(f"{message!s} {number} {g.user} {request.path} {current_app.name == app.name} {where}")
+            where = f"{request.path} {current_app.name == app.name} {url_for('page', _external=False)}"
+            connection.send(f"{message!s} {number} {g.user} {where}")
 
     @shed.route("/async/<int:number>")
     async def asynchronous(connection: AsyncConnection, number: int) -> None:
         async for message in connection:
-            where = url_for("page", _external=False)
-            await connection.send(f"{message!s} {number} {g.user} {request.path} {current_app.name == app.name} {where}")
+            where = f"{request.path} {current_app.name == app.name} {url_for('page', _external=False)}"
+            await connection.send(f"{message!s} {number} {g.user} {where}")
 
     @shed.route("/background")
     def background(connection: ThreadConnection) -> None:
