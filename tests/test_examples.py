@@ -38,11 +38,12 @@ from websockets.typing import Origin, Subprotocol
 from tests.support import LIMIT, PROJECT, Program, free_port
 
 EXAMPLES = PROJECT / "examples"
-ECHOES = ("asgi_echo.py", "wsgi_echo.py", "http_server.py", "asyncio_server.py")
+ECHOES = ("asgi_echo.py", "wsgi_echo.py", "django_echo.py", "http_server.py", "asyncio_server.py")
 OTHERS = (
     "uvicorn_plain.py",
     "starlette_chat.py",
     "fastapi_rooms.py",
+    "flask_rooms.py",
     "client.py",
     "raw_socket.py",
     "demo.py",
@@ -163,14 +164,15 @@ def test_uvicorn_plain_example() -> None:
         assert "Traceback" not in program.output
 
 
-def test_starlette_chat_example() -> None:
-    with Program(EXAMPLES / "starlette_chat.py", "0") as program:
+@pytest.mark.parametrize("name", ["starlette_chat.py", "flask_rooms.py"])
+def test_chat_examples(name: str) -> None:
+    with Program(EXAMPLES / name, "0") as program:
         port = program.port()
         assert_refused(401, port, "/rooms/blue")
         cookies = {}
-        for name in ("ann", "bob"):
-            with urlopen(f"http://127.0.0.1:{port}/login?name={name}", timeout=LIMIT) as answer:
-                cookies[name] = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+        for member in ("ann", "bob"):
+            with urlopen(f"http://127.0.0.1:{port}/login?name={member}", timeout=LIMIT) as answer:
+                cookies[member] = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
         with dial(port, "/rooms/blue", headers=cookies["ann"]) as ann:
             assert ann.recv(LIMIT) == "ann has come"
             with dial(port, "/rooms/blue", headers=cookies["bob"]) as bob:
