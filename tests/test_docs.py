@@ -341,12 +341,18 @@ def flask_testing(block: Block) -> None:
     module.test_refusal()
 
 
+def shouts_in_flask(block: Block) -> None:
+    with Werkzeug(block.module().app) as server, dial(server.port, "/shout") as client:
+        client.send("hello")
+        assert client.recv(LIMIT) == "HELLO"
+
+
 TESTS: dict[str, Callable[..., None]] = {
     test.__name__: test
     for test in (
         *(plain, subclass, worker, routes, session, upgrade_of, events, broadcast, clock, accepted, security, upgrade),
         *(router, in_process, portable, trio, limits, drain, status, conversation, theirs),
-        *(flask, wsgi, flask_testing),
+        *(flask, wsgi, flask_testing, shouts_in_flask),
     )
 }
 
@@ -385,7 +391,14 @@ def test_python_blocks_are_typed(tmp_path: Path) -> None:
     for block in PYTHON:
         (tmp_path / f"{block.page.stem.replace('-', '_')}_{block.line}.py").write_text(block.code)
     # Starlette and the tests of others are read as they are; a user's own code may leave more open than ours.
-    command = [sys.executable, "-m", "mypy", "--disallow-untyped-defs", "--allow-untyped-calls"]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--disallow-untyped-defs",
+        "--allow-untyped-calls",
+        "--allow-untyped-decorators",
+    ]
     command += ["--ignore-missing-imports", "--allow-subclassing-any", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
