@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import fcntl
 import os
 import select
 import socket
@@ -139,9 +138,11 @@ def _dummy() -> tuple[_socket.socket, _socket.socket]:
 
 def _moved_up(number: int) -> int:
     try:
+        import fcntl
+
         return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOW_NUMBERS)
-    except OSError:
-        return os.dup(number)  # the limit on descriptors is lower
+    except (ImportError, OSError):
+        return os.dup(number)  # Windows; or the limit on descriptors is lower
 
 
 def _how(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
