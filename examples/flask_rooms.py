@@ -1,4 +1,4 @@
-"""Rooms of a chat in a Flask application, behind a login: python examples/flask_rooms.py [port].
+"""Rooms of a chat in a Flask application, behind a login, with a page: python examples/flask_rooms.py [port].
 
 GET /login?name=ann sets a cookie; ws://.../rooms/{room} then lets in whoever has it. What one member sends, all members
 of the room get; not one of them holds a thread.
@@ -17,6 +17,24 @@ from watershed_mw.flask import Shed
 app = Flask(__name__)
 app.secret_key = "change me"
 shed = Shed(app)
+PAGE = """<!doctype html><meta charset="utf-8"><title>rooms</title>
+<form id="form"><input id="text" placeholder="your name" autofocus autocomplete="off"></form><ul id="talk"></ul>
+<script>
+  let socket
+  form.onsubmit = async event => {
+    event.preventDefault()
+    const words = text.value
+    text.value = text.placeholder = ""
+    if (socket) return socket.send(words)
+    await fetch("/login?name=" + encodeURIComponent(words))
+    socket = new WebSocket(`${location.origin.replace("http", "ws")}/rooms/${location.hash.slice(1) || "lobby"}`)
+    const say = words => talk.appendChild(document.createElement("li")).textContent = words
+    socket.onmessage = event => say(event.data)
+    socket.onclose = event => say(`closed with ${event.code} ${event.reason}`)
+  }
+</script>
+"""
+
 rooms: defaultdict[str, set[AsyncConnection]] = defaultdict(set)
 
 
@@ -26,6 +44,11 @@ def tell(room: str, text: str) -> None:
             member.send(text)  # not awaited: whoever reads slowly delays nobody else
         except ConnectionClosed:
             pass  # it is just leaving
+
+
+@app.get("/")
+def page() -> str:
+    return PAGE
 
 
 @app.get("/login")

@@ -49,7 +49,6 @@ from tests.doors.support import (
     Scope,
     Send,
     Uvicorn,
-    Werkzeug,
     close,
     dial,
     eventually,
@@ -315,49 +314,21 @@ def listens(port: int) -> bool:
     return False
 
 
-def flask(block: Block) -> None:
-    with Werkzeug(block.module().app) as server:
-        for path, sent, came in (
-            ("/blocking/ann", "hi", "ann: hi"),
-            ("/background", "hi", "HI"),
-            ("/async", "hi", "hi"),
-        ):
-            with dial(server.port, path) as client:
-                client.send(sent)
-                assert client.recv(LIMIT) == came
-        assert refusal(server.port, "/members") == (401, "log in first")
-
-
-def wsgi(block: Block) -> None:
-    with Werkzeug(block.module().app) as server:
-        assert page(server.port, "/")[0] == "an ordinary page"
-        echoes(server.port, "/echo")
-        assert refusal(server.port, "/attic") == (404, "no such room")
-
-
-def flask_testing(block: Block) -> None:
-    module = block.module()
-    module.test_echo()
-    module.test_refusal()
-
-
-def shouts_in_flask(block: Block) -> None:
-    with Werkzeug(block.module().app) as server, dial(server.port, "/shout") as client:
-        client.send("hello")
-        assert client.recv(LIMIT) == "HELLO"
-
-
 TESTS: dict[str, Callable[..., None]] = {
     test.__name__: test
     for test in (
         *(plain, subclass, worker, routes, session, upgrade_of, events, broadcast, clock, accepted, security, upgrade),
         *(router, in_process, portable, trio, limits, drain, status, conversation, theirs),
-        *(flask, wsgi, flask_testing, shouts_in_flask),
     )
 }
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
+# The others are tests/test_docs_wsgi.py's.
+WSGI_PAGES = ("wsgi.md", "flask.md", "moving-wsgi.md")
+ASGI_PYTHON = [block for block in PYTHON if block.page.name not in WSGI_PAGES]
+
+
+@pytest.mark.parametrize("block", ASGI_PYTHON, ids=str)
 def test_python_block(
     block: Block, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,7 +339,7 @@ def test_python_block(
 
 
 def test_every_test_of_a_block_has_its_block() -> None:
-    assert set(TESTS) == {block.name for block in PYTHON}
+    assert set(TESTS) == {block.name for block in ASGI_PYTHON}
 
 
 def test_the_log_lines_are_those_that_a_server_prints(tmp_path: Path) -> None:

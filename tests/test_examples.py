@@ -38,7 +38,7 @@ from websockets.typing import Origin, Subprotocol
 from tests.support import LIMIT, PROJECT, Program, free_port
 
 EXAMPLES = PROJECT / "examples"
-ECHOES = ("asgi_echo.py", "wsgi_echo.py", "django_echo.py", "http_server.py", "asyncio_server.py")
+ECHOES = ("asgi_echo.py", "wsgi_echo.py", "wsgi_plain.py", "django_echo.py", "http_server.py", "asyncio_server.py")
 OTHERS = (
     "uvicorn_plain.py",
     "starlette_chat.py",
@@ -183,6 +183,29 @@ def test_chat_examples(name: str) -> None:
                     assert elsewhere.recv(LIMIT) == "ann has come"
             assert ann.recv(LIMIT) == "bob has left"
         program.stop(signal.SIGINT)
+        assert "Traceback" not in program.output
+
+
+def test_flask_rooms_example_has_a_page_for_it() -> None:
+    with Program(EXAMPLES / "flask_rooms.py", "0") as program:
+        with urlopen(f"http://127.0.0.1:{program.port()}/", timeout=LIMIT) as answer:
+            page = answer.read().decode()
+        assert "new WebSocket(" in page
+        assert all(path in page for path in ("/login?name=", "/rooms/"))
+
+
+def test_wsgi_plain_example_leaves_its_only_thread_free() -> None:
+    with Program(EXAMPLES / "wsgi_plain.py", "0") as program:
+        port = program.port()
+        with dial(port) as first, dial(port) as second:
+            assert_refused(404, port, "/attic")
+            assert_echo(second, "two")
+            assert_echo(first, "one")
+            assert program.stop(signal.SIGTERM) == -signal.SIGTERM
+            for connection in (first, second):
+                with pytest.raises(websockets.exceptions.ConnectionClosed):
+                    connection.recv(timeout=LIMIT)
+                assert connection.close_code == 1001
         assert "Traceback" not in program.output
 
 

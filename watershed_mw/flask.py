@@ -6,21 +6,23 @@ teardown. Only then is the 101 sent, with the response's header fields in it, an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar, Unpack, cast
+from typing import Any, TypeAlias, TypeVar, Unpack
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Response, current_app, g, got_request_exception, request
 from flask.globals import request_ctx
 from flask.sansio.scaffold import Scaffold
+from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from .aio import AsyncConnection
 from .errors import ConnectionClosed
 from .threads import ThreadConnection
 from .watershed import ConnectionOptions, Options
-from .wsgi import WatershedWSGI, WSGIUpgrade
+from .wsgi import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 
 __all__ = ["Shed", "UpgradeResponse"]
 
@@ -30,6 +32,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 # Fields of the 101 that the opening handshake itself decides, whatever a response says.
 _OURS = frozenset({"connection", "upgrade", "content-length", "content-type", "transfer-encoding"})
 _OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
+# What can be called, and is a view's answer all the same: each is a WSGI application.
+_ANSWERS = (WerkzeugResponse, HTTPException, Rejection)
 
 
 class Shed:
@@ -47,6 +51,7 @@ class Shed:
         self._options = options
         self._place: Scaffold | None = None
         self._waiting: list[Callable[[Scaffold], object]] = []
+        self._views: list[tuple[Any, Callable[..., Any]]] = []
         if app is not None:
             self.init_app(app)
 
@@ -94,15 +99,7 @@ class Shed:
         """
 
         def decorate(function: _F) -> _F:
-            @functools.wraps(function)
-            def view(**parameters: Any) -> Any:
-                if accept:
-                    handler = _with_parameters(function, parameters)
-                else:
-                    handler = function(**parameters)
-                    if not callable(handler) or isinstance(handler, Response):
-                        return handler
-                return UpgradeResponse(handler, protocols, **(connection_options or {}))
+            view = self._view(function, accept, protocols, connection_options)
 
             def add(place: Scaffold) -> None:
                 place.add_url_rule(rule, endpoint, view, websocket=True, **rule_options)
@@ -115,15 +112,45 @@ class Shed:
 
         return decorate
 
+    def _view(
+        self,
+        function: Callable[..., Any],
+        accept: bool,
+        protocols: Sequence[str] | None,
+        connection_options: ConnectionOptions | None,
+    ) -> Callable[..., Any]:
+        """The view for Flask, which allows several rules of one endpoint where their view is the same."""
+        settings = (function, accept, protocols, connection_options)
+        for known, earlier in self._views:
+            if known == settings:
+                return earlier
+
+        @functools.wraps(function)
+        def view(**parameters: Any) -> Any:
+            if accept:
+                handler = _with_parameters(function, parameters)
+            else:
+                handler = current_app.ensure_sync(function)(**parameters)
+                if not callable(handler) or isinstance(handler, _ANSWERS):
+                    return handler
+            return UpgradeResponse(handler, protocols, **(connection_options or {}))
+
+        self._views.append((settings, view))
+        return view
+
 
 def _with_parameters(function: Callable[..., Any], parameters: dict[str, Any]) -> Handler:
-    if inspect.iscoroutinefunction(function):
+    def handler(connection: Any) -> Any:
+        return function(connection, **parameters)
 
-        async def run(connection: AsyncConnection) -> None:
-            await function(connection, **parameters)
+    return functools.update_wrapper(handler, function)
 
-        return run
-    return lambda connection: function(connection, **parameters)
+
+def _is_coroutine_function(handler: Any) -> bool:
+    """Whether a handler is, or decorates, a coroutine function, or an object whose call is one."""
+    function = inspect.unwrap(handler)
+    # A function's own __call__ is never one.
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 class UpgradeResponse(Response):
@@ -147,6 +174,11 @@ class UpgradeResponse(Response):
         """Answer, as soon as Flask is done with the request."""
         upgrade = environ.get("watershed")
         if not isinstance(upgrade, WSGIUpgrade):
+            if not asks_for_upgrade(environ):  # Flask looks at Connection and Upgrade alone
+                return BadRequest(
+                    "expected an upgrade by GET in HTTP/1.1, got "
+                    f"{environ['REQUEST_METHOD']} in {environ.get('SERVER_PROTOCOL')}"
+                )(environ, start_response)
             raise RuntimeError(
                 "expected WatershedWSGI around the application, got a request that it has not seen: make a Shed of the "
                 "application, or wrap app.wsgi_app"
@@ -159,44 +191,72 @@ class UpgradeResponse(Response):
         connection = upgrade.accept(self._protocols, fields, **self._connection_options)
         connection.request = context.request
         handler: Any = self._handler
-        if inspect.iscoroutinefunction(handler):
+        if _is_coroutine_function(handler):
 
             async def run(connection: AsyncConnection) -> None:
-                with context:
+                with context.of_handler(connection, log=True) as failed:
                     await handler(connection)
+                if failed:
+                    connection.end(code=1011)
 
             connection.run_in_background(run)
             return
-        try:
-            with context:
-                handler(connection)
-        except ConnectionClosed:
-            if connection.sending:
-                raise  # It tells of another connection, such as one to a database.
-        except Exception:  # noqa: BLE001  # whatever it is, it ends this connection alone, and is logged
-            context.log_exception()
+        with context.of_handler(connection, log=not context.propagates) as failed:
+            _no_coroutine(handler(connection), handler)
+        if failed:
             upgrade.end(code=1011)
+            if context.propagates:
+                raise failed[0]
         yield from ()
 
 
+def _no_coroutine(result: Any, handler: Any) -> None:
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(
+            f"expected a handler that is a coroutine function (async def), or none, got {handler!r}, which has only "
+            "returned a coroutine: make it async def, and await there"
+        )
+
+
 class _Context:
-    """The request's context once more, for a handler that begins when Flask has torn down the first."""
+    """The request's context once more, for a handler that begins when Flask has torn down the first.
+
+    Attributes:
+        request: Flask's request.
+        propagates: whether what a handler raises is the caller's, as it is with Flask's views in tests.
+    """
 
     def __init__(self) -> None:
         self._context = request_ctx.copy()
         self._globals = dict(vars(g._get_current_object()))
-        self._app: Any = self._context.app
+        app: Any = self._context.app
+        self._app = app
         self.request = request._get_current_object()  # type: ignore[attr-defined]
+        asked = app.config["PROPAGATE_EXCEPTIONS"]
+        self.propagates = app.testing if asked is None else asked
 
-    def __enter__(self) -> None:
-        self._context.push()
-        # What before_request has found out belongs to the handler as well.
-        vars(g._get_current_object()).update(self._globals)
+    @contextlib.contextmanager
+    def of_handler(self, connection: ThreadConnection | AsyncConnection, *, log: bool) -> Iterator[list[Exception]]:
+        """The context of a connection's handler; what this raises is put into the list, and reported.
 
-    def __exit__(self, *exception: object) -> None:
-        self._context.pop(cast(Any, exception[1]))
+        That its own connection has closed is no failure.
+        """
+        failed: list[Exception] = []
+        try:
+            with self._context:
+                # What before_request has found out belongs to the handler as well.
+                vars(g._get_current_object()).update(self._globals)
+                yield failed
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
+            # Where the connection is open still, it tells of another one, such as one to a database.
+            if not isinstance(error, ConnectionClosed) or connection.sending:
+                failed.append(error)
+                self._report(error, log=log)
 
-    def log_exception(self) -> None:
-        """As Flask logs a view that raises."""
+    def _report(self, error: Exception, *, log: bool) -> None:
+        """As Flask does with a view that raises."""
         with self._app.app_context():
-            self._app.logger.error("Exception on %s [WebSocket]", self.request.path, exc_info=cast(Any, sys.exc_info()))
+            got_request_exception.send(self._app, _async_wrapper=self._app.ensure_sync, exception=error)
+            if log:
+                self._app.logger.error("Exception on %s [WebSocket]", self.request.path, exc_info=error)

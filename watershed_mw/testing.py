@@ -6,6 +6,7 @@ What comes back is what a client would get: the connection after a 101, or the r
 from __future__ import annotations
 
 import contextlib
+import copy
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Unpack
 
 from werkzeug.test import Client
 
-from .errors import HandshakeError
+from .errors import ConnectionClosed, HandshakeError
 from .threads import ThreadConnection
 from .watershed import ConnectionOptions, Watershed
 
@@ -58,17 +59,19 @@ def connect(
         path: path and query string.
         protocols: subprotocols to offer.
         headers: further header fields of the request.
-        timeout: seconds to wait for the answer, for a message, and for the application to return.
+        timeout: seconds to wait for the answer, for a message, for the application's Close, and for it to return.
         options: options of the connection at this end.
 
     Raises:
         HandshakeError: the application refused; with the response's ``status``, ``headers`` and ``body``.
         TimeoutError: something took too long.
     """
+    options.setdefault("close_timeout", timeout)
     shed = Watershed(**options)
     key = shed.generate_key()
     fields = [*shed.request_headers(key, protocols), *headers]
     ours, theirs = socket.socketpair()
+    client = _of_another_thread(client)
     response: Future[Any] = Future()
 
     def serve() -> None:
@@ -97,9 +100,25 @@ def connect(
         connection.timeout = timeout
         try:
             yield connection
+        except ConnectionClosed as closed:
+            connection.end()
+            if (error := response.exception(timeout)) is not None:
+                raise error from closed  # why it has closed
+            raise
         finally:
             connection.end()
         response.result(timeout)
+
+
+def _of_another_thread(client: Client) -> Client:
+    """``client`` with the same cookies, for a request that this thread does not make.
+
+    Flask's, in a ``with`` block, keeps the context of its last request, in the thread that has made it.
+    """
+    client = copy.copy(client)
+    if hasattr(client, "preserve_context"):
+        vars(client).update(preserve_context=False, _new_contexts=[], _context_stack=contextlib.ExitStack())
+    return client
 
 
 def _refusal(response: Any) -> HandshakeError:

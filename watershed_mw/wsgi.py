@@ -25,7 +25,7 @@ from .transports import BlockingTransport
 from .watershed import ConnectionOptions, Options, Watershed
 from .wsgi_servers import server_of, take_over
 
-__all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI"]
+__all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI", "asks_for_upgrade"]
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Any]
@@ -54,7 +54,7 @@ class WatershedWSGI:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        if not _asks_for_upgrade(environ):
+        if not asks_for_upgrade(environ):
             return self.app(environ, start_response)
         upgrade = WSGIUpgrade(self, environ, start_response)
         environ["watershed"] = upgrade
@@ -87,7 +87,7 @@ class WatershedWSGI:
         return _Nothing(upgrade)
 
 
-def _asks_for_upgrade(environ: Environ) -> bool:
+def asks_for_upgrade(environ: Environ) -> bool:
     """Whether this could be an opening handshake at all; ``accept`` is the judge of the rest.
 
     HTTP/2 requests never are: their socket carries others' requests, too.

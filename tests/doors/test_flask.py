@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
+import functools
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, abort, current_app, g, redirect, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    abort,
+    current_app,
+    g,
+    got_request_exception,
+    make_response,
+    redirect,
+    request,
+    session,
+    url_for,
+)
 from werkzeug.debug import DebuggedApplication
-from werkzeug.test import Client
+from werkzeug.exceptions import Gone
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tests.support import LIMIT
-from watershed_mw import AsyncConnection, HandshakeError, ThreadConnection, WatershedWSGI, live_connections
+from tests.support import LIMIT, Program, free_port
+from watershed_mw import (
+    AsyncConnection,
+    ConnectionClosed,
+    HandshakeError,
+    ThreadConnection,
+    WatershedWSGI,
+    live_connections,
+)
 from watershed_mw.flask import Shed, UpgradeResponse
 from watershed_mw.testing import connect
 
 from .support import Inbox, Peer, Werkzeug, close, dial, errors_in, eventually, head, text
-from .wsgi_support import assert_quiet
+from .wsgi_support import assert_quiet, get
 
 EVENTS = Inbox[str]()
 """What the application says it does, in order."""
@@ -122,13 +148,34 @@ def test_a_handler_has_its_parameters_and_its_context(app: Flask, way: str) -> N
         assert connection.receive() == f"hi 7 ann /{way}/7 True /page"
 
 
-def test_the_request_is_over_before_the_handler_begins(app: Flask) -> None:
-    with connect(app.test_client(), "/blocking/7") as connection:
-        assert [EVENTS.get(), EVENTS.get()] == ["teardown", "handler"]
-        connection.send("hi")
+@pytest.mark.parametrize("way", ["blocking", "async"])
+def test_the_request_is_over_before_the_handler_begins(way: str) -> None:
+    app, events = Flask(__name__), Inbox[str]()
+    shed = Shed(app)
+    app.before_request(lambda: events.put("before"))
+    app.teardown_request(lambda error: events.put("teardown"))
+    app.teardown_appcontext(lambda error: events.put("teardown of the application's context"))
+
+    @app.after_request
+    def after(response: Any) -> Any:
+        events.put("after")
+        return response
+
+    @shed.route("/blocking")
+    def blocking(connection: ThreadConnection) -> None:
+        events.put("handler")
         connection.receive()
-        assert EVENTS.empty
-    assert EVENTS.get() == "teardown"  # of the handler's own context
+
+    @shed.route("/async")
+    async def asynchronous(connection: AsyncConnection) -> None:
+        events.put("handler")
+        await connection.receive()
+
+    torn_down = ["teardown", "teardown of the application's context"]
+    with connect(app.test_client(), f"/{way}"):
+        assert [events.get() for _ in range(5)] == ["before", "after", *torn_down, "handler"]
+        assert events.empty
+    assert [events.get(), events.get()] == torn_down  # of the handler's own context
 
 
 @pytest.mark.parametrize("way", ["background", "events"])
@@ -318,70 +365,576 @@ def test_async_handlers_hold_no_thread(app: Flask) -> None:
             assert peer.refusal().status == 401
 
 
-# --- the test client -------------------------------------------------------------------------------------------
+# --- what a route gives its handler ------------------------------------------------------------------------------
 
 
-@pytest.mark.need(20)
-def test_the_test_client_keeps_cookies_both_ways(app: Flask) -> None:
+@pytest.mark.parametrize("way", ["blocking", "async"])
+def test_a_handler_reads_the_session_and_knows_its_own_address(way: str) -> None:
+    app = Flask(__name__)
+    app.secret_key = "secret"
+    shed = Shed(app)
+
+    @app.get("/login/<name>")
+    def login(name: str) -> str:
+        session["name"] = name
+        return "welcome"
+
+    def words(number: int) -> str:
+        address = url_for(request.endpoint or "", number=number, _external=True)
+        return f"{session['name']} {request.endpoint} {address} {url_for('login', name='x', _external=True)}"
+
+    if way == "blocking":
+
+        @shed.route("/<int:number>", endpoint="ours")
+        def blocking(connection: ThreadConnection, number: int) -> None:
+            connection.send(words(number))
+
+    else:
+
+        @shed.route("/<int:number>", endpoint="ours")
+        async def asynchronous(connection: AsyncConnection, number: int) -> None:
+            await connection.send(words(number))
+
     client = app.test_client()
-    with connect(client, "/choose?user=ann") as connection:
-        connection.send("hi")
-        assert connection.receive() == "HI"
-    with client.session_transaction() as kept:
-        assert kept["name"] == "ann"
+    client.get("/login/ann")
+    with connect(client, "/7") as connection:
+        assert connection.receive() == "ann ours ws://localhost/7 http://localhost/login/x"
 
 
-@pytest.mark.need(20)
-def test_the_test_client_never_waits_for_ever() -> None:
+@pytest.mark.parametrize("way", ["blocking", "async"])
+def test_each_connection_has_a_context_of_its_own(app: Flask, way: str) -> None:
+    with Werkzeug(app) as server, contextlib.ExitStack() as stack:
+        users = [f"user{number}" for number in range(5)]
+        clients = [stack.enter_context(dial(server.port, f"/{way}/{user[4:]}?user={user}")) for user in users]
+        for _ in range(2):
+            for client in clients:
+                client.send("hi")
+            for number, client in enumerate(clients):
+                assert client.recv(LIMIT) == f"hi {number} user{number} /{way}/{number} True /page"
+
+
+def test_converters_and_defaults() -> None:
     app = Flask(__name__)
     shed = Shed(app)
-    gate = Inbox[None]()
 
-    @shed.route("/silent")
-    def silent(connection: ThreadConnection) -> None:
-        for _ in connection:
-            pass
+    @shed.route("/files/<path:path>/<any(a, b):kind>")
+    @shed.route("/files", defaults={"path": "index", "kind": "a"})
+    def files(connection: ThreadConnection, path: str, kind: str) -> None:
+        connection.send(f"{path} {kind}")
 
-    @shed.route("/undecided", accept=False)
-    def undecided() -> Any:
-        gate.get()
-        return "no", 403
+    assert files.__name__ == "files"  # the function stays what it was
+    for path, expected in (("/files", "index a"), ("/files/x/y/b", "x/y b")):
+        with connect(app.test_client(), path) as connection:
+            assert connection.receive() == expected
 
-    with connect(app.test_client(), "/silent", timeout=0.1) as connection:
-        begun = time.monotonic()
-        with pytest.raises(TimeoutError):
-            connection.receive()
-        assert time.monotonic() - begun < LIMIT
-    with pytest.raises(TimeoutError), connect(app.test_client(), "/undecided", timeout=0.1):
+
+def test_a_page_and_a_websocket_may_share_an_address() -> None:
+    app = Flask(__name__)
+    app.add_url_rule("/both", view_func=lambda: "page", endpoint="page")
+
+    @Shed(app).route("/both")
+    def both(connection: ThreadConnection) -> None:
+        connection.send("socket")
+
+    assert app.test_client().get("/both").text == "page"
+    with connect(app.test_client(), "/both") as connection:
+        assert connection.receive() == "socket"
+
+
+def test_what_is_no_upgrade_is_answered_as_flask_does() -> None:
+    ours, plain = Flask(__name__), Flask(__name__)
+    Shed(ours).route("/ws/")(lambda connection: None)
+    plain.add_url_rule("/ws/", view_func=lambda: "", websocket=True, endpoint="<lambda>")
+    for app in (ours, plain):
+        app.add_url_rule("/page", view_func=lambda: "page", endpoint="page")
+    answers = []
+    for app in (ours, plain):
+        client = app.test_client()
+        answers.append(
+            [
+                (answer.status_code, answer.data, answer.headers.get("Location"))
+                for path in ("/ws/", "/ws", "/page", "/nowhere")
+                for answer in (client.get(path), client.post(path), client.options(path))
+            ]
+        )
+    assert answers[0] == answers[1]
+    assert answers[0][0][0] == 400
+
+
+@pytest.mark.need(13)
+@pytest.mark.parametrize("first", ["GET {} HTTP/1.0", "HEAD {} HTTP/1.1"])
+@pytest.mark.parametrize("path", ["/blocking/7", "/async/7", "/choose?user=ann"])
+def test_what_flask_takes_for_an_upgrade_and_is_none_is_no_crash(
+    app: Flask, caplog: pytest.LogCaptureFixture, first: str, path: str
+) -> None:
+    with Werkzeug(app) as server:
+        with Peer(server.port) as peer:
+            peer.send(head(path, first=first))
+            answer = peer.rest()  # an answer to HEAD has no body, whatever its length says
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            said = b"expected an upgrade by GET in HTTP/1.1, got GET in HTTP/1.0"
+            assert (said in answer) is first.startswith("GET")
+        assert [line[-3:] for line in server.access_log(1)] == ["400"]
+        assert_quiet(server, caplog)
+
+
+def test_behind_a_proxy_that_ends_tls_whatever_wraps_what() -> None:
+    app = Flask(__name__)
+    inner = Shed(app)
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1, x_host=1)  # type: ignore[method-assign]
+    outer = Shed(app)
+
+    @inner.route("/blocking")
+    def blocking(connection: ThreadConnection) -> None:
+        connection.send(url_for("blocking"))
+
+    @outer.route("/async")
+    async def asynchronous(connection: AsyncConnection) -> None:
+        await connection.send(url_for("asynchronous"))
+
+    with Werkzeug(app) as server:
+        for path in ("/blocking", "/async"):
+            with Peer(server.port) as peer:
+                peer.open(path, X_Forwarded_Proto="https", X_Forwarded_Host="chat.example.com")
+                assert peer.text() == f"wss://chat.example.com{path}"
+                assert peer.close()[0] == 1000
+                peer.send(close())
+                peer.end()
+        assert len(server.access_log(2)) == 2
+        assert server.troubles == []
+
+
+# --- decisions before the 101 ------------------------------------------------------------------------------------
+
+
+def chooser() -> Flask:
+    app = Flask(__name__)
+    shed = Shed(app)
+
+    def login_required(view: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(view)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            return view(*args, **kwargs) if "user" in request.args else redirect("/login")
+
+        return guarded
+
+    @shed.route("/choose/<way>", accept=False)
+    @login_required
+    def choose(way: str) -> Any:
+        if way == "abort":
+            abort(403, "not you")
+        if way == "raise":
+            raise LookupError("secret")
+
+        async def asynchronous(connection: AsyncConnection) -> None:
+            await connection.send("async")
+
+        class Talk:
+            async def __call__(self, connection: AsyncConnection) -> None:
+                await connection.send("object")
+
+        async def with_more(more: str, connection: AsyncConnection) -> None:
+            await connection.send(more)
+
+        return {
+            "tuple": ("who are you?", 401, {"X-Why": "token"}),
+            "json": ({"error": "full"}, 429),
+            "response": make_response("gone", 410),
+            "application": request.environ["watershed"].reject(402, b"pay first"),
+            "exception": Gone("left"),
+            "async": asynchronous,
+            "object": Talk(),
+            "partial": functools.partial(with_more, "partial"),
+            "lambda": lambda connection: connection.send("lambda"),
+        }[way]
+
+    return app
+
+
+@pytest.mark.need(9, 13)
+@pytest.mark.parametrize(
+    "path, status, body",
+    [
+        ("tuple?user", 401, b"who are you?"),
+        ("json?user", 429, b'{"error":"full"}\n'),
+        ("response?user", 410, b"gone"),
+        ("application?user", 402, b"pay first"),
+        ("exception?user", 410, b"left"),
+        ("abort?user", 403, b"not you"),
+        ("tuple", 302, b"/login"),
+    ],
+)
+def test_a_view_that_decides_refuses_as_any_view(
+    caplog: pytest.LogCaptureFixture, path: str, status: int, body: bytes
+) -> None:
+    with Werkzeug(chooser()) as server:
+        with Peer(server.port) as peer:
+            peer.send(head(f"/choose/{path}"))
+            answer = peer.refusal()
+            assert answer.status == status
+            assert body in answer.body
+        assert server.access_log(1) == [f"GET /choose/{path} {status}"]
+        assert_quiet(server, caplog)
+
+
+def test_a_view_that_decides_may_be_a_coroutine_function_as_any_view_of_flasks() -> None:
+    app = Flask(__name__)
+
+    @Shed(app).route("/", accept=False)
+    async def choose() -> Any:
+        if "user" not in request.args:
+            return "who are you?", 401
+        return lambda connection: connection.send("welcome")
+
+    with connect(app.test_client(), "/?user=ann") as connection:
+        assert connection.receive() == "welcome"
+    with pytest.raises(HandshakeError) as refused, connect(app.test_client(), "/"):
         pass
-    gate.put(None)
+    assert refused.value.status == 401
 
 
-@pytest.mark.need(20)
-def test_what_the_application_raises_is_raised_in_the_test() -> None:
-    def bare(environ: dict[str, Any], start_response: Any) -> Any:
-        connection = environ["watershed"].accept()
-        connection.receive()
-        raise LookupError("in the application")
-
-    def converse() -> None:
-        with connect(Client(WatershedWSGI(bare)), "/") as connection:
-            connection.send("go on")
-            assert list(connection) == []
-            assert connection.close_code == 1011
-
-    with pytest.raises(LookupError, match="in the application"):
-        converse()
+@pytest.mark.parametrize("way", ["async", "object", "partial", "lambda"])
+def test_a_view_that_decides_returns_any_kind_of_handler(way: str) -> None:
+    with connect(chooser().test_client(), f"/choose/{way}?user") as connection:
+        assert connection.receive() == way
 
 
-@pytest.mark.need(20)
-def test_the_application_closes(app: Flask) -> None:
+@pytest.mark.need(9)
+def test_an_exception_before_the_101_is_a_500_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(chooser()) as server, Peer(server.port) as peer:
+        peer.send(head("/choose/raise?user"))
+        assert peer.refusal().status == 500
+    assert len(errors_in(caplog.records)) == 1
+
+
+@pytest.mark.need(9)
+@pytest.mark.parametrize("way", ["before", "after"])
+def test_hooks_may_answer_instead_of_the_route(way: str) -> None:
+    app, called = Flask(__name__), Inbox[str]()
+
+    @Shed(app).route("/")
+    def view(connection: ThreadConnection) -> None:
+        called.put("handler")
+
+    if way == "before":
+        app.before_request(lambda: ("too many", 429))
+    else:
+        app.after_request(lambda response: make_response("too many", 429))
+    with Werkzeug(app) as server, Peer(server.port) as peer:
+        peer.send(head("/"))
+        answer = peer.refusal()
+        assert (answer.status, answer.body) == (429, b"too many")
+    assert called.empty
+
+
+@pytest.mark.need(8)
+def test_a_page_of_another_host_is_refused(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    with Werkzeug(app) as server:
+        for path in ("/blocking/7", "/async/7", "/choose?user=ann"):
+            with Peer(server.port) as peer:
+                peer.send(head(path, Origin="http://elsewhere.example"))
+                assert peer.refusal().status == 403
+        assert [line[-3:] for line in server.access_log(3)] == ["403"] * 3
+        assert_quiet(server, caplog)
+
+
+# --- handlers that fail ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["raise", "raise-async"])
+def test_what_a_handler_raises_is_told_to_all_whom_flask_tells(caplog: pytest.LogCaptureFixture, way: str) -> None:
+    app = application()
+    signalled, torn_down = Inbox[BaseException](), Inbox[BaseException | None]()
+
+    def note(sender: Flask, exception: BaseException, **more: Any) -> None:
+        signalled.put(exception)
+
+    got_request_exception.connect(note, app)
+    app.teardown_request(torn_down.put)
+    with connect(app.test_client(), f"/{way}") as connection:
+        assert list(connection) == []
+        assert connection.close_code == 1011
+    assert isinstance(signalled.get(), LookupError)
+    assert signalled.empty
+    assert torn_down.get() is None  # of the request
+    assert isinstance(torn_down.get(), LookupError)  # of the handler
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert (record.name, record.getMessage()) == (app.logger.name, f"Exception on /{way} [WebSocket]")
+
+
+def test_a_callback_that_raises_in_the_background_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask(__name__)
 
     @Shed(app).route("/")
-    def bye(connection: ThreadConnection) -> None:
-        connection.end("bye", code=4001)
+    def view(connection: ThreadConnection) -> None:
+        connection.on("text", {}.__getitem__)
+        connection.run_in_background()
 
-    with connect(app.test_client(), "/") as connection:
+    with Werkzeug(app) as server, Peer(server.port) as peer:
+        peer.open()
+        peer.send(text("absent"))
+        assert peer.close()[0] == 1011
+        peer.send(close(1011))
+        peer.end()
+        assert server.troubles == []
+    eventually(lambda: errors_in(caplog.records), "a line in the log")
+    assert len(errors_in(caplog.records)) == 1
+
+
+@pytest.mark.parametrize("way", ["raise", "raise-async"])
+@pytest.mark.parametrize("setting", ["TESTING", "PROPAGATE_EXCEPTIONS"])
+def test_an_exception_that_propagates_closes_with_1011_all_the_same(
+    caplog: pytest.LogCaptureFixture, setting: str, way: str
+) -> None:
+    app = application()
+    app.config[setting] = True
+    with Werkzeug(app) as server:
+        with Peer(server.port) as peer:
+            peer.open(f"/{way}")
+            assert peer.close()[0] == 1011
+            peer.send(close(1011))
+            peer.end()
+        # Told once: by the server where it came that far, by the application's logger where there was nobody else.
+        told = eventually(lambda: server.troubles or errors_in(caplog.records), "a traceback")
+        assert len(told) == 1
+        assert get(server.port, "/page").body == b"page"
+
+
+@pytest.mark.parametrize("way", ["blocking", "async"])
+def test_that_its_own_connection_has_closed_is_no_failure_of_a_handler(
+    caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    app, ended = Flask(__name__), Inbox[str]()
+    shed = Shed(app)
+
+    @shed.route("/blocking")
+    def blocking(connection: ThreadConnection) -> None:
+        try:
+            connection.receive()
+        finally:
+            ended.put("handler")
+
+    @shed.route("/async")
+    async def asynchronous(connection: AsyncConnection) -> None:
+        try:
+            await connection.receive()
+        finally:
+            ended.put("handler")
+
+    with Werkzeug(app) as server:
+        with Peer(server.port) as peer:
+            peer.open(f"/{way}")
+            peer.send(close(4001))
+            assert peer.close()[0] == 4001
+            peer.end()
+        assert ended.get() == "handler"
+        assert server.access_log(1) == [f"GET /{way} 101"]
+        assert_quiet(server, caplog)
+
+
+@pytest.mark.parametrize("way", ["blocking", "async"])
+def test_that_another_connection_has_closed_is_a_failure(caplog: pytest.LogCaptureFixture, way: str) -> None:
+    app = Flask(__name__)
+    shed = Shed(app)
+
+    @shed.route("/blocking")
+    def blocking(connection: ThreadConnection) -> None:
+        raise ConnectionClosed(1006, "the database")
+
+    @shed.route("/async")
+    async def asynchronous(connection: AsyncConnection) -> None:
+        raise ConnectionClosed(1006, "the database")
+
+    with connect(app.test_client(), f"/{way}") as connection:
         assert list(connection) == []
-        assert (connection.close_code, connection.close_reason) == (4001, "bye")
+        assert connection.close_code == 1011
+    eventually(lambda: len(errors_in(caplog.records)) == 1, "one line in the log")
+
+
+def test_a_decorated_coroutine_function_is_one() -> None:
+    app, calls = Flask(__name__), Inbox[str]()
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            calls.put(function.__name__)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @Shed(app).route("/<name>")
+    @counted
+    async def greet(connection: AsyncConnection, name: str) -> None:
+        await connection.send(f"hello {name}")
+
+    with connect(app.test_client(), "/ann") as connection:
+        assert connection.receive() == "hello ann"
+    assert calls.get() == "greet"
+
+
+def test_a_coroutine_that_nobody_would_await_is_a_clear_error() -> None:
+    app = Flask(__name__)
+    app.testing = True
+
+    async def talk(connection: AsyncConnection, name: str) -> None: ...
+
+    Shed(app).route("/")(lambda connection: talk(connection, "ann"))
+    with (
+        pytest.raises(TypeError, match="expected a handler that is a coroutine function"),
+        connect(app.test_client(), "/"),
+    ):
+        pass
+
+
+# --- more than one of each -----------------------------------------------------------------------------------------
+
+
+def test_two_sheds_of_one_application_share_its_middleware() -> None:
+    app = Flask(__name__)
+    sheds = Shed(app, max_message_size=100), Shed(app, max_message_size=10)
+    for number, shed in enumerate(sheds):
+
+        @shed.route(f"/{number}", endpoint=f"echo{number}")
+        def echo(connection: ThreadConnection) -> None:
+            for message in connection:
+                connection.send(message)
+
+    assert not isinstance(app.wsgi_app.app, WatershedWSGI)  # type: ignore[attr-defined]
+    for number in range(2):
+        with connect(app.test_client(), f"/{number}") as connection:
+            connection.send("x" * 100)
+            assert connection.receive() == "x" * 100  # the first one's options hold
+
+
+def test_a_blueprint_of_two_applications_with_hooks_of_its_own() -> None:
+    rooms, shed = Blueprint("rooms", __name__), Shed(protocols=["rooms.v1"])
+    shed.init_app(rooms)
+
+    @rooms.before_request
+    def guard() -> Any:
+        return None if "user" in request.args else abort(401)
+
+    @rooms.errorhandler(401)
+    def unknown(error: Exception) -> tuple[str, int]:
+        return f"{current_app.name}: who are you?", 401
+
+    @shed.route("/<int:number>")
+    async def room(connection: AsyncConnection, number: int) -> None:
+        await connection.send(f"{current_app.name} {connection.protocol} {url_for('.room', number=number)}")
+
+    def without_language(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        (values or {}).pop("lang", None)
+
+    def with_language(endpoint: str, values: dict[str, Any]) -> None:
+        values["lang"] = "de"
+
+    for name, prefix in (("one", "/a"), ("two", "/b/<lang>")):
+        app = Flask(name)
+        app.url_value_preprocessor(without_language)
+        app.url_defaults(with_language)
+        app.register_blueprint(rooms, url_prefix=prefix)
+        path = prefix.replace("<lang>", "de")
+        with connect(app.test_client(), f"{path}/3?user=ann", protocols=["rooms.v1"]) as connection:
+            extra = "?lang=de" if name == "one" else ""
+            assert connection.receive() == f"{name} rooms.v1 ws://localhost{path}/3{extra}"
+        with pytest.raises(HandshakeError) as refused, connect(app.test_client(), f"{path}/3"):
+            pass
+        assert (refused.value.status, refused.value.body) == (401, f"{name}: who are you?".encode())
+
+
+# --- real programs -------------------------------------------------------------------------------------------------
+
+BIN = Path(sys.executable).parent
+APPLICATION = "tests.doors.test_flask:application"
+
+
+def serves(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def converse(port: int) -> None:
+    """Three ways to handle a connection, with what Flask adds to each."""
+    for path, came in (
+        ("/blocking/7", "hi 7 ann /blocking/7 True /page"),
+        ("/async/7", "hi 7 ann /async/7 True /page"),
+        ("/background", "hi ann"),
+    ):
+        with Peer(port) as peer:
+            answer = peer.open(f"{path}?user=ann")
+            assert answer["x-after"] == "yes"
+            assert answer["set-cookie"].startswith("session=")
+            peer.send(text("hi"))
+            assert peer.text() == came
+            peer.send(close(4001))
+            assert peer.close()[0] == 4001
+            peer.end()
+
+
+def fail(port: int) -> None:
+    for path in ("/raise", "/raise-async"):
+        with Peer(port) as peer:
+            peer.open(path)
+            assert peer.close()[0] == 1011
+            peer.send(close(1011))
+            peer.end()
+
+
+TOLD_ONCE = re.compile(
+    r"(?s)Exception on /raise \[WebSocket\].*Exception on /raise-async \[WebSocket\].*LookupError: secret"
+)
+
+
+@pytest.mark.need(2, 12, 13)
+@pytest.mark.parametrize(
+    "worker", [("sync",), ("gthread", "--threads", "1"), ("gevent",)], ids=lambda worker: worker[0]
+)
+def test_under_gunicorn(worker: tuple[str, ...]) -> None:
+    port = free_port()
+    options = ["-k", *worker, "--access-logfile", "-", "--no-control-socket"]
+    with Program(BIN / "gunicorn", f"{APPLICATION}()", "--bind", f"127.0.0.1:{port}", *options) as program:
+        eventually(lambda: serves(port), "a gunicorn")
+        converse(port)
+        fail(port)
+        program.wait_for_line(TOLD_ONCE)
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(Peer(port)) for _ in range(10)]
+            for number, peer in enumerate(peers):
+                peer.open(("/async/7", "/background?user=x")[number % 2])
+            assert get(port, "/page").body == b"page"  # nobody holds the only thread
+            assert program.stop(signal.SIGTERM) == 0
+            for peer in peers:
+                assert peer.close()[0] == 1001
+    assert program.output.count("Traceback") == 2
+    assert " 500 " not in program.output
+    assert len(re.findall(r'"GET /blocking/7\?user=ann HTTP/1.1" 101 ', program.output)) == 1
+
+
+@pytest.mark.need(13)
+def test_under_flasks_own_debug_server_with_its_reloader(tmp_path: Path) -> None:
+    port, watched = free_port(), tmp_path / "watched"
+    watched.write_text("as it was")
+    options = ["--app", APPLICATION, "run", "--debug", "--port", str(port), "--extra-files", str(watched)]
+    with Program(sys.executable, "-m", "flask", *options) as program:
+        eventually(lambda: serves(port), "flask run")
+        converse(port)
+        fail(port)
+        program.wait_for_line(TOLD_ONCE)
+        with Peer(port) as old:
+            old.open("/async/7")
+            watched.write_text("changed")
+            assert old.close()[0] == 1001
+            old.send(close(1001))
+            old.end()
+        program.wait_for_line(re.compile("Restarting with.*Debugger is active.*Debugger is active", re.DOTALL))
+        eventually(lambda: serves(port), "a server that has reloaded")
+        with Peer(port) as new:
+            new.open("/async/7?user=ann")
+            new.send(text("hi"))
+            assert new.text().startswith("hi 7 ann")
+            os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+            assert new.close()[0] == 1001
+        program.wait()
+    assert program.output.count("Traceback") == 2, program.output
+    lines = re.findall(r'"GET /blocking/7\?user=ann HTTP/1.1" 101 ', re.sub(r"\x1b\[\d+m", "", program.output))
+    assert len(lines) == 1
