@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -41,7 +42,7 @@ class _Process:
         self.lock = threading.Lock()
         self.connections: WeakKeyDictionary[ThreadConnection, int] = WeakKeyDictionary()
         self.watched = False
-        self.drained = False
+        self.draining = False
 
 
 _processes = [_Process()]
@@ -112,8 +113,7 @@ def _wait_until_gone(connections: list[tuple[ThreadConnection, int]], patience: 
 def catch_signals() -> None:
     """Drain before the process ends by a signal that nobody else has a handler for; from the main thread only.
 
-    SIGINT among them: a KeyboardInterrupt would break off a handler in the main thread, and a server that has it may
-    wait for those in other threads.
+    SIGINT among them: a server that has the KeyboardInterrupt may wait for handlers in other threads before it ends.
     """
     for name in ("SIGTERM", "SIGHUP", "SIGINT"):
         number = getattr(signal, name, None)
@@ -126,20 +126,25 @@ def catch_signals() -> None:
 
 def _on_signal(number: int, frame: Any) -> None:
     process = _this_process()
-    if process.drained or not process.connections:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if process.connections and not process.draining:
+        process.draining = True
+        # Not in this thread: it may be the one that has to see its connection's end through.
+        if threads_are_greenlets():
+            # The hub may be waiting for sockets, and does not look at what is new until one of them wakes it.
+            start_thread(partial(_drain_for, number))
+        else:
+            # Started without waiting for it to run: that may take a lock that this very thread holds.
+            _thread.start_new_thread(_drain_for, (number,))
+    elif number != signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-        return
+    if number == signal.SIGINT:
+        signal.default_int_handler(number, frame)  # what the server and the application expect
 
-    def finish() -> None:
-        drain()
-        process.drained = True
-        os.kill(os.getpid(), number)
 
-    # Not in this thread: it may be the one that has to see its connection's end through.
-    if threads_are_greenlets():
-        # The hub may be waiting for sockets, and does not look at what is new until one of them wakes it.
-        start_thread(finish)
+def _drain_for(number: int) -> None:
+    drain()
+    if number == signal.SIGINT:
+        _this_process().draining = False  # who has caught the KeyboardInterrupt may go on
     else:
-        # Started without waiting for it to run: that may take a lock that this very thread holds.
-        _thread.start_new_thread(finish, ())
+        os.kill(os.getpid(), number)

@@ -77,7 +77,8 @@ class WatershedWSGI:
             if isinstance(error, Exception):
                 upgrade.end(code=1011)
             else:
-                upgrade.end(code=1001, wait=False)  # The process is on its way out, and must not be held up.
+                # The process is on its way out, and must not be held up.
+                upgrade.end("the server stops", code=self.shed.settings.shutdown_code or 1001, wait=False)
             # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
             upgrade.forget_server()
             raise
@@ -349,12 +350,12 @@ class WSGIUpgrade:
                 self._write = self._held()
         return self._write
 
-    def end(self, code: int, *, wait: bool = True) -> None:
+    def end(self, reason: str = "", *, code: int, wait: bool = True) -> None:
         """The application has returned or raised: end the connection unless it lives on elsewhere."""
         connection = self._connection
         if connection is not None and not connection.in_background:
             try:
-                (connection.end if wait else connection.begin_end)(code=code)
+                (connection.end if wait else connection.begin_end)(reason, code=code)
             except ConnectionClosed:
                 pass  # It had ended by itself.
 

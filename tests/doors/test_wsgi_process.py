@@ -159,6 +159,8 @@ def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number:
         # wsgiref takes a KeyboardInterrupt that comes in its application for an error of it, and goes on.
         paths = [path for path in paths_of(kind) if (name, number, path) != ("wsgiref", signal.SIGINT, "/blocking")]
         peers = open_connections(server, stack, paths)
+        if (name, number) == ("wsgiref", signal.SIGINT):  # the same while it logs a request
+            eventually(lambda: server.program.output.count(" 101 ") == len(peers), "the last request's end")
         began = time.monotonic()
         os.kill(server.program.pid, number)
         if name.startswith("pywsgi"):
