@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from .connection import WatershedConnection
 from .errors import ConnectionClosed
 
-__all__ = ["NEXT_TURN", "READY", "AsyncConnection", "Pending"]
+__all__ = ["NEXT_TURN", "READY", "AsyncConnection", "AsyncHandler", "Pending"]
 
 
 class _Ready:
@@ -58,6 +58,8 @@ class AsyncConnection(WatershedConnection):
     Every method may be called from the event loop's thread; ``send``, ``ping``, ``end`` and ``destroy``
     from any other as well.
     """
+
+    __slots__ = ()
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """Wait for the next message: ``str`` for TEXT, ``bytes`` for BINARY.
@@ -128,6 +130,14 @@ class AsyncConnection(WatershedConnection):
         """
         raise NotImplementedError
 
+    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+        """As :meth:`end`, which nobody needs to await."""
+        self.end(reason, code=code)
+
+    def break_off(self) -> None:
+        """As :meth:`destroy`."""
+        self.destroy()
+
     async def run(self) -> tuple[int, str]:
         """Push messages to the handlers until the connection has ended.
 
@@ -173,3 +183,7 @@ class AsyncConnection(WatershedConnection):
             self._soon(guarded)
         except RuntimeError:
             raise self._closed_error() from None  # The loop is closed, and every connection with it.
+
+
+AsyncHandler: TypeAlias = Callable[[AsyncConnection], Awaitable[object]]
+"""A coroutine function that is given a connection; what it leaves open is ended when it returns."""

@@ -14,7 +14,7 @@ from .aio import NEXT_TURN, READY, Pending
 from .aio_shell import SENDS_PER_TURN, AsyncioShell
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
-from .errors import LocalProtocolError
+from .errors import ConnectionClosed, LocalProtocolError
 
 __all__ = ["AsyncioConnection"]
 
@@ -22,22 +22,49 @@ __all__ = ["AsyncioConnection"]
 class AsyncioConnection(AsyncioShell):
     """An :class:`~watershed_mw.AsyncConnection` that owns a transport of an event loop."""
 
+    __slots__ = ()
+
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""
         self._check_pull()
         while not self._queue:
-            # To ask for more is to have replied to what came before.
-            self._hand_over()
-            if self._core.ended:
-                raise self._closed_error()
-            if self._receiver is not None:
-                raise LocalProtocolError("expected one task to receive at a time, got a second one")
-            self._receiver = self._loop.create_future()
+            news = self._expect_news()
             try:
-                async with asyncio.timeout(timeout):
-                    await self._receiver
+                if timeout is None:
+                    await news
+                else:
+                    async with asyncio.timeout(timeout):
+                        await news
             finally:
                 self._receiver = None
+        return self._next_message()
+
+    async def __anext__(self) -> str | bytes:
+        # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
+        self._check_pull()
+        while not self._queue:
+            try:
+                news = self._expect_news()
+            except ConnectionClosed:
+                raise StopAsyncIteration from None
+            try:
+                await news
+            finally:
+                self._receiver = None
+        return self._next_message()
+
+    def _expect_news(self) -> asyncio.Future[None]:
+        """A future that is done when a message has come, or the end."""
+        # To ask for more is to have replied to what came before.
+        self._hand_over()
+        if self._core.ended:
+            raise self._closed_error()
+        if self._receiver is not None:
+            raise LocalProtocolError("expected one task to receive at a time, got a second one")
+        self._receiver = self._loop.create_future()
+        return self._receiver
+
+    def _next_message(self) -> str | bytes:
         message = self._take_message()
         self._update_reading()
         return message

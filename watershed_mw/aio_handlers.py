@@ -26,6 +26,18 @@ __all__ = ["OrderedHandlers"]
 class OrderedHandlers(AsyncConnection):
     """The part of an :class:`~watershed_mw.AsyncConnection` on a transport that tells the application, on its loop."""
 
+    __slots__ = (
+        "_abandoned",
+        "_advancing",
+        "_busy",
+        "_loop",
+        "_lost",
+        "_receiver",
+        "_running",
+        "_waiting",
+        "_writing_paused",
+    )
+
     _core: Protocol
 
     def __init__(self, details: Details, protocol: Protocol) -> None:
@@ -34,7 +46,7 @@ class OrderedHandlers(AsyncConnection):
         self._advancing = False
         self._abandoned = False
         self._busy: asyncio.Task[None] | None = None
-        self._waiting: deque[Awaitable[Any]] = deque()
+        self._waiting: deque[Awaitable[Any]] | None = None  # an empty one takes 700 bytes
         self._receiver: asyncio.Future[None] | None = None
         # The shell's, which stands for the transport: whether the peer has stopped reading, or has gone.
         self._writing_paused = False
@@ -81,23 +93,25 @@ class OrderedHandlers(AsyncConnection):
             for result in results
             if result is not None and result is not READY and result is not NEXT_TURN and inspect.isawaitable(result)
         ]
-        self._waiting.extend(waiting)
-        if self._waiting and self._busy is None:
-            self._busy = self._loop.create_task(self._await_waiting())
+        if self._waiting is not None:
+            self._waiting.extend(waiting)
+        elif waiting:
+            self._waiting = deque(waiting)
+            self._busy = self._loop.create_task(self._await_waiting(self._waiting))
             if self._abandoned:
                 self._be_patient(self._busy)
 
-    async def _await_waiting(self) -> None:
+    async def _await_waiting(self, waiting: deque[Awaitable[Any]]) -> None:
         try:
-            while self._waiting:
+            while waiting:
                 try:
-                    await self._waiting.popleft()
+                    await waiting.popleft()
                 except ConnectionClosed:
                     pass  # A reply came too late, as the end itself tells.
                 except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
                     self._handler_failed(error)
         finally:
-            self._busy = None
+            self._busy = self._waiting = None
             self._advance_and_settle()
 
     def abandon(self) -> None:

@@ -34,6 +34,22 @@ SENDS_PER_TURN = 256
 class AsyncioShell(OrderedHandlers, asyncio.Protocol):
     """What drives an :class:`~watershed_mw.AsyncConnection`, on its loop's thread."""
 
+    __slots__ = (
+        "_armed_state",
+        "_closers",
+        "_closing",
+        "_drainers",
+        "_entry",
+        "_flush_set",
+        "_half_closed",
+        "_keep",
+        "_previous",
+        "_reading",
+        "_sends",
+        "_thread",
+        "_transport",
+    )
+
     def __init__(
         self,
         details: Details,

@@ -10,146 +10,222 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 from ._implementation import Protocol
-from .aio import AsyncConnection
+from .aio import AsyncHandler
 from .aio_connection import AsyncioConnection
-from .connection import EVENTS, Details, WatershedConnection, logger, unlist
+from .connection import MESSAGES, Details, WatershedConnection, logger, stand_in
 from .core.flow import ReceiveQueue
 from .errors import ConnectionClosed
-from .loop_thread import background_loop, on_background_loop
+from .loop_thread import Workers, background_loop, on_background_loop
 from .sockets import close_socket
 from .tls import TLSSocketTransport
 
-__all__ = ["AsyncHandler", "Background", "attach_socket"]
-
-AsyncHandler: TypeAlias = Callable[[AsyncConnection], Awaitable[object]]
-"""A coroutine function that is given a connection; what it leaves open is ended when it returns."""
+__all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket"]
 
 
 class Background:
-    """The loop's side of a connection that a thread has handed over.
+    """Where a connection is that a thread has handed over: on the loop, which can be asked from any thread.
 
     Args:
-        connection: the threads flavour, whose handlers are called.
-        details, core, queue: its inner parts, as they are.
-        handler: gets the connection on the loop, instead of the handlers of events.
+        details, core, queue: the inner parts of the threads flavour, as they are.
     """
 
-    def __init__(
-        self,
-        connection: WatershedConnection,
-        details: Details,
-        core: Protocol,
-        queue: ReceiveQueue,
-        handler: AsyncHandler | None = None,
-    ) -> None:
+    __slots__ = ("_core", "_details", "_inner", "_loop", "_queue", "_starting", "_workers")
+
+    def __init__(self, details: Details, core: Protocol, queue: ReceiveQueue) -> None:
         self._loop, self._workers = background_loop()
-        self._connection = connection
         self._details = details
         self._core = core
         self._queue = queue
-        self._handler = handler
-        self._inner: Future[AsyncioConnection] = Future()
-        self._task: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._inner: AsyncioConnection | None = None
 
-    def start(self, sock: socket.socket, head: bytes) -> None:
-        """Give the loop the socket, and bytes that were read and not yet given to the core."""
-        self._soon(self._start(sock, head))
+    def start(self, connection: WatershedConnection, sock: socket.socket, head: bytes) -> None:
+        """Give the loop the connection's socket, and bytes that were read and not yet given to the core."""
 
-    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        context = copy_context()
+
         def begin() -> None:
-            self._task = self._loop.create_task(work)
+            self._starting = self._loop.create_task(self._start(connection, sock, head, context))
 
-        self._loop.call_soon_threadsafe(begin)
+        # The transport remembers the context that it was made in, and a web framework's has a request in it.
+        self._loop.call_soon_threadsafe(begin, context=Context())
 
-    async def _start(self, sock: socket.socket, head: bytes) -> None:
+    async def _start(self, connection: WatershedConnection, sock: socket.socket, head: bytes, context: Context) -> None:
         try:
             transport, early = await attach_socket(sock)
         except OSError:
             # The peer was gone before the loop could have it: all that is left is to say so.
-            await self._tell_of_the_end(sock)
+            close_socket(sock)
+            self._core.receive_eof()
+            _keep_running(self._loop.create_task(_in_turn(self._workers, connection._emit_end)))
             return
-        inner = AsyncioConnection(replace(self._details, trace=None), self._core, transport, queue=self._queue)
+        finally:
+            self._starting = None  # those who wait for it have it
         # To the application there is one connection, whose start has been traced already.
-        inner.id = self._connection.id
-        inner.request = self._connection.request
-        unlist(inner)
-        if self._details.trace is not None:
-            trace = self._details.trace
-            inner._trace = lambda probe, _, data: trace(probe, self._connection, data)
-        events = EVENTS if self._handler is None else ("end",)
-        for event in events:
-            inner.on(event, partial(self._call_handlers, event))
-        self._inner.set_result(inner)
-        inner.attach(head + early)
-        if self._handler is not None:
-            await self._run(self._handler, inner)
+        self._inner = self._take_on(connection, transport)
+        self._inner.attach(head + early)
+        self._begin(self._inner, context)
 
-    async def _run(self, handler: AsyncHandler, inner: AsyncioConnection) -> None:
-        try:
-            await handler(inner)
-        except ConnectionClosed as error:
-            if inner.sending:
-                # It tells of another connection, such as one to a database.
-                logger.error("the handler of %r raised", inner, exc_info=error)
-                inner.end(code=1011)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
-            logger.error("the handler of %r raised", inner, exc_info=error)
-            inner.end(code=1011)
-        except BaseException:
-            inner.end(code=1001)
-            raise
-        else:
-            inner.end()
+    def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
+        raise NotImplementedError
 
-    async def _tell_of_the_end(self, sock: socket.socket) -> None:
-        close_socket(sock)
-        self._core.receive_eof()
-        self._inner.set_exception(self._connection._closed_error())
-        await self._workers.run(self._connection._emit_end)
+    def _begin(self, inner: AsyncioConnection, context: Context) -> None:
+        """It is there; ``context`` is that of the thread which had it."""
 
-    async def _call_handlers(self, event: str, *args: Any) -> None:
-        if event == "end":
-            self._connection._note_end()
-            if not self._connection._handlers.get("end"):
-                return
-        try:
-            called = self._workers.run(partial(self._connection._emit, event, *args))
-        except RuntimeError:
-            return  # The interpreter is on its way out, and no pool takes any more work.
-        await called
+    # --- what the threads flavour passes on ----------------------------------------------------------------
 
     def send(self, data: str | bytes) -> None:
         """Send one message and wait until the peer keeps up; raises as ``ThreadConnection.send``."""
         if on_background_loop():
-            self._inner.result().send(data)  # the loop's own thread must not wait for the loop
-            return
-        asyncio.run_coroutine_threadsafe(self._send(data), self._loop).result()
+            self._call_here("send", data)
+        else:
+            asyncio.run_coroutine_threadsafe(self._send(data), self._loop).result()
 
     async def _send(self, data: str | bytes) -> None:
-        inner = await asyncio.wrap_future(self._inner)
-        await inner.send(data)
+        await (await self._started()).send(data)
 
     def call(self, method: str, *args: Any, **options: Any) -> None:
         """Call a method of the connection on its loop, and wait until it has begun; raises what it raises."""
         if on_background_loop():
-            getattr(self._inner.result(), method)(*args, **options)
-            return
-        asyncio.run_coroutine_threadsafe(self._call(method, args, options), self._loop).result()
+            self._call_here(method, *args, **options)
+        else:
+            asyncio.run_coroutine_threadsafe(self._call(method, args, options), self._loop).result()
 
     def call_soon(self, method: str, *args: Any, **options: Any) -> None:
         """Call a method of the connection on its loop, and wait for nothing."""
         asyncio.run_coroutine_threadsafe(self._call(method, args, options), self._loop)
 
     async def _call(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        inner = await asyncio.wrap_future(self._inner)
-        getattr(inner, method)(*args, **options)
+        getattr(await self._started(), method)(*args, **options)
+
+    def _call_here(self, method: str, *args: Any, **options: Any) -> None:
+        # The loop's own thread must not wait for the loop.
+        if self._inner is None:
+            _keep_running(self._loop.create_task(self._call(method, args, options)))
+        else:
+            getattr(self._inner, method)(*args, **options)
+
+    async def _started(self) -> AsyncioConnection:
+        if self._inner is None and self._starting is not None:
+            await asyncio.wait([self._starting])
+        if self._inner is None:
+            raise self._details.closed(1006, "")
+        return self._inner
+
+
+class BackgroundEvents(Background):
+    """A connection in the background whose handlers of events are called, in threads."""
+
+    __slots__ = ()
+
+    def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
+        details = replace(self._details, trace=None, ended=None)
+        inner = _TellingThreads(details, self._core, transport, queue=self._queue)
+        stand_in(inner, connection, alone=False)
+        inner.tell(connection, self._workers)
+        if (trace := self._details.trace) is not None:
+            inner._trace = lambda probe, _, data: trace(probe, connection, data)
+        return inner
+
+
+class _TellingThreads(AsyncioConnection):
+    """The loop's side of a connection whose handlers are called by threads: on the pool, in order."""
+
+    __slots__ = ("_outer", "_workers")
+
+    def tell(self, connection: WatershedConnection, workers: Workers) -> None:
+        """Call the handlers of this one, those that are registered later as well."""
+        self._outer = connection
+        self._workers = workers
+        self._handlers = connection._handlers
+        self._push = True
+
+    def _emit(self, event: str, *args: Any) -> list[Any]:
+        if event == "end":
+            self._outer._note_end()
+        if not self._handlers.get(event):
+            return []
+        return [_in_turn(self._workers, partial(self._outer._emit, event, *args))]
+
+
+class BackgroundHandler(Background):
+    """A connection in the background that a coroutine function has got, and nobody else need hold on to.
+
+    Args:
+        details, core, queue: as for any.
+        handler: the coroutine function.
+    """
+
+    __slots__ = ("_handler",)
+
+    def __init__(self, details: Details, core: Protocol, queue: ReceiveQueue, handler: AsyncHandler) -> None:
+        super().__init__(details, core, queue)
+        self._handler = handler
+
+    def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
+        details = self._details if self._details.trace is None else replace(self._details, trace=None)
+        inner = _Handled(details, self._core, transport, queue=self._queue)
+        inner._trace = self._details.trace
+        stand_in(inner, connection, alone=True)
+        for event, handlers in connection._handlers.items():
+            for handler in handlers if event not in MESSAGES else ():
+                inner.on(event, partial(_call_in_turn, self._workers, handler))
+        return inner
+
+    def _begin(self, inner: AsyncioConnection, context: Context) -> None:
+        assert isinstance(inner, _Handled)
+        inner.handle(self._handler, context)
+
+
+class _Handled(AsyncioConnection):
+    """The connection that a coroutine function has got."""
+
+    __slots__ = ("_task",)
+
+    def handle(self, handler: AsyncHandler, context: Context) -> None:
+        """Run the function, to whose task nothing else need hold on."""
+        self._task = self._loop.create_task(cast(Coroutine[Any, Any, object], handler(self)), context=context)
+        # No coroutine around the function's: each idle connection would keep it.
+        self._task.add_done_callback(self._handled)
+
+    def _handled(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.end(code=1001)
+        elif (error := task.exception()) is None:
+            self.end()
+        elif not isinstance(error, ConnectionClosed) or self.sending:
+            # A ConnectionClosed of an open one tells of another connection, such as one to a database.
+            logger.error("the handler of %r raised", self, exc_info=error)
+            self.end(code=1011)
+
+
+async def _in_turn(workers: Workers, call: Callable[[], Any]) -> None:
+    """Run it where it may block; whoever awaits this has the next one wait."""
+    try:
+        called = workers.run(call)
+    except RuntimeError:
+        return  # The interpreter is on its way out, and no pool takes any more work.
+    await called
+
+
+async def _call_in_turn(workers: Workers, handler: Callable[..., Any], *args: Any) -> None:
+    await _in_turn(workers, partial(handler, *args))
+
+
+# A loop holds on to its tasks weakly.
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _keep_running(task: asyncio.Task[None]) -> None:
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
 
 
 class _Waiting(asyncio.Protocol):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from ._implementation import Protocol
 from .core.codes import MAX_CONTROL_PAYLOAD, encode_text
@@ -22,7 +23,7 @@ from .core.flow import ReceiveQueue
 from .core.handshake import Agreement
 from .core.limits import Limits
 from .core.messages import MessageProtocol
-from .core.states import Role
+from .core.states import Role, State
 from .errors import ConnectionClosed, LocalProtocolError
 
 __all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
@@ -41,7 +42,9 @@ MESSAGES: Final = frozenset({"text", "binary"})
 logger = logging.getLogger("watershed_mw")
 _ids = itertools.count(1)
 # Weak, so that to be listed keeps nothing alive.
-_live: WeakSet[WatershedConnection] = WeakSet()
+_live: WeakValueDictionary[int, WatershedConnection] = WeakValueDictionary()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_live.clear)  # they are the parent's
 
 
 def copied(data: bytes | bytearray | memoryview) -> bytes:
@@ -95,6 +98,8 @@ class Details:
         remote, local: addresses as ``host:port``, or a path; empty when unknown.
         trace: probe called at start, end, and for everything received and sent; None costs nothing.
         closed: exception raised after the end; a framework may want a class of its own kind.
+        ended: called once when the connection has ended, in whatever thread finds out.
+        shutdown_code: close code with which it ends where the process does; None where that is not ours to do.
     """
 
     role: Role
@@ -105,6 +110,8 @@ class Details:
     local: str = ""
     trace: Trace | None = None
     closed: type[ConnectionClosed] = ConnectionClosed
+    ended: Callable[[], None] | None = None
+    shutdown_code: int | None = None
 
 
 class WatershedConnection:
@@ -124,6 +131,30 @@ class WatershedConnection:
         remote, local: addresses as ``host:port``, or a path; empty when unknown.
         protocol: the negotiated subprotocol, or None.
     """
+
+    # No dictionary per connection, until an application keeps something of its own there.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_close_traced",
+        "_core",
+        "_destroyed",
+        "_details",
+        "_end_emitted",
+        "_ended_at",
+        "_error",
+        "_handler_error",
+        "_handlers",
+        "_opened",
+        "_push",
+        "_queue",
+        "_trace",
+        "id",
+        "local",
+        "protocol",
+        "remote",
+        "request",
+    )
 
     _core: Protocol | MessageProtocol  # which of the two it is, the flavours know
 
@@ -146,7 +177,7 @@ class WatershedConnection:
         self._end_emitted = False
         self._trace = details.trace
         self._close_traced = False
-        _live.add(self)
+        _live[self.id] = self
         if self._trace is not None:
             self._trace("start", self, details.role.value.encode())
 
@@ -230,6 +261,14 @@ class WatershedConnection:
         """
         raise NotImplementedError
 
+    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+        """Send a Close frame as :meth:`end` does, from any thread, and wait for nothing."""
+        raise NotImplementedError
+
+    def break_off(self) -> None:
+        """Break the TCP stream, from any thread, so that whoever is waiting wakes up and sees the end."""
+        raise NotImplementedError
+
     def destroy(self) -> None:
         """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
         raise NotImplementedError
@@ -247,7 +286,7 @@ class WatershedConnection:
             if self._trace is not None:
                 self._trace_received(event)
             if isinstance(event, (str, bytes)):
-                if not self._core.sending and self._queue.full:
+                if self._queue.full and not self._core.sending:
                     continue  # The application has ended the connection and does not read: it wants no more.
                 self._queue.put(event)
             elif isinstance(event, Failed):
@@ -305,8 +344,12 @@ class WatershedConnection:
         return results + self._emit("end", code, reason)
 
     def _note_end(self) -> None:
+        if self._ended_at is not None:
+            return
         self._ended_at = self._now()
-        _live.discard(self)
+        unlist(self)
+        if self._details.ended is not None:
+            self._details.ended()
 
     # --- what goes out -------------------------------------------------------------------------------
 
@@ -366,6 +409,16 @@ class WatershedConnection:
         return self._core.ended
 
     @property
+    def shutdown_code(self) -> int | None:
+        """Close code with which the connection ends where the process does, see :class:`~watershed_mw.Options`."""
+        return self._details.shutdown_code
+
+    @property
+    def gone(self) -> bool:
+        """Whether the TCP stream has ended as well."""
+        return self._core.state is State.CLOSED
+
+    @property
     def sending(self) -> bool:
         """Whether messages can still be sent: not once this end has sent its Close, or the connection has ended."""
         return self._core.sending
@@ -414,8 +467,25 @@ class WatershedConnection:
 
 
 def unlist(connection: WatershedConnection) -> None:
-    """Leave a connection out of :func:`live_connections`: another one stands for it."""
-    _live.discard(connection)
+    """Leave a connection out of :func:`live_connections`."""
+    if _live.get(connection.id) is connection:
+        del _live[connection.id]
+
+
+def stand_in(inner: WatershedConnection, connection: WatershedConnection, *, alone: bool) -> None:
+    """Make a second object the same connection: the application is to know one.
+
+    Args:
+        inner: the newer one.
+        connection: the one that it was made from.
+        alone: whether the newer one is the application's from now on.
+    """
+    unlist(inner)
+    inner.id = connection.id
+    inner.request = connection.request
+    inner._opened = connection._opened
+    if alone:
+        _live[inner.id] = inner
 
 
 def live_connections() -> list[WatershedConnection]:
@@ -424,4 +494,6 @@ def live_connections() -> list[WatershedConnection]:
     Each tells ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and may
     be ended from any thread.
     """
-    return sorted(_live, key=lambda connection: connection.id)
+    # The references first, in one step: other threads make connections meanwhile.
+    found = [connection for reference in _live.valuerefs() if (connection := reference()) is not None]
+    return sorted(found, key=lambda connection: connection.id)

@@ -15,15 +15,12 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
+from .connection import WatershedConnection, live_connections
 from .loop_thread import start_thread, threads_are_greenlets
 
-if TYPE_CHECKING:
-    from .threads import ThreadConnection
-
-__all__ = ["catch_signals", "drain", "drain_with_process"]
+__all__ = ["catch_signals", "drain", "watch_process"]
 
 # Seconds that peers have to answer the Close: a replacement may be waiting for this process to go.
 _GRACE = 0.5
@@ -40,7 +37,6 @@ class _Process:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
-        self.connections: WeakKeyDictionary[ThreadConnection, int] = WeakKeyDictionary()
         self.watched = False
         self.draining = False
 
@@ -54,20 +50,15 @@ def _this_process() -> _Process:
     return _processes[-1]
 
 
-def drain_with_process(
-    connection: ThreadConnection, code: int, stopping: Callable[[], Callable[[], bool] | None]
-) -> None:
-    """End this connection with ``code`` when the process stops.
+def watch_process(stopping: Callable[[], Callable[[], bool] | None]) -> None:
+    """See to it that connections with a ``shutdown_code`` are ended when this process stops.
 
     Args:
-        connection: as it was accepted.
-        code: close code.
         stopping: gives what tells whether the server is stopping, or None where a signal or the interpreter's exit
             will tell; asked once per process.
     """
     process = _this_process()
     with process.lock:
-        process.connections[connection] = code
         first, process.watched = not process.watched, True
     if first:
         _at_exit(drain)
@@ -91,22 +82,24 @@ def _watch(stops: Callable[[], bool]) -> None:
 
 
 def drain() -> None:
-    """End every connection of this process that :func:`drain_with_process` was told of, within half a second."""
-    process = _this_process()
-    with process.lock:
-        connections = [(connection, code) for connection, code in process.connections.items() if not connection.gone]
-    for connection, code in connections:
-        connection.begin_end("the server stops", code=code)
+    """End every connection of this process that has a ``shutdown_code``, within half a second."""
+    connections = _to_be_ended()
+    for connection in connections:
+        connection.begin_end("the server stops", code=connection.shutdown_code or 1001)
     _wait_until_gone(connections, _GRACE)
-    for connection, _ in connections:
+    for connection in connections:
         if not connection.gone:
             connection.break_off()
     _wait_until_gone(connections, _NOTICE)
 
 
-def _wait_until_gone(connections: list[tuple[ThreadConnection, int]], patience: float) -> None:
+def _to_be_ended() -> list[WatershedConnection]:
+    return [connection for connection in live_connections() if connection.shutdown_code is not None]
+
+
+def _wait_until_gone(connections: list[WatershedConnection], patience: float) -> None:
     until = time.monotonic() + patience
-    while not all(connection.gone for connection, _ in connections) and time.monotonic() < until:
+    while not all(connection.gone for connection in connections) and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -126,7 +119,7 @@ def catch_signals() -> None:
 
 def _on_signal(number: int, frame: Any) -> None:
     process = _this_process()
-    if process.connections and not process.draining:
+    if not process.draining and _to_be_ended():
         process.draining = True
         # Not in this thread: it may be the one that has to see its connection's end through.
         if threads_are_greenlets():

@@ -6,10 +6,10 @@ teardown. Only then is the 101 sent, with the response's header fields in it, an
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, Unpack
 
 from flask import Blueprint, Flask, Response, current_app, g, got_request_exception, request
@@ -18,7 +18,7 @@ from flask.sansio.scaffold import Scaffold
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from .aio import AsyncConnection
+from .aio import AsyncConnection, AsyncHandler
 from .errors import ConnectionClosed
 from .threads import ThreadConnection
 from .watershed import ConnectionOptions, Options
@@ -26,7 +26,7 @@ from .wsgi import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 
 __all__ = ["Shed", "UpgradeResponse"]
 
-Handler: TypeAlias = Callable[[ThreadConnection], object] | Callable[[AsyncConnection], Awaitable[object]]
+Handler: TypeAlias = Callable[[ThreadConnection], object] | AsyncHandler
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Fields of the 101 that the opening handshake itself decides, whatever a response says.
@@ -128,7 +128,7 @@ class Shed:
         @functools.wraps(function)
         def view(**parameters: Any) -> Any:
             if accept:
-                handler = _with_parameters(function, parameters)
+                handler: Any = functools.partial(function, **parameters) if parameters else function
             else:
                 handler = current_app.ensure_sync(function)(**parameters)
                 if not callable(handler) or isinstance(handler, _ANSWERS):
@@ -139,16 +139,9 @@ class Shed:
         return view
 
 
-def _with_parameters(function: Callable[..., Any], parameters: dict[str, Any]) -> Handler:
-    def handler(connection: Any) -> Any:
-        return function(connection, **parameters)
-
-    return functools.update_wrapper(handler, function)
-
-
 def _is_coroutine_function(handler: Any) -> bool:
     """Whether a handler is, or decorates, a coroutine function, or an object whose call is one."""
-    function = inspect.unwrap(handler)
+    function = inspect.unwrap(handler.func if isinstance(handler, functools.partial) else handler)
     # A function's own __call__ is never one.
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
@@ -192,21 +185,14 @@ class UpgradeResponse(Response):
         connection.request = context.request
         handler: Any = self._handler
         if _is_coroutine_function(handler):
-
-            async def run(connection: AsyncConnection) -> None:
-                with context.of_handler(connection, log=True) as failed:
-                    await handler(connection)
-                if failed:
-                    connection.end(code=1011)
-
-            connection.run_in_background(run)
+            connection.run_in_background(context.runner(handler))
             return
-        with context.of_handler(connection, log=not context.propagates) as failed:
+        with context.of_handler(connection, log=not context.propagates):
             _no_coroutine(handler(connection), handler)
-        if failed:
+        if context.error is not None:
             upgrade.end(code=1011)
             if context.propagates:
-                raise failed[0]
+                raise context.error
         yield from ()
 
 
@@ -222,41 +208,73 @@ def _no_coroutine(result: Any, handler: Any) -> None:
 class _Context:
     """The request's context once more, for a handler that begins when Flask has torn down the first.
 
+    It lives as long as the connection: what it takes, every idle one takes.
+
     Attributes:
         request: Flask's request.
         propagates: whether what a handler raises is the caller's, as it is with Flask's views in tests.
+        error: what the handler has raised.
     """
+
+    __slots__ = ("_app", "_connection", "_context", "_globals", "_handler", "_log", "error", "propagates", "request")
 
     def __init__(self) -> None:
         self._context = request_ctx.copy()
         self._globals = dict(vars(g._get_current_object()))
-        app: Any = self._context.app
-        self._app = app
+        self._app: Any = self._context.app
+        self._connection: ThreadConnection | AsyncConnection | None = None
+        self._handler: AsyncHandler | None = None
+        self._log = True
         self.request = request._get_current_object()  # type: ignore[attr-defined]
-        asked = app.config["PROPAGATE_EXCEPTIONS"]
-        self.propagates = app.testing if asked is None else asked
+        asked = self._app.config["PROPAGATE_EXCEPTIONS"]
+        self.propagates = self._app.testing if asked is None else asked
+        self.error: Exception | None = None
 
-    @contextlib.contextmanager
-    def of_handler(self, connection: ThreadConnection | AsyncConnection, *, log: bool) -> Iterator[list[Exception]]:
-        """The context of a connection's handler; what this raises is put into the list, and reported.
+    def runner(self, handler: AsyncHandler) -> AsyncHandler:
+        """A handler that is a coroutine function, to be run in this context."""
+        self._handler = handler
+        return self._run
+
+    async def _run(self, connection: AsyncConnection) -> None:
+        with self.of_handler(connection, log=True):
+            assert self._handler is not None  # as runner() has been called
+            await self._handler(connection)
+        if self.error is not None:
+            connection.end(code=1011)
+
+    def of_handler(self, connection: ThreadConnection | AsyncConnection, *, log: bool) -> _Context:
+        """The context of a connection's handler, to be entered; what that raises is kept, and reported.
 
         That its own connection has closed is no failure.
         """
-        failed: list[Exception] = []
-        try:
-            with self._context:
-                # What before_request has found out belongs to the handler as well.
-                vars(g._get_current_object()).update(self._globals)
-                yield failed
-        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
-            # Where the connection is open still, it tells of another one, such as one to a database.
-            if not isinstance(error, ConnectionClosed) or connection.sending:
-                failed.append(error)
-                self._report(error, log=log)
+        self._connection = connection
+        self._log = log
+        return self
 
-    def _report(self, error: Exception, *, log: bool) -> None:
+    def __enter__(self) -> None:
+        self._context.__enter__()
+        # What before_request has found out belongs to the handler as well.
+        vars(g._get_current_object()).update(self._globals)
+        self._globals.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            self._context.__exit__(kind, error, traceback)
+        except Exception as another:  # noqa: BLE001  # a teardown's is the handler's as well
+            error = another
+        if not isinstance(error, Exception):
+            return False
+        # Where the connection is open still, it tells of another one, such as one to a database.
+        if not isinstance(error, ConnectionClosed) or (self._connection is not None and self._connection.sending):
+            self.error = error
+            self._report(error)
+        return True
+
+    def _report(self, error: Exception) -> None:
         """As Flask does with a view that raises."""
         with self._app.app_context():
             got_request_exception.send(self._app, _async_wrapper=self._app.ensure_sync, exception=error)
-            if log:
+            if self._log:
                 self._app.logger.error("Exception on %s [WebSocket]", self.request.path, exc_info=error)

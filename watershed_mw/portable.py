@@ -42,6 +42,23 @@ class PortableConnection(AsyncConnection):
         server: what is known of the server, for errors about what it cannot do.
     """
 
+    __slots__ = (
+        "_asgi_receive",
+        "_asgi_send",
+        "_behind",
+        "_call_soon",
+        "_drained",
+        "_news",
+        "_read_on",
+        "_reading",
+        "_receiving",
+        "_running",
+        "_server",
+        "_thread",
+        "_told",
+        "_write_on",
+    )
+
     _core: MessageProtocol
 
     def __init__(

@@ -7,13 +7,17 @@ application gets in proxy mode: its own socket, with the bytes that were read to
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import select
 import socket
 import ssl
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 __all__ = [
@@ -29,6 +33,10 @@ __all__ = [
 ]
 
 _READ_SIZE = 64 * 2**10
+# Seconds below which a wait inside recv() is not worth telling the kernel its limit.
+_SHORT = 0.05
+# Where the option takes two longs, and a single call can be told not to wait.
+_CAN_WAIT = sys.platform in ("linux", "darwin") and hasattr(socket, "MSG_DONTWAIT")
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -44,20 +52,33 @@ def address(name: Any) -> str:
 class BlockingSocket:
     """A connected stream socket; deadlines are times of ``time.monotonic()``, None for no limit.
 
+    A plain socket's ``recv`` waits for bytes by itself, for as long as the kernel has been told (SO_RCVTIMEO): half
+    the system calls of a ``poll`` before each, and half as often another thread gets hold of the interpreter. TLS and
+    the sockets of gevent and eventlet are waited for.
+
     Args:
-        sock: plain or TLS socket, which is made non-blocking and belongs to this object from now on.
+        sock: plain or TLS socket, which belongs to this object from now on.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
         self._socket = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        # Green sockets are no subclass of the C module's.
+        self._waits = self._tls is None and _CAN_WAIT and isinstance(sock, _socket.socket)
+        self._at_once = socket.MSG_DONTWAIT if self._waits else 0
+        self._patience = inf  # what the kernel has been told, in seconds
+        self._exact = False
+        sock.setblocking(self._waits)
+        if self._waits:
+            self._tell_kernel(inf)
         self._ending = False
         # OpenSSL allows one thread at a time inside a connection; no call below waits inside.
         self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
 
     def receive(self, deadline: float | None) -> bytes | None:
-        """Wait for bytes: empty when the stream has ended or broken, None when nothing came in time."""
+        """Wait for bytes: empty when the stream has ended or broken, None when nothing came in time, or sooner."""
+        if self._waits and (deadline is None or deadline - time.monotonic() > _SHORT):
+            return self._receive_waiting(deadline)
         read, write = True, False
         while True:
             try:
@@ -72,6 +93,30 @@ class BlockingSocket:
             except (OSError, ValueError):
                 return b""
 
+    def _receive_waiting(self, deadline: float | None) -> bytes | None:
+        left = inf if deadline is None else deadline - time.monotonic()
+        if self._patience > left:
+            # Deadlines draw nearer with each message. Half of what is left will do for many, and whoever has waited
+            # that long in vain is told to come back.
+            self._tell_kernel(left if self._exact else left / 2)
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except BlockingIOError:
+            self._exact = True
+            return None
+        except (OSError, ValueError):
+            return b""
+        self._exact = False
+        return data
+
+    def _tell_kernel(self, patience: float) -> None:
+        seconds, part = divmod(0.0 if patience == inf else max(patience, 0.001), 1.0)
+        with contextlib.suppress(OSError):  # it has been closed, as recv() will find out
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(part * 1e6))
+            )
+        self._patience = patience
+
     def _pending(self) -> bool:
         """Whether OpenSSL holds bytes, which poll cannot see."""
         return self._tls is not None and not self._ending and self._tls.pending() > 0
@@ -80,13 +125,15 @@ class BlockingSocket:
         if self._ending:
             # After our close_notify OpenSSL calls data a fault, though TCP wants it read to the end.
             return socket.socket.recv(self._socket, _READ_SIZE)
-        return self._socket.recv(_READ_SIZE)
+        return self._socket.recv(_READ_SIZE, self._at_once)
 
-    def send(self, data: memoryview) -> int | None:
+    def send(self, data: bytes | memoryview) -> int | None:
         """Write what the kernel takes at once: 0 when it takes nothing now, None when the stream is broken."""
         try:
+            if self._tls is None:
+                return self._socket.send(data, self._at_once)
             with self._guard:
-                return self._socket.send(data)
+                return self._tls.send(data)
         except _WOULD_BLOCK:
             return 0
         except (OSError, ValueError):

@@ -18,13 +18,15 @@ from .errors import ConnectionClosed, UnsupportedServerError
 from .threads_shell import LOOK_EVERY, ThreadsShell
 
 if TYPE_CHECKING:
-    from .background import AsyncHandler
+    from .aio import AsyncHandler
 
 __all__ = ["ThreadConnection"]
 
 
 class ThreadConnection(ThreadsShell):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread."""
+
+    __slots__ = ()
 
     def receive(self, timeout: float | None = None) -> str | bytes:
         """Wait for the next message: ``str`` for TEXT, ``bytes`` for BINARY.
@@ -37,16 +39,19 @@ class ThreadConnection(ThreadsShell):
             TimeoutError: no message came in time; none is lost.
             LocalProtocolError: handlers for messages are registered.
         """
-        self._check_pull()
+        if self._push:
+            self._check_pull()
         until = None if timeout is None else time.monotonic() + timeout
         late = False
         while True:
             with self._state:
                 if self._queue:
                     return self._take_message()
-                # To ask for more is to have replied to what came before.
-                self._core.messages_handed_over(time.monotonic())
-            self._flush(wait=True)
+                if self._core.state is not State.OPEN:
+                    # To ask for more is to have replied to what came before.
+                    self._core.messages_handed_over(time.monotonic())
+            if self._core.unsent_size:
+                self._flush(wait=True)
             if self._core.ended:
                 self._wind_down()
                 raise self._closed_error()
@@ -190,7 +195,7 @@ class ThreadConnection(ThreadsShell):
                 f"expected a coroutine function (async def) to run in the background, got {handler!r}: register "
                 'functions with on("text", ...) instead'
             )
-        from .background import Background  # starts threads when used, hence not imported by those who do not
+        from .background import BackgroundEvents, BackgroundHandler  # start threads, hence not for those who do not
         from .loop_thread import threads_are_greenlets
 
         self._push = handler is None
@@ -198,8 +203,9 @@ class ThreadConnection(ThreadsShell):
         if handler is None and threads_are_greenlets():
             threading.Thread(target=self._run_for_nobody, daemon=True).start()
             return
-        self._background = Background(self, self._details, self._core, self._queue, handler)
-        self._background.start(self._socket.release(), self._head)
+        parts = (self._details, self._core, self._queue)
+        self._background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
+        self._background.start(self, self._socket.release(), self._head)
 
     def _run_for_nobody(self) -> None:
         try:

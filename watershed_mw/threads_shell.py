@@ -30,13 +30,32 @@ LOOK_EVERY = 0.05
 class ThreadsShell(WatershedConnection):
     """What drives a :class:`~watershed_mw.ThreadConnection`, in the threads that call it."""
 
+    __slots__ = (
+        "_background",
+        "_finished",
+        "_half_closed",
+        "_head",
+        "_heard",
+        "_looked",
+        "_news",
+        "_reader",
+        "_running",
+        "_socket",
+        "_state",
+        "_unsent",
+        "_writing",
+        "in_background",
+        "no_background",
+    )
+
     _core: Protocol
 
     def __init__(self, details: Details, protocol: Protocol, sock: socket.socket, head: bytes = b"") -> None:
         self._socket = BlockingSocket(sock)
         self._head = head
         # _state guards the core and the queue, and is never held while waiting or while calling a handler.
-        self._state = threading.Condition()
+        self._state = threading.RLock()
+        self._news: threading.Condition | None = None  # for those who wait while another thread reads
         self._reader: int | None = None
         self._writing = threading.Lock()
         self._looked = 0.0
@@ -50,11 +69,6 @@ class ThreadsShell(WatershedConnection):
         self.no_background = ""
         super().__init__(details, protocol)
 
-    @property
-    def gone(self) -> bool:
-        """Whether the TCP stream has ended as well."""
-        return self._core.state is State.CLOSED
-
     # --- reading -----------------------------------------------------------------------------------------
 
     def _read(self, until: float | None, *, winding_down: bool = False) -> None:
@@ -63,7 +77,7 @@ class ThreadsShell(WatershedConnection):
             if self._queue and not winding_down:
                 return  # Another thread has read since the caller looked: that may be all that comes.
             if self._reader is not None:
-                self._state.wait(None if until is None else max(0.0, until - time.monotonic()))
+                self._wait_for_news(None if until is None else max(0.0, until - time.monotonic()))
                 at_once: list[Event] | None = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
             else:
                 self._reader = threading.get_ident()
@@ -93,20 +107,32 @@ class ThreadsShell(WatershedConnection):
             if data and self._trace is not None:
                 self._trace("read-buffer", self, data)
             with self._state:
-                events: list[Event] = []
-                if data:
-                    events += self._core.receive_data(data, now)
-                elif data is not None:
+                events = self._core.receive_data(data, now) if data else []
+                if data == b"":
                     self._core.receive_eof()
                 events += self._core.handle_timeout(now, self._unsent)
+                self._stop_reading()
                 return self._take(events)
-        finally:
+        except BaseException:
             with self._state:
-                self._reader = None
-                self._state.notify_all()
+                self._stop_reading()
+            raise
+
+    def _stop_reading(self) -> None:
+        """Let another thread read; with the state locked."""
+        self._reader = None
+        if self._news is not None:
+            self._news.notify_all()
+
+    def _wait_for_news(self, patience: float | None = None) -> None:
+        """Wait until the reader has read; with the state locked, which is let go meanwhile."""
+        if self._news is None:
+            self._news = threading.Condition(self._state)
+        self._news.wait(patience)
 
     def _tell(self, at_once: list[Event]) -> None:
-        self._flush(wait=False)
+        if self._core.unsent_size:
+            self._flush(wait=False)
         for event in at_once:
             self._emit_event(event)
 
@@ -115,22 +141,23 @@ class ThreadsShell(WatershedConnection):
     def _flush(self, *, wait: bool) -> None:
         """Write what is queued. Without ``wait``, leave it to the thread that is writing, if there is one."""
         while self._core.unsent_size:
-            if not self._begin_writing(wait=wait):
+            if not (self._writing.acquire(blocking=False) or self._begin_writing(wait=wait)):
                 return  # The writer looks again after it has let the lock go.
+            at_once: list[Event] = []
             try:
-                while True:
+                while self._core.unsent_size:
                     with self._state:
                         if self._trace is not None:
                             self._trace_sent_close()
                         data = self._core.data_to_send()
-                    if not data:
-                        break
                     self._write(data)
             finally:
-                at_once, self._heard = self._heard, []
+                if self._heard:
+                    at_once, self._heard = self._heard, []
                 self._writing.release()
-            # What was heard while waiting to write is told when the lock is free: handlers may send.
-            self._tell(at_once)
+            if at_once:
+                # What was heard while waiting to write is told when the lock is free: handlers may send.
+                self._tell(at_once)
 
     def _begin_writing(self, *, wait: bool) -> bool:
         """Take the writing lock; while another thread has it, keep time in its place."""
@@ -149,14 +176,16 @@ class ThreadsShell(WatershedConnection):
         return True
 
     def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
+        rest: bytes | memoryview = data
         while rest:
             sent = self._socket.send(rest)
             if sent is None:
                 with self._state:
                     self._core.receive_eof()
                 break
-            rest = rest[sent:]
+            if sent == len(rest):
+                break
+            rest = memoryview(rest)[sent:]
             if sent == 0:
                 self._unsent = len(rest)
                 if not self._wait_to_write():
@@ -180,8 +209,7 @@ class ThreadsShell(WatershedConnection):
         else:
             with self._state:
                 if read:
-                    self._reader = None
-                    self._state.notify_all()
+                    self._stop_reading()
                 at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
         self._heard += at_once
         return self._core.state is not State.CLOSED
@@ -207,7 +235,7 @@ class ThreadsShell(WatershedConnection):
         self._socket.shutdown()  # wakes whoever waits on it, as a descriptor must not be closed under them
         with self._writing, self._state:
             while self._reader is not None:
-                self._state.wait()
+                self._wait_for_news()
             self._socket.close()
 
     def _finish(self) -> None:

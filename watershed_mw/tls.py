@@ -190,6 +190,8 @@ class TLSSocketTransport(asyncio.Transport):
     def _lose(self, error: Exception | None) -> None:
         if self._lost:
             return
+        if isinstance(error, ssl.SSLEOFError):
+            error = ConnectionResetError(*error.args)  # so OpenSSL calls it when the peer is gone while we write
         self._lost = self._closing = True
         self._unsent.clear()
         self._loop.remove_reader(self._fd)

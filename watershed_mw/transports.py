@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Self, TypeAlias, cast
 
 from ._implementation import Protocol
@@ -63,10 +64,12 @@ class BlockingTransport:
         request: Any,
         head: bytes,
         closed: type[ConnectionClosed] = ConnectionClosed,
+        ended: Callable[[], None] | None = None,
+        shutdown_code: int | None = None,
     ) -> ThreadConnection:
         """The socket as a connection."""
         remote, local = _names(self._socket)
-        details = Details(role, agreement, limits, request, remote, local, trace, closed)
+        details = Details(role, agreement, limits, request, remote, local, trace, closed, ended, shutdown_code)
         return ThreadConnection(details, _protocol(details), self._socket, head)
 
     def check_detachable(self) -> None:

@@ -8,14 +8,16 @@ decides: one that ignores the upgrade answers as ever. How the socket is taken f
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
 from .core.states import Role
-from .drain import catch_signals, drain_with_process
+from .drain import catch_signals, watch_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
 from .requests import http_version, write_response
 from .room import Room
@@ -31,6 +33,11 @@ Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Any]
 WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 Fields: TypeAlias = Iterable[tuple[str, str]]
+
+# Entries of an environ that hold on to a server's socket, parser or connection. An idle connection would cost twice the
+# memory with them, and reading from what they stand for is nobody's any more.
+_ENDED = io.BytesIO()
+_SERVERS_OWN = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
 
 
 class WatershedWSGI:
@@ -49,6 +56,7 @@ class WatershedWSGI:
         self.options = options
         self.shed = Watershed(**options)
         self.room = Room(self.shed.settings.max_connections)
+        self.leave = self.room.leave
         if self.shed.settings.shutdown_code is not None:
             catch_signals()
 
@@ -80,7 +88,7 @@ class WatershedWSGI:
                 # The process is on its way out, and must not be held up.
                 upgrade.end("the server stops", code=self.shed.settings.shutdown_code or 1001, wait=False)
             # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
-            upgrade.forget_server()
+            upgrade.close_dummy()
             raise
         upgrade.end(code=1011 if upgrade.failed else 1000)
         # To the server this was a request like any other; it writes its answer to the dummy, and logs it.
@@ -144,6 +152,7 @@ class _Nothing:
 
     def close(self) -> None:
         """The server is done."""
+        self._upgrade.close_dummy()
         self._upgrade.forget_server()
 
 
@@ -209,6 +218,20 @@ class WSGIUpgrade:
         sent: the application's header fields of the 101.
     """
 
+    __slots__ = (
+        "_begun",
+        "_connection",
+        "_environ",
+        "_held",
+        "_middleware",
+        "_start_response",
+        "_taken",
+        "_write",
+        "accepted",
+        "failed",
+        "sent",
+    )
+
     def __init__(self, middleware: WatershedWSGI, environ: Environ, start_response: StartResponse) -> None:
         self.accepted = False
         self.failed = False
@@ -218,7 +241,7 @@ class WSGIUpgrade:
         self._begun = False
         self._middleware = middleware
         self._environ = environ
-        self._start_response = start_response
+        self._start_response: StartResponse | None = start_response
         self._taken: Takeover | None = None
         self._connection: ThreadConnection | None = None
 
@@ -299,12 +322,12 @@ class WSGIUpgrade:
                 self._environ,
                 self._taken.head,
                 _closed_class(self._environ),
+                self._middleware.leave,  # it may live on when the request is over
+                settings.shutdown_code if settings.shutdown_code != 0 else 1001,
             )
-            # It may live on when the request is over.
-            self._connection.on("end", lambda code, reason: room.leave())
             self._connection.no_background = server.no_background(self._environ)
             if settings.shutdown_code is not None:
-                drain_with_process(self._connection, settings.shutdown_code or 1001, server.stopping)
+                watch_process(server.stopping)
         finally:
             if self._connection is None:
                 room.leave()
@@ -359,7 +382,18 @@ class WSGIUpgrade:
             except ConnectionClosed:
                 pass  # It had ended by itself.
 
-    def forget_server(self) -> None:
-        """The server has closed its side."""
+    def close_dummy(self) -> None:
+        """The server has closed its side, or is about to."""
         if self._taken is not None:
             self._taken.close_dummy()
+
+    def forget_server(self) -> None:
+        """The server is done with the request, whose connection may live on: let go of all that is the server's."""
+        # Filled anew, it takes no more room than it needs, and the names are the same for all connections.
+        kept = [(sys.intern(key), value) for key, value in self._environ.items() if not key.startswith(_SERVERS_OWN)]
+        self._environ.clear()
+        self._environ.update(kept)
+        self._environ["wsgi.input"] = _ENDED
+        # It was all in a circle, which only the garbage collector would break.
+        self._environ, self._start_response, self._held, self._write = {}, None, None, None
+        self._taken = self._connection = None

@@ -7,8 +7,6 @@ is the shell's part.
 
 from __future__ import annotations
 
-from collections import deque
-
 from ..errors import RemoteProtocolError
 from .events import Event
 from .limits import Limits
@@ -19,6 +17,9 @@ __all__ = ["MessageRate", "ReceiveQueue"]
 class ReceiveQueue:
     """Events in the order in which they came.
 
+    Those that come are put on one pile, and taken from another that is the first one turned over. Two lists that are
+    empty cost a sixth of the memory of a deque that is, and most connections of a server have nothing waiting.
+
     Args:
         limits: gives ``max_queued_messages`` and ``max_queued_bytes``.
 
@@ -26,10 +27,11 @@ class ReceiveQueue:
         full: whether reading should pause.
     """
 
-    __slots__ = ("_bytes", "_events", "_max_bytes", "_max_events", "full")
+    __slots__ = ("_bytes", "_come", "_max_bytes", "_max_events", "_next", "full")
 
     def __init__(self, limits: Limits) -> None:
-        self._events: deque[Event] = deque()
+        self._come: list[Event] = []
+        self._next: list[Event] = []
         self._bytes = 0
         self._max_events = limits.max_queued_messages
         self._max_bytes = limits.max_queued_bytes
@@ -37,9 +39,11 @@ class ReceiveQueue:
 
     def put(self, event: Event) -> None:
         """Add an event at the end; it is never refused, as what was read cannot be given back."""
-        self._events.append(event)
-        self._bytes += _size(event)
-        if len(self._events) > self._max_events or self._bytes > self._max_bytes:
+        self._come.append(event)
+        if isinstance(event, (str, bytes)):
+            # A str's length in characters stands in for its bytes: exact counting would cost an encoding.
+            self._bytes += len(event)
+        if len(self._come) + len(self._next) > self._max_events or self._bytes > self._max_bytes:
             self.full = True
 
     def take(self) -> Event:
@@ -48,25 +52,28 @@ class ReceiveQueue:
         Raises:
             IndexError: the queue is empty.
         """
-        event = self._events.popleft()
-        self._bytes -= _size(event)
-        if self.full and len(self._events) <= self._max_events // 2 and self._bytes <= self._max_bytes // 2:
+        if not self._next:
+            self._come.reverse()
+            self._come, self._next = self._next, self._come
+        event = self._next.pop()
+        if isinstance(event, (str, bytes)):
+            self._bytes -= len(event)
+        if self.full and len(self) <= self._max_events // 2 and self._bytes <= self._max_bytes // 2:
             self.full = False
         return event
 
     def clear(self) -> None:
         """Forget everything."""
-        self._events.clear()
+        self._come.clear()
+        self._next.clear()
         self._bytes = 0
         self.full = False
 
     def __len__(self) -> int:
-        return len(self._events)
+        return len(self._come) + len(self._next)
 
-
-def _size(event: Event) -> int:
-    # A str's length in characters stands in for its bytes: exact counting would cost an encoding.
-    return len(event) if isinstance(event, (str, bytes)) else 0
+    def __bool__(self) -> bool:
+        return bool(self._next or self._come)
 
 
 class MessageRate:
