@@ -171,7 +171,7 @@ class BackgroundHandler(Background):
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
         details = self._details if self._details.trace is None else replace(self._details, trace=None)
-        inner = _Handled(details, self._core, transport, queue=self._queue)
+        inner = HandledConnection(details, self._core, transport, queue=self._queue)
         inner._trace = self._details.trace
         stand_in(inner, connection, alone=True)
         for event, handlers in connection._handlers.items():
@@ -180,11 +180,11 @@ class BackgroundHandler(Background):
         return inner
 
     def _begin(self, inner: AsyncioConnection, context: Context) -> None:
-        assert isinstance(inner, _Handled)
+        assert isinstance(inner, HandledConnection)
         inner.handle(self._handler, context)
 
 
-class _Handled(AsyncioConnection):
+class HandledConnection(AsyncioConnection):
     """The connection that a coroutine function has got."""
 
     __slots__ = ("_task",)

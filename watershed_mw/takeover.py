@@ -56,8 +56,9 @@ class Takeover:
         if sys.exc_info()[0] is not None:
             _swallow(self._other_end)
         elif self._writes_late:
-            _lingering.append(self._other_end)
-            _close_lingering()
+            with _lingering_lock:
+                _lingering.append(self._other_end)
+                _close_lingering()
         else:
             self._other_end.close()
 
@@ -84,6 +85,7 @@ def _swallow(other_end: _socket.socket) -> None:
 
 # Other ends of dummies that their servers may still write to.
 _lingering: list[_socket.socket] = []
+_lingering_lock = threading.Lock()
 
 
 def _close_lingering() -> None:
@@ -92,9 +94,8 @@ def _close_lingering() -> None:
         poll = select.poll()
         poll.register(other_end, 0)
         if poll.poll(0):  # nothing but the end of both directions is reported unasked
-            with contextlib.suppress(ValueError):  # another thread has been faster
-                _lingering.remove(other_end)
-                other_end.close()
+            _lingering.remove(other_end)
+            other_end.close()
 
 
 def take_socket(sock: Any, head: bytes = b"") -> Takeover:

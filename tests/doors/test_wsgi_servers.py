@@ -71,10 +71,11 @@ def server(cell: Running) -> Iterator[Running]:
 
 def assert_quiet(running: Running) -> None:
     """No traceback but those that the tests asked for, and nothing that reads as if something had gone wrong."""
-    before, *tracebacks = running.program.output.split("Traceback (most recent call last)")
-    assert [found for found in tracebacks if not EXPECTED.search(found)] == []
+    output = running.program.output
+    before, *tracebacks = output.split("Traceback (most recent call last)")
+    assert [found for found in tracebacks if not EXPECTED.search(found)] == [], output
     if not tracebacks:
-        assert [line for line in before.splitlines() if TROUBLE.search(line)] == []
+        assert [line for line in before.splitlines() if TROUBLE.search(line)] == [], output
 
 
 EXPECTED = re.compile(r"\b(DeliberateError|UnsupportedServerError)\b")
