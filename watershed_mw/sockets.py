@@ -32,7 +32,9 @@ __all__ = [
     "detach",
 ]
 
-_READ_SIZE = 64 * 2**10
+# Bytes asked for at once: where all of them come more, up to the most.
+_FEW = 4 * 2**10
+_MOST = 256 * 2**10
 # Seconds below which a wait inside recv() is not worth telling the kernel its limit.
 _SHORT = 0.05
 # Where the option takes two longs, and a single call can be told not to wait.
@@ -68,6 +70,7 @@ class BlockingSocket:
         self._at_once = socket.MSG_DONTWAIT if self._waits else 0
         self._patience = inf  # what the kernel has been told, in seconds
         self._exact = False
+        self._size = _FEW
         sock.setblocking(self._waits)
         if self._waits:
             self._tell_kernel(inf)
@@ -77,37 +80,47 @@ class BlockingSocket:
 
     def receive(self, deadline: float | None) -> bytes | None:
         """Wait for bytes: empty when the stream has ended or broken, None when nothing came in time, or sooner."""
-        if self._waits and (deadline is None or deadline - time.monotonic() > _SHORT):
-            return self._receive_waiting(deadline)
-        read, write = True, False
-        while True:
-            try:
-                if not self._pending() and not any(self._wait(deadline, read, write)):
-                    return None
-                with self._guard:
-                    return self._receive()
-            except ssl.SSLWantWriteError:
-                read, write = False, True  # TLS 1.3's key update: it has to write before it can read
-            except _WOULD_BLOCK:
-                read, write = True, False
-            except (OSError, ValueError):
-                return b""
-
-    def _receive_waiting(self, deadline: float | None) -> bytes | None:
         left = inf if deadline is None else deadline - time.monotonic()
+        if not self._waits or left < _SHORT:
+            return self._receive_when_ready(deadline)
         if self._patience > left:
             # Deadlines draw nearer with each message. Half of what is left will do for many, and whoever has waited
             # that long in vain is told to come back.
             self._tell_kernel(left if self._exact else left / 2)
         try:
-            data = self._socket.recv(_READ_SIZE)
+            data = self._socket.recv(self._size)
         except BlockingIOError:
             self._exact = True
             return None
         except (OSError, ValueError):
             return b""
         self._exact = False
+        self._fit(len(data))
         return data
+
+    def _fit(self, came: int) -> None:
+        """Ask for more next time where all that was asked for came: room that stays empty has to be got as well."""
+        if came == self._size:
+            self._size = min(4 * self._size, _MOST)
+        elif came < self._size // 4:
+            self._size = max(self._size // 2, _FEW)
+
+    def _receive_when_ready(self, deadline: float | None) -> bytes | None:
+        read, write = True, False
+        while True:
+            try:
+                if not self._pending() and not any(self._wait(deadline, read, write)):
+                    return None
+                with self._guard:
+                    data = self._receive()
+                self._fit(len(data))
+                return data
+            except ssl.SSLWantWriteError:
+                read, write = False, True  # TLS 1.3's key update: it has to write before it can read
+            except _WOULD_BLOCK:
+                read, write = True, False
+            except (OSError, ValueError):
+                return b""
 
     def _tell_kernel(self, patience: float) -> None:
         seconds, part = divmod(0.0 if patience == inf else max(patience, 0.001), 1.0)
@@ -124,8 +137,8 @@ class BlockingSocket:
     def _receive(self) -> bytes:
         if self._ending:
             # After our close_notify OpenSSL calls data a fault, though TCP wants it read to the end.
-            return socket.socket.recv(self._socket, _READ_SIZE)
-        return self._socket.recv(_READ_SIZE, self._at_once)
+            return socket.socket.recv(self._socket, self._size)
+        return self._socket.recv(self._size, self._at_once)
 
     def send(self, data: bytes | memoryview) -> int | None:
         """Write what the kernel takes at once: 0 when it takes nothing now, None when the stream is broken."""
