@@ -57,7 +57,7 @@ def read(reader: frames.FrameReader, chunks: Iterable[bytes]) -> list[Reading]:
             assert reader.first == last, "a piece did not tell that it was the first"
             if reader.first:
                 readings.append(Reading(reader.opcode, reader.fin, reader.rsv1, reader.length, b""))
-            readings[-1].payload += reader.piece
+            readings[-1].payload += reader.take()
             last = reader.last
             assert last == (len(readings[-1].payload) == reader.length)
     return readings
@@ -189,7 +189,7 @@ def test_lengths_of_63_bits_are_read_and_nothing_is_reserved_for_them(build: Bui
     with measured() as memory:
         reader.feed(data)
         assert reader.read()
-        assert (reader.length, reader.piece, reader.first, reader.last) == (
+        assert (reader.length, reader.take(), reader.first, reader.last) == (
             declared,
             b"only this",
             True,
@@ -239,7 +239,7 @@ def test_a_frame_without_payload_is_one_piece(build: Build) -> None:
     reader = build.FrameReader(False, False)
     reader.feed(frame(wire.TEXT))
     assert reader.read()
-    assert (reader.first, reader.last, reader.piece) == (True, True, b"")
+    assert (reader.first, reader.last, reader.take()) == (True, True, b"")
     assert not reader.read()
 
 
@@ -250,8 +250,39 @@ def test_a_piece_is_handed_on_as_soon_as_it_comes(build: Build) -> None:
     for chunk in (data[:7], data[7:9], data[9:]):
         reader.feed(chunk)
         while reader.read():
-            pieces.append(reader.piece)
+            pieces.append(reader.take())
     assert pieces == [b"a", b"bc", b"def"]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("step", [1, 7, 4096, 5000, 262144])
+def test_pieces_are_gathered(build: Build, masked: bool, step: int) -> None:
+    sizes = [1, 3, 125, 126, 4095, 4096, 4097, 70_000] if step < 4096 else [70_000, 1_000_001]
+    payloads = [random.Random(size).randbytes(size) for size in sizes]
+    data = b"".join(frame(wire.BINARY, payload, key=KEY if masked else None) for payload in payloads)
+    reader = build.FrameReader(masked, False)
+    gathered = []
+    for start in range(0, len(data), step):
+        reader.feed(data[start : start + step])
+        while reader.read():
+            reader.gather()
+            if reader.last:
+                gathered.append(reader.take_gathered())
+    assert gathered == payloads
+
+
+def test_a_declared_length_reserves_little_until_it_comes(build: Build) -> None:
+    payload = bytes(2**20)
+    data = frame(wire.BINARY, payload, key=KEY)
+    reader = build.FrameReader(True, False)
+    come = 0
+    for chunk in (100, 900, 9_000, 90_000):
+        with measured() as memory:
+            reader.feed(data[come : come + chunk])
+            while reader.read():
+                reader.gather()
+        come += chunk
+        assert memory.held < 17 * come + 5_000
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -428,7 +459,7 @@ def test_garbage_is_read_or_refused_the_same_in_any_chunking(
                 while reader.read():
                     if reader.first:
                         readings.append(Reading(reader.opcode, reader.fin, reader.rsv1, reader.length, b""))
-                    readings[-1].payload += reader.piece
+                    readings[-1].payload += reader.take()
         except RemoteProtocolError as refusal:
             error = str(refusal)
         results.append((readings, error))

@@ -290,6 +290,29 @@ def test_any_bytes_are_judged_as_unicode_says(build: Build, payload: bytes, tail
         assert failure(event) == NOT_UTF8
 
 
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("bad", [None, *BAD_UTF8, *UNFINISHED])
+def test_a_large_frame_of_text_is_judged_chunk_by_chunk(build: Build, bad: bytes | None, role: Role) -> None:
+    """Runs of ASCII of every length in front of other characters, as words of the machine are looked at."""
+    good = "".join("a" * run + "é水🙂"[run % 3] for run in range(40)).encode()
+    text = good + (bad or b"") + (b"" if bad in UNFINISHED else good)
+    wanted = first_bad_byte(text)
+    data = frame(TEXT, text, key=peer_key(role))
+    head = len(data) - len(text)
+    for step in (1, 5, 64, 1000):
+        subject = build.make(role)
+        for start in range(0, len(data), step):
+            events = plain(subject.receive_data(data[start : start + step], START))
+            come = start + step - head
+            if wanted is not None and come > wanted:
+                assert failure(events[0]) == NOT_UTF8
+                break
+            if come >= len(text):
+                assert failure(events[0]) == NOT_UTF8 if bad else events == [text.decode()]
+            else:
+                assert events == []
+
+
 def _is_utf8(payload: bytes) -> bool:
     try:
         payload.decode()

@@ -2,16 +2,28 @@
 cimport cython
 
 
-@cython.locals(
-    size=Py_ssize_t, index=Py_ssize_t, result=bytes, target="unsigned char *",
-    source="const unsigned char *", keys="const unsigned char *",
-    key0="unsigned char", key1="unsigned char", key2="unsigned char", key3="unsigned char",
-)
+cdef Py_ssize_t _FIRST_ROOM
+cdef Py_ssize_t _GROWTH
+
+
+@cython.locals(size=Py_ssize_t, result=bytes, source="const unsigned char *")
 cpdef bytes mask(bytes data, Py_ssize_t start, Py_ssize_t stop, bytes key, Py_ssize_t phase)
 
 
-@cython.locals(size=Py_ssize_t, mask_bit=int)
-cpdef bytes encode_frame(int opcode, bytes payload, bytes key, int first_bits=*)
+@cython.locals(
+    index=Py_ssize_t, keys="const unsigned char *",
+    key0="unsigned char", key1="unsigned char", key2="unsigned char", key3="unsigned char",
+)
+cdef void _mask_to(
+    unsigned char *target, const unsigned char *source, Py_ssize_t size, bytes key, Py_ssize_t phase
+) noexcept
+
+
+@cython.locals(
+    size=Py_ssize_t, mask_bit=int, header=bytes, head=Py_ssize_t, result=bytes,
+    source="const unsigned char *", target="unsigned char *",
+)
+cpdef bytes encode_frame(int opcode, object payload, bytes key, int first_bits=*)
 
 
 cdef class FrameReader:
@@ -22,18 +34,33 @@ cdef class FrameReader:
     cdef long long _remaining
     cdef bytes _key
     cdef Py_ssize_t _phase
+    cdef Py_ssize_t _start
+    cdef Py_ssize_t _size
+    cdef public bytes gathered
+    cdef public Py_ssize_t kept
     cdef public int opcode
     cdef public bint fin
     cdef public bint rsv1
     cdef public long long length
-    cdef public bytes piece
     cdef public bint first
     cdef public bint last
 
     cpdef feed(self, bytes data)
 
-    @cython.locals(available=Py_ssize_t, start=Py_ssize_t, size="long long")
+    @cython.locals(available=Py_ssize_t, size="long long")
     cpdef bint read(self) except -1
+
+    @cython.locals(start=Py_ssize_t, stop=Py_ssize_t, piece=bytes)
+    cpdef bytes take(self)
+
+    @cython.locals(
+        size=Py_ssize_t, whole=Py_ssize_t, room=Py_ssize_t, grown=bytes,
+        target="unsigned char *", source="const unsigned char *",
+    )
+    cpdef gather(self)
+
+    @cython.locals(payload=bytes)
+    cpdef bytes take_gathered(self)
 
     cpdef forget(self)
     cdef _keep_rest(self)

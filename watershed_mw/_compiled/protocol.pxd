@@ -12,12 +12,26 @@ cdef int _BINARY
 cdef int _CLOSE
 cdef int _PING
 cdef int _PONG
+cdef unsigned long long _HIGH_BITS
 cdef object _OPEN
 cdef object _ANSWERING
 cdef object _FAILING
 cdef object _CLOSING
 cdef object _ENDING
 cdef object _CLOSED
+
+
+@cython.locals(
+    word0="unsigned long long", word1="unsigned long long", word2="unsigned long long", word3="unsigned long long",
+)
+cdef Py_ssize_t _past_ascii(const unsigned char *source, Py_ssize_t index, Py_ssize_t stop) noexcept
+
+
+@cython.locals(
+    source="const unsigned char *", index=Py_ssize_t,
+    byte="unsigned char", low="unsigned char", high="unsigned char", need=long,
+)
+cpdef long utf8_state(bytes data, Py_ssize_t start, Py_ssize_t stop, long state)
 
 
 cdef class Protocol:
@@ -34,12 +48,14 @@ cdef class Protocol:
     cdef double _close_timeout
     cdef double _reply_timeout
     cdef bint _in_message
+    cdef bint _alone
     cdef bint _text
     cdef bint _compressed
     cdef Py_ssize_t _fragments
     cdef object _wire_size
     cdef bytearray _message
     cdef object _utf8
+    cdef long _utf8_state
     cdef bytes _control
     cdef list _outgoing
     cdef bytes _keys
@@ -69,14 +85,15 @@ cdef class Protocol:
     @cython.locals(events=list)
     cpdef list receive_data(self, bytes data, double now)
 
-    @cython.locals(reader=FrameReader, piece=bytes, message=bytes, room=Py_ssize_t, last=bint)
+    @cython.locals(reader=FrameReader, piece=bytes, message=bytes, room=Py_ssize_t, last=bint, start=Py_ssize_t)
     cdef _receive_payload(self, list events)
 
     @cython.locals(reader=FrameReader)
     cdef _begin_frame(self)
 
     cdef bytes _inflate(self, bytes piece, bint last)
-    cdef _check_utf8(self, bytes piece, bint last)
+    @cython.locals(valid=bint)
+    cdef _check_utf8(self, bytes data, Py_ssize_t start, Py_ssize_t stop, bint last)
     cdef _forget_message(self)
 
     @cython.locals(reader=FrameReader, payload=bytes)
@@ -88,7 +105,7 @@ cdef class Protocol:
     cdef _await_replies(self, double now)
     cpdef send_text(self, str message)
     cpdef send_binary(self, bytes message)
-    cdef _send(self, int opcode, bytes payload)
+    cdef _send(self, int opcode, object payload)
     cpdef ping(self, bytes payload, double now)
     cpdef close(self, object code, object reason, double now)
     cpdef messages_handed_over(self, double now)
@@ -103,7 +120,7 @@ cdef class Protocol:
     @cython.locals(outgoing=list)
     cpdef bytes data_to_send(self)
     @cython.locals(frame=bytes)
-    cdef _write(self, int opcode, bytes payload, int first_bits=*)
+    cdef _write(self, int opcode, object payload, int first_bits=*)
     cdef bytes _next_key(self)
     cdef tuple _outcome(self)
     cdef _move(self, object trigger)

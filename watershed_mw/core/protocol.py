@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from typing import Any
 
 from ..core.codes import decode_close, encode_close, encode_text, shorten
 from ..core.events import CloseReceived, Event, Failed, Ping, Pong
@@ -21,7 +22,15 @@ from ..errors import ConnectionClosed, LocalProtocolError, ProtocolError, Remote
 from .deflate import Deflate
 from .frames import FrameReader, encode_frame
 
-__all__ = ["Protocol"]
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from .. import _interpreted as cython
+
+if cython.compiled:
+    from cython.cimports.libc.string import memcpy
+
+__all__ = ["Protocol", "utf8_state"]
 
 _FIN = 0x80
 _FIN_RSV1 = 0xC0
@@ -38,6 +47,9 @@ _KEYS_PER_CALL = 256
 _MAX_PINGS = 16
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
+
+# Of eight bytes; one of them set is what ASCII has not.
+_HIGH_BITS = 0x8080808080808080
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -91,7 +103,9 @@ class Protocol:
         self._fragments = 0
         self._wire_size = 0
         self._message: bytearray | None = None
+        self._alone = False
         self._utf8: codecs.IncrementalDecoder | None = None
+        self._utf8_state = 0
         self._control = b""
         # What waits to be sent.
         self._outgoing: list[bytes] = []
@@ -161,20 +175,33 @@ class Protocol:
         reader = self._reader
         if reader.first:
             self._begin_frame()
-            if reader.last and reader.fin and self._fragments == 1 and not self._compressed:
+            self._alone = reader.fin and self._fragments == 1 and not self._compressed
+            if self._alone and reader.last:
                 # A whole message in one piece, the common case: nothing to put together.
                 self._in_message = False
-                events.append(_decode(reader.piece) if self._text else reader.piece)
+                events.append(_decode(reader.take()) if self._text else reader.take())
                 self.messages_received += 1
                 return
-        piece = reader.piece
+        if self._alone:
+            # A large message in one frame: its length is known, so its bytes go where they will stay.
+            start = reader.kept if not reader.first else 0
+            reader.gather()
+            if self._text:
+                self._check_utf8(reader.gathered, start, reader.kept, reader.last)
+            if reader.last:
+                self._forget_message()
+                self.messages_received += 1
+                message = reader.take_gathered()
+                events.append(message.decode() if self._text else message)
+            return
+        piece = reader.take()
         last = reader.last and reader.fin
         if self._message is None:
             self._message = bytearray()
         if self._compressed:
             piece = self._inflate(piece, last)
         if self._text:
-            self._check_utf8(piece, last)
+            self._check_utf8(piece, 0, len(piece), last)
         self._message += piece
         if last:
             message = bytes(self._message)
@@ -223,19 +250,24 @@ class Protocol:
                 # it keeps to itself; but a text that does not inflate is no UTF-8 either.
                 if error.close_code == 1007:
                     raise _not_utf8() from None
-                self._check_utf8(self._deflate.salvaged, False)
+                self._check_utf8(self._deflate.salvaged, 0, len(self._deflate.salvaged), False)
             raise
 
-    def _check_utf8(self, piece: bytes, last: bool) -> None:
-        if self._utf8 is None:
-            self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        try:
-            self._utf8.decode(piece, last)
-            # CPython waits for a third byte to tell that a surrogate has begun; the second one shows it.
-            pending = self._utf8.getstate()[0]
-            valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
-        except UnicodeDecodeError:
-            valid = False
+    def _check_utf8(self, data: bytes | bytearray, start: int, stop: int, last: bool) -> None:
+        if cython.compiled:
+            # No text is made of it yet: the fault of a large message shows before its end, and costs one look.
+            self._utf8_state = utf8_state(data, start, stop, self._utf8_state)
+            valid = self._utf8_state == 0 or (self._utf8_state > 0 and not last)
+        else:
+            if self._utf8 is None:
+                self._utf8 = codecs.getincrementaldecoder("utf-8")()
+            try:
+                self._utf8.decode(data[start:stop], last)
+                # CPython waits for a third byte to tell that a surrogate has begun; the second one shows it.
+                pending = self._utf8.getstate()[0]
+                valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
+            except UnicodeDecodeError:
+                valid = False
         if not valid:
             raise _not_utf8()
 
@@ -243,11 +275,12 @@ class Protocol:
         self._in_message = False
         self._message = None
         self._utf8 = None
+        self._utf8_state = 0
 
     def _receive_control(self, events: list[Event], now: float) -> bool:
         """Take a piece of a control frame; False after the peer's Close, as nothing that follows counts."""
         reader = self._reader
-        self._control = reader.piece if reader.first else self._control + reader.piece
+        self._control = reader.take() if reader.first else self._control + reader.take()
         if not reader.last:
             return True
         self.frames_received += 1
@@ -311,16 +344,17 @@ class Protocol:
             ConnectionClosed: a Close has been sent, or the connection has ended.
             LocalProtocolError: the text holds a lone surrogate, which UTF-8 cannot encode.
         """
-        self._send(_TEXT, encode_text(message))
+        # ASCII is UTF-8 as it stands, and goes into its frame without a copy in between.
+        self._send(_TEXT, message if self._deflate is None and message.isascii() else encode_text(message))
 
     def send_binary(self, message: bytes) -> None:
         """Queue a BINARY message. Raises as :meth:`send_text`."""
         self._send(_BINARY, message)
 
-    def _send(self, opcode: int, payload: bytes) -> None:
+    def _send(self, opcode: int, payload: bytes | str) -> None:
         self._check_sending()
         self.messages_sent += 1
-        if self._deflate is not None and len(payload) >= self._deflate.threshold:
+        if self._deflate is not None and isinstance(payload, bytes) and len(payload) >= self._deflate.threshold:
             self._write(opcode, self._deflate.compress(payload), _FIN_RSV1)
         else:
             self._write(opcode, payload)
@@ -479,7 +513,7 @@ class Protocol:
         if payload is not None and self._sending:
             self._write(_PONG, payload)
 
-    def _write(self, opcode: int, payload: bytes, first_bits: int = _FIN) -> None:
+    def _write(self, opcode: int, payload: bytes | str, first_bits: int = _FIN) -> None:
         frame = encode_frame(opcode, payload, self._next_key() if self._client else None, first_bits)
         self.frames_sent += 1
         self.bytes_sent += len(frame)
@@ -555,6 +589,75 @@ class Protocol:
         if self.state is _CLOSED:
             self._deadline = None
             self._forget_message()
+
+
+if cython.compiled:
+
+    def _past_ascii(source: Any, index: int, stop: int) -> int:
+        """Where ASCII may end: four machine words at a time, as long as there is nothing else in them."""
+        word0 = word1 = word2 = word3 = 0
+        while index + 32 <= stop:
+            memcpy(cython.address(word0), source + index, 8)
+            memcpy(cython.address(word1), source + index + 8, 8)
+            memcpy(cython.address(word2), source + index + 16, 8)
+            memcpy(cython.address(word3), source + index + 24, 8)
+            if (word0 | word1 | word2 | word3) & _HIGH_BITS:
+                break
+            index += 32
+        return index
+
+
+def utf8_state(data: bytes | bytearray, start: int, stop: int, state: int) -> int:
+    """Check UTF-8 (RFC 3629 section 4) that comes in pieces.
+
+    Args:
+        data, start, stop: the next piece is ``data[start:stop]``.
+        state: as it was returned for the piece before; 0 at first.
+
+    Returns:
+        0 between two characters, a number above 0 within one, and -1 once it is no UTF-8.
+    """
+    if state < 0:
+        return -1
+    # How many bytes the character still has, and between which two numbers the next of them must be.
+    need, low, high = state & 0xFF, (state >> 8) & 0xFF, (state >> 16) & 0xFF
+    source = data
+    index = start
+    while index < stop:
+        if need == 0:
+            if cython.compiled:
+                index = _past_ascii(source, index, stop)
+                if index == stop:
+                    break
+            byte = source[index]
+            index += 1
+            if byte < 0x80:
+                continue
+            if byte < 0xC2 or byte > 0xF4:
+                return -1
+            low, high = 0x80, 0xBF
+            if byte < 0xE0:
+                need = 1
+            elif byte < 0xF0:
+                need = 2
+                if byte == 0xE0:
+                    low = 0xA0
+                elif byte == 0xED:
+                    high = 0x9F
+            else:
+                need = 3
+                if byte == 0xF0:
+                    low = 0x90
+                elif byte == 0xF4:
+                    high = 0x8F
+        else:
+            byte = source[index]
+            index += 1
+            if byte < low or byte > high:
+                return -1
+            low, high = 0x80, 0xBF
+            need -= 1
+    return need | low << 8 | high << 16 if need else 0
 
 
 def _decode(payload: bytes) -> str:
