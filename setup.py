@@ -27,7 +27,7 @@ from setuptools.command.build_ext import build_ext
 # A front end runs this file several times for one install; only these commands get to hear what is not built.
 BUILDING = {"bdist_wheel", "build", "build_ext", "editable_wheel"}
 # Every name here has its source in core/; only those with types in _compiled/<name>.pxd are compiled.
-MODULES = ("frames", "deflate", "protocol")
+MODULES = ("frames", "deflate", "protocol", "queue")
 ROOT = Path(__file__).resolve().parent
 DIRECTIVES = {
     "language_level": 3,

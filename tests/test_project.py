@@ -39,7 +39,7 @@ HOT_PATH: tuple[str, ...] = ast.literal_eval(
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_interpreted", "core", "_compiled"),
     ("core.states", "core.limits", "core.codes", "core.events", "core.headers"),
-    ("core.origin", "core.extensions", "core.frames", "core.flow"),
+    ("core.origin", "core.extensions", "core.frames", "core.flow", "core.queue"),
     ("core.handshake", "core.deflate", "core.messages"),
     ("core.protocol",),
     tuple(f"_compiled.{name}" for name in HOT_PATH),

@@ -12,16 +12,19 @@ implementation: Literal["compiled", "interpreted"]
 
 if TYPE_CHECKING or os.environ.get("WATERSHED_MW_PURE") == "1":
     from .core.protocol import Protocol
+    from .core.queue import ReceiveQueue
 
     implementation = "interpreted"
 else:
     try:
         from ._compiled.protocol import Protocol
+        from ._compiled.queue import ReceiveQueue
 
         implementation = "compiled"
     except ImportError:
         from .core.protocol import Protocol
+        from .core.queue import ReceiveQueue
 
         implementation = "interpreted"
 
-__all__ = ["Protocol", "implementation"]
+__all__ = ["Protocol", "ReceiveQueue", "implementation"]

@@ -12,11 +12,10 @@ import threading
 import time
 from typing import Any
 
-from ._implementation import Protocol
+from ._implementation import Protocol, ReceiveQueue
 from .aio_handlers import OrderedHandlers
 from .alarm import Entry, alarm_of
 from .connection import Details
-from .core.flow import ReceiveQueue
 from .core.states import State
 from .errors import LocalProtocolError
 

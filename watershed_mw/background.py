@@ -16,11 +16,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from ._implementation import Protocol
+from ._implementation import Protocol, ReceiveQueue
 from .aio import AsyncHandler
 from .aio_connection import AsyncioConnection
 from .connection import MESSAGES, Details, WatershedConnection, logger, stand_in
-from .core.flow import ReceiveQueue
 from .errors import ConnectionClosed
 from .loop_thread import Workers, background_loop, on_background_loop
 from .sockets import close_socket

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from ._implementation import Protocol
+from ._implementation import Protocol, ReceiveQueue
 from .core.codes import MAX_CONTROL_PAYLOAD, encode_text
 from .core.events import CloseReceived, Event, Failed, Ping, Pong
-from .core.flow import ReceiveQueue
 from .core.handshake import Agreement
 from .core.limits import Limits
 from .core.messages import MessageProtocol

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from watershed_mw.core import deflate, frames, protocol
+from watershed_mw.core import deflate, frames, protocol, queue
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
 from watershed_mw.core.extensions import DeflateParameters
 from watershed_mw.core.limits import Limits
@@ -41,6 +41,7 @@ class Build:
     Protocol: type[protocol.Protocol]
     FrameReader: type[frames.FrameReader]
     Deflate: type[deflate.Deflate]
+    ReceiveQueue: type[queue.ReceiveQueue]
     encode_frame: Callable[..., bytes]
     mask: Callable[[bytes, int, int, bytes, int], bytes]
 
@@ -59,19 +60,20 @@ def load_build(name: str) -> Build:
     """``"interpreted"`` or ``"compiled"``; fails, never skips, where the compiled one is missing."""
     package = "watershed_mw.core" if name == "interpreted" else "watershed_mw._compiled"
     try:
-        modules = [importlib.import_module(f"{package}.{part}") for part in ("protocol", "frames", "deflate")]
+        modules = [importlib.import_module(f"{package}.{part}") for part in ("protocol", "frames", "deflate", "queue")]
     except ModuleNotFoundError as error:
         raise AssertionError(
             f"the compiled build is missing ({error}): run `make build`, or set WATERSHED_MW_PURE=1 to test without it"
         ) from None
     compiled = [module.__file__ is not None and not module.__file__.endswith(".py") for module in modules]
-    assert compiled == [name == "compiled"] * 3, f"{package} does not hold the {name} build"
-    protocols, framing, deflating = modules
+    assert compiled == [name == "compiled"] * 4, f"{package} does not hold the {name} build"
+    protocols, framing, deflating, queueing = modules
     return Build(
         name,
         protocols.Protocol,
         framing.FrameReader,
         deflating.Deflate,
+        queueing.ReceiveQueue,
         framing.encode_frame,
         framing.mask,
     )

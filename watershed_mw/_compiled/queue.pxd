@@ -1,0 +1,14 @@
+# C types of core/queue.py; the logic stands there and nowhere else.
+
+
+cdef class ReceiveQueue:
+    cdef list _come
+    cdef list _next
+    cdef Py_ssize_t _bytes
+    cdef Py_ssize_t _max_events
+    cdef Py_ssize_t _max_bytes
+    cdef public bint full
+
+    cpdef put(self, event)
+    cpdef object take(self)
+    cpdef clear(self)
