@@ -29,7 +29,7 @@ def echo(request: HttpRequest) -> HttpResponse:
         return HttpResponse("expected a WebSocket upgrade, got a plain request\n", status=426)
     try:
         upgrade.accept(["echo.watershed"]).run_in_background(talk)
-    except HandshakeError as refusal:  # Django would make a 500 of it
+    except HandshakeError as refusal:  # Django would answer 400 to each
         return HttpResponse(refusal.body, status=refusal.status)
     return HttpResponse()  # the answer went out long ago; the thread is free again
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -34,7 +35,11 @@ PROCESS_WIDE_THREADS = ("watershed-loop", "watershed-pool")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse to test extension modules that are older than their source."""
+    """Refuse to test extension modules that are older than their source; let the servers under test have signals."""
+    # A shell starts what runs in its background with SIGINT ignored, nohup SIGHUP, and whatever that starts inherits it.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     for built in (ROOT / "watershed_mw" / "_compiled").glob(f"*{suffix}"):
         name = built.name.removesuffix(suffix)

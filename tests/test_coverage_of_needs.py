@@ -15,8 +15,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 
-# The list of needs has thirty rows. Test clients (19, 20), fan-out (21, 22), the proxy (23 to 26) and typed messages
-# (29) are parts of their own; threads (7, 12) came with the connections and the WSGI door.
+# The list of needs has thirty rows. The test client for Starlette (19), fan-out (21, 22), the proxy (23 to 26) and
+# typed messages (29) are parts of their own.
 ROWS = 30
 SERVER_ROWS = {
     1: "data sent before a close arrives, and the right close code with it",
@@ -25,16 +25,19 @@ SERVER_ROWS = {
     4: "a slow client eats no memory",
     5: "a slow application eats no memory",
     6: "limits on size and on the count of fragments, by default",
+    7: "whole frames from any thread",
     8: "origins checked by default",
     9: "refusal with a real status and body",
     10: "authentication by the machinery of HTTP",
     11: "tokens in the query string stay out of the logs",
+    12: "no thread for each WebSocket under WSGI",
     13: "the WSGI request ends cleanly",
     14: "a handler that only sends notices that the peer has gone",
     15: "one exception family after the end",
     16: "keepalive: default, off, per connection, latency, and data counts as life",
     17: "idle time-outs of proxies",
     18: "compression's memory is bounded and paid for when used",
+    20: "a test client for Flask",
     27: "limits on connections and message rate",
     28: "open and close lines, and live connections",
     30: "receive's edge cases, closing from another thread, reconnecting",

@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.handshake", "core.deflate", "core.messages"),
     ("core.protocol",),
     tuple(f"_compiled.{name}" for name in HOT_PATH),
-    ("_implementation", "alarm", "room", "sockets", "requests", "werkzeug", "asgi_server", "loop_thread"),
+    ("_implementation", "alarm", "room", "sockets", "requests", "werkzeug", "django", "asgi_server", "loop_thread"),
     ("connection", "tls"),
     ("aio",),
     ("aio_handlers", "portable"),

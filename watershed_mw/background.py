@@ -69,8 +69,9 @@ class Background:
             self._starting = None  # those who wait for it have it
         # To the application there is one connection, whose start has been traced already.
         self._inner = self._take_on(connection, transport)
-        self._inner.attach(head + early)
+        # First the function, then the bytes: what it registers before it waits must see what has come early.
         self._begin(self._inner, context)
+        self._inner.attach(head + early)
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
         raise NotImplementedError

@@ -34,9 +34,11 @@ StartResponse: TypeAlias = Callable[..., Any]
 WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
+# Flask and whatever else is made of werkzeug leaves its mark in the environ; Django is known by being there.
+_DJANGO = "django.core.handlers.wsgi"
+_ENDED = io.BytesIO()
 # Entries of an environ that hold on to a server's socket, parser or connection. An idle connection would cost twice the
 # memory with them, and reading from what they stand for is nobody's any more.
-_ENDED = io.BytesIO()
 _SERVERS_OWN = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
 
 
@@ -192,21 +194,29 @@ class Rejection:
 
 
 def _as_answer(error: HandshakeError, environ: Environ) -> HandshakeError:
-    """``error`` as Flask, and every application of werkzeug's, understands it: as an answer, not as a crash to log."""
-    if "werkzeug.request" not in environ:
-        return error
-    from .werkzeug import HandshakeRefused
+    """``error`` as the application's framework understands it: as an answer, not as a crash to log."""
+    if "werkzeug.request" in environ:
+        from .werkzeug import HandshakeRefused
 
-    return HandshakeRefused(error, Rejection.of(error).headers)
+        return HandshakeRefused(error, Rejection.of(error).headers)
+    if _DJANGO in sys.modules:
+        from .django import refused
+
+        return refused(error)
+    return error
 
 
 def _closed_class(environ: Environ) -> type[ConnectionClosed]:
-    """What ``send`` and ``receive`` raise after the end: for Flask, too, a client that leaves is no crash."""
-    if "werkzeug.request" not in environ:
-        return ConnectionClosed
-    from .werkzeug import ClientLeft
+    """What ``send`` and ``receive`` raise after the end: to a framework, too, a client that leaves is no crash."""
+    if "werkzeug.request" in environ:
+        from .werkzeug import ClientLeft
 
-    return ClientLeft
+        return ClientLeft
+    if _DJANGO in sys.modules:
+        from . import django
+
+        return django.ClientLeft
+    return ConnectionClosed
 
 
 class WSGIUpgrade:

@@ -28,8 +28,6 @@ from watershed_mw.testing import TestConnection, connect
 from .support import Gate, Inbox, eventually
 from .wsgi_support import Environ, StartResponse
 
-pytestmark = pytest.mark.need(20)
-
 ENDS = Inbox[tuple[int, str]]()
 """How connections have ended, as the application saw it."""
 
@@ -188,6 +186,7 @@ def test_the_application_closes_with_a_code_of_its_own(app: Flask, way: str) -> 
     assert ENDS.get() == (4002, "as you like")
 
 
+@pytest.mark.need(20)
 def test_two_connections_at_once(app: Flask) -> None:
     client = app.test_client()
     with connect(client, "/blocking") as one, connect(client, "/async") as other:
@@ -196,6 +195,7 @@ def test_two_connections_at_once(app: Flask) -> None:
             assert connection.receive() == message
 
 
+@pytest.mark.need(20)
 def test_cookies_go_both_ways(app: Flask) -> None:
     client = app.test_client()
     with client.session_transaction() as kept:
@@ -210,11 +210,13 @@ def test_cookies_go_both_ways(app: Flask) -> None:
     assert taste.value == "sweet"
 
 
+@pytest.mark.need(20)
 def test_query_string_and_header_fields_reach_the_application(app: Flask) -> None:
     with connect(app.test_client(), "/request?a=b&c=%20", headers=[("X-Asked", "yes")]) as connection:
         assert connection.receive() == "a=b&c=%20 yes localhost"
 
 
+@pytest.mark.need(20)
 def test_an_origin_is_judged_as_ever(app: Flask) -> None:
     with connect(app.test_client(), "/blocking", headers=[("Origin", "http://localhost")]) as connection:
         connection.send("hi")
@@ -222,6 +224,7 @@ def test_an_origin_is_judged_as_ever(app: Flask) -> None:
     assert refused(app.test_client(), "/blocking", headers=[("Origin", "http://elsewhere.example")]).status == 403
 
 
+@pytest.mark.need(20)
 def test_subprotocols(app: Flask) -> None:
     with connect(app.test_client(), "/blocking", protocols=["other", "chat.v1"]) as connection:
         assert connection.protocol == "chat.v1"
@@ -230,6 +233,7 @@ def test_subprotocols(app: Flask) -> None:
         assert connection.protocol is None
 
 
+@pytest.mark.need(20)
 def test_a_denial_is_seen_whole(app: Flask) -> None:
     denial = refused(app.test_client(), "/denied/json")
     fields = dict(denial.headers)
@@ -243,6 +247,7 @@ def test_a_denial_is_seen_whole(app: Flask) -> None:
     assert refused(app.test_client(), "/nowhere").status == 404
 
 
+@pytest.mark.need(20)
 def test_a_message_that_never_comes_is_a_timeout(app: Flask) -> None:
     with connect(app.test_client(), "/blocking", timeout=0.05) as connection:
         receives: list[Callable[[], Any]] = [connection.receive, partial(connection.receive, 0.01)]
@@ -256,6 +261,7 @@ def test_a_message_that_never_comes_is_a_timeout(app: Flask) -> None:
         assert connection.receive(LIMIT) == "late, and not lost"
 
 
+@pytest.mark.need(20)
 def test_an_application_that_does_not_decide_is_a_timeout() -> None:
     gate = Gate[None]()
 
@@ -273,6 +279,7 @@ def test_an_application_that_does_not_decide_is_a_timeout() -> None:
     gate.put(None)  # the fixture sees the thread end
 
 
+@pytest.mark.need(20)
 @pytest.mark.parametrize("left_by", ["end", "error"])
 def test_a_handler_that_does_not_return_is_a_timeout(left_by: str) -> None:
     app, gate = Flask(__name__), Gate[None]()
@@ -294,6 +301,7 @@ def test_a_handler_that_does_not_return_is_a_timeout(left_by: str) -> None:
     gate.put(None)
 
 
+@pytest.mark.need(20)
 @pytest.mark.parametrize("setting", ["TESTING", "PROPAGATE_EXCEPTIONS"])
 @pytest.mark.parametrize("when", ["before", "at once", "later"])
 def test_what_a_flask_application_raises_is_raised_in_the_test(setting: str, when: str) -> None:
@@ -303,6 +311,7 @@ def test_what_a_flask_application_raises_is_raised_in_the_test(setting: str, whe
         drain(app, f"/fails/{when}")
 
 
+@pytest.mark.need(20)
 def test_what_the_application_raised_is_told_before_what_came_of_it() -> None:
     app = application()
     app.testing = True
@@ -313,6 +322,7 @@ def test_what_the_application_raised_is_told_before_what_came_of_it() -> None:
     assert cause.code == 1011
 
 
+@pytest.mark.need(20)
 def test_without_testing_a_failure_is_what_a_client_would_see(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     assert refused(app.test_client(), "/fails/before").status == 500
     with pytest.raises(ConnectionClosed) as closed:
@@ -321,6 +331,7 @@ def test_without_testing_a_failure_is_what_a_client_would_see(app: Flask, caplog
     assert len([record for record in caplog.records if record.exc_info]) == 2
 
 
+@pytest.mark.need(20)
 def test_what_a_plain_application_raises_is_raised_in_the_test() -> None:
     def bare(environ: Environ, start_response: StartResponse) -> list[bytes]:
         connection = environ["watershed"].accept()
@@ -337,6 +348,7 @@ def test_what_a_plain_application_raises_is_raised_in_the_test() -> None:
         converse()
 
 
+@pytest.mark.need(20)
 def test_a_plain_application_accepts_and_refuses() -> None:
     def bare(environ: Environ, start_response: StartResponse) -> Any:
         if environ["PATH_INFO"] == "/refuse":
@@ -352,6 +364,7 @@ def test_a_plain_application_accepts_and_refuses() -> None:
     assert (denial.status, denial.body, dict(denial.headers)["Retry-After"]) == (429, b"later", "3")
 
 
+@pytest.mark.need(20)
 def test_an_application_without_the_middleware_answers_as_ever() -> None:
     app = Flask(__name__)
     app.add_url_rule("/", view_func=lambda: "a page")
@@ -359,6 +372,7 @@ def test_an_application_without_the_middleware_answers_as_ever() -> None:
     assert (denial.status, "400" in str(denial)) == (400, True)  # Flask: a WebSocket was asked for where there is none
 
 
+@pytest.mark.need(20)
 @pytest.mark.parametrize("before", [False, True])
 def test_a_client_that_keeps_its_last_context(app: Flask, before: bool) -> None:
     with app.test_client() as client:
@@ -373,6 +387,7 @@ def test_a_client_that_keeps_its_last_context(app: Flask, before: bool) -> None:
         assert request.path == "/elsewhere"
 
 
+@pytest.mark.need(20)
 def test_a_client_class_of_the_applications_own() -> None:
     class Known(FlaskClient):
         def open(self, *args: Any, **options: Any) -> Any:
@@ -390,6 +405,7 @@ def test_a_client_class_of_the_applications_own() -> None:
         assert connection.receive() == "Bearer token"
 
 
+@pytest.mark.need(20)
 def test_a_test_inside_an_application_context(app: Flask) -> None:
     with app.app_context(), app.test_request_context("/outside"):
         g.mine = "the test's"
@@ -398,6 +414,7 @@ def test_a_test_inside_an_application_context(app: Flask) -> None:
         assert (g.mine, request.path) == ("the test's", "/outside")
 
 
+@pytest.mark.need(20)
 @pytest.mark.parametrize("compression", [True, False])
 def test_options_of_the_clients_end(app: Flask, compression: Literal[True, False]) -> None:
     with connect(app.test_client(), "/blocking", compression=compression, max_message_size=10_000) as connection:
