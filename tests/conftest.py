@@ -36,7 +36,7 @@ PROCESS_WIDE_THREADS = ("watershed-loop", "watershed-pool")
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse to test extension modules that are older than their source; let the servers under test have signals."""
-    # A shell starts what runs in its background with SIGINT ignored, nohup SIGHUP, and whatever that starts inherits it.
+    # A shell ignores SIGINT for what runs in its background, nohup SIGHUP, and whatever that starts inherits it.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
