@@ -29,7 +29,7 @@ NOT_RUN := 77
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-all check format build autobahn autobahn-ci coverage clean
+.PHONY: help demo test test-all check format build autobahn autobahn-ci bench coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ autobahn-ci: $(VENV)/.dev $(VENV)/.built ## the subset of the Autobahn cases tha
 	@$(CONFORMANCE) --subset --door raw --door uvicorn --door client $(ARGS) || test $$? -eq $(NOT_RUN)
 	@# What a WSGI server adds to the connections above is the socket that it gives, whichever build runs.
 	@$(CONFORMANCE) --subset --door wsgi --build compiled $(ARGS) || test $$? -eq $(NOT_RUN)
+
+bench: $(VENV)/.dev $(VENV)/.built ## the WSGI door beside flask-sock: CPU and memory, as ratios in one run
+	@$(PY) -m tests.benchmarks.wsgi $(ARGS)
 
 coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpreted build
 	@mkdir -p build/coverage
