@@ -137,7 +137,7 @@ class BlockingSocket:
     def _receive(self) -> bytes:
         if self._ending:
             # After our close_notify OpenSSL calls data a fault, though TCP wants it read to the end.
-            return socket.socket.recv(self._socket, self._size)
+            return _socket.socket.recv(self._socket, self._size)
         return self._socket.recv(self._size, self._at_once)
 
     def send(self, data: bytes | memoryview) -> int | None:
@@ -201,7 +201,7 @@ class BlockingSocket:
 def _shut_down(sock: socket.socket, how: int) -> None:
     if isinstance(sock, ssl.SSLSocket):
         # Not SSLSocket.shutdown, which forgets the TLS state under a thread that may be using it.
-        socket.socket.shutdown(sock, how)
+        _socket.socket.shutdown(sock, how)
     else:
         sock.shutdown(how)
 
@@ -226,19 +226,27 @@ class TakenTLSSocket(ssl.SSLSocket):
     @classmethod
     def of(cls, owner: ssl.SSLSocket) -> TakenTLSSocket:
         """A second object for the socket of ``owner``."""
-        taken = cls.__new__(cls)
-        socket.socket.__init__(taken, owner.family, owner.type, owner.proto, fileno=owner.fileno())
-        vars(taken).update(vars(owner))
-        vars(taken)["owner"] = owner
+        # By the C module's socket and its own parts: what eventlet makes of the ssl module cannot be made so.
+        made: Any = _socket.socket.__new__(cls)
+        _socket.socket.__init__(made, owner.family, owner.type, owner.proto, owner.fileno())
+        made._io_refs, made._closed = 0, False
+        vars(made).update(vars(owner))
+        vars(made)["owner"] = owner
+        taken: TakenTLSSocket = made
         taken.setblocking(False)
         return taken
 
     def settimeout(self, value: float | None) -> None:
         """As ``socket.settimeout``."""
-        super().settimeout(value)
-        owner = vars(self).get("owner")
+        own = vars(self)
+        if "act_non_blocking" in own:
+            # Eventlet's: its methods wait, or do not, for a socket that never does.
+            own.update(act_non_blocking=value == 0, _timeout=value)
+            return
+        _socket.socket.settimeout(self, value)
+        owner = own.get("owner")
         if owner is not None:
-            socket.socket.settimeout(owner, value)
+            _socket.socket.settimeout(owner, value)
 
     def setblocking(self, flag: bool) -> None:
         """As ``socket.setblocking``."""

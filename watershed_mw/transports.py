@@ -275,11 +275,12 @@ def drain_request(request: Any) -> bytes:
 def drain_file(rfile: Any, sock: socket.socket) -> bytes:
     """What a buffered reader on ``sock`` holds, without waiting; what the kernel has can stay there."""
     timeout = sock.gettimeout()
-    sock.settimeout(0)
+    sock.setblocking(False)
     try:
         # One buffer at most: whoever floods before the answer fills the kernel's memory share, not ours.
         return bytes(rfile.read1(len(rfile.peek(1)) or 1) or b"")
     except OSError:
         return b""  # Nothing there, or nobody: the next call on the socket will tell.
     finally:
+        sock.setblocking(True)  # to eventlet not the same as a timeout
         sock.settimeout(timeout)

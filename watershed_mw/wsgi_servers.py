@@ -123,12 +123,8 @@ def _cheroot(environ: Environ, start_response: Any) -> Takeover:
 
 def _eventlet(environ: Environ, start_response: Any) -> Takeover:
     green = environ["eventlet.input"].get_socket()
-    if not hasattr(green, "fd"):
-        raise UnsupportedServerError(
-            "expected a plain socket of eventlet's, got its TLS socket, which nobody but eventlet can use: end TLS in "
-            "front of the server, or run the application with gunicorn's gthread worker"
-        )
-    return take_socket(green.fd, drain_file(environ["eventlet.input"].rfile, green))
+    # A TLS socket of eventlet's is one of the ssl module's, changed; a plain one goes round the real one.
+    return take_socket(getattr(green, "fd", green), drain_file(environ["eventlet.input"].rfile, green))
 
 
 def _uwsgi(environ: Environ, start_response: Any) -> Takeover:

@@ -373,14 +373,6 @@ def test_gevents_own_server_needs_its_monkey_patching_for_tls(certificate: tuple
     assert "monkey.patch_all()" in error
 
 
-def test_eventlets_tls_is_a_clear_error(certificate: tuple[Path, ssl.SSLContext]) -> None:
-    with start(SERVERS["eventlet"], certificate) as server:
-        server.wait_until_it_serves()
-        error = refusal_of(server, 500)
-    assert "eventlet" in error
-    assert "end TLS in front" in error
-
-
 def test_a_bridge_under_an_asgi_server_is_a_clear_error() -> None:
     with start(Kind("a2wsgi")) as server:
         server.wait_until_it_serves()

@@ -108,7 +108,7 @@ SERVERS: Final = {
         Kind("pywsgi-patched"),
         Kind("waitress", logs=False, tls=False),
         Kind("cheroot", logs=False),
-        Kind("eventlet", tls=False, tells_versions=False),
+        Kind("eventlet", tells_versions=False),
         Kind("uwsgi", early=False, keeps_alive=False, tls=False),
         # The router passes on what follows a 101 only where it is told to.
         Kind("uwsgi-router", early=False, keeps_alive=False, tls=False),
