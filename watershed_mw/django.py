@@ -13,15 +13,15 @@ from .errors import ConnectionClosed, HandshakeError
 __all__ = ["ClientLeft", "HandshakeForbidden", "HandshakeRefused", "refused"]
 
 
-class ClientLeft(ConnectionClosed, BadRequest):  # type: ignore[misc]  # Django comes without types
+class ClientLeft(ConnectionClosed, BadRequest):
     """A :class:`~watershed_mw.ConnectionClosed` that leaves a view; its response goes nowhere."""
 
 
-class HandshakeRefused(HandshakeError, BadRequest):  # type: ignore[misc]  # Django comes without types
+class HandshakeRefused(HandshakeError, BadRequest):
     """A :class:`~watershed_mw.HandshakeError` that leaves a view: Django answers 400, whatever the status."""
 
 
-class HandshakeForbidden(HandshakeError, PermissionDenied):  # type: ignore[misc]  # Django comes without types
+class HandshakeForbidden(HandshakeError, PermissionDenied):
     """The same where the status is 403, which Django has a page for."""
 
 

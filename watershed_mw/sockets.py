@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterable
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 __all__ = [
     "BlockingSocket",
@@ -30,6 +30,7 @@ __all__ = [
     "address",
     "close_socket",
     "detach",
+    "without_tls",
 ]
 
 # Bytes asked for at once: where all of them come more, up to the most.
@@ -137,7 +138,7 @@ class BlockingSocket:
     def _receive(self) -> bytes:
         if self._ending:
             # After our close_notify OpenSSL calls data a fault, though TCP wants it read to the end.
-            return _socket.socket.recv(self._socket, self._size)
+            return cast(bytes, without_tls(self._socket).recv(self._socket, self._size))
         return self._socket.recv(self._size, self._at_once)
 
     def send(self, data: bytes | memoryview) -> int | None:
@@ -198,10 +199,15 @@ class BlockingSocket:
         return socket.socket(self._socket.family, self._socket.type, self._socket.proto, fileno=self._socket.detach())
 
 
+def without_tls(sock: Any) -> Any:
+    """The class whose methods treat a TLS socket as the plain one that it is as well: C's, or gevent's own."""
+    return _socket.socket if isinstance(sock, _socket.socket) else socket.socket
+
+
 def _shut_down(sock: socket.socket, how: int) -> None:
     if isinstance(sock, ssl.SSLSocket):
         # Not SSLSocket.shutdown, which forgets the TLS state under a thread that may be using it.
-        _socket.socket.shutdown(sock, how)
+        without_tls(sock).shutdown(sock, how)
     else:
         sock.shutdown(how)
 
@@ -229,6 +235,7 @@ class TakenTLSSocket(ssl.SSLSocket):
         # By the C module's socket and its own parts: what eventlet makes of the ssl module cannot be made so.
         made: Any = _socket.socket.__new__(cls)
         _socket.socket.__init__(made, owner.family, owner.type, owner.proto, owner.fileno())
+        _socket.socket.settimeout(made, 0.0)
         made._io_refs, made._closed = 0, False
         vars(made).update(vars(owner))
         vars(made)["owner"] = owner
@@ -243,10 +250,10 @@ class TakenTLSSocket(ssl.SSLSocket):
             # Eventlet's: its methods wait, or do not, for a socket that never does.
             own.update(act_non_blocking=value == 0, _timeout=value)
             return
-        _socket.socket.settimeout(self, value)
+        super().settimeout(value)
         owner = own.get("owner")
         if owner is not None:
-            _socket.socket.settimeout(owner, value)
+            without_tls(owner).settimeout(owner, value)
 
     def setblocking(self, flag: bool) -> None:
         """As ``socket.setblocking``."""

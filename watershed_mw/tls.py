@@ -6,12 +6,12 @@ to give. Everything runs on the loop's thread; the socket never blocks.
 
 from __future__ import annotations
 
-import _socket
 import asyncio
 import contextlib
+import socket
 import ssl
 
-from .sockets import close_socket
+from .sockets import close_socket, without_tls
 
 __all__ = ["TLSSocketTransport"]
 
@@ -169,13 +169,13 @@ class TLSSocketTransport(asyncio.Transport):
         except (OSError, ValueError):
             pass  # it has gone out: what unwrap misses is the peer's own
         with contextlib.suppress(OSError):
-            _socket.socket.shutdown(self._socket, _socket.SHUT_WR)
+            without_tls(self._socket).shutdown(self._socket, socket.SHUT_WR)
         self._loop.add_reader(self._fd, self._discard)
 
     def _discard(self) -> None:
         # OpenSSL calls data after our close_notify a fault, but what stays unread would make TCP drop what we sent.
         try:
-            data = _socket.socket.recv(self._socket, _READ_SIZE)
+            data = without_tls(self._socket).recv(self._socket, _READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
