@@ -96,7 +96,8 @@ class BlockingSocket:
         except (OSError, ValueError):
             return b""
         self._exact = False
-        self._fit(len(data))
+        if self._size > _FEW or len(data) == _FEW:
+            self._fit(len(data))
         return data
 
     def _fit(self, came: int) -> None:

@@ -43,16 +43,23 @@ class ThreadConnection(ThreadsShell):
             self._check_pull()
         until = None if timeout is None else time.monotonic() + timeout
         late = False
+        core = self._core
         while True:
             with self._state:
                 if self._queue:
                     return self._take_message()
-                if self._core.state is not State.OPEN:
+                if core.state is not State.OPEN:
                     # To ask for more is to have replied to what came before.
-                    self._core.messages_handed_over(time.monotonic())
-            if self._core.unsent_size:
+                    core.messages_handed_over(time.monotonic())
+                idle = until is None and core.state is State.OPEN and not core.unsent_size
+                at_once = idle and self._begin_reading()
+            if at_once:
+                # Nothing else to see to: most messages come this way.
+                self._tell(self._receive(core.next_deadline()))
+                continue
+            if core.unsent_size:
                 self._flush(wait=True)
-            if self._core.ended:
+            if core.ended:
                 self._wind_down()
                 raise self._closed_error()
             if late:
@@ -87,7 +94,15 @@ class ThreadConnection(ThreadsShell):
             self._look()
         with self._state:
             self._queue_message(data)
-        self._flush(wait=True)
+            # Most messages go straight on, with nothing before them and nobody else writing.
+            frame = self._core.data_to_send() if self._writing.acquire(blocking=False) else None
+        if frame is not None:
+            try:
+                self._write(frame)
+            finally:
+                self._end_writing()
+        if self._core.unsent_size:
+            self._flush(wait=True)
         if self._core.state is State.CLOSED:
             raise self._closed_error()
 

@@ -38,7 +38,7 @@ class ThreadsShell(WatershedConnection):
         "_heard",
         "_looked",
         "_news",
-        "_reader",
+        "_reading",
         "_running",
         "_socket",
         "_state",
@@ -56,7 +56,7 @@ class ThreadsShell(WatershedConnection):
         # _state guards the core and the queue, and is never held while waiting or while calling a handler.
         self._state = threading.RLock()
         self._news: threading.Condition | None = None  # for those who wait while another thread reads
-        self._reader: int | None = None
+        self._reading = False
         self._writing = threading.Lock()
         self._looked = 0.0
         self._unsent = 0
@@ -76,11 +76,10 @@ class ThreadsShell(WatershedConnection):
         with self._state:
             if self._queue and not winding_down:
                 return  # Another thread has read since the caller looked: that may be all that comes.
-            if self._reader is not None:
+            if not self._begin_reading():
                 self._wait_for_news(None if until is None else max(0.0, until - time.monotonic()))
                 at_once: list[Event] | None = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
             else:
-                self._reader = threading.get_ident()
                 at_once = None
         if at_once is None:
             deadline = self._core.next_deadline()
@@ -93,9 +92,8 @@ class ThreadsShell(WatershedConnection):
         """Take what has come, without waiting, unless another thread is reading or the queue is full."""
         with self._state:
             self._looked = time.monotonic()
-            if self._reader is not None or self._queue.full or self._core.ended:
+            if self._queue.full or self._core.ended or not self._begin_reading():
                 return
-            self._reader = threading.get_ident()
         self._tell(self._receive(0.0))
 
     def _receive(self, deadline: float | None) -> list[Event]:
@@ -118,9 +116,16 @@ class ThreadsShell(WatershedConnection):
                 self._stop_reading()
             raise
 
+    def _begin_reading(self) -> bool:
+        """Claim to be the one thread that reads, unless another one does; with the state locked."""
+        if self._reading:
+            return False
+        self._reading = True
+        return True
+
     def _stop_reading(self) -> None:
         """Let another thread read; with the state locked."""
-        self._reader = None
+        self._reading = False
         if self._news is not None:
             self._news.notify_all()
 
@@ -143,7 +148,6 @@ class ThreadsShell(WatershedConnection):
         while self._core.unsent_size:
             if not (self._writing.acquire(blocking=False) or self._begin_writing(wait=wait)):
                 return  # The writer looks again after it has let the lock go.
-            at_once: list[Event] = []
             try:
                 while self._core.unsent_size:
                     with self._state:
@@ -152,12 +156,16 @@ class ThreadsShell(WatershedConnection):
                         data = self._core.data_to_send()
                     self._write(data)
             finally:
-                if self._heard:
-                    at_once, self._heard = self._heard, []
-                self._writing.release()
-            if at_once:
-                # What was heard while waiting to write is told when the lock is free: handlers may send.
-                self._tell(at_once)
+                self._end_writing()
+
+    def _end_writing(self) -> None:
+        """Let the writing lock go. What was heard while waiting to write is told only now: handlers may send."""
+        at_once: list[Event] = []
+        if self._heard:
+            at_once, self._heard = self._heard, at_once
+        self._writing.release()
+        if at_once:
+            self._tell(at_once)
 
     def _begin_writing(self, *, wait: bool) -> bool:
         """Take the writing lock; while another thread has it, keep time in its place."""
@@ -200,9 +208,7 @@ class ThreadsShell(WatershedConnection):
         with self._state:
             self._core.write_paused = True
             self._core.read_paused = self._queue.full
-            read = self._reader is None and not self._queue.full and not self._core.ended
-            if read:
-                self._reader = threading.get_ident()
+            read = not self._queue.full and not self._core.ended and self._begin_reading()
             deadline = self._core.next_deadline()
         if self._socket.wait_to_write(deadline, read=read):
             at_once = self._receive(0.0)
@@ -234,7 +240,7 @@ class ThreadsShell(WatershedConnection):
     def _close_socket(self) -> None:
         self._socket.shutdown()  # wakes whoever waits on it, as a descriptor must not be closed under them
         with self._writing, self._state:
-            while self._reader is not None:
+            while self._reading:
                 self._wait_for_news()
             self._socket.close()
 
