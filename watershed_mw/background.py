@@ -191,7 +191,12 @@ class HandledConnection(AsyncioConnection):
 
     def handle(self, handler: AsyncHandler, context: Context) -> None:
         """Run the function, to whose task nothing else need hold on."""
-        self._task = self._loop.create_task(cast(Coroutine[Any, Any, object], handler(self)), context=context)
+        try:
+            work = cast(Coroutine[Any, Any, object], handler(self))
+        except Exception as error:  # noqa: BLE001  # it takes other arguments, say
+            self._fail(error)
+            return
+        self._task = self._loop.create_task(work, context=context)
         # No coroutine around the function's: each idle connection would keep it.
         self._task.add_done_callback(self._handled)
 
@@ -202,8 +207,11 @@ class HandledConnection(AsyncioConnection):
             self.end()
         elif not isinstance(error, ConnectionClosed) or self.sending:
             # A ConnectionClosed of an open one tells of another connection, such as one to a database.
-            logger.error("the handler of %r raised", self, exc_info=error)
-            self.end(code=1011)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        logger.error("the handler of %r raised", self, exc_info=error)
+        self.end(code=1011)
 
 
 async def _in_turn(workers: Workers, call: Callable[[], Any]) -> None:

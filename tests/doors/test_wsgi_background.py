@@ -1,4 +1,4 @@
-"""Connections that live on after their view has returned: `run_in_background` (issue 2, section 4)."""
+"""Connections that live on after their view has returned: `run_in_background`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from flask.typing import ResponseReturnValue
 
 from tests.support import LIMIT
+from watershed_mw import AsyncConnection
 
 from .support import (
     Gate,
@@ -145,6 +146,29 @@ def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest
     [record] = [record for record in caplog.records if record.exc_info]
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.parametrize("arguments", ["none", "one"])
+def test_a_coroutine_function_that_fails_closes_with_1011(caplog: pytest.LogCaptureFixture, arguments: str) -> None:
+    async def takes_nothing() -> None:
+        raise AssertionError("called without its connection")
+
+    async def fails(connection: AsyncConnection) -> None:
+        raise LookupError(await connection.receive())
+
+    def view() -> ResponseReturnValue:
+        handler: Any = takes_nothing if arguments == "none" else fails
+        upgrade().accept().run_in_background(handler)
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open_with(head("/ws") + text("on purpose"))
+        assert peer.close()[0] == 1011
+        peer.send(close(1011))
+        peer.end()
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is (TypeError if arguments == "none" else LookupError)
 
 
 def test_an_exception_after_the_hand_over_leaves_the_connection_alone() -> None:
