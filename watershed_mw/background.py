@@ -69,7 +69,9 @@ class Background:
             self._starting = None  # those who wait for it have it
         # To the application there is one connection, whose start has been traced already.
         self._inner = self._take_on(connection, transport)
-        # First the function, then the bytes: what it registers before it waits must see what has come early.
+        # First the function, then the bytes: what it registers before it waits must see what has come early. uvloop
+        # looks for more of them before it takes up a new task, unless it is told not to.
+        transport.pause_reading()
         self._begin(self._inner, context)
         self._inner.attach(head + early)
 

@@ -148,6 +148,28 @@ def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest
     assert record.exc_info[0] is ZeroDivisionError
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_what_a_coroutine_function_registers_first_sees_an_end_that_comes_at_once(early: bool) -> None:
+    ends = Inbox[int]()
+
+    async def handler(connection: AsyncConnection) -> None:
+        connection.on("end", lambda code, reason: ends.put(code))
+        await connection.wait_closed()
+
+    def view() -> ResponseReturnValue:
+        upgrade().accept().run_in_background(handler)
+        return ""
+
+    with Werkzeug(flask_app(view)) as server:
+        for code in range(4000, 4100):
+            with Peer(server.port) as peer:
+                peer.open_with(head("/ws") + (close(code) if early else b""))
+                if not early:
+                    peer.send(close(code))
+                assert peer.close()[0] == code
+            assert ends.get() == code
+
+
 @pytest.mark.parametrize("arguments", ["none", "one"])
 def test_a_coroutine_function_that_fails_closes_with_1011(caplog: pytest.LogCaptureFixture, arguments: str) -> None:
     async def takes_nothing() -> None:
