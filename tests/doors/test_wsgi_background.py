@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from flask.typing import ResponseReturnValue
 
 from tests.support import LIMIT
-from watershed_mw import AsyncConnection
+from watershed_mw import AsyncConnection, live_connections
 
 from .support import (
     Gate,
@@ -146,6 +147,25 @@ def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest
     [record] = [record for record in caplog.records if record.exc_info]
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
+def test_a_child_that_multiprocessing_forks_ends_none_of_its_parents_connections(
+    view: Callable[[], ResponseReturnValue],
+) -> None:
+    """At its end it does what an interpreter does, but what it has inherited is not its own to end."""
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        peer.send(text("before"))
+        assert peer.text() == "before"
+        seen = multiprocessing.get_context("fork").SimpleQueue()
+        child = multiprocessing.get_context("fork").Process(target=lambda: seen.put(len(live_connections())))
+        child.start()
+        child.join(LIMIT)
+        assert (child.exitcode, seen.get()) == (0, 0)
+        peer.send(text("after"))
+        assert peer.text() == "after"
 
 
 @pytest.mark.parametrize("early", [True, False])
