@@ -36,6 +36,7 @@ DIRECTIVES = {
     "wraparound": False,
     "binding": True,
     "freethreading_compatible": True,
+    "warn.unreachable": False,  # a function with two bodies returns at the end of its compiled one
 }
 
 
