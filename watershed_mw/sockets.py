@@ -68,13 +68,16 @@ class BlockingSocket:
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         # Green sockets are no subclass of the C module's.
         self._waits = self._tls is None and _CAN_WAIT and isinstance(sock, _socket.socket)
-        self._at_once = socket.MSG_DONTWAIT if self._waits else 0
         self._patience = inf  # what the kernel has been told, in seconds
         self._exact = False
         self._size = _FEW
-        sock.setblocking(self._waits)
         if self._waits:
-            self._tell_kernel(inf)
+            try:
+                self._tell_kernel(inf)
+            except OSError:
+                self._waits = False  # another size of time than two longs; or it is closed, as waiting will find out
+        self._at_once = socket.MSG_DONTWAIT if self._waits else 0
+        sock.setblocking(self._waits)
         self._ending = False
         # OpenSSL allows one thread at a time inside a connection; no call below waits inside.
         self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
@@ -84,11 +87,11 @@ class BlockingSocket:
         left = inf if deadline is None else deadline - time.monotonic()
         if not self._waits or left < _SHORT:
             return self._receive_when_ready(deadline)
-        if self._patience > left:
-            # Deadlines draw nearer with each message. Half of what is left will do for many, and whoever has waited
-            # that long in vain is told to come back.
-            self._tell_kernel(left if self._exact else left / 2)
         try:
+            if self._patience > left:
+                # Deadlines draw nearer with each message. Half of what is left will do for many, and whoever has waited
+                # that long in vain is told to come back.
+                self._tell_kernel(left if self._exact else left / 2)
             data = self._socket.recv(self._size)
         except BlockingIOError:
             self._exact = True
@@ -126,10 +129,8 @@ class BlockingSocket:
 
     def _tell_kernel(self, patience: float) -> None:
         seconds, part = divmod(0.0 if patience == inf else max(patience, 0.001), 1.0)
-        with contextlib.suppress(OSError):  # it has been closed, as recv() will find out
-            self._socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(part * 1e6))
-            )
+        limit = struct.pack("@ll", int(seconds), int(part * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._patience = patience
 
     def _pending(self) -> bool:

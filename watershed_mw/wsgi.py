@@ -36,7 +36,6 @@ Fields: TypeAlias = Iterable[tuple[str, str]]
 
 # Flask and whatever else is made of werkzeug leaves its mark in the environ; Django is known by being there.
 _DJANGO = "django.core.handlers.wsgi"
-_ENDED = io.BytesIO()
 # Entries of an environ that hold on to a server's socket, parser or connection. An idle connection would cost twice the
 # memory with them, and reading from what they stand for is nobody's any more.
 _SERVERS_OWN = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
@@ -403,7 +402,7 @@ class WSGIUpgrade:
         kept = [(sys.intern(key), value) for key, value in self._environ.items() if not key.startswith(_SERVERS_OWN)]
         self._environ.clear()
         self._environ.update(kept)
-        self._environ["wsgi.input"] = _ENDED
+        self._environ["wsgi.input"] = io.BytesIO()  # one of its own, which an application may close
         # It was all in a circle, which only the garbage collector would break.
         self._environ, self._start_response, self._held, self._write = {}, None, None, None
         self._taken = self._connection = None

@@ -254,6 +254,18 @@ def test_a_piece_is_handed_on_as_soon_as_it_comes(build: Build) -> None:
     assert pieces == [b"a", b"bc", b"def"]
 
 
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])
+@pytest.mark.parametrize("key", [None, KEY])
+def test_ascii_needs_no_encoding(build: Build, size: int, key: bytes | None) -> None:
+    text = "abcdefg" * (size // 7) + "abcdefg"[: size % 7]
+    assert build.encode_frame(wire.TEXT, text, key) == build.encode_frame(wire.TEXT, text.encode(), key)
+
+
+def test_other_text_does(build: Build) -> None:
+    with pytest.raises(ValueError, match="expected ASCII"):
+        build.encode_frame(wire.TEXT, "é", None)
+
+
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("step", [1, 7, 4096, 5000, 262144])
 def test_pieces_are_gathered(build: Build, masked: bool, step: int) -> None:

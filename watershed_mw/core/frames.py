@@ -83,7 +83,12 @@ def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bit
         payload: payload, unmasked; it is left alone. A ``str`` may hold ASCII alone.
         key: masking key of 4 bytes, or None for a frame without a mask.
         first_bits: FIN and RSV bits of the first byte; default FIN alone.
+
+    Raises:
+        ValueError: text that is not ASCII.
     """
+    if isinstance(payload, str) and not payload.isascii():
+        raise ValueError(f"expected ASCII alone where a frame's payload is text, got {payload!r}: encode it first")
     size = len(payload)
     mask_bit = 0 if key is None else 0x80
     if size < 126:
