@@ -8,7 +8,6 @@ decides: one that ignores the upgrade answers as ever. How the socket is taken f
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import socket
 import sys
@@ -25,7 +24,7 @@ from .takeover import Takeover
 from .threads import ThreadConnection
 from .transports import BlockingTransport
 from .watershed import ConnectionOptions, Options, Watershed
-from .wsgi_servers import server_of, take_over
+from .wsgi_servers import let_go, server_of, take_over
 
 __all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI", "asks_for_upgrade"]
 
@@ -36,9 +35,6 @@ Fields: TypeAlias = Iterable[tuple[str, str]]
 
 # Flask and whatever else is made of werkzeug leaves its mark in the environ; Django is known by being there.
 _DJANGO = "django.core.handlers.wsgi"
-# Entries of an environ that hold on to a server's socket, parser or connection. An idle connection would cost twice the
-# memory with them, and reading from what they stand for is nobody's any more.
-_SERVERS_OWN = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
 
 
 class WatershedWSGI:
@@ -398,11 +394,7 @@ class WSGIUpgrade:
 
     def forget_server(self) -> None:
         """The server is done with the request, whose connection may live on: let go of all that is the server's."""
-        # Filled anew, it takes no more room than it needs, and the names are the same for all connections.
-        kept = [(sys.intern(key), value) for key, value in self._environ.items() if not key.startswith(_SERVERS_OWN)]
-        self._environ.clear()
-        self._environ.update(kept)
-        self._environ["wsgi.input"] = io.BytesIO()  # one of its own, which an application may close
+        let_go(self._environ)
         # It was all in a circle, which only the garbage collector would break.
         self._environ, self._start_response, self._held, self._write = {}, None, None, None
         self._taken = self._connection = None

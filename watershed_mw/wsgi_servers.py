@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import socket
 import sys
@@ -19,7 +20,7 @@ from .errors import UnsupportedServerError
 from .takeover import Takeover, take_descriptor, take_socket
 from .transports import drain_file
 
-__all__ = ["WSGIServer", "server_of", "take_over"]
+__all__ = ["WSGIServer", "let_go", "server_of", "take_over"]
 
 Environ: TypeAlias = Mapping[str, Any]
 
@@ -79,6 +80,22 @@ def take_over(server: WSGIServer, environ: Environ, start_response: Any) -> Take
             f"expected a WSGI server whose client socket can be taken over, got {server.name}: {server.reason}"
         )
     return server.take(environ, start_response)
+
+
+# Entries of an environ that hold on to a server's socket, parser or connection.
+_SERVERS_OWN: Final = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
+
+
+def let_go(environ: dict[str, Any]) -> None:
+    """Take out of ``environ`` what its server, which is done with the request, has put there of itself.
+
+    An idle connection would cost twice the memory with it, and reading from what it stands for is nobody's any more.
+    """
+    # Filled anew, it takes no more room than it needs, and the names are the same for all connections.
+    kept = [(sys.intern(key), value) for key, value in environ.items() if not key.startswith(_SERVERS_OWN)]
+    environ.clear()
+    environ.update(kept)
+    environ["wsgi.input"] = io.BytesIO()  # one of its own, which an application may close
 
 
 # --- how each lets go --------------------------------------------------------------------------------------
