@@ -119,6 +119,14 @@ class Program:
         self._reader.join(timeout)
         return code
 
+    def outlives(self, seconds: float) -> bool:
+        """Whether the program still runs after `seconds`."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = LIMIT) -> int:
         """Send a signal to the program alone and return the exit code, negative for death by a signal."""
         self._process.send_signal(number)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ThreadConnection"]
 
+# Looked up once: a member of an Enum costs as much as a clock's time, and more than a lock that is free.
+_OPEN = State.OPEN
+_MESSAGES = (str, bytes)
+_CLOSED = State.CLOSED
+
 
 class ThreadConnection(ThreadsShell):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread."""
@@ -48,14 +53,25 @@ class ThreadConnection(ThreadsShell):
             with self._state:
                 if self._queue:
                     return self._take_message()
-                if core.state is not State.OPEN:
+                if core.state is not _OPEN:
                     # To ask for more is to have replied to what came before.
                     core.messages_handed_over(time.monotonic())
-                idle = until is None and core.state is State.OPEN and not core.unsent_size
-                at_once = idle and self._begin_reading()
-            if at_once:
+                idle = until is None and core.state is _OPEN and not core.unsent_size
+                alone = idle and self._begin_reading()
+            if alone:
                 # Nothing else to see to: most messages come this way.
-                self._tell(self._receive(core.next_deadline()))
+                data = self._await_bytes(core.next_deadline())
+                with self._state:
+                    events = self._take_bytes(data)
+                    if (
+                        len(events) == 1
+                        and type(events[0]) in _MESSAGES
+                        and self._trace is None
+                        and not core.unsent_size
+                    ):
+                        return events[0]
+                    at_once = self._take(events)
+                self._tell(at_once)
                 continue
             if core.unsent_size:
                 self._flush(wait=True)
@@ -95,7 +111,7 @@ class ThreadConnection(ThreadsShell):
         with self._state:
             self._queue_message(data)
             # Most messages go straight on, with nothing before them and nobody else writing.
-            frame = self._core.data_to_send() if self._writing.acquire(blocking=False) else None
+            frame = self._core.data_to_send() if self._writing.acquire(False) else None
         if frame is not None:
             try:
                 self._write(frame)
@@ -103,7 +119,7 @@ class ThreadConnection(ThreadsShell):
                 self._end_writing()
         if self._core.unsent_size:
             self._flush(wait=True)
-        if self._core.state is State.CLOSED:
+        if self._core.state is _CLOSED:
             raise self._closed_error()
 
     def ping(self, data: bytes | str = b"") -> None:

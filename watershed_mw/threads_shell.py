@@ -98,23 +98,36 @@ class ThreadsShell(WatershedConnection):
 
     def _receive(self, deadline: float | None) -> list[Event]:
         """Read once, as the one thread that has claimed to be the reader, and give the core what came."""
+        data = self._await_bytes(deadline)
+        with self._state:
+            return self._take(self._take_bytes(data))
+
+    def _await_bytes(self, deadline: float | None) -> bytes | None:
+        """Wait for bytes as the reader; None where nothing came in time, empty at the end of the stream."""
         try:
             data = self._head or self._socket.receive(deadline)
             self._head = b""
-            now = self._looked = time.monotonic()
             if data and self._trace is not None:
                 self._trace("read-buffer", self, data)
-            with self._state:
-                events = self._core.receive_data(data, now) if data else []
-                if data == b"":
-                    self._core.receive_eof()
-                events += self._core.handle_timeout(now, self._unsent)
-                self._stop_reading()
-                return self._take(events)
         except BaseException:
+            # A time-out of gevent's, or what a signal's handler raises: somebody may read again.
             with self._state:
                 self._stop_reading()
             raise
+        return data
+
+    def _take_bytes(self, data: bytes | None) -> list[Event]:
+        """Give the core what was read, and be the reader no more; with the state locked, until all is taken."""
+        now = self._looked = time.monotonic()
+        events: list[Event] = []
+        if data:
+            events = self._core.receive_data(data, now)
+        elif data is not None:
+            self._core.receive_eof()
+        if due := self._core.handle_timeout(now, self._unsent):
+            events += due
+        self._stop_reading()
+        return events
 
     def _begin_reading(self) -> bool:
         """Claim to be the one thread that reads, unless another one does; with the state locked."""
@@ -146,7 +159,7 @@ class ThreadsShell(WatershedConnection):
     def _flush(self, *, wait: bool) -> None:
         """Write what is queued. Without ``wait``, leave it to the thread that is writing, if there is one."""
         while self._core.unsent_size:
-            if not (self._writing.acquire(blocking=False) or self._begin_writing(wait=wait)):
+            if not (self._writing.acquire(False) or self._begin_writing(wait=wait)):
                 return  # The writer looks again after it has let the lock go.
             try:
                 while self._core.unsent_size:
@@ -160,16 +173,16 @@ class ThreadsShell(WatershedConnection):
 
     def _end_writing(self) -> None:
         """Let the writing lock go. What was heard while waiting to write is told only now: handlers may send."""
-        at_once: list[Event] = []
-        if self._heard:
-            at_once, self._heard = self._heard, at_once
+        heard = self._heard
+        if heard:
+            self._heard = []
         self._writing.release()
-        if at_once:
-            self._tell(at_once)
+        if heard:
+            self._tell(heard)
 
     def _begin_writing(self, *, wait: bool) -> bool:
         """Take the writing lock; while another thread has it, keep time in its place."""
-        while not self._writing.acquire(blocking=False):
+        while not self._writing.acquire(False):
             if not wait:
                 return False
             deadline = self._core.next_deadline()
@@ -185,23 +198,30 @@ class ThreadsShell(WatershedConnection):
 
     def _write(self, data: bytes) -> None:
         rest: bytes | memoryview = data
-        while rest:
-            sent = self._socket.send(rest)
-            if sent is None:
-                with self._state:
-                    self._core.receive_eof()
-                break
-            if sent == len(rest):
-                break
-            rest = memoryview(rest)[sent:]
-            if sent == 0:
-                self._unsent = len(rest)
-                if not self._wait_to_write():
+        try:
+            while rest:
+                sent = self._socket.send(rest)
+                if sent is None:
+                    with self._state:
+                        self._core.receive_eof()
                     break
-        if self._unsent:
-            self._unsent = 0
+                if sent == len(rest):
+                    break
+                rest = memoryview(rest)[sent:]
+                if sent == 0:
+                    self._unsent = len(rest)
+                    if not self._wait_to_write():
+                        break
+        except BaseException:
+            # A time-out of gevent's, or what a signal's handler raises: whoever writes next ends what was begun.
             with self._state:
-                self._core.writing_resumed()
+                self._core.put_back(bytes(rest))
+            raise
+        finally:
+            if self._unsent:
+                self._unsent = 0
+                with self._state:
+                    self._core.writing_resumed()
 
     def _wait_to_write(self) -> bool:
         """Wait until the kernel takes more, and read meanwhile; False when the peer has been given up."""
@@ -210,12 +230,17 @@ class ThreadsShell(WatershedConnection):
             self._core.read_paused = self._queue.full
             read = not self._queue.full and not self._core.ended and self._begin_reading()
             deadline = self._core.next_deadline()
-        if self._socket.wait_to_write(deadline, read=read):
+        came = False
+        try:
+            came = self._socket.wait_to_write(deadline, read=read)
+        finally:
+            if read and not came:
+                with self._state:
+                    self._stop_reading()
+        if came:
             at_once = self._receive(0.0)
         else:
             with self._state:
-                if read:
-                    self._stop_reading()
                 at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
         self._heard += at_once
         return self._core.state is not State.CLOSED

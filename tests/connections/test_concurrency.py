@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.connections.ways import EACH, FEW, IN_BACKGROUND, IN_THREADS, ON_LOOP, SERVER, Link, Opener, Way, in_thread
+from tests.connections.ways import (
+    EACH,
+    FEW,
+    IN_BACKGROUND,
+    IN_THREADS,
+    ON_LOOP,
+    SERVER,
+    Link,
+    Opener,
+    Way,
+    in_thread,
+    until,
+)
 from tests.connections.wire import TEXT
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError
@@ -72,6 +86,44 @@ def test_another_thread_wakes_who_waits_for_the_peer(link: Link, way: Way, metho
     assert error is None or isinstance(error, ConnectionClosed)
     calling.result(LIMIT)
     assert live.ended()[0] == (1000 if method == "end" else 1006)
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Once a condition holds, raise KeyboardInterrupt in the main thread, which is this one."""
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+
+    def wait_and_raise(condition: Callable[[], object]) -> None:
+        until(condition)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    yield lambda condition: in_thread(partial(wait_and_raise, condition)) and None
+    signal.signal(signal.SIGUSR1, before)
+
+
+@in_threads
+def test_what_interrupts_a_send_tears_no_message(link: Link, interrupt: Callable[[Callable[[], object]], None]) -> None:
+    """As gevent.Timeout does, and what the handler of a signal raises."""
+    live, peer = link(small=True)
+    interrupt(lambda: live.conn._core.write_paused)
+    with pytest.raises(KeyboardInterrupt):
+        live.conn.send("x" * 4_000_000)
+    sending = live.begin("send", "next")
+    assert peer.read().payload == b"x" * 4_000_000
+    assert peer.read().payload == b"next"
+    sending.result(LIMIT)
+    peer.send(TEXT, "heard")
+    assert live.receive() == "heard", "the one who was interrupted is not the reader any more"
+
+
+@in_threads
+def test_what_interrupts_a_receive_loses_nothing(link: Link, interrupt: Callable[[Callable[[], object]], None]) -> None:
+    live, peer = link()
+    interrupt(lambda: live.conn._reading)
+    with pytest.raises(KeyboardInterrupt):
+        live.conn.receive()
+    peer.send(TEXT, "heard")
+    assert live.receive() == "heard"
 
 
 @in_threads

@@ -119,6 +119,7 @@ cdef class Protocol:
     cdef long long _taken_by_kernel(self, Py_ssize_t unsent) except? -1
     @cython.locals(outgoing=list)
     cpdef bytes data_to_send(self)
+    cpdef object put_back(self, bytes rest)
     @cython.locals(frame=bytes)
     cdef _write(self, int opcode, object payload, int first_bits=*)
     cdef bytes _next_key(self)

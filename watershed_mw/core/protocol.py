@@ -505,6 +505,12 @@ class Protocol:
         self.unsent_size = 0
         return data
 
+    def put_back(self, rest: bytes) -> None:
+        """Take the end of what :meth:`data_to_send` gave, as it was not written: it goes first."""
+        if self.state is not _CLOSED:
+            self._outgoing.insert(0, rest)
+            self.unsent_size += len(rest)
+
     def writing_resumed(self) -> None:
         """Tell that the peer reads again: the PONG that waited is queued."""
         self.write_paused = False
