@@ -24,7 +24,6 @@ __all__ = ["ThreadConnection"]
 
 # Looked up once: a member of an Enum costs as much as a clock's time, and more than a lock that is free.
 _OPEN = State.OPEN
-_MESSAGES = (str, bytes)
 _CLOSED = State.CLOSED
 
 
@@ -63,13 +62,10 @@ class ThreadConnection(ThreadsShell):
                 data = self._await_bytes(core.next_deadline())
                 with self._state:
                     events = self._take_bytes(data)
-                    if (
-                        len(events) == 1
-                        and type(events[0]) in _MESSAGES
-                        and self._trace is None
-                        and not core.unsent_size
-                    ):
-                        return events[0]
+                    if len(events) == 1 and self._trace is None and not core.unsent_size:
+                        event = events[0]
+                        if isinstance(event, (str, bytes)):
+                            return event  # past the queue, as nobody else has read meanwhile
                     at_once = self._take(events)
                 self._tell(at_once)
                 continue

@@ -33,6 +33,7 @@ each = pytest.mark.parametrize("way", EACH, ids=str)
 in_threads = pytest.mark.parametrize("way", IN_THREADS, ids=str)
 on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
 WRITERS, COUNT = 8, 200
+Interrupt = Callable[[Callable[[], object]], object]
 
 
 @pytest.mark.need(7)
@@ -89,7 +90,7 @@ def test_another_thread_wakes_who_waits_for_the_peer(link: Link, way: Way, metho
 
 
 @pytest.fixture
-def interrupt() -> Iterator[Callable[[Callable[[], object]], None]]:
+def interrupt() -> Iterator[Interrupt]:
     """Once a condition holds, raise KeyboardInterrupt in the main thread, which is this one."""
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
 
@@ -97,12 +98,12 @@ def interrupt() -> Iterator[Callable[[Callable[[], object]], None]]:
         until(condition)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
-    yield lambda condition: in_thread(partial(wait_and_raise, condition)) and None
+    yield lambda condition: in_thread(partial(wait_and_raise, condition))
     signal.signal(signal.SIGUSR1, before)
 
 
 @in_threads
-def test_what_interrupts_a_send_tears_no_message(link: Link, interrupt: Callable[[Callable[[], object]], None]) -> None:
+def test_what_interrupts_a_send_tears_no_message(link: Link, interrupt: Interrupt) -> None:
     """As gevent.Timeout does, and what the handler of a signal raises."""
     live, peer = link(small=True)
     interrupt(lambda: live.conn._core.write_paused)
@@ -117,7 +118,7 @@ def test_what_interrupts_a_send_tears_no_message(link: Link, interrupt: Callable
 
 
 @in_threads
-def test_what_interrupts_a_receive_loses_nothing(link: Link, interrupt: Callable[[Callable[[], object]], None]) -> None:
+def test_what_interrupts_a_receive_loses_nothing(link: Link, interrupt: Interrupt) -> None:
     live, peer = link()
     interrupt(lambda: live.conn._reading)
     with pytest.raises(KeyboardInterrupt):
