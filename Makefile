@@ -16,7 +16,8 @@ PY := $(VENV)/bin/python
 # A PYTHON that was asked for is the only candidate; otherwise the first that is new enough is taken.
 CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.14 python3.13 python3.12 python3.11)
 INSTALL := WATERSHED_MW_PURE=1 $(PY) -m pip install --quiet --no-build-isolation
-SOURCES := $(wildcard watershed_mw/core/*.py watershed_mw/_compiled/*.pxd)
+TYPES := $(wildcard watershed_mw/*.pxd watershed_mw/core/*.pxd)
+SOURCES := $(TYPES) $(TYPES:.pxd=.py)
 # The second run of the suite needs only what the choice of build can change: not how servers are started and stopped.
 PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py --ignore=tests/test_docs.py \
     --ignore=tests/doors/test_servers.py --ignore=tests/doors/test_wsgi_servers.py \
@@ -29,7 +30,7 @@ NOT_RUN := 77
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-all check format build autobahn autobahn-ci bench coverage clean
+.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-micro coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,8 +111,14 @@ autobahn-ci: $(VENV)/.dev $(VENV)/.built ## the subset of the Autobahn cases tha
 	@# What a WSGI server adds to the connections above is the socket that it gives, whichever build runs.
 	@$(CONFORMANCE) --subset --door wsgi --build compiled $(ARGS) || test $$? -eq $(NOT_RUN)
 
-bench: $(VENV)/.dev $(VENV)/.built ## the WSGI door beside flask-sock: CPU and memory, as ratios in one run
+bench: $(VENV)/.dev $(VENV)/.built ## every door beside its peers and the limit: ratios in one run, tables and plots in docs/
+	@$(PY) -m tests.benchmarks --out docs $(ARGS)
+
+bench-wsgi: $(VENV)/.dev $(VENV)/.built ## the WSGI door beside flask-sock: CPU and memory, as ratios in one run
 	@$(PY) -m tests.benchmarks.wsgi $(ARGS)
+
+bench-micro: $(VENV)/.dev $(VENV)/.built ## codec, masking, handshake and deflate alone, on both builds
+	@$(PY) -m pytest -q --benchmark-storage=build/benchmarks/micro tests/benchmarks/micro/bench_core.py $(ARGS)
 
 coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpreted build
 	@mkdir -p build/coverage
@@ -123,7 +130,7 @@ clean: ## remove all that was built or installed here
 	rm -rf tests/interop/node_modules
 	rm -rf .autobahn
 	find watershed_mw tests examples -name __pycache__ -prune -exec rm -rf {} +
-	rm -f watershed_mw/_compiled/*.so watershed_mw/_compiled/*.pyd
+	find watershed_mw '(' -name '*.so' -o -name '*.pyd' ')' -delete
 
 $(VENV)/.base:
 	@for python in $(CANDIDATES); do \
@@ -147,7 +154,7 @@ $(VENV)/.demo: pyproject.toml setup.py | $(VENV)/.base
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.base
 	@touch $@.begun
-	$(INSTALL) --editable '.[test,check]'
+	$(INSTALL) --editable '.[test,check,bench]'
 	@mv $@.begun $@
 
 $(VENV)/.built: setup.py $(SOURCES) | $(VENV)/.base
@@ -155,4 +162,4 @@ $(VENV)/.built: setup.py $(SOURCES) | $(VENV)/.base
 	@$(PY) setup.py --quiet build_ext --inplace
 # Where the build fell back there is no stamp: it is tried again next time, and says so again.
 	@suffix=$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))'); \
-	if compgen -G "watershed_mw/_compiled/*$$suffix" >/dev/null; then mv $@.begun $@; else rm $@.begun; fi
+	if compgen -G "watershed_mw/core/*$$suffix" >/dev/null; then mv $@.begun $@; else rm $@.begun; fi

@@ -1,0 +1,45 @@
+"""What the servers that are programs of their own have in common: their command line, and the event loop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ssl
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+# As uvicorn's: the longest message in bytes.
+MAX_SIZE = 16 * 2**20
+# Connections that wait to be accepted: as many as a load generator opens in one go.
+BACKLOG = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens, and how."""
+
+    port: int
+    deflate: bool
+    tls: ssl.SSLContext | None
+
+
+def serve(server: Callable[[Place], Coroutine[None, None, None]]) -> None:
+    """Run a server as the command line says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
+    parser.add_argument("--deflate", action="store_true")
+    parser.add_argument("--certificate", help="PEM file: certificates")
+    parser.add_argument("--key", help="PEM file: the private key")
+    options = parser.parse_args()
+    tls = None
+    if options.certificate:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(options.certificate, options.key)
+    place = Place(options.port, options.deflate, tls)
+    if options.loop == "uvloop":
+        import uvloop
+
+        uvloop.run(server(place))
+    else:
+        asyncio.run(server(place))
