@@ -11,27 +11,31 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from weakref import WeakKeyDictionary
 
 __all__ = ["Alarm", "Entry", "alarm_of"]
 
 
-@dataclass(slots=True, order=True)
+# Seconds: loops count in milliseconds, and one that rings too early finds nothing to do and has to ring again.
+_GRAIN = 0.001
+
+
+@dataclass(slots=True, eq=False)
 class Entry:
     """A call to come; ``callback`` is None once it is cancelled."""
 
     when: float
-    number: int
-    callback: Callable[[], None] | None = field(compare=False)
+    callback: Callable[[], None] | None
 
 
 class Alarm:
     """The timer of one event loop; used on that loop's thread alone."""
 
     def __init__(self) -> None:
-        self._heap: list[Entry] = []
+        # In tuples, which C compares: the number decides between equal times.
+        self._heap: list[tuple[float, int, Entry]] = []
         self._numbers = itertools.count()
         self._waiting = 0
         self._handle: asyncio.TimerHandle | None = None
@@ -39,8 +43,8 @@ class Alarm:
 
     def set(self, when: float, callback: Callable[[], None]) -> Entry:
         """Call ``callback`` at ``when``, in seconds of ``time.monotonic()``; :meth:`cancel` takes the result."""
-        entry = Entry(when, next(self._numbers), callback)
-        heapq.heappush(self._heap, entry)
+        entry = Entry(when, callback)
+        heapq.heappush(self._heap, (when, next(self._numbers), entry))
         self._waiting += 1
         if when < self._handle_time:
             self._start(when)
@@ -58,13 +62,13 @@ class Alarm:
             self._stop()
         elif len(self._heap) > 64 and len(self._heap) > 2 * self._waiting:
             # Many short connections beside a long one leave their cancelled entries behind.
-            self._heap = [entry for entry in self._heap if entry.callback is not None]
+            self._heap = [item for item in self._heap if item[2].callback is not None]
             heapq.heapify(self._heap)
 
     def _start(self, when: float) -> None:
         self._stop()
         self._handle_time = when
-        self._handle = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), self._ring)
+        self._handle = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()) + _GRAIN, self._ring)
 
     def _stop(self) -> None:
         if self._handle is not None:
@@ -76,8 +80,8 @@ class Alarm:
         self._stop()
         now = time.monotonic()
         try:
-            while self._heap and (self._heap[0].callback is None or self._heap[0].when <= now):
-                entry = heapq.heappop(self._heap)
+            while self._heap and (self._heap[0][2].callback is None or self._heap[0][0] <= now):
+                entry = heapq.heappop(self._heap)[2]
                 callback = entry.callback
                 if callback is not None:
                     entry.callback = None
@@ -85,8 +89,8 @@ class Alarm:
                     callback()
         finally:
             # Whatever a callback raised, the others' time will come.
-            if self._heap and self._heap[0].when < self._handle_time:
-                self._start(self._heap[0].when)
+            if self._heap and self._heap[0][0] < self._handle_time:
+                self._start(self._heap[0][0])
 
 
 _alarms: WeakKeyDictionary[asyncio.AbstractEventLoop, Alarm] = WeakKeyDictionary()
