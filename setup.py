@@ -1,8 +1,8 @@
 """The optional extension modules; everything else about the project stands in pyproject.toml.
 
-The hot path of ``watershed_mw/core`` is compiled from the very files that run interpreted, under the
-name ``watershed_mw._compiled``. Compiling is a favour, never a condition: whatever goes wrong here costs
-speed and one line of output, and an install has either all of the extension modules or none.
+The hot path is compiled from the very files that run interpreted, with C types from the ``*.pxd`` beside them; an
+extension module lies beside its source and is found before it. Compiling is a favour, never a condition: whatever
+goes wrong here costs speed and one line of output, and an install has either all of the extension modules or none.
 
 Two environment variables are read, at build time only:
 
@@ -26,8 +26,20 @@ from setuptools.command.build_ext import build_ext
 
 # A front end runs this file several times for one install; only these commands get to hear what is not built.
 BUILDING = {"bdist_wheel", "build", "build_ext", "editable_wheel"}
-# Every name here has its source in core/; only those with types in _compiled/<name>.pxd are compiled.
-MODULES = ("frames", "deflate", "protocol", "queue")
+# The way of a byte, and back. Each is a file that runs interpreted as well, with its C types in a .pxd beside it.
+MODULES = (
+    "core.frames",
+    "core.deflate",
+    "core.conversation",
+    "core.protocol",
+    "core.queue",
+    "connection",
+    "aio",
+    "aio_handlers",
+    "aio_shell",
+    "aio_connection",
+    "asgi_messages",
+)
 ROOT = Path(__file__).resolve().parent
 DIRECTIVES = {
     "language_level": 3,
@@ -66,7 +78,7 @@ class OptionalBuildExt(build_ext):
             # A source that was edited while the compiler ran must look newer than its extension module.
             for path in self._in_place_paths():
                 os.utime(path, (started, started))
-        note(f"compiled {', '.join(name.rpartition('.')[2] for name in self._names())}")
+        note(f"compiled {', '.join(name.partition('.')[2] for name in self._names())}")
 
     def _names(self) -> list[str]:
         return [self.get_ext_fullname(extension.name) for extension in self.extensions]
@@ -112,11 +124,7 @@ def extensions() -> list[Extension]:
             reason = "WATERSHED_MW_PURE=1" if pure else platform.python_implementation()
             note(f"no extension modules, the interpreted code will run ({reason})")
         return []
-    return [
-        Extension(f"watershed_mw._compiled.{name}", [f"watershed_mw/core/{name}.py"])
-        for name in MODULES
-        if (ROOT / "watershed_mw" / "_compiled" / f"{name}.pxd").exists()
-    ]
+    return [Extension(f"watershed_mw.{name}", [f"watershed_mw/{name.replace('.', '/')}.py"]) for name in MODULES]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuildExt})

@@ -41,9 +41,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    for built in (ROOT / "watershed_mw" / "_compiled").glob(f"*{suffix}"):
+    for built in (ROOT / "watershed_mw").rglob(f"*{suffix}"):
         name = built.name.removesuffix(suffix)
-        for source in (ROOT / "watershed_mw/core" / f"{name}.py", built.with_name(f"{name}.pxd")):
+        for source in (built.with_name(f"{name}.py"), built.with_name(f"{name}.pxd")):
             if not source.exists() or source.stat().st_mtime > built.stat().st_mtime:
                 raise pytest.UsageError(f"{built.name} is older than {source.name}: run `make build` first")
 

@@ -1,30 +1,37 @@
-"""Chooses the build of the hot path: compiled where it was built, else the same files interpreted.
+"""Which build of the hot path runs: extension modules where they were built, else the same files interpreted.
 
-``WATERSHED_MW_PURE=1`` in the environment forces the interpreted one. Nothing else may decide this.
+An extension module lies beside its source and is found before it. ``WATERSHED_MW_PURE=1`` in the environment
+hides them all, when the package is first imported. Nothing else may decide this.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+import sys
+from collections.abc import Sequence
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
+from typing import Any, Literal
+
+__all__ = ["SourcesOnly", "implementation"]
+
+
+class SourcesOnly:
+    """What ``sys.meta_path`` takes: finds the modules of one package, and of those inside, by their ``*.py`` alone."""
+
+    def __init__(self, package: str) -> None:
+        self._prefix = f"{package}."
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """The module's spec; None for a module of another package, and for one that has no source."""
+        places = path if path is not None and name.startswith(self._prefix) else ()
+        finders = (FileFinder(place, (SourceFileLoader, SOURCE_SUFFIXES)) for place in places)
+        return next((spec for finder in finders if (spec := finder.find_spec(name)) is not None), None)
+
+
+if os.environ.get("WATERSHED_MW_PURE") == "1":
+    sys.meta_path.insert(0, SourcesOnly(__name__.rpartition(".")[0]))
+
+from .core import protocol  # noqa: E402  (found as was just decided)
 
 implementation: Literal["compiled", "interpreted"]
-
-if TYPE_CHECKING or os.environ.get("WATERSHED_MW_PURE") == "1":
-    from .core.protocol import Protocol
-    from .core.queue import ReceiveQueue
-
-    implementation = "interpreted"
-else:
-    try:
-        from ._compiled.protocol import Protocol
-        from ._compiled.queue import ReceiveQueue
-
-        implementation = "compiled"
-    except ImportError:
-        from .core.protocol import Protocol
-        from .core.queue import ReceiveQueue
-
-        implementation = "interpreted"
-
-__all__ = ["Protocol", "ReceiveQueue", "implementation"]
+implementation = "interpreted" if str(protocol.__file__).endswith(".py") else "compiled"

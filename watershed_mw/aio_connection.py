@@ -7,16 +7,20 @@ there and then, and carried over to the event loop.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
+from threading import get_ident
 
 from .aio import NEXT_TURN, READY, Pending
 from .aio_shell import SENDS_PER_TURN, AsyncioShell
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
+from .core.states import State
 from .errors import ConnectionClosed, LocalProtocolError
 
 __all__ = ["AsyncioConnection"]
+
+# Looked up once: a member of an Enum costs more than a call.
+_OPEN = State.OPEN
 
 
 class AsyncioConnection(AsyncioShell):
@@ -29,14 +33,11 @@ class AsyncioConnection(AsyncioShell):
         self._check_pull()
         while not self._queue:
             news = self._expect_news()
-            try:
-                if timeout is None:
+            if timeout is None:
+                await news
+            else:
+                async with asyncio.timeout(timeout):
                     await news
-                else:
-                    async with asyncio.timeout(timeout):
-                        await news
-            finally:
-                self._receiver = None
         return self._next_message()
 
     async def __anext__(self) -> str | bytes:
@@ -47,19 +48,19 @@ class AsyncioConnection(AsyncioShell):
                 news = self._expect_news()
             except ConnectionClosed:
                 raise StopAsyncIteration from None
-            try:
-                await news
-            finally:
-                self._receiver = None
+            await news
         return self._next_message()
 
     def _expect_news(self) -> asyncio.Future[None]:
         """A future that is done when a message has come, or the end."""
-        # To ask for more is to have replied to what came before.
-        self._hand_over()
-        if self._core.ended:
-            raise self._closed_error()
-        if self._receiver is not None:
+        if self._core.state is not _OPEN:
+            # To ask for more is to have replied to what came before.
+            self._hand_over()
+            if self._core.ended:
+                raise self._closed_error()
+        if self._flush_set:
+            self._flush()  # it has said what it had to say
+        if self._receiver is not None and not self._receiver.done():
             raise LocalProtocolError("expected one task to receive at a time, got a second one")
         self._receiver = self._loop.create_future()
         return self._receiver
@@ -71,10 +72,8 @@ class AsyncioConnection(AsyncioShell):
 
     def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
         """As the base class says; frames of one turn of the loop leave together at its end."""
-        if threading.get_ident() != self._thread:
-            copy = checked_message(data)
-            self._from_thread(lambda: self.send(copy), sending=True)
-            return READY
+        if get_ident() != self._thread:
+            return self._send_from_thread(checked_message(data))
         self._queue_message(data)
         self._sends += 1
         self._wrote()
@@ -82,9 +81,13 @@ class AsyncioConnection(AsyncioShell):
             return Pending(self._drained)
         return READY if self._sends < SENDS_PER_TURN else NEXT_TURN
 
+    def _send_from_thread(self, data: str | bytes) -> Awaitable[None]:
+        self._from_thread(lambda: self.send(data), sending=True)
+        return READY
+
     def ping(self, data: bytes | str = b"") -> Awaitable[None]:
         """As the base class says."""
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             payload = checked_ping(data)
             self._from_thread(lambda: self.ping(payload), sending=True)
             return READY
@@ -94,7 +97,7 @@ class AsyncioConnection(AsyncioShell):
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says."""
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             encode_close(code, reason)  # raises here what nobody would see over there
             self._from_thread(lambda: self.end(reason, code=code))
             return READY
@@ -104,7 +107,7 @@ class AsyncioConnection(AsyncioShell):
 
     def destroy(self) -> None:
         """As the base class says."""
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             self._from_thread(self.destroy)
             return
         self._drop()

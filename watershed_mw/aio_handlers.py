@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections import deque
 from collections.abc import Awaitable
+from time import monotonic
 from typing import Any
 
-from ._implementation import Protocol
 from .aio import NEXT_TURN, READY, AsyncConnection
 from .alarm import alarm_of
 from .connection import Details, logger
 from .core.events import Event
+from .core.protocol import Protocol
+from .core.states import State
 from .errors import ConnectionClosed
 
 __all__ = ["OrderedHandlers"]
+
+# Looked up once: a member of an Enum costs more than a call.
+_OPEN = State.OPEN
 
 
 class OrderedHandlers(AsyncConnection):
@@ -61,24 +65,27 @@ class OrderedHandlers(AsyncConnection):
         """Hand over what can be handed over, and tell of the end when it is due."""
         if self._advancing:
             return  # A handler has called end(), say: the loop below goes on when it returns.
+        core = self._core
         self._advancing = True
         try:
             if self._push:
                 # While the peer does not read, replies would only pile up: it has to wait for its own.
                 while self._queue and self._busy is None and not (self._writing_paused and not self._lost):
                     self._await_results(self._emit_event(self._queue.take()))
-                if not self._queue and self._busy is None:
-                    self._core.messages_handed_over(time.monotonic())
-            elif self._receiver is not None:
-                if not self._queue:
-                    self._core.messages_handed_over(time.monotonic())
-                if (self._queue or self._core.ended) and not self._receiver.done():
+                if core.state is not _OPEN and not self._queue and self._busy is None:
+                    core.messages_handed_over(monotonic())
+            elif self._receiver is not None and not self._receiver.done():
+                if core.state is not _OPEN and not self._queue:
+                    core.messages_handed_over(monotonic())
+                if self._queue or core.ended:
                     self._receiver.set_result(None)
             self._advance_to_end()
         finally:
             self._advancing = False
 
     def _advance_to_end(self) -> None:
+        if self._core.state is _OPEN:
+            return
         if self._core.ended and not self._end_emitted and not (self._push and (self._queue or self._busy is not None)):
             self._await_results(self._emit_end())
 
@@ -88,11 +95,12 @@ class OrderedHandlers(AsyncConnection):
 
     def _await_results(self, results: list[Any]) -> None:
         """Handlers may be coroutine functions: the next event waits for them, so that order stays."""
-        waiting = [
-            result
-            for result in results
-            if result is not None and result is not READY and result is not NEXT_TURN and inspect.isawaitable(result)
-        ]
+        waiting = []
+        for result in results:
+            if result is None or result is READY or result is NEXT_TURN:
+                continue
+            if inspect.isawaitable(result):
+                waiting.append(result)
         if self._waiting is not None:
             self._waiting.extend(waiting)
         elif waiting:
@@ -132,7 +140,7 @@ class OrderedHandlers(AsyncConnection):
             busy.cancel()
 
         alarm = alarm_of(self._loop)
-        entry = alarm.set(time.monotonic() + patience, give_up)
+        entry = alarm.set(monotonic() + patience, give_up)
         busy.add_done_callback(lambda task: alarm.cancel(entry))
 
     def _handler_failed(self, error: BaseException) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from typing import Any
+from time import monotonic
+from typing import Any, cast
 
-from ._implementation import Protocol, ReceiveQueue
 from .aio_handlers import OrderedHandlers
 from .alarm import Entry, alarm_of
 from .connection import Details
+from .core.protocol import Protocol
+from .core.queue import ReceiveQueue
 from .core.states import State
 from .errors import LocalProtocolError
 
@@ -25,13 +26,22 @@ __all__ = ["SENDS_PER_TURN", "AsyncioShell"]
 _TLS_LINGER = 1.0
 # Past this many bytes a write is not held back until the end of the turn.
 _WRITE_NOW = 64 * 2**10
+# What is smaller than this, on average, is put together before it is written.
+_WORTH_A_PIECE = 16 * 2**10
 # After this many messages in one turn of the loop, or four such writes, the application's `await send()` lets others
 # have theirs: one that only sends would never hear that its peer has gone.
 SENDS_PER_TURN = 256
 
+# Looked up once: a member of an Enum costs more than a call.
+_OPEN = State.OPEN
+_CLOSED = State.CLOSED
 
-class AsyncioShell(OrderedHandlers, asyncio.Protocol):
-    """What drives an :class:`~watershed_mw.AsyncConnection`, on its loop's thread."""
+
+class AsyncioShell(OrderedHandlers):
+    """What drives an :class:`~watershed_mw.AsyncConnection`, on its loop's thread.
+
+    To a transport it is an ``asyncio.Protocol``, though not by inheritance: an extension type has one base.
+    """
 
     __slots__ = (
         "_armed_state",
@@ -83,10 +93,10 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
                 would close the transport when it is collected.
             eof: whether the stream's end was read, too: the transport will not tell of it again.
         """
-        previous = self._transport.get_protocol()
+        previous = cast(Any, self._transport.get_protocol())
         self._previous = None if previous is self else previous
         self._keep = keep
-        self._transport.set_protocol(self)
+        self._transport.set_protocol(cast(asyncio.Protocol, self))
         if head:
             self._transport.pause_reading()  # what came first is read first
         # Handlers that are registered in this turn of the loop must see what came with the handshake.
@@ -109,9 +119,10 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
         """Bytes came from the peer."""
         if self._trace is not None:
             self._trace("read-buffer", self, data)
+        core = self._core
         self._reading = True
         try:
-            self._tell(self._take(self._core.receive_data(data, time.monotonic())))
+            self._tell(self._take(core.receive_data(data, monotonic())))
             self._advance()
         finally:
             self._reading = False
@@ -153,13 +164,13 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
         self._writing_paused = False
         self._core.writing_resumed()
         self._wake(self._drainers)
-        self._await_results(self._emit("drain"))
+        self._await_results(self._emit("drain", ()))
         self._advance_and_settle()
 
     # --- one turn ----------------------------------------------------------------------------------------
 
     def _hand_over(self) -> None:
-        self._core.messages_handed_over(time.monotonic())
+        self._core.messages_handed_over(monotonic())
         if self._core.state is not self._armed_state:
             self._settle()
 
@@ -176,7 +187,7 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
             self._arm()
             if core.ended:
                 self._wake(self._drainers)  # whether the peer reads on or not, nothing more can be sent
-            if core.state is State.CLOSED:
+            if core.state is _CLOSED:
                 done = self._transport.get_write_buffer_size() == 0 and self._transport.can_write_eof()
                 if self._destroyed or self._half_closed or done:
                     self._transport.abort()
@@ -184,7 +195,7 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
                     # Nothing more will be read, but what was sent before may still arrive, and over TLS the peer is
                     # due a close_notify (RFC 8446 section 6.1): within bounds.
                     self._transport.close()
-                    patience = time.monotonic() + self._details.limits.close_timeout
+                    patience = monotonic() + self._details.limits.close_timeout
                     self._entry = alarm_of(self._loop).set(patience, self._transport.abort)
             elif core.half_close and not self._half_closed:
                 self._half_closed = True
@@ -215,9 +226,9 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
         self._armed_state = self._core.state
         deadline = self._core.next_deadline()
         interval = self._details.limits.ping_interval
-        if deadline is not None and interval is not None and self._core.state is State.OPEN:
+        if deadline is not None and interval is not None and self._core.state is _OPEN:
             # The answer to a PING brings the next PING forward, of which nothing tells this timer: it asks in time.
-            deadline = min(deadline, time.monotonic() + interval)
+            deadline = min(deadline, monotonic() + interval)
         if self._entry is not None:
             if deadline is not None and self._entry.callback is not None and self._entry.when <= deadline:
                 return  # It rings early and asks again, which is cheaper than moving it.
@@ -228,7 +239,7 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
 
     def _ring(self) -> None:
         self._entry = None
-        events = self._core.handle_timeout(time.monotonic(), self._transport.get_write_buffer_size())
+        events = self._core.handle_timeout(monotonic(), self._transport.get_write_buffer_size())
         self._tell(self._take(events))
         self._advance_and_settle()
         if not self._lost and self._entry is None:
@@ -237,12 +248,16 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
     # --- writing and reading -----------------------------------------------------------------------------
 
     def _wrote(self) -> None:
-        if not self._flush_set and not self._reading:  # data_received ends its turn when it is done
-            self._flush_set = True
-            self._loop.call_soon(self._end_turn)
         if self._core.unsent_size >= _WRITE_NOW:
             self._sends += SENDS_PER_TURN // 4
             self._flush()
+        elif self._reading or self._flush_set:
+            return  # data_received ends its turn when it is done
+        elif self._sends == 1 and not self._queue:
+            self._flush()  # A lone reply: to wait for company would cost as much as it takes.
+        else:
+            self._flush_set = True
+            self._loop.call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
         self._flush_set = False
@@ -252,12 +267,21 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
     def _flush(self) -> None:
         if self._trace is not None:
             self._trace_sent_close()
-        data = self._core.data_to_send()
-        if not data or self._lost or self._half_closed:
+        core = self._core
+        size = core.unsent_size
+        if size == 0:
+            return
+        pieces = core.pieces_to_send()
+        if self._lost or self._half_closed:
             return
         # One message may be larger than the limit: it is piling more on top that ends the connection.
         paused = self._writing_paused
-        self._transport.write(data)
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        elif size // len(pieces) < _WORTH_A_PIECE:
+            self._transport.write(b"".join(pieces))
+        else:
+            self._transport.writelines(pieces)
         if paused:
             unsent = self._transport.get_write_buffer_size()
             if unsent > self._details.limits.max_unsent_bytes:
@@ -270,9 +294,10 @@ class AsyncioShell(OrderedHandlers, asyncio.Protocol):
 
     def _update_reading(self) -> None:
         # Once the end has begun, only the peer's Close or the end of the stream is awaited.
-        pause = self._queue.full and self._core.state is State.OPEN
-        if pause is not self._core.read_paused and not self._lost:
-            self._core.read_paused = pause
+        core = self._core
+        pause = self._queue.full and core.state is _OPEN
+        if pause is not core.read_paused and not self._lost:
+            core.read_paused = pause
             if pause:
                 self._transport.pause_reading()
             else:

@@ -16,10 +16,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from ._implementation import Protocol, ReceiveQueue
 from .aio import AsyncHandler
 from .aio_connection import AsyncioConnection
 from .connection import MESSAGES, Details, WatershedConnection, logger, stand_in
+from .core.protocol import Protocol
+from .core.queue import ReceiveQueue
 from .errors import ConnectionClosed
 from .loop_thread import Workers, background_loop, on_background_loop
 from .sockets import close_socket
@@ -149,12 +150,12 @@ class _TellingThreads(AsyncioConnection):
         self._handlers = connection._handlers
         self._push = True
 
-    def _emit(self, event: str, *args: Any) -> list[Any]:
+    def _emit(self, event: str, args: tuple[Any, ...]) -> list[Any]:
         if event == "end":
             self._outer._note_end()
         if not self._handlers.get(event):
             return []
-        return [_in_turn(self._workers, partial(self._outer._emit, event, *args))]
+        return [_in_turn(self._workers, partial(self._outer._emit, event, args))]
 
 
 class BackgroundHandler(Background):

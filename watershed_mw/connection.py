@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from ._implementation import Protocol, ReceiveQueue
 from .core.codes import MAX_CONTROL_PAYLOAD, encode_text
+from .core.conversation import Conversation
 from .core.events import CloseReceived, Event, Failed, Ping, Pong
 from .core.handshake import Agreement
 from .core.limits import Limits
-from .core.messages import MessageProtocol
+from .core.queue import ReceiveQueue
 from .core.states import Role, State
 from .errors import ConnectionClosed, LocalProtocolError
 
@@ -155,9 +155,9 @@ class WatershedConnection:
         "request",
     )
 
-    _core: Protocol | MessageProtocol  # which of the two it is, the flavours know
+    _core: Conversation  # which kind it is, the flavours know
 
-    def __init__(self, details: Details, protocol: Protocol | MessageProtocol) -> None:
+    def __init__(self, details: Details, protocol: Conversation) -> None:
         self.id = next(_ids)
         self.request = details.request
         self.remote = details.remote
@@ -168,7 +168,7 @@ class WatershedConnection:
         self._opened = self._now()
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(details.limits)
-        self._handlers: dict[str, list[Handler]] = {}
+        self._handlers: dict[str, tuple[Handler, ...]] = {}
         self._push = False
         self._error: BaseException | None = None
         self._handler_error: BaseException | None = None
@@ -201,7 +201,7 @@ class WatershedConnection:
             raise ValueError(f"expected one of the events {', '.join(sorted(EVENTS))}, got {event!r}")
         if handler is None:
             return lambda function: self.on(event, function)
-        self._handlers.setdefault(event, []).append(handler)
+        self._handlers[event] = (*self._handlers.get(event, ()), handler)
         if event in MESSAGES:
             self._push = True
             self._handlers_changed()
@@ -220,20 +220,21 @@ class WatershedConnection:
 
     def off(self, event: str, handler: Handler) -> None:
         """Stop calling ``handler`` at ``event``; nothing happens when it was never called there."""
-        handlers = self._handlers.get(event, [])
-        self._handlers[event] = [
-            known for known in handlers if known != handler and getattr(known, "__wrapped__", None) != handler
-        ]
+        self._handlers[event] = tuple(
+            known
+            for known in self._handlers.get(event, ())
+            if known != handler and getattr(known, "__wrapped__", None) != handler
+        )
 
     def _handlers_changed(self) -> None:
         """A handler for messages has come; a flavour may have messages waiting for it."""
 
-    def _emit(self, event: str, *args: Any) -> list[Any]:
+    def _emit(self, event: str, args: tuple[Any, ...]) -> list[Any]:
         """Call the handlers of ``event`` in order, and return what they returned."""
         results = []
-        for handler in tuple(self._handlers.get(event, ())):
+        for handler in self._handlers.get(event, ()):
             try:
-                results.append(handler(*args))
+                results.append(handler(args[0]) if len(args) == 1 else handler(*args))
             except ConnectionClosed:
                 pass  # A reply came too late, as the end itself tells.
             except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
@@ -300,11 +301,11 @@ class WatershedConnection:
     def _emit_event(self, event: Event) -> list[Any]:
         """Tell the handlers of one event taken from the queue."""
         if isinstance(event, str):
-            return self._emit("text", event)
+            return self._emit("text", (event,))
         if isinstance(event, bytes):
-            return self._emit("binary", event)
+            return self._emit("binary", (event,))
         assert isinstance(event, (Ping, Pong))
-        return self._emit("ping" if isinstance(event, Ping) else "pong", event.payload)
+        return self._emit("ping" if isinstance(event, Ping) else "pong", (event.payload,))
 
     def _take_message(self) -> str | bytes:
         """Take the next message; control frames on the way are told."""
@@ -333,14 +334,14 @@ class WatershedConnection:
         self._note_end()
         results = []
         if self._error is not None:
-            results += self._emit("error", self._error)
+            results += self._emit("error", (self._error,))
         elif self._core.reset and not self._destroyed:
-            results += self._emit("connection_reset")
+            results += self._emit("connection_reset", ())
         code, reason = self.close_code or 1006, self.close_reason or ""
         if self._trace is not None:
             self._trace_sent_close()
             self._trace("end", self, b"%d %s" % (code, reason.encode()))
-        return results + self._emit("end", code, reason)
+        return results + self._emit("end", (code, reason))
 
     def _note_end(self) -> None:
         if self._ended_at is not None:

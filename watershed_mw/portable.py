@@ -286,7 +286,7 @@ class PortableConnection(AsyncConnection):
         while True:
             if self._drained:
                 self._drained = False
-                await self._await_results(self._emit("drain"))
+                await self._await_results(self._emit("drain", ()))
             elif self._push and self._queue:
                 event = self._queue.take()
                 self._tell_all()

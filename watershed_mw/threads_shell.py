@@ -12,9 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ._implementation import Protocol
 from .connection import Details, WatershedConnection, logger
 from .core.events import Event
+from .core.protocol import Protocol
 from .core.states import State
 from .sockets import BlockingSocket
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from typing import cast
 
 from .sockets import close_socket, without_tls
 
@@ -84,13 +85,13 @@ class TLSSocketTransport(asyncio.Transport):
             except OSError as error:
                 self._lose(error)
                 return
-            assert isinstance(self._protocol, asyncio.Protocol)
+            protocol = cast(asyncio.Protocol, self._protocol)
             if not data:
                 self.pause_reading()
-                if not self._protocol.eof_received():
+                if not protocol.eof_received():
                     self.close()
                 return
-            self._protocol.data_received(data)
+            protocol.data_received(data)
         self._loop.call_soon(self._read)
 
     # --- writing -----------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias, cast
 
-from ._implementation import Protocol
 from .aio_connection import AsyncioConnection
 from .connection import Details, Trace
 from .core.handshake import Agreement
 from .core.limits import Limits
+from .core.protocol import Protocol
 from .core.states import Role
 from .errors import ConnectionClosed, UnsupportedServerError
 from .sockets import DetachedSocket, address, detach

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from .aio_connection import AsyncioConnection
 from .alarm import Entry, alarm_of
+from .asgi_messages import ASGIMessages
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
@@ -147,6 +148,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._logger = logging.getLogger("uvicorn.error")
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._messages: ASGIMessages | None = None
         self._connection: AsyncioConnection | None = None
         self._denial: Denial | None = None
         self._stage = _Stage.HEAD
@@ -271,8 +273,9 @@ class WatershedProtocol(asyncio.Protocol):
             )
 
     async def _run_app(self) -> None:
+        messages = self._messages = ASGIMessages(self)
         try:
-            result = await self.config.loaded_app(self._scope, self._receive, self._send)
+            result = await self.config.loaded_app(self._scope, messages.receive, messages.send)
         except asyncio.CancelledError:
             self._finish(1012)
             raise
@@ -323,7 +326,7 @@ class WatershedProtocol(asyncio.Protocol):
         """Transport and application are both gone: what they held is free at once, not at the next collection."""
         if self._lost and self._task is None:
             self._scope = {}
-            self.result = self._connection = None
+            self.result = self._connection = self._messages = None
 
     def _answer(self) -> Denial:
         if self._denial is None:
@@ -342,31 +345,22 @@ class WatershedProtocol(asyncio.Protocol):
 
     # --- ASGI ------------------------------------------------------------------------------------------------
 
-    async def _receive(self) -> dict[str, Any]:
+    async def receive_unopened(self) -> dict[str, Any] | None:
+        """The next message to an application that has not accepted; None once it has."""
         if not self.told_connect:
             self.told_connect = True
             return {"type": "websocket.connect"}
-        if self._connection is None:
-            # Before the accept nothing but the client's leaving can come.
-            if self._stage in (_Stage.DECIDING, _Stage.ANSWERING):
-                if self._decided is None:
-                    self._decided = self._loop.create_future()
-                await asyncio.shield(self._decided)
-            if self._connection is None:
-                return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
-        try:
-            message = await self._connection.receive()
-        except ConnectionClosed as closed:
-            return {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
-        if isinstance(message, str):
-            return {"type": "websocket.receive", "text": message}
-        return {"type": "websocket.receive", "bytes": message}
+        # Before the accept nothing but the client's leaving can come.
+        if self._connection is None and self._stage in (_Stage.DECIDING, _Stage.ANSWERING):
+            if self._decided is None:
+                self._decided = self._loop.create_future()
+            await asyncio.shield(self._decided)
+        return {"type": "websocket.disconnect", "code": 1006, "reason": ""} if self._connection is None else None
 
-    async def _send(self, message: MutableMapping[str, Any]) -> None:
+    async def send_unopened(self, message: MutableMapping[str, Any]) -> None:
+        """Take an application's answer to the upgrade, or a part of it."""
         kind = message["type"]
-        if self._connection is not None:
-            await self._send_open(kind, message)
-        elif self._stage is _Stage.DECIDING:
+        if self._stage is _Stage.DECIDING:
             self._decide(kind, message)
         elif self._stage is _Stage.ANSWERING:
             await self._answer().body(kind, message)
@@ -375,20 +369,6 @@ class WatershedProtocol(asyncio.Protocol):
                 self._decide_receive()
         else:
             raise ConnectionClosed(1006, f"{kind} came after the connection was refused or handed over")
-
-    async def _send_open(self, kind: str, message: MutableMapping[str, Any]) -> None:
-        assert self._connection is not None
-        if kind == "websocket.send":
-            data = message.get("bytes")
-            if data is None:
-                data = message.get("text")
-            if data is None:
-                raise RuntimeError("expected 'bytes' or 'text' in websocket.send, got neither")
-            await self._connection.send(data)
-        elif kind == "websocket.close":
-            self._connection.end(message.get("reason") or "", code=message.get("code", 1000))
-        else:
-            raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")
 
     def _decide(self, kind: str, message: MutableMapping[str, Any]) -> None:
         if kind == "websocket.accept":
@@ -418,7 +398,8 @@ class WatershedProtocol(asyncio.Protocol):
             self._connections.discard(self)  # nothing of it is uvicorn's to end any more
         else:
             self.way.write(response)
-            self.result = self._connection = self.way.connection(
+            assert self._messages is not None
+            self.result = self._connection = self._messages.connection = self.way.connection(
                 Role.SERVER,
                 agreement,
                 self.settings.limits,

@@ -11,11 +11,15 @@ import gc
 import importlib
 import os
 import random
+import sys
 import tracemalloc
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import watershed_mw
+from watershed_mw._implementation import SourcesOnly
 from watershed_mw.core import deflate, frames, protocol, queue
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
 from watershed_mw.core.extensions import DeflateParameters
@@ -56,17 +60,31 @@ class Build:
         return self.Protocol(role, now, limits, parameters)
 
 
+def interpreted_package() -> str:
+    """The name of a second ``watershed_mw``, whose hot path is interpreted and whose other modules are the first's."""
+    name = "watershed_mw_interpreted"
+    if name not in sys.modules:
+        for known, module in list(sys.modules.items()):
+            source = str(getattr(module, "__file__", ""))
+            if known.startswith("watershed_mw.") and source.endswith(".py") and not source.endswith("__init__.py"):
+                sys.modules[name + known.removeprefix("watershed_mw")] = module
+        sys.meta_path.insert(0, SourcesOnly(name))
+        for place in (watershed_mw, watershed_mw.core):
+            package = types.ModuleType(name + place.__name__.removeprefix("watershed_mw"))
+            package.__path__ = place.__path__
+            sys.modules[package.__name__] = package
+    return name
+
+
 def load_build(name: str) -> Build:
     """``"interpreted"`` or ``"compiled"``; fails, never skips, where the compiled one is missing."""
-    package = "watershed_mw.core" if name == "interpreted" else "watershed_mw._compiled"
-    try:
-        modules = [importlib.import_module(f"{package}.{part}") for part in ("protocol", "frames", "deflate", "queue")]
-    except ModuleNotFoundError as error:
-        raise AssertionError(
-            f"the compiled build is missing ({error}): run `make build`, or set WATERSHED_MW_PURE=1 to test without it"
-        ) from None
-    compiled = [module.__file__ is not None and not module.__file__.endswith(".py") for module in modules]
-    assert compiled == [name == "compiled"] * 4, f"{package} does not hold the {name} build"
+    package = "watershed_mw" if PURE or name == "compiled" else interpreted_package()
+    parts = ("protocol", "frames", "deflate", "queue")
+    modules = [importlib.import_module(f"{package}.core.{part}") for part in parts]
+    compiled = [not str(module.__file__).endswith(".py") for module in modules]
+    assert compiled == [name == "compiled"] * 4, (
+        f"{package} does not hold the {name} build: run `make build`, or set WATERSHED_MW_PURE=1 to test without it"
+    )
     protocols, framing, deflating, queueing = modules
     return Build(
         name,

@@ -490,6 +490,32 @@ def test_a_ping_of_more_than_125_bytes_is_our_own_fault_and_nothing_is_sent(buil
     assert subject.data_to_send() == b""
 
 
+@pytest.mark.parametrize("size", [65_535, 65_536, 200_000])
+def test_a_server_copies_no_large_payload_into_its_frame(build: Build, size: int) -> None:
+    payload = bytes(size)
+    subject = build.make(Role.SERVER)
+    subject.send_text("before")
+    subject.send_binary(payload)
+    unsent = subject.unsent_size
+    pieces = subject.pieces_to_send()
+    assert (sum(map(len, pieces)), subject.unsent_size, subject.data_to_send()) == (unsent, 0, b"")
+    assert wire.frames(b"".join(pieces)) == [wire.Frame(TEXT, b"before"), wire.Frame(BINARY, payload)]
+    assert any(piece is payload for piece in pieces) is (size >= 65_536)
+
+
+def test_what_could_not_be_written_goes_first(build: Build) -> None:
+    subject = build.make(Role.SERVER)
+    subject.send_text("one")
+    rest = subject.data_to_send()[2:]
+    subject.send_text("two")
+    subject.put_back(rest)
+    assert subject.unsent_size == len(rest) + 5
+    assert subject.data_to_send() == rest + frame(TEXT, b"two")
+    subject.abort()
+    subject.put_back(rest)
+    assert (subject.unsent_size, subject.data_to_send()) == (0, b"")
+
+
 def test_nothing_is_sent_after_the_end(build: Build) -> None:
     subject = build.make()
     subject.close(1001, "going", START)

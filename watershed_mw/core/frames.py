@@ -1,6 +1,6 @@
 """Frames on the wire (RFC 6455 section 5): masking, encoding, and a reader that never waits for a whole one.
 
-This file is compiled as well as interpreted; the C types stand in ``_compiled/frames.pxd``. The
+This file is compiled as well as interpreted; the C types stand in ``frames.pxd``. The
 reader trusts no byte: it tells of each piece of payload as it comes and, unless it is asked to put them
 together, keeps nothing but an incomplete header. What a frame means within its message is the protocol's
 business.
@@ -22,7 +22,7 @@ if cython.compiled:
     from cython.cimports.cpython.unicode import PyUnicode_AsUTF8AndSize
     from cython.cimports.libc.string import memcpy
 
-__all__ = ["FrameReader", "encode_frame", "mask"]
+__all__ = ["FrameReader", "encode_frame", "encode_header", "mask"]
 
 # Room for the payload of a frame that comes in pieces: at first so many bytes, and then so many times what has come. A
 # peer that only declares a length must not cost memory.
@@ -90,15 +90,7 @@ def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bit
     if isinstance(payload, str) and not payload.isascii():
         raise ValueError(f"expected ASCII alone where a frame's payload is text, got {payload!r}: encode it first")
     size = len(payload)
-    mask_bit = 0 if key is None else 0x80
-    if size < 126:
-        header = bytes((first_bits | opcode, mask_bit | size))
-    elif size < 65536:
-        header = bytes((first_bits | opcode, mask_bit | 126, size >> 8, size & 0xFF))
-    else:
-        header = bytes((first_bits | opcode, mask_bit | 127)) + size.to_bytes(8, "big")
-    if key is not None:
-        header += key
+    header = encode_header(opcode, size, key, first_bits)
     if cython.compiled:
         # One copy of the payload, from where the message has it: large ones are paid for by the page.
         if isinstance(payload, str):
@@ -116,6 +108,30 @@ def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bit
         return result  # type: ignore[no-any-return]
     data = payload.encode("ascii") if isinstance(payload, str) else payload
     return header + (data if key is None else mask(data, 0, size, key, 0))
+
+
+def encode_header(opcode: int, size: int, key: bytes | None, first_bits: int = 0x80) -> bytes:
+    """The header alone of a frame with ``size`` bytes of payload; the rest as for :func:`encode_frame`."""
+    mask_bit = 0 if key is None else 0x80
+    if cython.compiled:
+        # Not by way of a tuple, which takes longer than the whole of a small frame.
+        room = 2 if size < 126 else 4 if size < 65536 else 10
+        header = PyBytes_FromStringAndSize(cython.NULL, room if key is None else room + 4)
+        target = cython.cast("unsigned char *", PyBytes_AS_STRING(header))
+        target[0] = first_bits | opcode
+        target[1] = mask_bit | (size if room == 2 else 126 if room == 4 else 127)
+        for index in range(2, room):
+            target[index] = (size >> (8 * (room - 1 - index))) & 0xFF
+        if key is not None:
+            memcpy(target + room, PyBytes_AS_STRING(key), 4)
+        return header  # type: ignore[no-any-return]
+    if size < 126:
+        header = bytes((first_bits | opcode, mask_bit | size))
+    elif size < 65536:
+        header = bytes((first_bits | opcode, mask_bit | 126, size >> 8, size & 0xFF))
+    else:
+        header = bytes((first_bits | opcode, mask_bit | 127)) + size.to_bytes(8, "big")
+    return header if key is None else header + key
 
 
 class FrameReader:
@@ -230,7 +246,7 @@ class FrameReader:
 
     def _keep_rest(self) -> None:
         # At most 13 bytes of a header; an idle connection must not hold on to a whole read's worth.
-        self._data = self._data[self._position :]
+        self._data = self._data[self._position :] if self._position < len(self._data) else b""
         self._position = 0
 
     def _read_header(self, available: int) -> bool:

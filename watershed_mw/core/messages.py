@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TypeAlias
 
-from ..errors import ConnectionClosed, LocalProtocolError, ProtocolError, RemoteProtocolError
+from ..errors import LocalProtocolError, RemoteProtocolError
 from .codes import encode_close, encode_text, shorten
+from .conversation import Conversation
 from .events import Event, Failed
 from .flow import MessageRate
 from .limits import Limits, too_large
-from .states import TRANSITIONS, State, Trigger
+from .states import State, Trigger
 
 __all__ = ["MessageProtocol", "Outgoing"]
 
@@ -23,7 +24,7 @@ Outgoing: TypeAlias = "str | bytes | tuple[int, str]"
 """What the server is to send: a TEXT message, a BINARY message, or a Close with its code and reason."""
 
 
-class MessageProtocol:
+class MessageProtocol(Conversation):
     """The state machine of a connection that travels as messages.
 
     Args:
@@ -31,33 +32,14 @@ class MessageProtocol:
         now: current time in seconds, of a clock that never goes back.
 
     Attributes:
-        state: a :class:`~watershed_mw.core.states.State`.
-        latency: always None, as PINGs are the server's.
-        write_paused: always False: the server makes its callers wait.
-        unsent_size: bytes of messages that the server has not taken yet.
-        frames_received, frames_sent: always 0.
-        messages_received, messages_sent: counts.
-        bytes_received, bytes_sent: counts of payload bytes, as nothing else is known.
         items_queued, items_taken: how many messages and Closes there were for the server, and how many it has taken.
     """
 
     def __init__(self, limits: Limits, now: float) -> None:
-        self.state = State.OPEN
-        self.latency: float | None = None
-        self.write_paused = False
+        super().__init__()
         self._max_size = limits.max_message_size
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
         self._outgoing: deque[Outgoing] = deque()
-        self._failure: ProtocolError | None = None
-        self._close_received: tuple[int, str] | None = None
-        self._close_sent: tuple[int, str] | None = None
-        self.unsent_size = 0
-        self.frames_received = 0
-        self.frames_sent = 0
-        self.messages_received = 0
-        self.messages_sent = 0
-        self.bytes_received = 0
-        self.bytes_sent = 0
         self.items_queued = 0
         self.items_taken = 0
 
@@ -97,21 +79,15 @@ class MessageProtocol:
     # --- what the application wants --------------------------------------------------------------------
 
     def send_text(self, message: str) -> None:
-        """Queue a TEXT message.
-
-        Raises:
-            ConnectionClosed: the connection is ending or has ended.
-            LocalProtocolError: the text holds a lone surrogate, which UTF-8 cannot encode.
-        """
+        """Queue a TEXT message; raises as :class:`Conversation` says, like all of these."""
         self._send(message, len(encode_text(message)))
 
     def send_binary(self, message: bytes) -> None:
-        """Queue a BINARY message. Raises as :meth:`send_text`."""
+        """Queue a BINARY message."""
         self._send(message, len(message))
 
     def _send(self, message: str | bytes, size: int) -> None:
-        if not self.sending:
-            raise ConnectionClosed(*self._outcome())
+        self._check_sending()
         self.messages_sent += 1
         self.bytes_sent += size
         self.unsent_size += size
@@ -122,11 +98,7 @@ class MessageProtocol:
         raise LocalProtocolError("expected a connection whose frames are our own for a PING; here the server has them")
 
     def close(self, code: int, reason: str, now: float) -> None:
-        """Begin the closing handshake; nothing when the connection is ending already.
-
-        Raises:
-            LocalProtocolError: the code or the reason may not be sent.
-        """
+        """Begin the closing handshake; nothing when the connection is ending already."""
         encode_close(code, reason)
         if self.sending:
             self._queue_close(code, reason)
@@ -168,39 +140,11 @@ class MessageProtocol:
     # --- how it stands ---------------------------------------------------------------------------------
 
     @property
-    def ended(self) -> bool:
-        """Whether no message can come or go any more."""
-        return self.state is State.ENDING or self.state is State.CLOSED
-
-    @property
-    def sending(self) -> bool:
-        """Whether messages can still be sent."""
-        return self.state is State.OPEN
-
-    @property
-    def close_sent(self) -> tuple[int, str] | None:
-        """Code and reason of the Close that was queued, None before."""
-        return self._close_sent
-
-    @property
     def reset(self) -> bool:
         """Whether the peer has vanished, and not because of a violation."""
         return self.state is State.CLOSED and self._failure is None and self._outcome()[0] == 1006
-
-    @property
-    def close_code(self) -> int | None:
-        """Close code once the connection has ended, else None: the peer's, or what ended it, or 1006."""
-        return self._outcome()[0] if self.ended else None
-
-    @property
-    def close_reason(self) -> str | None:
-        """Close reason that goes with :attr:`close_code`."""
-        return self._outcome()[1] if self.ended else None
 
     def _outcome(self) -> tuple[int, str]:
         if self._failure is not None:
             return self._failure.close_code, str(self._failure)
         return self._close_received or self._close_sent or (1006, "")
-
-    def _move(self, trigger: Trigger) -> None:
-        self.state = TRANSITIONS[self.state][trigger]

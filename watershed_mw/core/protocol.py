@@ -12,15 +12,16 @@ import codecs
 import os
 from typing import Any
 
-from ..core.codes import decode_close, encode_close, encode_text, shorten
-from ..core.events import CloseReceived, Event, Failed, Ping, Pong
-from ..core.extensions import DeflateParameters
-from ..core.flow import MessageRate
-from ..core.limits import Limits, too_large
-from ..core.states import TRANSITIONS, Role, State, Trigger
-from ..errors import ConnectionClosed, LocalProtocolError, ProtocolError, RemoteProtocolError
+from ..errors import LocalProtocolError, RemoteProtocolError
+from .codes import decode_close, encode_close, encode_text, shorten
+from .conversation import Conversation
 from .deflate import Deflate
-from .frames import FrameReader, encode_frame
+from .events import CloseReceived, Event, Failed, Ping, Pong
+from .extensions import DeflateParameters
+from .flow import MessageRate
+from .frames import FrameReader, encode_frame, encode_header
+from .limits import Limits, too_large
+from .states import Role, State, Trigger
 
 try:
     import cython
@@ -45,6 +46,8 @@ _PONG = 0xA
 _KEYS_PER_CALL = 256
 # Unanswered PINGs whose send time is remembered; older ones merely give no latency.
 _MAX_PINGS = 16
+# Bytes from which on a payload is not copied into its frame.
+_LARGE = 64 * 2**10
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
 
@@ -60,7 +63,7 @@ _ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
 
-class Protocol:
+class Protocol(Conversation):
     """The state machine of RFC 6455 sections 5 to 7, with RFC 7692.
 
     Args:
@@ -70,22 +73,16 @@ class Protocol:
         deflate: what was agreed on for permessage-deflate, None for no compression.
 
     Attributes:
-        state: a :class:`~watershed_mw.core.states.State`.
-        latency: seconds that the last answered PING took, None before the first.
         read_paused: set by the shell while it does not read; the peer's silence then means nothing.
         write_paused: set by the shell while the peer does not read; PONGs then wait, and only the
             newest is kept (section 5.5.3 allows that), so that a flood of PINGs cannot fill memory.
-        unsent_size: bytes that :meth:`data_to_send` would return.
-        frames_received, frames_sent, messages_received, messages_sent: counts.
-        bytes_received, bytes_sent: counts of bytes on the wire, without the opening handshake.
     """
 
     def __init__(
         self, role: Role, now: float, limits: Limits | None = None, deflate: DeflateParameters | None = None
     ) -> None:
+        super().__init__()
         limits = Limits() if limits is None else limits
-        self.state = _OPEN
-        self._sending = True
         self._client = role is Role.CLIENT
         self._reader = FrameReader(not self._client, deflate is not None)
         self._deflate = None if deflate is None else Deflate(deflate)
@@ -111,9 +108,7 @@ class Protocol:
         self._outgoing: list[bytes] = []
         self._keys = b""
         self._pending_pong: bytes | None = None
-        self.unsent_size = 0
         self.read_paused = False
-        self.write_paused = False
         # Times.
         self._deadline: float | None = None
         self._last_received = now
@@ -123,17 +118,6 @@ class Protocol:
         self._ping_position = 0
         self._pings: dict[bytes, float] = {}
         self._keepalives = 0
-        self.latency: float | None = None
-        # How it ended.
-        self._close_received: tuple[int, str] | None = None
-        self._close_sent: tuple[int, str] | None = None
-        self._failure: ProtocolError | None = None
-        self.frames_received = 0
-        self.frames_sent = 0
-        self.messages_received = 0
-        self.messages_sent = 0
-        self.bytes_received = 0
-        self.bytes_sent = 0
 
     # --- what came from the peer -----------------------------------------------------------------
 
@@ -338,17 +322,12 @@ class Protocol:
     # --- what the application wants ----------------------------------------------------------------
 
     def send_text(self, message: str) -> None:
-        """Queue a TEXT message.
-
-        Raises:
-            ConnectionClosed: a Close has been sent, or the connection has ended.
-            LocalProtocolError: the text holds a lone surrogate, which UTF-8 cannot encode.
-        """
+        """Queue a TEXT message; raises as :class:`Conversation` says, like all of these."""
         # ASCII is UTF-8 as it stands, and goes into its frame without a copy in between.
         self._send(_TEXT, message if self._deflate is None and message.isascii() else encode_text(message))
 
     def send_binary(self, message: bytes) -> None:
-        """Queue a BINARY message. Raises as :meth:`send_text`."""
+        """Queue a BINARY message."""
         self._send(_BINARY, message)
 
     def _send(self, opcode: int, payload: bytes | str) -> None:
@@ -360,12 +339,7 @@ class Protocol:
             self._write(opcode, payload)
 
     def ping(self, payload: bytes, now: float) -> None:
-        """Queue a PING; its PONG will give the latency.
-
-        Raises:
-            ConnectionClosed: as :meth:`send_text`.
-            LocalProtocolError: more than 125 bytes (section 5.5).
-        """
+        """Queue a PING; its PONG will give the latency."""
         self._check_sending()
         if len(payload) > 125:
             raise LocalProtocolError(f"expected at most 125 bytes in a PING, got {len(payload)}")
@@ -375,11 +349,7 @@ class Protocol:
         self._write(_PING, payload)
 
     def close(self, code: int, reason: str, now: float) -> None:
-        """Begin the closing handshake, or finish the one that the peer began; nothing when over.
-
-        Raises:
-            LocalProtocolError: the code or the reason may not be sent.
-        """
+        """Begin the closing handshake, or finish the one that the peer began; nothing when over."""
         payload = encode_close(code, reason)
         if not self._sending:
             return
@@ -411,11 +381,6 @@ class Protocol:
         self.unsent_size = 0
         if self.state is not _CLOSED:
             self._move(Trigger.ABORT)
-
-    def _check_sending(self) -> None:
-        if not self._sending:
-            code, reason = self._outcome()
-            raise ConnectionClosed(code, reason)
 
     def _echo_close(self) -> None:
         assert self._close_received is not None
@@ -501,9 +466,16 @@ class Protocol:
         if not outgoing:
             return b""
         data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
-        outgoing.clear()
+        self._outgoing = []
         self.unsent_size = 0
         return data
+
+    def pieces_to_send(self) -> list[bytes]:
+        """What :meth:`data_to_send` would return, in pieces: nobody has copied a large message into its frame."""
+        pieces = self._outgoing
+        self._outgoing = []
+        self.unsent_size = 0
+        return pieces
 
     def put_back(self, rest: bytes) -> None:
         """Take the end of what :meth:`data_to_send` gave, as it was not written: it goes first."""
@@ -520,11 +492,18 @@ class Protocol:
             self._write(_PONG, payload)
 
     def _write(self, opcode: int, payload: bytes | str, first_bits: int = _FIN) -> None:
-        frame = encode_frame(opcode, payload, self._next_key() if self._client else None, first_bits)
         self.frames_sent += 1
-        self.bytes_sent += len(frame)
-        self.unsent_size += len(frame)
-        self._outgoing.append(frame)
+        if len(payload) >= _LARGE and not self._client and isinstance(payload, bytes):
+            # As it is, behind its header: to copy it costs more than one piece more to write.
+            self._queue(encode_header(opcode, len(payload), None, first_bits))
+            self._queue(payload)
+        else:
+            self._queue(encode_frame(opcode, payload, self._next_key() if self._client else None, first_bits))
+
+    def _queue(self, piece: bytes) -> None:
+        self.bytes_sent += len(piece)
+        self.unsent_size += len(piece)
+        self._outgoing.append(piece)
 
     def _next_key(self) -> bytes:
         # "The masking key needs to be unpredictable" (section 5.3): a strong source, 4 fresh bytes a frame.
@@ -535,26 +514,6 @@ class Protocol:
         return key
 
     # --- how it stands ---------------------------------------------------------------------------------
-
-    @property
-    def ended(self) -> bool:
-        """Whether no message can come or go any more; the TCP stream may still be winding down."""
-        return self.state is _ENDING or self.state is _CLOSED
-
-    @property
-    def sending(self) -> bool:
-        """Whether messages can still be sent."""
-        return self._sending
-
-    @property
-    def close_sent(self) -> tuple[int, str] | None:
-        """Code and reason of the Close that was queued, None before."""
-        return self._close_sent
-
-    @property
-    def close_received(self) -> tuple[int, str] | None:
-        """Code and reason of the peer's Close, None before."""
-        return self._close_received
 
     @property
     def half_close(self) -> bool:
@@ -570,16 +529,6 @@ class Protocol:
         """Whether the stream ended without the peer's Close, and not because of a violation."""
         return self.state is _CLOSED and self._close_received is None and self._failure is None
 
-    @property
-    def close_code(self) -> int | None:
-        """Close code once the connection has ended, else None: the peer's, or what failed it, or 1006."""
-        return self._outcome()[0] if self.ended else None
-
-    @property
-    def close_reason(self) -> str | None:
-        """Close reason that goes with :attr:`close_code`."""
-        return self._outcome()[1] if self.ended else None
-
     def _outcome(self) -> tuple[int, str]:
         if self._failure is not None:
             return self._failure.close_code, str(self._failure)
@@ -590,8 +539,7 @@ class Protocol:
         return 1006, ""
 
     def _move(self, trigger: Trigger) -> None:
-        self.state = TRANSITIONS[self.state][trigger]
-        self._sending = self.state is _OPEN or self.state is _ANSWERING or self.state is _FAILING
+        Conversation._move(self, trigger)
         if self.state is _CLOSED:
             self._deadline = None
             self._forget_message()

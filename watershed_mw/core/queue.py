@@ -7,8 +7,8 @@ is the shell's part. This file is compiled as well as interpreted.
 
 from __future__ import annotations
 
-from ..core.events import Event
-from ..core.limits import Limits
+from .events import Event
+from .limits import Limits
 
 __all__ = ["ReceiveQueue"]
 

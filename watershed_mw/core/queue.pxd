@@ -1,4 +1,4 @@
-# C types of core/queue.py; the logic stands there and nowhere else.
+# C types of queue.py; the logic stands there and nowhere else.
 
 
 cdef class ReceiveQueue:

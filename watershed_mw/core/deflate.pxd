@@ -1,4 +1,4 @@
-# C types of core/deflate.py; the logic stands there and nowhere else.
+# C types of deflate.py; the logic stands there and nowhere else.
 cimport cython
 
 

@@ -1,10 +1,12 @@
-# C types of core/protocol.py; the logic stands there and nowhere else.
+# C types of protocol.py; the logic stands there and nowhere else.
 cimport cython
 
+from .conversation cimport Conversation
 from .deflate cimport Deflate
-from .frames cimport FrameReader, encode_frame
+from .frames cimport FrameReader, encode_frame, encode_header
 
 cdef int _FIN
+cdef Py_ssize_t _LARGE
 cdef int _FIN_RSV1
 cdef int _CONTINUATION
 cdef int _TEXT
@@ -34,9 +36,7 @@ cdef Py_ssize_t _past_ascii(const unsigned char *source, Py_ssize_t index, Py_ss
 cpdef long utf8_state(bytes data, Py_ssize_t start, Py_ssize_t stop, long state)
 
 
-cdef class Protocol:
-    cdef public object state
-    cdef bint _sending
+cdef class Protocol(Conversation):
     cdef bint _client
     cdef FrameReader _reader
     cdef Deflate _deflate
@@ -60,9 +60,7 @@ cdef class Protocol:
     cdef list _outgoing
     cdef bytes _keys
     cdef bytes _pending_pong
-    cdef public Py_ssize_t unsent_size
     cdef public bint read_paused
-    cdef public bint write_paused
     cdef object _deadline
     cdef double _last_received
     cdef object _next_ping
@@ -71,16 +69,6 @@ cdef class Protocol:
     cdef long long _ping_position
     cdef dict _pings
     cdef long long _keepalives
-    cdef public object latency
-    cdef tuple _close_received
-    cdef tuple _close_sent
-    cdef object _failure
-    cdef public long long frames_received
-    cdef public long long frames_sent
-    cdef public long long messages_received
-    cdef public long long messages_sent
-    cdef public long long bytes_received
-    cdef public long long bytes_sent
 
     @cython.locals(events=list)
     cpdef list receive_data(self, bytes data, double now)
@@ -103,13 +91,15 @@ cdef class Protocol:
     cdef _take_pong(self, bytes payload, double now)
     cdef _violated(self, object error, double now)
     cdef _await_replies(self, double now)
+    cdef _send(self, int opcode, object payload)
+    cpdef messages_handed_over(self, double now)
     cpdef send_text(self, str message)
     cpdef send_binary(self, bytes message)
-    cdef _send(self, int opcode, object payload)
     cpdef ping(self, bytes payload, double now)
     cpdef close(self, object code, object reason, double now)
-    cpdef messages_handed_over(self, double now)
-    cdef _check_sending(self)
+    cpdef abort(self)
+    cpdef tuple _outcome(self)
+    cpdef _move(self, object trigger)
     cdef _echo_close(self)
     cdef _send_failure(self)
     cdef _send_close(self, bytes payload, object code, object reason)
@@ -120,11 +110,10 @@ cdef class Protocol:
     @cython.locals(outgoing=list)
     cpdef bytes data_to_send(self)
     cpdef object put_back(self, bytes rest)
-    @cython.locals(frame=bytes)
+    cpdef list pieces_to_send(self)
     cdef _write(self, int opcode, object payload, int first_bits=*)
+    cdef _queue(self, bytes piece)
     cdef bytes _next_key(self)
-    cdef tuple _outcome(self)
-    cdef _move(self, object trigger)
 
 
 cdef object _decode(bytes payload)

@@ -1,4 +1,4 @@
-# C types of core/frames.py; the logic stands there and nowhere else.
+# C types of frames.py; the logic stands there and nowhere else.
 cimport cython
 
 
@@ -20,10 +20,14 @@ cdef void _mask_to(
 
 
 @cython.locals(
-    size=Py_ssize_t, mask_bit=int, header=bytes, head=Py_ssize_t, result=bytes,
+    size=Py_ssize_t, header=bytes, head=Py_ssize_t, result=bytes,
     source="const unsigned char *", target="unsigned char *",
 )
 cpdef bytes encode_frame(int opcode, object payload, bytes key, int first_bits=*)
+
+
+@cython.locals(mask_bit=int, room=int, index=int, header=bytes, target="unsigned char *")
+cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int first_bits=*)
 
 
 cdef class FrameReader:

@@ -1,0 +1,6 @@
+# C types of aio.py; the logic stands there and nowhere else.
+from .connection cimport WatershedConnection
+
+
+cdef class AsyncConnection(WatershedConnection):
+    pass

@@ -1,0 +1,13 @@
+# C types of aio_connection.py; the logic stands there and nowhere else.
+cimport cython
+
+from .aio_shell cimport AsyncioShell
+
+
+cdef object _OPEN
+
+
+cdef class AsyncioConnection(AsyncioShell):
+    cpdef object send(self, object data)
+    cpdef object _expect_news(self)
+    cpdef object _next_message(self)

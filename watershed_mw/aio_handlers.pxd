@@ -1,0 +1,29 @@
+# C types of aio_handlers.py; the logic stands there and nowhere else.
+cimport cython
+
+from .aio cimport AsyncConnection
+from .core.protocol cimport Protocol
+
+
+cdef object _OPEN
+
+
+cdef class OrderedHandlers(AsyncConnection):
+    cdef public bint _abandoned
+    cdef public bint _advancing
+    cdef public object _busy
+    cdef public object _loop
+    cdef public bint _lost
+    cdef public object _receiver
+    cdef public bint _running
+    cdef public object _waiting
+    cdef public bint _writing_paused
+
+    cpdef _settle(self)
+    @cython.locals(core=Protocol)
+    cpdef _advance(self)
+    cpdef _advance_to_end(self)
+    cpdef _tell(self, list events)
+    @cython.locals(waiting=list)
+    cpdef _await_results(self, list results)
+    cpdef _advance_and_settle(self)

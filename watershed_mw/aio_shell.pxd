@@ -1,0 +1,37 @@
+# C types of aio_shell.py; the logic stands there and nowhere else.
+cimport cython
+
+from .aio_handlers cimport OrderedHandlers
+from .core.protocol cimport Protocol
+
+cdef Py_ssize_t _WRITE_NOW
+cdef Py_ssize_t _WORTH_A_PIECE
+cdef object _OPEN
+cdef object _CLOSED
+
+
+cdef class AsyncioShell(OrderedHandlers):
+    cdef public object _armed_state
+    cdef public list _closers
+    cdef public object _closing
+    cdef public list _drainers
+    cdef public object _entry
+    cdef public bint _flush_set
+    cdef public bint _half_closed
+    cdef public object _keep
+    cdef public object _previous
+    cdef public bint _reading
+    cdef public long _sends
+    cdef public object _thread
+    cdef public object _transport
+
+    @cython.locals(core=Protocol)
+    cpdef data_received(self, bytes data)
+    @cython.locals(core=Protocol)
+    cpdef _settle(self)
+    cpdef _wrote(self)
+    cpdef _end_turn(self)
+    @cython.locals(core=Protocol, pieces=list, size=Py_ssize_t)
+    cpdef _flush(self)
+    @cython.locals(core=Protocol)
+    cpdef _update_reading(self)
