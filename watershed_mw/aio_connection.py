@@ -71,7 +71,7 @@ class AsyncioConnection(AsyncioShell):
         return message
 
     def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
-        """As the base class says; frames of one turn of the loop leave together at its end."""
+        """As the base class says; a lone reply leaves at once, what follows in the same turn of the loop together."""
         if get_ident() != self._thread:
             return self._send_from_thread(checked_message(data))
         self._queue_message(data)

@@ -1,8 +1,9 @@
 """The asyncio flavour's machinery: bytes and time.
 
 It moves bytes between an asyncio transport (plain or TLS, of any event loop) and the core, and waits;
-when to answer, to pause and to give up is decided by the core. Frames produced in one turn of the loop
-leave in one write at its end, as a system call costs more than everything else about a small message.
+when to answer, to pause and to give up is decided by the core. A lone reply leaves at once; what follows in the
+same turn of the loop leaves in one write, when the application waits for more or the turn ends, as a system call
+costs more than everything else about a small message.
 """
 
 from __future__ import annotations
