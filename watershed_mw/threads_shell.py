@@ -210,18 +210,23 @@ class ThreadsShell(WatershedConnection):
                 rest = memoryview(rest)[sent:]
                 if sent == 0:
                     self._unsent = len(rest)
-                    if not self._wait_to_write():
+                    if not self._wait_to_write_rest(rest):
                         break
-        except BaseException:
-            # A time-out of gevent's, or what a signal's handler raises: whoever writes next ends what was begun.
-            with self._state:
-                self._core.put_back(bytes(rest))
-            raise
         finally:
             if self._unsent:
                 self._unsent = 0
                 with self._state:
                     self._core.writing_resumed()
+
+    def _wait_to_write_rest(self, rest: bytes | memoryview) -> bool:
+        try:
+            return self._wait_to_write()
+        except BaseException:
+            # A time-out of gevent's, or what a signal's handler raises: whoever writes next ends what was begun. Here
+            # it is known how much is written; what comes while a call sends would be sent twice.
+            with self._state:
+                self._core.put_back(bytes(rest))
+            raise
 
     def _wait_to_write(self) -> bool:
         """Wait until the kernel takes more, and read meanwhile; False when the peer has been given up."""
