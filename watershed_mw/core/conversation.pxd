@@ -3,7 +3,6 @@
 cdef object _OPEN
 cdef object _ANSWERING
 cdef object _FAILING
-cdef object _CLOSING
 cdef object _ENDING
 cdef object _CLOSED
 

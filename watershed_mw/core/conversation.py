@@ -15,7 +15,6 @@ __all__ = ["Conversation"]
 _OPEN = State.OPEN
 _ANSWERING = State.ANSWERING
 _FAILING = State.FAILING
-_CLOSING = State.CLOSING
 _ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
