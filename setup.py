@@ -34,6 +34,7 @@ MODULES = (
     "core.protocol",
     "core.queue",
     "connection",
+    "news",
     "aio",
     "aio_handlers",
     "aio_shell",

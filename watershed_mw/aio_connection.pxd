@@ -2,6 +2,7 @@
 cimport cython
 
 from .aio_shell cimport AsyncioShell
+from .news cimport News
 
 
 cdef object _OPEN
@@ -9,5 +10,5 @@ cdef object _OPEN
 
 cdef class AsyncioConnection(AsyncioShell):
     cpdef object send(self, object data)
-    cpdef object _expect_news(self)
+    cpdef News _expect_news(self)
     cpdef object _next_message(self)

@@ -16,6 +16,7 @@ from .connection import checked_message, checked_ping
 from .core.codes import encode_close
 from .core.states import State
 from .errors import ConnectionClosed, LocalProtocolError
+from .news import News
 
 __all__ = ["AsyncioConnection"]
 
@@ -51,8 +52,8 @@ class AsyncioConnection(AsyncioShell):
             await news
         return self._next_message()
 
-    def _expect_news(self) -> asyncio.Future[None]:
-        """A future that is done when a message has come, or the end."""
+    def _expect_news(self) -> News:
+        """What to wait for: that a message has come, or the end."""
         if self._core.state is not _OPEN:
             # To ask for more is to have replied to what came before.
             self._hand_over()
@@ -60,10 +61,9 @@ class AsyncioConnection(AsyncioShell):
                 raise self._closed_error()
         if self._flush_set:
             self._flush()  # it has said what it had to say
-        if self._receiver is not None and not self._receiver.done():
+        if self._news.awaited:
             raise LocalProtocolError("expected one task to receive at a time, got a second one")
-        self._receiver = self._loop.create_future()
-        return self._receiver
+        return self._news
 
     def _next_message(self) -> str | bytes:
         message = self._take_message()

@@ -3,6 +3,7 @@ cimport cython
 
 from .aio cimport AsyncConnection
 from .core.protocol cimport Protocol
+from .news cimport News
 
 
 cdef object _OPEN
@@ -14,7 +15,7 @@ cdef class OrderedHandlers(AsyncConnection):
     cdef public object _busy
     cdef public object _loop
     cdef public bint _lost
-    cdef public object _receiver
+    cdef public News _news
     cdef public bint _running
     cdef public object _waiting
     cdef public bint _writing_paused

@@ -20,6 +20,7 @@ from .core.events import Event
 from .core.protocol import Protocol
 from .core.states import State
 from .errors import ConnectionClosed
+from .news import News
 
 __all__ = ["OrderedHandlers"]
 
@@ -36,7 +37,7 @@ class OrderedHandlers(AsyncConnection):
         "_busy",
         "_loop",
         "_lost",
-        "_receiver",
+        "_news",
         "_running",
         "_waiting",
         "_writing_paused",
@@ -51,7 +52,7 @@ class OrderedHandlers(AsyncConnection):
         self._abandoned = False
         self._busy: asyncio.Task[None] | None = None
         self._waiting: deque[Awaitable[Any]] | None = None  # an empty one takes 700 bytes
-        self._receiver: asyncio.Future[None] | None = None
+        self._news = News(self._loop)
         # The shell's, which stands for the transport: whether the peer has stopped reading, or has gone.
         self._writing_paused = False
         self._lost = False
@@ -74,11 +75,11 @@ class OrderedHandlers(AsyncConnection):
                     self._await_results(self._emit_event(self._queue.take()))
                 if core.state is not _OPEN and not self._queue and self._busy is None:
                     core.messages_handed_over(monotonic())
-            elif self._receiver is not None and not self._receiver.done():
+            elif self._news.awaited:
                 if core.state is not _OPEN and not self._queue:
                     core.messages_handed_over(monotonic())
                 if self._queue or core.ended:
-                    self._receiver.set_result(None)
+                    self._news.tell_soon()
             self._advance_to_end()
         finally:
             self._advancing = False

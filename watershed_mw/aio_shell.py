@@ -124,6 +124,8 @@ class AsyncioShell(OrderedHandlers):
         self._reading = True
         try:
             self._tell(self._take(core.receive_data(data, monotonic())))
+            if self._queue and not self._push:
+                self._news.tell()
             self._advance()
         finally:
             self._reading = False

@@ -1,0 +1,108 @@
+"""How a task that waits for a message goes on: at once, as itself, and never within another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.connections.ways import ON_LOOP, SERVER, Link, Way
+from tests.connections.wire import KEY, TEXT, request_head
+from tests.core.wire import frame
+from tests.support import LIMIT
+
+on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
+who = contextvars.ContextVar("who", default="nobody")
+
+EXITS = """
+import asyncio, socket, sys
+import {loop} as runner
+from watershed_mw import Watershed
+
+async def serve(ours, theirs):
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+    conn = Watershed(origins="*").accept({request!r}, transport)
+    theirs.sendall({frame!r})
+    await conn.receive()
+    sys.exit(7)
+
+async def main():
+    ours, theirs = socket.socketpair()
+    working = asyncio.ensure_future(serve(ours, theirs))
+    await asyncio.sleep({limit})
+
+runner.run(main())
+"""
+
+
+@on_loop
+def test_it_goes_on_as_itself(link: Link) -> None:
+    """With its own context variables, and as the current task, whoever brought the bytes."""
+    live, peer = link()
+
+    async def wait(conn: Any, name: str) -> tuple[str, bool]:
+        who.set(name)
+        await conn.receive()
+        return who.get(), asyncio.current_task() is tasks[name]
+
+    tasks: dict[str, asyncio.Task[tuple[str, bool]]] = {}
+
+    async def one_after_the_other(conn: Any) -> None:
+        for name in ("Ann", "Ben"):
+            tasks[name] = asyncio.ensure_future(wait(conn, name))
+            await asyncio.sleep(0)
+            peer.send(TEXT, "go on")
+            assert await tasks[name] == (name, True)
+        assert who.get() == "nobody"
+
+    live.do(one_after_the_other).result(LIMIT)
+
+
+@on_loop
+def test_bytes_that_another_task_brings(way: Way, link: Link) -> None:
+    """As a transport in memory may do: one task cannot go on within another, and does so in its turn."""
+    live, _ = link()
+
+    async def bring(conn: Any) -> str | bytes:
+        receiving = asyncio.ensure_future(conn.receive())
+        await asyncio.sleep(0)
+        conn.data_received(frame(TEXT, b"by hand", key=KEY if way.role is SERVER else None))
+        assert not receiving.done()
+        message: str | bytes = await receiving
+        return message
+
+    assert live.do(bring).result(LIMIT) == "by hand"
+
+
+@on_loop
+def test_what_waits_may_be_a_task_a_timeout_or_an_awaitable(link: Link) -> None:
+    live, peer = link()
+
+    async def in_four_ways(conn: Any) -> list[str | bytes]:
+        got = []
+        for number in range(4):
+            if number == 0:
+                waiting = asyncio.create_task(conn.receive())
+            elif number == 1:
+                waiting = asyncio.ensure_future(asyncio.wait_for(conn.receive(), LIMIT))
+            elif number == 2:
+                waiting = asyncio.create_task(conn.receive(LIMIT))
+            else:
+                waiting = asyncio.create_task(conn.__anext__())
+            await asyncio.sleep(0)
+            peer.send(TEXT, str(number))
+            got.append(await asyncio.shield(waiting))
+        return got
+
+    assert live.do(in_four_ways).result(LIMIT) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_leaving_the_program_leaves_the_program(loop: str) -> None:
+    """Not only the connection whose message made it leave."""
+    program = EXITS.format(loop=loop, request=request_head(), frame=frame(TEXT, b"leave", key=KEY), limit=LIMIT)
+    assert subprocess.run([sys.executable, "-c", program], timeout=LIMIT, capture_output=True).returncode == 7

@@ -1,0 +1,20 @@
+# C types of news.py; the logic stands there and nowhere else.
+
+cdef int _IDLE
+cdef int _AWAITED
+cdef int _TOLD
+cdef int _CANCELLED
+
+
+cdef class News:
+    cdef public bint _asyncio_future_blocking
+    cdef object _context
+    cdef object _loop
+    cdef object _message
+    cdef int _state
+    cdef object _wakeup
+
+    cpdef tell(self)
+    cpdef tell_soon(self)
+    cdef _wake_soon(self)
+    cdef _forget(self)

@@ -1,0 +1,135 @@
+"""What a task waits for that wants the next message: an awaitable that wakes it at once.
+
+A future wakes its task in the next turn of the event loop, which asks the kernel once more before: for a lone
+message that is as dear as everything else about it. The task runs here within the call that brought the bytes, as
+handlers do. This file is compiled as well as interpreted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, NoReturn, Self
+
+__all__ = ["News"]
+
+_IDLE = 0
+_AWAITED = 1
+_TOLD = 2
+_CANCELLED = 3
+
+
+class News:
+    """Awaited by one task at a time, and told any number of times; a connection has one of it for life.
+
+    To the task it is a future: it has of ``asyncio.Future`` what ``asyncio.Task`` asks of what it waits for.
+
+    Args:
+        loop: the event loop of the tasks.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_message", "_state", "_wakeup")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._state = _IDLE
+        self._wakeup: Callable[[Any], object] | None = None
+        self._context: Context | None = None
+        self._message: object = None  # of who cancels
+        self._asyncio_future_blocking = False
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a task waits and has not been told."""
+        return self._state == _AWAITED
+
+    # --- who brings the news -----------------------------------------------------------------------------
+
+    def tell(self) -> None:
+        """Let the task go on now; in the next turn of the loop where it cannot, as this is within another task."""
+        if self._state != _AWAITED:
+            return
+        self._state = _TOLD
+        if self._wakeup is None or self._context is None:
+            return  # driven by hand, not by a task
+        try:
+            self._context.run(self._wakeup, self)
+        except RuntimeError:
+            # What a task's own code raises stays with the task: it has not begun.
+            self._wake_soon()
+        except (KeyboardInterrupt, SystemExit) as error:
+            # It ends the program, not the connection whose bytes are being taken.
+            self._loop.call_soon(_raise, error)
+
+    def tell_soon(self) -> None:
+        """Let the task go on in the next turn of the loop."""
+        if self._state == _AWAITED:
+            self._state = _TOLD
+            self._wake_soon()
+
+    def _wake_soon(self) -> None:
+        if self._wakeup is not None:
+            self._loop.call_soon(self._wakeup, self, context=self._context)
+
+    # --- the task, by way of the coroutine that awaits ------------------------------------------------------
+
+    def __await__(self) -> Self:
+        return self
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Self:
+        if self._state == _IDLE:
+            self._state = _AWAITED
+            self._asyncio_future_blocking = True
+            return self
+        self._forget()
+        raise StopIteration
+
+    def send(self, _value: object) -> Self:
+        """As ``next``: a generator has it."""
+        return self.__next__()
+
+    def throw(self, kind: Any, value: Any = None, _traceback: Any = None) -> NoReturn:
+        """The task is cancelled, or its coroutine ended."""
+        self._forget()
+        raise kind if value is None else value
+
+    def close(self) -> None:
+        """The coroutine is ended before it has heard anything."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._state = _IDLE
+        self._wakeup = self._context = self._message = None
+
+    # --- the task itself, as it asks a future -----------------------------------------------------------------
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop."""
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
+        """Take what lets the task go on."""
+        self._wakeup = callback
+        self._context = context
+
+    def cancel(self, msg: object = None) -> bool:
+        """The task is to go on with ``asyncio.CancelledError``."""
+        if self._state != _AWAITED:
+            return False
+        self._state = _CANCELLED
+        self._message = msg
+        self._wake_soon()
+        return True
+
+    def result(self) -> None:
+        """Nothing: the news is for the one who was told to look for."""
+        if self._state == _CANCELLED:
+            raise asyncio.CancelledError(*(() if self._message is None else (self._message,)))
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
