@@ -6,50 +6,14 @@ transport of an event loop, and ``portable.py`` over the messages of any ASGI se
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 from .connection import WatershedConnection
 from .errors import ConnectionClosed
 
-__all__ = ["NEXT_TURN", "READY", "AsyncConnection", "AsyncHandler", "Pending"]
-
-
-class _Ready:
-    """An awaitable that is done: what ``send`` returns while the peer keeps up."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[None, None, None]:
-        return iter(())  # type: ignore[return-value]
-
-
-READY = _Ready()
-
-
-class _NextTurn:
-    """An awaitable that is done in the next turn of an asyncio loop: what ``send`` returns now and then."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield
-
-
-NEXT_TURN = _NextTurn()
-
-
-class Pending:
-    """An awaitable that costs nothing, and warns of nothing, until somebody awaits it."""
-
-    __slots__ = ("_wait",)
-
-    def __init__(self, wait: Any) -> None:
-        self._wait = wait
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._wait().__await__()  # type: ignore[no-any-return]
+__all__ = ["AsyncConnection", "AsyncHandler"]
 
 
 class AsyncConnection(WatershedConnection):

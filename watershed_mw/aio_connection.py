@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from threading import get_ident
 
-from .aio import NEXT_TURN, READY, Pending
 from .aio_shell import SENDS_PER_TURN, AsyncioShell
+from .awaitables import READY, NextTurn, Pending
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
 from .core.states import State
 from .errors import ConnectionClosed, LocalProtocolError
 from .news import News
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from . import _interpreted as cython
+
+if cython.compiled:
+    from cython.cimports.cpython.pythread import PyThread_get_thread_ident as get_ident
+else:
+    from threading import get_ident
 
 __all__ = ["AsyncioConnection"]
 
@@ -79,7 +88,7 @@ class AsyncioConnection(AsyncioShell):
         self._wrote()
         if self._writing_paused:
             return Pending(self._drained)
-        return READY if self._sends < SENDS_PER_TURN else NEXT_TURN
+        return READY if self._sends < SENDS_PER_TURN else NextTurn()
 
     def _send_from_thread(self, data: str | bytes) -> Awaitable[None]:
         self._from_thread(lambda: self.send(data), sending=True)

@@ -26,5 +26,5 @@ cdef class OrderedHandlers(AsyncConnection):
     cpdef _advance_to_end(self)
     cpdef _tell(self, list events)
     @cython.locals(waiting=list)
-    cpdef _await_results(self, list results)
+    cpdef _await_results(self, tuple results)
     cpdef _advance_and_settle(self)

@@ -13,8 +13,9 @@ from collections.abc import Awaitable
 from time import monotonic
 from typing import Any
 
-from .aio import NEXT_TURN, READY, AsyncConnection
+from .aio import AsyncConnection
 from .alarm import alarm_of
+from .awaitables import NextTurn
 from .connection import Details, logger
 from .core.events import Event
 from .core.protocol import Protocol
@@ -94,14 +95,12 @@ class OrderedHandlers(AsyncConnection):
         for event in events:
             self._await_results(self._emit_event(event))
 
-    def _await_results(self, results: list[Any]) -> None:
+    def _await_results(self, results: tuple[Any, ...]) -> None:
         """Handlers may be coroutine functions: the next event waits for them, so that order stays."""
-        waiting = []
-        for result in results:
-            if result is None or result is READY or result is NEXT_TURN:
-                continue
-            if inspect.isawaitable(result):
-                waiting.append(result)
+        if not results:
+            return
+        # A handler that merely sends lets others have their turn when it returns.
+        waiting = [result for result in results if inspect.isawaitable(result) and not isinstance(result, NextTurn)]
         if self._waiting is not None:
             self._waiting.extend(waiting)
         elif waiting:

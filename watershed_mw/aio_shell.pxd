@@ -22,7 +22,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public object _previous
     cdef public bint _reading
     cdef public long _sends
-    cdef public object _thread
+    cdef public unsigned long _thread
     cdef public object _transport
 
     @cython.locals(core=Protocol)

@@ -9,7 +9,6 @@ costs more than everything else about a small message.
 from __future__ import annotations
 
 import asyncio
-import threading
 from time import monotonic
 from typing import Any, cast
 
@@ -20,6 +19,16 @@ from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
 from .core.states import State
 from .errors import LocalProtocolError
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from . import _interpreted as cython
+
+if cython.compiled:
+    from cython.cimports.cpython.pythread import PyThread_get_thread_ident as get_ident
+else:
+    from threading import get_ident
 
 __all__ = ["SENDS_PER_TURN", "AsyncioShell"]
 
@@ -68,7 +77,7 @@ class AsyncioShell(OrderedHandlers):
         *,
         queue: ReceiveQueue | None = None,
     ) -> None:
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._transport = transport
         self._previous: asyncio.BaseProtocol | None = None
         self._keep: Any = None

@@ -1,7 +1,12 @@
 # C types of asgi_messages.py; the logic stands there and nowhere else.
+cimport cython
+
 from .aio_connection cimport AsyncioConnection
 
 
 cdef class ASGIMessages:
     cdef object _door
     cdef public AsyncioConnection connection
+
+    @cython.locals(connection=AsyncioConnection, known=dict)
+    cpdef object send(self, message)

@@ -6,11 +6,11 @@ through here twice, so this file is compiled as well as interpreted.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, MutableMapping
 from typing import Any, Protocol
 
-from .aio import READY
 from .aio_connection import AsyncioConnection
+from .awaitables import READY
 from .errors import ConnectionClosed
 
 __all__ = ["ASGIMessages", "Door"]
@@ -59,23 +59,21 @@ class ASGIMessages:
             return {"type": "websocket.receive", "text": data}
         return {"type": "websocket.receive", "bytes": data}
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    def send(self, message: MutableMapping[str, Any]) -> Awaitable[None]:
         """Take a message from the application; done once the client keeps up."""
         connection = self.connection
         if connection is None:
-            await self._door.send_unopened(message)
-            return
-        kind = message["type"]
+            return self._door.send_unopened(message)
+        known = message if type(message) is dict else dict(message)
+        kind = known["type"]
         if kind == "websocket.send":
-            data = message.get("bytes")
+            data = known.get("bytes")
             if data is None:
-                data = message.get("text")
+                data = known.get("text")
             if data is None:
                 raise RuntimeError("expected 'bytes' or 'text' in websocket.send, got neither")
-            sent = connection.send(data)
-            if sent is not READY:
-                await sent
-        elif kind == "websocket.close":
-            connection.end(message.get("reason") or "", code=message.get("code", 1000))
-        else:
-            raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")
+            return connection.send(data)
+        if kind == "websocket.close":
+            connection.end(known.get("reason") or "", code=known.get("code", 1000))
+            return READY
+        raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")

@@ -150,12 +150,12 @@ class _TellingThreads(AsyncioConnection):
         self._handlers = connection._handlers
         self._push = True
 
-    def _emit(self, event: str, args: tuple[Any, ...]) -> list[Any]:
+    def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if event == "end":
             self._outer._note_end()
         if not self._handlers.get(event):
-            return []
-        return [_in_turn(self._workers, partial(self._outer._emit, event, args))]
+            return ()
+        return (_in_turn(self._workers, partial(self._outer._emit, event, args)),)
 
 
 class BackgroundHandler(Background):

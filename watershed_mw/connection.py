@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
 
+from .awaitables import READY
 from .core.codes import MAX_CONTROL_PAYLOAD, encode_text
 from .core.conversation import Conversation
 from .core.events import CloseReceived, Event, Failed, Ping, Pong
@@ -229,12 +230,14 @@ class WatershedConnection:
     def _handlers_changed(self) -> None:
         """A handler for messages has come; a flavour may have messages waiting for it."""
 
-    def _emit(self, event: str, args: tuple[Any, ...]) -> list[Any]:
-        """Call the handlers of ``event`` in order, and return what they returned."""
-        results = []
+    def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Call the handlers of ``event`` in order, and return what they returned: none of it is done already."""
+        results: tuple[Any, ...] = ()
         for handler in self._handlers.get(event, ()):
             try:
-                results.append(handler(args[0]) if len(args) == 1 else handler(*args))
+                result = handler(args[0]) if len(args) == 1 else handler(*args)
+                if result is not None and result is not READY:
+                    results = (*results, result)
             except ConnectionClosed:
                 pass  # A reply came too late, as the end itself tells.
             except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
@@ -298,7 +301,7 @@ class WatershedConnection:
                     at_once.append(event)
         return at_once
 
-    def _emit_event(self, event: Event) -> list[Any]:
+    def _emit_event(self, event: Event) -> tuple[Any, ...]:
         """Tell the handlers of one event taken from the queue."""
         if isinstance(event, str):
             return self._emit("text", (event,))
@@ -326,17 +329,17 @@ class WatershedConnection:
         error.__cause__ = self._error
         return error
 
-    def _emit_end(self) -> list[Any]:
+    def _emit_end(self) -> tuple[Any, ...]:
         """Tell once how the connection has ended."""
         if self._end_emitted:
-            return []
+            return ()
         self._end_emitted = True
         self._note_end()
-        results = []
+        results: tuple[Any, ...] = ()
         if self._error is not None:
-            results += self._emit("error", (self._error,))
+            results = self._emit("error", (self._error,))
         elif self._core.reset and not self._destroyed:
-            results += self._emit("connection_reset", ())
+            results = self._emit("connection_reset", ())
         code, reason = self.close_code or 1006, self.close_reason or ""
         if self._trace is not None:
             self._trace_sent_close()

@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 import anyio
 from anyio.abc import TaskGroup
 
-from .aio import READY, AsyncConnection, Pending
+from .aio import AsyncConnection
 from .asgi_server import ASGIServer
+from .awaitables import READY, Pending
 from .connection import Details, Handler, checked_message, logger
 from .core.codes import CloseCode, encode_close
 from .core.messages import MessageProtocol, Outgoing
@@ -299,9 +300,9 @@ class PortableConnection(AsyncConnection):
             else:
                 await self._news_come()
 
-    async def _await_results(self, results: list[Any]) -> None:
+    async def _await_results(self, results: tuple[Any, ...]) -> None:
         for result in results:
-            if result is None or result is READY or not inspect.isawaitable(result):
+            if not inspect.isawaitable(result):
                 continue
             try:
                 await result

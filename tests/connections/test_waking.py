@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.connections.ways import ON_LOOP, SERVER, Link, Way
-from tests.connections.wire import KEY, TEXT, request_head
+from tests.connections.wire import KEY, PING, TEXT, request_head
 from tests.core.wire import frame
 from tests.support import LIMIT
+from watershed_mw.aio_shell import SENDS_PER_TURN
 
 on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
 who = contextvars.ContextVar("who", default="nobody")
@@ -99,6 +100,41 @@ def test_what_waits_may_be_a_task_a_timeout_or_an_awaitable(link: Link) -> None:
         return got
 
     assert live.do(in_four_ways).result(LIMIT) == ["0", "1", "2", "3"]
+
+
+@on_loop
+def test_what_send_ping_and_end_return_may_be_a_task_an_awaitable_or_let_go(link: Link) -> None:
+    live, peer = link()
+
+    async def in_every_way(conn: Any) -> None:
+        conn.send("let go")
+        await conn.send("awaited")
+        assert await asyncio.create_task(conn.send("a task")) is None
+        await asyncio.gather(conn.send("two"), conn.ping("at once"))
+        for number in range(SENDS_PER_TURN):
+            await asyncio.create_task(conn.send(str(number)))  # now and then it waits for the next turn
+        last = [conn.send("many in one turn") for _ in range(SENDS_PER_TURN + 1)][-1]
+        assert last is not conn.send("one more")
+        task = asyncio.create_task(last)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(asyncio.create_task(conn.end()), LIMIT)
+
+    working = live.do(in_every_way)
+    for expected in ("let go", "awaited", "a task", "two"):
+        peer.expect(TEXT, expected)
+    peer.expect(PING, "at once")
+    for number in range(SENDS_PER_TURN):
+        peer.expect(TEXT, str(number))
+    for _ in range(SENDS_PER_TURN + 1):
+        peer.expect(TEXT, "many in one turn")
+    peer.expect(TEXT, "one more")
+    peer.expect_close(1000)
+    peer.send_close(1000)
+    peer.close()
+    working.result(LIMIT)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

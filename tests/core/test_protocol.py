@@ -490,7 +490,7 @@ def test_a_ping_of_more_than_125_bytes_is_our_own_fault_and_nothing_is_sent(buil
     assert subject.data_to_send() == b""
 
 
-@pytest.mark.parametrize("size", [65_535, 65_536, 200_000])
+@pytest.mark.parametrize("size", [2_047, 2_048, 65_535, 65_536, 200_000])
 def test_a_server_copies_no_large_payload_into_its_frame(build: Build, size: int) -> None:
     payload = bytes(size)
     subject = build.make(Role.SERVER)
@@ -500,7 +500,7 @@ def test_a_server_copies_no_large_payload_into_its_frame(build: Build, size: int
     pieces = subject.pieces_to_send()
     assert (sum(map(len, pieces)), subject.unsent_size, subject.data_to_send()) == (unsent, 0, b"")
     assert wire.frames(b"".join(pieces)) == [wire.Frame(TEXT, b"before"), wire.Frame(BINARY, payload)]
-    assert any(piece is payload for piece in pieces) is (size >= 65_536)
+    assert any(piece is payload for piece in pieces) is (size >= 2_048)
 
 
 def test_what_could_not_be_written_goes_first(build: Build) -> None:

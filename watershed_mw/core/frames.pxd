@@ -10,23 +10,31 @@ cdef Py_ssize_t _GROWTH
 cpdef bytes mask(bytes data, Py_ssize_t start, Py_ssize_t stop, bytes key, Py_ssize_t phase)
 
 
-@cython.locals(
-    index=Py_ssize_t, keys="const unsigned char *",
-    key0="unsigned char", key1="unsigned char", key2="unsigned char", key3="unsigned char",
-)
+@cython.locals(keys="const unsigned char *")
+cdef unsigned int _number(bytes key)
+
+
+@cython.locals(index=Py_ssize_t, keys="unsigned char *", word="unsigned long long", chunk="unsigned long long")
 cdef void _mask_to(
-    unsigned char *target, const unsigned char *source, Py_ssize_t size, bytes key, Py_ssize_t phase
+    unsigned char *target, const unsigned char *source, Py_ssize_t size, unsigned int key, Py_ssize_t phase
 ) noexcept
 
 
+cdef int _header_room(unsigned long long size) noexcept
+
+
+@cython.locals(room=int, index=int)
+cdef void _put_header(unsigned char *target, int first_byte, int mask_bit, unsigned long long size) noexcept
+
+
 @cython.locals(
-    size=Py_ssize_t, header=bytes, head=Py_ssize_t, result=bytes,
+    size=Py_ssize_t, room=Py_ssize_t, head=Py_ssize_t, result=bytes,
     source="const unsigned char *", target="unsigned char *",
 )
 cpdef bytes encode_frame(int opcode, object payload, bytes key, int first_bits=*)
 
 
-@cython.locals(mask_bit=int, room=int, index=int, header=bytes, target="unsigned char *")
+@cython.locals(mask_bit=int, room=int, header=bytes, target="unsigned char *")
 cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int first_bits=*)
 
 
@@ -36,7 +44,7 @@ cdef class FrameReader:
     cdef bytes _data
     cdef Py_ssize_t _position
     cdef long long _remaining
-    cdef bytes _key
+    cdef unsigned int _key
     cdef Py_ssize_t _phase
     cdef Py_ssize_t _start
     cdef Py_ssize_t _size
@@ -54,7 +62,9 @@ cdef class FrameReader:
     @cython.locals(available=Py_ssize_t, size="long long")
     cpdef bint read(self) except -1
 
-    @cython.locals(start=Py_ssize_t, stop=Py_ssize_t, piece=bytes)
+    @cython.locals(
+        start=Py_ssize_t, stop=Py_ssize_t, piece=bytes, target="unsigned char *", source="const unsigned char *",
+    )
     cpdef bytes take(self)
 
     @cython.locals(
@@ -71,7 +81,7 @@ cdef class FrameReader:
 
     @cython.locals(
         data="const unsigned char *", position=Py_ssize_t, byte0="unsigned char", byte1="unsigned char",
-        length="long long", size=Py_ssize_t,
+        length="long long", size=Py_ssize_t, key=Py_ssize_t,
     )
     cdef bint _read_header(self, Py_ssize_t available) except -1
 

@@ -45,7 +45,7 @@ def mask(data: bytes, start: int, stop: int, key: bytes, phase: int) -> bytes:
         # Fresh memory, written once: 1 MiB takes 0.09 ms, where the interpreted form below takes 6 ms.
         result = PyBytes_FromStringAndSize(cython.NULL, size)
         source: Any = data
-        _mask_to(cython.cast("unsigned char *", PyBytes_AS_STRING(result)), source + start, size, key, phase)
+        _mask_to(cython.cast("unsigned char *", PyBytes_AS_STRING(result)), source + start, size, _number(key), phase)
         return result  # type: ignore[no-any-return]
     # One exclusive-or of two long integers is the fastest loop that the interpreter has.
     turned = key[phase & 3 :] + key[: phase & 3]
@@ -56,23 +56,37 @@ def mask(data: bytes, start: int, stop: int, key: bytes, phase: int) -> bytes:
 
 if cython.compiled:
 
-    def _mask_to(target: Any, source: Any, size: int, key: bytes, phase: int) -> None:
-        """As :func:`mask`, into memory that is there; the unrolled loop lets the C compiler use vectors."""
+    def _number(key: bytes) -> int:
+        """A masking key as a number, its first byte the lowest."""
         keys = key
-        key0 = keys[phase & 3]
-        key1 = keys[(phase + 1) & 3]
-        key2 = keys[(phase + 2) & 3]
-        key3 = keys[(phase + 3) & 3]
+        return keys[0] | keys[1] << 8 | keys[2] << 16 | keys[3] << 24
+
+    def _mask_to(target: Any, source: Any, size: int, key: int, phase: int) -> None:
+        """As :func:`mask`, into memory that is there: eight bytes at a time, of which the C compiler makes vectors."""
+        word = chunk = 0
+        keys = cython.cast("unsigned char *", cython.address(word))
+        for index in range(8):
+            keys[index] = (key >> (8 * ((phase + index) & 3))) & 0xFF
         index = 0
-        while index + 4 <= size:
-            target[index] = source[index] ^ key0
-            target[index + 1] = source[index + 1] ^ key1
-            target[index + 2] = source[index + 2] ^ key2
-            target[index + 3] = source[index + 3] ^ key3
-            index += 4
+        while index + 8 <= size:
+            memcpy(cython.address(chunk), source + index, 8)
+            chunk ^= word
+            memcpy(target + index, cython.address(chunk), 8)
+            index += 8
         while index < size:
-            target[index] = source[index] ^ keys[(phase + index) & 3]
+            target[index] = source[index] ^ keys[index & 7]
             index += 1
+
+    def _header_room(size: int) -> int:
+        """Bytes of a frame's header that come before its masking key."""
+        return 2 if size < 126 else 4 if size < 65536 else 10
+
+    def _put_header(target: Any, first_byte: int, mask_bit: int, size: int) -> None:
+        room = _header_room(size)
+        target[0] = first_byte
+        target[1] = mask_bit | (size if room == 2 else 126 if room == 4 else 127)
+        for index in range(2, room):
+            target[index] = (size >> (8 * (room - 1 - index))) & 0xFF
 
 
 def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bits: int = 0x80) -> bytes:
@@ -90,24 +104,25 @@ def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bit
     if isinstance(payload, str) and not payload.isascii():
         raise ValueError(f"expected ASCII alone where a frame's payload is text, got {payload!r}: encode it first")
     size = len(payload)
-    header = encode_header(opcode, size, key, first_bits)
     if cython.compiled:
         # One copy of the payload, from where the message has it: large ones are paid for by the page.
         if isinstance(payload, str):
             source = cython.cast("const unsigned char *", PyUnicode_AsUTF8AndSize(payload, cython.address(size)))
         else:
             source = cython.cast("const unsigned char *", PyBytes_AS_STRING(payload))
-        head = len(header)
+        room = _header_room(size)
+        head = room if key is None else room + 4
         result = PyBytes_FromStringAndSize(cython.NULL, head + size)
         target = cython.cast("unsigned char *", PyBytes_AS_STRING(result))
-        memcpy(target, PyBytes_AS_STRING(header), head)
+        _put_header(target, first_bits | opcode, 0 if key is None else 0x80, size)
         if key is None:
             memcpy(target + head, source, size)
         else:
-            _mask_to(target + head, source, size, key, 0)
+            memcpy(target + room, PyBytes_AS_STRING(key), 4)
+            _mask_to(target + head, source, size, _number(key), 0)
         return result  # type: ignore[no-any-return]
     data = payload.encode("ascii") if isinstance(payload, str) else payload
-    return header + (data if key is None else mask(data, 0, size, key, 0))
+    return encode_header(opcode, size, key, first_bits) + (data if key is None else mask(data, 0, size, key, 0))
 
 
 def encode_header(opcode: int, size: int, key: bytes | None, first_bits: int = 0x80) -> bytes:
@@ -115,13 +130,10 @@ def encode_header(opcode: int, size: int, key: bytes | None, first_bits: int = 0
     mask_bit = 0 if key is None else 0x80
     if cython.compiled:
         # Not by way of a tuple, which takes longer than the whole of a small frame.
-        room = 2 if size < 126 else 4 if size < 65536 else 10
+        room = _header_room(size)
         header = PyBytes_FromStringAndSize(cython.NULL, room if key is None else room + 4)
         target = cython.cast("unsigned char *", PyBytes_AS_STRING(header))
-        target[0] = first_bits | opcode
-        target[1] = mask_bit | (size if room == 2 else 126 if room == 4 else 127)
-        for index in range(2, room):
-            target[index] = (size >> (8 * (room - 1 - index))) & 0xFF
+        _put_header(target, first_bits | opcode, mask_bit, size)
         if key is not None:
             memcpy(target + room, PyBytes_AS_STRING(key), 4)
         return header  # type: ignore[no-any-return]
@@ -154,7 +166,7 @@ class FrameReader:
         self._data = b""
         self._position = 0
         self._remaining = 0
-        self._key = b""
+        self._key = 0
         self._phase = 0
         self._start = 0
         self._size = 0
@@ -203,9 +215,15 @@ class FrameReader:
         stop = start + self._size
         if not self._masked:
             return self._data[start:stop]
-        piece = mask(self._data, start, stop, self._key, self._phase)
+        if cython.compiled:
+            piece = PyBytes_FromStringAndSize(cython.NULL, self._size)
+            target = cython.cast("unsigned char *", PyBytes_AS_STRING(piece))
+            source = cython.cast("const unsigned char *", PyBytes_AS_STRING(self._data)) + start
+            _mask_to(target, source, self._size, self._key, self._phase)
+        else:
+            piece = mask(self._data, start, stop, self._key.to_bytes(4, "little"), self._phase)
         self._phase = (self._phase + self._size) & 3
-        return piece
+        return piece  # type: ignore[no-any-return]
 
     def gather(self) -> None:
         """Put the piece, unmasked, behind those before it of the same frame."""
@@ -282,7 +300,8 @@ class FrameReader:
         if available < size:
             return False
         if self._masked:
-            self._key = data[position + size - 4 : position + size]
+            key = position + size - 4
+            self._key = data[key] | data[key + 1] << 8 | data[key + 2] << 16 | data[key + 3] << 24
             self._phase = 0
         self._position = position + size
         self._remaining = length

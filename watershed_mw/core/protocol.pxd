@@ -52,7 +52,7 @@ cdef class Protocol(Conversation):
     cdef bint _text
     cdef bint _compressed
     cdef Py_ssize_t _fragments
-    cdef object _wire_size
+    cdef long long _wire_size
     cdef bytearray _message
     cdef object _utf8
     cdef long _utf8_state
@@ -76,7 +76,7 @@ cdef class Protocol(Conversation):
     @cython.locals(reader=FrameReader, piece=bytes, message=bytes, room=Py_ssize_t, last=bint, start=Py_ssize_t)
     cdef _receive_payload(self, list events)
 
-    @cython.locals(reader=FrameReader)
+    @cython.locals(reader=FrameReader, room="long long", got=object)
     cdef _begin_frame(self)
 
     cdef bytes _inflate(self, bytes piece, bint last)

@@ -1,0 +1,93 @@
+"""What ``send``, ``ping`` and ``end`` of the asyncio flavour return: awaitables that nobody has to await.
+
+A coroutine would warn when it is let go, and costs more than the sending of a small message. These are accepted
+wherever a coroutine is, as by ``asyncio.create_task``. This file is compiled as well as interpreted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from typing import Any, NoReturn, Self
+
+__all__ = ["READY", "NextTurn", "Pending", "Ready"]
+
+
+class Ready:
+    """Done already."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Self:
+        return self
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> None:
+        raise StopIteration
+
+    def send(self, _value: object) -> None:
+        """As ``next``: a coroutine has it."""
+        raise StopIteration
+
+    def throw(self, kind: Any, value: Any = None, _traceback: Any = None) -> NoReturn:
+        """Raise what is thrown."""
+        raise kind if value is None else value
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+READY = Ready()
+
+
+class Pending:
+    """Does nothing until somebody awaits it, once.
+
+    Args:
+        wait: coroutine function that is called then.
+    """
+
+    __slots__ = ("_coroutine", "_wait")
+
+    def __init__(self, wait: Any) -> None:
+        self._wait = wait
+        self._coroutine: Any = None
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()  # type: ignore[no-any-return]
+
+    def send(self, value: object) -> Any:
+        """Begin it, or go on with it."""
+        if self._coroutine is None:
+            self._coroutine = self._wait()
+        return self._coroutine.send(value)
+
+    def throw(self, kind: Any, value: Any = None, _traceback: Any = None) -> Any:
+        """Raise what is thrown where it waits."""
+        if self._coroutine is None:
+            raise kind if value is None else value
+        return self._coroutine.throw(kind if value is None else value)
+
+    def close(self) -> None:
+        """End it."""
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+
+class NextTurn(Pending):
+    """Done in the next turn of an asyncio loop."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        Pending.__init__(self, _turn)
+
+
+async def _turn() -> None:
+    await asyncio.sleep(0)
+
+
+Coroutine.register(Ready)
+Coroutine.register(Pending)
