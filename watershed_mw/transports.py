@@ -105,6 +105,8 @@ class AsyncioTransport:
         streams: reader, if there is one, and writer that the transport belongs to; the reader may hold bytes already.
     """
 
+    __slots__ = ("_reader", "_streams", "_transport")
+
     def __init__(
         self,
         transport: asyncio.Transport,
