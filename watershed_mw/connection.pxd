@@ -16,7 +16,7 @@ cdef class WatershedConnection:
     cdef public object _ended_at
     cdef public object _error
     cdef public object _handler_error
-    cdef public dict _handlers
+    cdef public tuple _handlers
     cdef public double _opened
     cdef public bint _push
     cdef public ReceiveQueue _queue
@@ -30,7 +30,7 @@ cdef class WatershedConnection:
     @cython.locals(at_once=list)
     cpdef list _take(self, list events)
     cpdef list _emit_event(self, object event)
-    @cython.locals(results=list)
+    @cython.locals(results=list, handlers=tuple, index=Py_ssize_t)
     cpdef list _emit(self, str event, tuple args)
     cpdef object _take_message(self)
     cpdef list _emit_end(self)

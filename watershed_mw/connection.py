@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
@@ -168,7 +168,8 @@ class WatershedConnection:
         self._opened = self._now()
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(details.limits)
-        self._handlers: dict[str, tuple[Handler, ...]] = {}
+        # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
+        self._handlers: tuple[Any, ...] = ()
         self._push = False
         self._error: BaseException | None = None
         self._handler_error: BaseException | None = None
@@ -201,7 +202,7 @@ class WatershedConnection:
             raise ValueError(f"expected one of the events {', '.join(sorted(EVENTS))}, got {event!r}")
         if handler is None:
             return lambda function: self.on(event, function)
-        self._handlers[event] = (*self._handlers.get(event, ()), handler)
+        self._handlers = (*self._handlers, event, handler)
         if event in MESSAGES:
             self._push = True
             self._handlers_changed()
@@ -220,11 +221,14 @@ class WatershedConnection:
 
     def off(self, event: str, handler: Handler) -> None:
         """Stop calling ``handler`` at ``event``; nothing happens when it was never called there."""
-        self._handlers[event] = tuple(
-            known
-            for known in self._handlers.get(event, ())
-            if known != handler and getattr(known, "__wrapped__", None) != handler
-        )
+        kept: list[Any] = []
+        for known_event, known in handlers_of(self):
+            if known_event != event or (known != handler and getattr(known, "__wrapped__", None) != handler):
+                kept += (known_event, known)
+        self._handlers = tuple(kept)
+
+    def _has_handler(self, event: str) -> bool:
+        return event in self._handlers[::2]
 
     def _handlers_changed(self) -> None:
         """A handler for messages has come; a flavour may have messages waiting for it."""
@@ -232,7 +236,11 @@ class WatershedConnection:
     def _emit(self, event: str, args: tuple[Any, ...]) -> list[Any]:
         """Call the handlers of ``event`` in order, and return what they returned."""
         results = []
-        for handler in self._handlers.get(event, ()):
+        handlers = self._handlers
+        for index in range(0, len(handlers), 2):
+            if handlers[index] != event:
+                continue
+            handler = handlers[index + 1]
             try:
                 results.append(handler(args[0]) if len(args) == 1 else handler(*args))
             except ConnectionClosed:
@@ -291,7 +299,7 @@ class WatershedConnection:
                 self._queue.put(event)
             elif isinstance(event, Failed):
                 self._error = event.error
-            elif isinstance(event, (Ping, Pong)) and self._handlers.get("ping" if isinstance(event, Ping) else "pong"):
+            elif isinstance(event, (Ping, Pong)) and self._has_handler("ping" if isinstance(event, Ping) else "pong"):
                 if self._push:
                     self._queue.put(event)
                 else:
@@ -464,6 +472,11 @@ class WatershedConnection:
     def __repr__(self) -> str:
         state = self._core.state.name.lower()
         return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"
+
+
+def handlers_of(connection: WatershedConnection) -> Iterator[tuple[str, Handler]]:
+    """Events and their handlers, in the order in which they were registered."""
+    return zip(connection._handlers[::2], connection._handlers[1::2], strict=True)
 
 
 def unlist(connection: WatershedConnection) -> None:
