@@ -274,7 +274,7 @@ class ASGIUpgrade:
             }
         )
         self.accepted = True
-        self._request = None
+        self._request, self._key = None, ""
 
     def _connect(self, agreement: Agreement, settings: Settings) -> AsyncConnection:
         from .portable import PortableConnection

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 from .aio_connection import AsyncioConnection
-from .alarm import Entry, alarm_of
+from .alarm import alarm_of
 from .asgi_messages import ASGIMessages
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
@@ -183,7 +183,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._lost = False
         self._task: asyncio.Task[None] | None = None
         self._decided: asyncio.Future[None] | None = None
-        self._patience: Entry | None = None
+        self._patience: float | None = None
 
     @classmethod
     def _options(cls, config: Config) -> Options:
@@ -265,7 +265,7 @@ class WatershedProtocol(asyncio.Protocol):
         if self._task is not None and not self._task.done():
             # uvicorn waits for applications without a limit of its own, and some never look at their connection again.
             patience = time.monotonic() + self.settings.limits.close_timeout
-            self._patience = alarm_of(self._loop).set(patience, self._cancel_app)
+            self._patience = alarm_of(self._loop).set(patience, WatershedProtocol._cancel_app, self)
 
     # --- the request ---------------------------------------------------------------------------------------
 
@@ -284,10 +284,12 @@ class WatershedProtocol(asyncio.Protocol):
         self._scope = make_scope(
             self.config, self._transport, self._request, subprotocols, self._app_state.copy(), NativeDoor(self)
         )
-        fresh = contextvars.Context() if getattr(self.config, "reset_contextvars", False) else None
-        self._task = self._loop.create_task(self._run_app(), context=fresh)
+        fresh = getattr(self.config, "reset_contextvars", False)
+        context = contextvars.Context() if fresh else contextvars.copy_context()
+        # What it would get by itself is a name and a second context for each connection.
+        self._task = self._loop.create_task(self._run_app(), name="WebSocket", context=context)
         self._server_state.tasks.add(self._task)
-        self._task.add_done_callback(self._forget_task)
+        self._task.add_done_callback(self._forget_task, context=context)
 
     def _check_concurrency(self) -> None:
         """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
@@ -348,7 +350,7 @@ class WatershedProtocol(asyncio.Protocol):
             self._connection.abandon()
         self._let_go()
         if self._patience is not None:
-            alarm_of(self._loop).cancel(self._patience)
+            alarm_of(self._loop).cancel(self._patience, self)
             self._patience = None
 
     def _let_go(self) -> None:
@@ -441,6 +443,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._stage = _Stage.OPEN
         # A connection lives for hours, and its request head is several times as large as all that it needs.
         del self._request
+        self._key = ""
         self._early = b""
         self._log("[detached]" if self.detached else "[accepted]")
         self._decide_receive()
