@@ -24,6 +24,7 @@ from .core.handshake import Request, check_request, negotiate, offered_subprotoc
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
 from .requests import read_request_head, write_response
+from .shared_fields import share_fields
 from .transports import AsyncioTransport
 from .uvicorn_denial import Denial, strings
 from .uvicorn_request import left_behind, make_scope, remote_of, shown_path
@@ -284,6 +285,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._scope = make_scope(
             self.config, self._transport, self._request, subprotocols, self._app_state.copy(), NativeDoor(self)
         )
+        share_fields(self._scope["headers"])
         fresh = getattr(self.config, "reset_contextvars", False)
         context = contextvars.Context() if fresh else contextvars.copy_context()
         # What it would get by itself is a name and a second context for each connection.
