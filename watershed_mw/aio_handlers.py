@@ -130,7 +130,7 @@ class OrderedHandlers(AsyncConnection):
             self._be_patient(self._busy)
 
     def _be_patient(self, busy: asyncio.Task[None]) -> None:
-        patience = self._details.limits.close_timeout
+        patience = self._limits.close_timeout
 
         def give_up() -> None:
             logger.warning(

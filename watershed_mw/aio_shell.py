@@ -196,7 +196,7 @@ class AsyncioShell(OrderedHandlers):
                     # Nothing more will be read, but what was sent before may still arrive, and over TLS the peer is
                     # due a close_notify (RFC 8446 section 6.1): within bounds.
                     self._transport.close()
-                    patience = monotonic() + self._details.limits.close_timeout
+                    patience = monotonic() + self._limits.close_timeout
                     self._rings_at = alarm_of(self._loop).set(patience, _abort, self)
             elif core.half_close and not self._half_closed:
                 self._half_closed = True
@@ -215,7 +215,7 @@ class AsyncioShell(OrderedHandlers):
         if not self._transport.can_write_eof():
             # TLS knows no half-close: close() sends close_notify after what is queued, and does not read what still
             # comes. After the peer's Close nothing does; one that broke the protocol gets a moment to read ours.
-            delay = 0.0 if self._core.close_received else min(_TLS_LINGER, self._details.limits.close_timeout)
+            delay = 0.0 if self._core.close_received else min(_TLS_LINGER, self._limits.close_timeout)
             self._closing = self._loop.call_later(delay, self._transport.close)
             return
         try:
@@ -226,7 +226,7 @@ class AsyncioShell(OrderedHandlers):
     def _arm(self) -> None:
         self._armed_state = self._core.state
         deadline = self._core.next_deadline()
-        interval = self._details.limits.ping_interval
+        interval = self._limits.ping_interval
         if deadline is not None and interval is not None and self._core.state is _OPEN:
             # The answer to a PING brings the next PING forward, of which nothing tells this timer: it asks in time.
             deadline = min(deadline, monotonic() + interval)
@@ -288,7 +288,7 @@ class AsyncioShell(OrderedHandlers):
             self._transport.writelines(pieces)
         if paused:
             unsent = self._transport.get_write_buffer_size()
-            if unsent > self._details.limits.max_unsent_bytes:
+            if unsent > self._limits.max_unsent_bytes:
                 self._error = LocalProtocolError(
                     f"expected the peer to read, or the application to wait for send(); got {unsent} bytes unsent, "
                     f"more than max_unsent_bytes"

@@ -136,17 +136,20 @@ class WatershedConnection:
         "__dict__",
         "__weakref__",
         "_close_traced",
+        "_closed_as",
         "_core",
         "_destroyed",
-        "_details",
         "_end_emitted",
         "_ended_at",
         "_error",
         "_handler_error",
         "_handlers",
+        "_limits",
         "_opened",
         "_push",
         "_queue",
+        "_shutdown_code",
+        "_tell_ended",
         "_trace",
         "id",
         "local",
@@ -163,7 +166,11 @@ class WatershedConnection:
         self.remote = details.remote
         self.local = details.local
         self.protocol = details.agreement.subprotocol
-        self._details = details
+        # Not the details themselves: most of them are needed here alone.
+        self._limits = details.limits
+        self._closed_as = details.closed
+        self._tell_ended = details.ended
+        self._shutdown_code = details.shutdown_code
         self._core = protocol
         self._opened = self._now()
         self._ended_at: float | None = None
@@ -330,7 +337,7 @@ class WatershedConnection:
             )
 
     def _closed_error(self) -> ConnectionClosed:
-        error = self._details.closed(self.close_code or 1006, self.close_reason or "")
+        error = self._closed_as(self.close_code or 1006, self.close_reason or "")
         error.__cause__ = self._error
         return error
 
@@ -356,8 +363,8 @@ class WatershedConnection:
             return
         self._ended_at = self._now()
         unlist(self)
-        if self._details.ended is not None:
-            self._details.ended()
+        if self._tell_ended is not None:
+            self._tell_ended()
 
     # --- what goes out -------------------------------------------------------------------------------
 
@@ -369,7 +376,7 @@ class WatershedConnection:
             else:
                 self._core.send_binary(data if type(data) is bytes else copied(data))
         except ConnectionClosed as error:
-            raise self._details.closed(error.code, error.reason) from self._error
+            raise self._closed_as(error.code, error.reason) from self._error
         if self._trace is not None:
             if isinstance(data, str):
                 self._trace("send-text", self, data.encode())
@@ -419,7 +426,7 @@ class WatershedConnection:
     @property
     def shutdown_code(self) -> int | None:
         """Close code with which the connection ends where the process does, see :class:`~watershed_mw.Options`."""
-        return self._details.shutdown_code
+        return self._shutdown_code
 
     @property
     def gone(self) -> bool:
