@@ -24,6 +24,9 @@ _GRAIN = 0.001
 # a call. Up to that many seconds ahead, calls fall on multiples of so many seconds.
 _GRAINS = ((1.0, 2**-10), (8.0, 2**-6), (math.inf, 2**-3))
 
+# So many calls in one turn of the loop, some milliseconds: connections that came together are due together.
+_CALLS_PER_TURN = 256
+
 
 class Alarm:
     """The timer of one event loop; used on that loop's thread alone."""
@@ -91,12 +94,14 @@ class Alarm:
         self._stop()
         now = time.monotonic()
         try:
+            left = _CALLS_PER_TURN
             # Looked up anew each time: a call may set others, and cancel them.
-            while self._times and self._times[0] <= now:
+            while left and self._times and self._times[0] <= now:
                 calls = self._calls[self._times[0]]
                 if calls:
                     subject, call = calls.popitem()
                     self._waiting -= 1
+                    left -= 1
                     call(subject)
                 else:
                     del self._calls[heapq.heappop(self._times)]

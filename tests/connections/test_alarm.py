@@ -73,6 +73,22 @@ def test_who_has_cancelled_is_not_called() -> None:
     on_a_loop(scenario)
 
 
+def test_many_who_are_due_together_do_not_hold_up_the_loop() -> None:
+    async def scenario(alarm: Alarm) -> None:
+        when = time.monotonic() + 0.01
+        callers = [Caller(due=when) for _ in range(1000)]
+        for caller in callers:
+            alarm.set(when, Caller.call, caller)
+        seen: set[int] = set()
+        while (count := sum(map(len, (caller.called for caller in callers)))) < len(callers):
+            seen.add(count)
+            await asyncio.sleep(0)
+        assert all(len(caller.called) == 1 for caller in callers)
+        assert len(seen) > 2, "others had their turns between"
+
+    on_a_loop(scenario)
+
+
 def test_what_is_cancelled_is_let_go_at_once() -> None:
     async def scenario(alarm: Alarm) -> None:
         stays, goes = Caller(due=0.0), Caller(due=0.0)
