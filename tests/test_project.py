@@ -64,7 +64,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("threads_shell",),
     ("threads",),
     ("transports", "drain"),
-    ("watershed", "takeover", "uvicorn_request", "uvicorn_denial"),
+    ("watershed", "takeover", "uvicorn_request", "uvicorn_denial", "shared_fields"),
     ("wsgi_servers",),
     ("asgi", "wsgi", "uvicorn", "client", "proxy"),
     ("starlette", "flask", "testing", "cli"),

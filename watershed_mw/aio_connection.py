@@ -127,7 +127,7 @@ class AsyncioConnection(AsyncioShell):
         self._advance_and_settle()
         try:
             while not self._finished():
-                await self._wait_in(self._closers)
+                await self._expect_close()
         finally:
             self._running = False
         if self._handler_error is not None:
@@ -137,13 +137,13 @@ class AsyncioConnection(AsyncioShell):
     async def wait_closed(self) -> None:
         """As the base class says."""
         while not self._lost:
-            await self._wait_in(self._closers)
+            await self._expect_close()
 
     # --- waiting -----------------------------------------------------------------------------------------
 
     async def _drained(self) -> None:
         while self._writing_paused and not self._lost and not self._core.ended:
-            await self._wait_in(self._drainers)
+            await self._expect_drain()
 
     def _soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)

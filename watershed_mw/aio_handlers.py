@@ -10,6 +10,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Awaitable
+from operator import call
 from time import monotonic
 from typing import Any
 
@@ -129,7 +130,7 @@ class OrderedHandlers(AsyncConnection):
             self._be_patient(self._busy)
 
     def _be_patient(self, busy: asyncio.Task[None]) -> None:
-        patience = self._details.limits.close_timeout
+        patience = self._limits.close_timeout
 
         def give_up() -> None:
             logger.warning(
@@ -140,8 +141,8 @@ class OrderedHandlers(AsyncConnection):
             busy.cancel()
 
         alarm = alarm_of(self._loop)
-        entry = alarm.set(monotonic() + patience, give_up)
-        busy.add_done_callback(lambda task: alarm.cancel(entry))
+        when = alarm.set(monotonic() + patience, call, give_up)
+        busy.add_done_callback(lambda task: alarm.cancel(when, give_up))
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)

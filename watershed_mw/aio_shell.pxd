@@ -12,15 +12,15 @@ cdef object _CLOSED
 
 cdef class AsyncioShell(OrderedHandlers):
     cdef public object _armed_state
-    cdef public list _closers
+    cdef public tuple _closers
     cdef public object _closing
-    cdef public list _drainers
-    cdef public object _entry
+    cdef public tuple _drainers
     cdef public bint _flush_set
     cdef public bint _half_closed
     cdef public object _keep
     cdef public object _previous
     cdef public bint _reading
+    cdef public double _rings_at
     cdef public long _sends
     cdef public unsigned long _thread
     cdef public object _transport
@@ -29,6 +29,10 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef data_received(self, bytes data)
     @cython.locals(core=Protocol)
     cpdef _settle(self)
+    @cython.locals(deadline=object)
+    cpdef _arm(self)
+    cpdef _cancel_ring(self)
+    cpdef _ring(self)
     cpdef _wrote(self)
     cpdef _end_turn(self)
     @cython.locals(core=Protocol, pieces=list, size=Py_ssize_t)

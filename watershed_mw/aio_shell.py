@@ -9,11 +9,12 @@ costs more than everything else about a small message.
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from time import monotonic
 from typing import Any, cast
 
 from .aio_handlers import OrderedHandlers
-from .alarm import Entry, alarm_of
+from .alarm import alarm_of
 from .connection import Details
 from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
@@ -58,12 +59,12 @@ class AsyncioShell(OrderedHandlers):
         "_closers",
         "_closing",
         "_drainers",
-        "_entry",
         "_flush_set",
         "_half_closed",
         "_keep",
         "_previous",
         "_reading",
+        "_rings_at",
         "_sends",
         "_thread",
         "_transport",
@@ -81,15 +82,16 @@ class AsyncioShell(OrderedHandlers):
         self._transport = transport
         self._previous: asyncio.BaseProtocol | None = None
         self._keep: Any = None
-        self._entry: Entry | None = None
+        self._rings_at = inf
         self._armed_state: State | None = None
         self._flush_set = False
         self._sends = 0
         self._reading = False
         self._half_closed = False
         self._closing: asyncio.TimerHandle | None = None
-        self._drainers: list[asyncio.Future[None]] = []
-        self._closers: list[asyncio.Future[None]] = []
+        # None or more; an empty list takes 64 bytes.
+        self._drainers: tuple[asyncio.Future[None], ...] = ()
+        self._closers: tuple[asyncio.Future[None], ...] = ()
         super().__init__(details, protocol)
         if queue is not None:
             self._queue = queue
@@ -153,14 +155,12 @@ class AsyncioShell(OrderedHandlers):
         if exc is not None and not self._core.ended and not isinstance(exc, ConnectionError):
             self._error = exc
         self._core.receive_eof()
-        if self._entry is not None:
-            alarm_of(self._loop).cancel(self._entry)
-            self._entry = None
+        self._cancel_ring()
         if self._closing is not None:
             self._closing.cancel()
         self._advance_and_settle()
-        self._wake(self._drainers)
-        self._wake(self._closers)
+        self._wake_drainers()
+        self._wake_closers()
         if self._previous is not None:
             # Whoever had the transport before may be waiting for its end, as StreamWriter.wait_closed does.
             self._previous.connection_lost(exc)
@@ -175,7 +175,7 @@ class AsyncioShell(OrderedHandlers):
         """The peer reads again."""
         self._writing_paused = False
         self._core.writing_resumed()
-        self._wake(self._drainers)
+        self._wake_drainers()
         self._await_results(self._emit("drain", ()))
         self._advance_and_settle()
 
@@ -190,7 +190,7 @@ class AsyncioShell(OrderedHandlers):
         """Write what is due, follow the core's wishes about reading and closing, and set the timer."""
         if self._lost:
             if self._finished():
-                self._wake(self._closers)
+                self._wake_closers()
             return
         core = self._core
         self._flush()
@@ -198,7 +198,7 @@ class AsyncioShell(OrderedHandlers):
         if core.state is not self._armed_state:
             self._arm()
             if core.ended:
-                self._wake(self._drainers)  # whether the peer reads on or not, nothing more can be sent
+                self._wake_drainers()  # whether the peer reads on or not, nothing more can be sent
             if core.state is _CLOSED:
                 done = self._transport.get_write_buffer_size() == 0 and self._transport.can_write_eof()
                 if self._destroyed or self._half_closed or done:
@@ -207,8 +207,8 @@ class AsyncioShell(OrderedHandlers):
                     # Nothing more will be read, but what was sent before may still arrive, and over TLS the peer is
                     # due a close_notify (RFC 8446 section 6.1): within bounds.
                     self._transport.close()
-                    patience = monotonic() + self._details.limits.close_timeout
-                    self._entry = alarm_of(self._loop).set(patience, self._transport.abort)
+                    patience = monotonic() + self._limits.close_timeout
+                    self._rings_at = alarm_of(self._loop).set(patience, _abort, self)
             elif core.half_close and not self._half_closed:
                 self._half_closed = True
                 self._half_close()
@@ -226,7 +226,7 @@ class AsyncioShell(OrderedHandlers):
         if not self._transport.can_write_eof():
             # TLS knows no half-close: close() sends close_notify after what is queued, and does not read what still
             # comes. After the peer's Close nothing does; one that broke the protocol gets a moment to read ours.
-            delay = 0.0 if self._core.close_received else min(_TLS_LINGER, self._details.limits.close_timeout)
+            delay = 0.0 if self._core.close_received else min(_TLS_LINGER, self._limits.close_timeout)
             self._closing = self._loop.call_later(delay, self._transport.close)
             return
         try:
@@ -237,24 +237,27 @@ class AsyncioShell(OrderedHandlers):
     def _arm(self) -> None:
         self._armed_state = self._core.state
         deadline = self._core.next_deadline()
-        interval = self._details.limits.ping_interval
+        interval = self._limits.ping_interval
         if deadline is not None and interval is not None and self._core.state is _OPEN:
             # The answer to a PING brings the next PING forward, of which nothing tells this timer: it asks in time.
             deadline = min(deadline, monotonic() + interval)
-        if self._entry is not None:
-            if deadline is not None and self._entry.callback is not None and self._entry.when <= deadline:
-                return  # It rings early and asks again, which is cheaper than moving it.
-            alarm_of(self._loop).cancel(self._entry)
-            self._entry = None
+        if deadline is not None and self._rings_at <= deadline:
+            return  # It rings early and asks again, which is cheaper than moving it.
+        self._cancel_ring()
         if deadline is not None:
-            self._entry = alarm_of(self._loop).set(deadline, self._ring)
+            self._rings_at = alarm_of(self._loop).set(deadline, _ring, self)
+
+    def _cancel_ring(self) -> None:
+        if self._rings_at != inf:
+            alarm_of(self._loop).cancel(self._rings_at, self)
+            self._rings_at = inf
 
     def _ring(self) -> None:
-        self._entry = None
+        self._rings_at = inf
         events = self._core.handle_timeout(monotonic(), self._transport.get_write_buffer_size())
         self._tell(self._take(events))
         self._advance_and_settle()
-        if not self._lost and self._entry is None:
+        if not self._lost and self._rings_at == inf:
             self._arm()
 
     # --- writing and reading -----------------------------------------------------------------------------
@@ -296,7 +299,7 @@ class AsyncioShell(OrderedHandlers):
             self._transport.writelines(pieces)
         if paused:
             unsent = self._transport.get_write_buffer_size()
-            if unsent > self._details.limits.max_unsent_bytes:
+            if unsent > self._limits.max_unsent_bytes:
                 self._error = LocalProtocolError(
                     f"expected the peer to read, or the application to wait for send(); got {unsent} bytes unsent, "
                     f"more than max_unsent_bytes"
@@ -317,17 +320,36 @@ class AsyncioShell(OrderedHandlers):
 
     # --- waiting -----------------------------------------------------------------------------------------
 
-    async def _wait_in(self, waiters: list[asyncio.Future[None]]) -> None:
+    def _expect_close(self) -> asyncio.Future[None]:
+        """A future that is done when the connection may have come to its end, or soon before."""
         waiter = self._loop.create_future()
-        waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in waiters:
-                waiters.remove(waiter)
+        self._closers = (*[known for known in self._closers if not known.done()], waiter)
+        return waiter
 
-    @staticmethod
-    def _wake(waiters: list[asyncio.Future[None]]) -> None:
-        for waiter in tuple(waiters):
-            if not waiter.done():
-                waiter.set_result(None)
+    def _expect_drain(self) -> asyncio.Future[None]:
+        """A future that is done when the peer reads again, or has gone."""
+        waiter = self._loop.create_future()
+        self._drainers = (*[known for known in self._drainers if not known.done()], waiter)
+        return waiter
+
+    def _wake_drainers(self) -> None:
+        waiters, self._drainers = self._drainers, ()
+        _wake(waiters)
+
+    def _wake_closers(self) -> None:
+        waiters, self._closers = self._closers, ()
+        _wake(waiters)
+
+
+def _ring(shell: AsyncioShell) -> None:
+    shell._ring()
+
+
+def _abort(shell: AsyncioShell) -> None:
+    shell._transport.abort()
+
+
+def _wake(waiters: tuple[asyncio.Future[None], ...]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

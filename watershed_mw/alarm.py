@@ -8,62 +8,70 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import itertools
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import inf
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["Alarm", "Entry", "alarm_of"]
+__all__ = ["Alarm", "alarm_of"]
 
+_S = TypeVar("_S")
 
 # Seconds: loops count in milliseconds, and one that rings too early finds nothing to do and has to ring again.
 _GRAIN = 0.001
+# Who has to wait long is called somewhat later still, together with others: every waking of the loop costs more than
+# a call. Up to that many seconds ahead, calls fall on multiples of so many seconds.
+_GRAINS = ((1.0, 2**-10), (8.0, 2**-6), (math.inf, 2**-3))
 
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A call to come; ``callback`` is None once it is cancelled."""
-
-    when: float
-    callback: Callable[[], None] | None
+# So many calls in one turn of the loop, some milliseconds: connections that came together are due together.
+_CALLS_PER_TURN = 256
 
 
 class Alarm:
     """The timer of one event loop; used on that loop's thread alone."""
 
     def __init__(self) -> None:
-        # In tuples, which C compares: the number decides between equal times.
-        self._heap: list[tuple[float, int, Entry]] = []
-        self._numbers = itertools.count()
+        # Who is to be called at which time: no object of its own for a call, as every idle connection has one to come.
+        self._calls: dict[float, dict[Any, Callable[[Any], object]]] = {}
+        # The keys of it, a heap. Those whose calls have all been cancelled stay until their time.
+        self._times: list[float] = []
         self._waiting = 0
         self._handle: asyncio.TimerHandle | None = None
-        self._handle_time = inf
+        self._handle_time = math.inf
 
-    def set(self, when: float, callback: Callable[[], None]) -> Entry:
-        """Call ``callback`` at ``when``, in seconds of ``time.monotonic()``; :meth:`cancel` takes the result."""
-        entry = Entry(when, callback)
-        heapq.heappush(self._heap, (when, next(self._numbers), entry))
-        self._waiting += 1
+    def set(self, when: float, call: Callable[[_S], object], subject: _S) -> float:
+        """Call ``call(subject)`` at ``when`` or soon after, in seconds of ``time.monotonic()``.
+
+        Args:
+            when: a time 8 seconds ahead or more may be passed by an eighth of a second, others by less.
+            call: what is called; held on to until then.
+            subject: what it is called with, hashable; one call at a time.
+
+        Returns:
+            what :meth:`cancel` takes, together with the subject.
+        """
+        ahead = when - time.monotonic()
+        grain = next(grain for most, grain in _GRAINS if ahead < most)
+        when = math.ceil(when / grain) * grain
+        calls = self._calls.get(when)
+        if calls is None:
+            calls = self._calls[when] = {}
+            heapq.heappush(self._times, when)
+        if subject not in calls:
+            self._waiting += 1
+        calls[subject] = call
         if when < self._handle_time:
             self._start(when)
-        return entry
+        return when
 
-    def cancel(self, entry: Entry) -> None:
-        """Forget an entry; its callback, and whatever that holds on to, is let go at once."""
-        if entry.callback is None:
-            return
-        entry.callback = None
-        self._waiting -= 1
-        if self._waiting == 0:
-            # Nothing holds on to the loop once its last connection has gone.
-            self._heap.clear()
-            self._stop()
-        elif len(self._heap) > 64 and len(self._heap) > 2 * self._waiting:
-            # Many short connections beside a long one leave their cancelled entries behind.
-            self._heap = [item for item in self._heap if item[2].callback is not None]
-            heapq.heapify(self._heap)
+    def cancel(self, when: float, subject: object) -> None:
+        """Forget a call, if it has not been made; the subject, and whatever that holds on to, is let go at once."""
+        calls = self._calls.get(when)
+        if calls and calls.pop(subject, None) is not None:
+            self._waiting -= 1
+            if self._waiting == 0:
+                self._rest()
 
     def _start(self, when: float) -> None:
         self._stop()
@@ -74,23 +82,35 @@ class Alarm:
         if self._handle is not None:
             self._handle.cancel()
         self._handle = None
-        self._handle_time = inf
+        self._handle_time = math.inf
+
+    def _rest(self) -> None:
+        # Nothing holds on to the loop once its last connection has gone.
+        self._calls.clear()
+        self._times.clear()
+        self._stop()
 
     def _ring(self) -> None:
         self._stop()
         now = time.monotonic()
         try:
-            while self._heap and (self._heap[0][2].callback is None or self._heap[0][0] <= now):
-                entry = heapq.heappop(self._heap)[2]
-                callback = entry.callback
-                if callback is not None:
-                    entry.callback = None
+            left = _CALLS_PER_TURN
+            # Looked up anew each time: a call may set others, and cancel them.
+            while left and self._times and self._times[0] <= now:
+                calls = self._calls[self._times[0]]
+                if calls:
+                    subject, call = calls.popitem()
                     self._waiting -= 1
-                    callback()
+                    left -= 1
+                    call(subject)
+                else:
+                    del self._calls[heapq.heappop(self._times)]
         finally:
-            # Whatever a callback raised, the others' time will come.
-            if self._heap and self._heap[0][0] < self._handle_time:
-                self._start(self._heap[0][0])
+            # Whatever a call raised, the others' time will come.
+            if self._waiting == 0:
+                self._rest()
+            elif self._times[0] < self._handle_time:
+                self._start(self._times[0])
 
 
 _alarms: WeakKeyDictionary[asyncio.AbstractEventLoop, Alarm] = WeakKeyDictionary()

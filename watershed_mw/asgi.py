@@ -21,6 +21,7 @@ from .core.handshake import Agreement, Request
 from .core.messages import MessageProtocol
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
+from .requests import as_request
 from .room import Room
 from .sockets import address
 from .transports import DetachedStreams
@@ -78,7 +79,10 @@ class WatershedASGI:
                 return
             try:
                 scope["watershed"] = upgrade
-                await upgrade.serve(self.app)
+                if upgrade.native:
+                    await self.app(scope, receive, send)
+                else:
+                    await upgrade.serve(self.app)
             finally:
                 self._room.leave()
         except ConnectionClosed:
@@ -105,28 +109,54 @@ class ASGIUpgrade:
     """One upgrade request that waits for the application's decision.
 
     Attributes:
-        request: the request, checked.
         accepted: whether it has been answered with the 101.
         refused: whether it has been refused already.
     """
 
+    # One of these lives as long as its connection.
+    __slots__ = (
+        "_as_request",
+        "_connected",
+        "_connection",
+        "_door",
+        "_key",
+        "_receive",
+        "_request",
+        "_scope",
+        "_send",
+        "_server",
+        "_tasks",
+        "accepted",
+        "middleware",
+        "refused",
+    )
+
     def __init__(self, middleware: WatershedASGI, scope: Scope, receive: Receive, send: Send) -> None:
-        self.request: Request
+        self._request: Request | None = None
         self.accepted = False
         self.refused = False
         self.middleware = middleware
         self._scope = scope
-        self._outer = (receive, send)
         self._receive = receive
         self._send = send
         self._key = ""
         self._connected = False
-        self._extensions = scope.get("extensions") or {}
-        self._door = self._extensions.get("watershed_mw")
+        self._door = (scope.get("extensions") or {}).get("watershed_mw")
         self._server = _OURS if self._door is not None else server_of(scope, receive, send)
         self._tasks: TaskGroup | None = None
         self._connection: AsyncConnection | None = None
         self._as_request: Any = scope
+
+    @property
+    def native(self) -> bool:
+        """Whether the connection needs no ASGI messages after the accept."""
+        return self._door is not None
+
+    @property
+    def request(self) -> Request:
+        """The request, checked."""
+        # Not kept beyond the answer: a connection lives for hours, and its request is there in the scope as well.
+        return self._request or as_request(self._scope)
 
     @property
     def over(self) -> bool:
@@ -136,7 +166,7 @@ class ASGIUpgrade:
 
     def check(self) -> None:
         """Judge the request. Raises :class:`HandshakeError`."""
-        self.request, self._key = self.middleware.shed.check(self._scope)
+        self._request, self._key = self.middleware.shed.check(self._scope)
 
     def through(self, receive: Receive, send: Send, request: Any = None) -> Self:
         """Let the answer travel through these instead of the middleware's own, and return this object.
@@ -244,6 +274,7 @@ class ASGIUpgrade:
             }
         )
         self.accepted = True
+        self._request, self._key = None, ""
 
     def _connect(self, agreement: Agreement, settings: Settings) -> AsyncConnection:
         from .portable import PortableConnection
@@ -271,7 +302,7 @@ class ASGIUpgrade:
             raise LocalProtocolError("expected one answer to a request, got reject after another one")
         await self._take_connect()
         self.refused = True
-        if "websocket.http.response" not in self._extensions:
+        if "websocket.http.response" not in (self._scope.get("extensions") or {}):
             await self._send({"type": "websocket.close", "code": 1008})
             return
         await self._send(
@@ -302,22 +333,19 @@ class ASGIUpgrade:
     # --- around the application --------------------------------------------------------------------------
 
     async def serve(self, app: App) -> None:
-        """Run the application; without a door of ours, beside the tasks that its connection will need."""
-        receive, send = self._outer
-        if self._door is not None:
-            await app(self._scope, receive, send)
-            return
+        """Run the application beside the tasks that its connection will need, where there is no door of ours."""
+        receive, send = self._watched(self._receive), self._send
         try:
             import anyio
         except ImportError:
-            await app(self._scope, receive, send)
+            await app(self._scope, self._receive, send)
             return
-        self._outer = self._receive, self._send = self._watched(receive), send
+        self._receive = receive
         failure: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
-                await app(self._scope, self._outer[0], send)
+                await app(self._scope, receive, send)
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001  # raised again outside, where no group wraps it

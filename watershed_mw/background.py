@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from .aio import AsyncHandler
 from .aio_connection import AsyncioConnection
-from .connection import MESSAGES, Details, WatershedConnection, logger, stand_in
+from .connection import MESSAGES, Details, WatershedConnection, handlers_of, logger, stand_in
 from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
 from .errors import ConnectionClosed
@@ -147,13 +147,15 @@ class _TellingThreads(AsyncioConnection):
         """Call the handlers of this one, those that are registered later as well."""
         self._outer = connection
         self._workers = workers
-        self._handlers = connection._handlers
         self._push = True
+
+    def _has_handler(self, event: str) -> bool:
+        return self._outer._has_handler(event)
 
     def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if event == "end":
             self._outer._note_end()
-        if not self._handlers.get(event):
+        if not self._has_handler(event):
             return ()
         return (_in_turn(self._workers, partial(self._outer._emit, event, args)),)
 
@@ -177,8 +179,8 @@ class BackgroundHandler(Background):
         inner = HandledConnection(details, self._core, transport, queue=self._queue)
         inner._trace = self._details.trace
         stand_in(inner, connection, alone=True)
-        for event, handlers in connection._handlers.items():
-            for handler in handlers if event not in MESSAGES else ():
+        for event, handler in handlers_of(connection):
+            if event not in MESSAGES:
                 inner.on(event, partial(_call_in_turn, self._workers, handler))
         return inner
 

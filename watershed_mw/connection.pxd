@@ -9,17 +9,20 @@ cdef class WatershedConnection:
     cdef dict __dict__
     cdef object __weakref__
     cdef public bint _close_traced
+    cdef public object _closed_as
     cdef public Conversation _core
     cdef public bint _destroyed
-    cdef public object _details
     cdef public bint _end_emitted
     cdef public object _ended_at
     cdef public object _error
     cdef public object _handler_error
-    cdef public dict _handlers
+    cdef public tuple _handlers
+    cdef public object _limits
     cdef public double _opened
     cdef public bint _push
     cdef public ReceiveQueue _queue
+    cdef public object _shutdown_code
+    cdef public object _tell_ended
     cdef public object _trace
     cdef public object id
     cdef public object local
@@ -30,7 +33,7 @@ cdef class WatershedConnection:
     @cython.locals(at_once=list)
     cpdef list _take(self, list events)
     cpdef tuple _emit_event(self, object event)
-    @cython.locals(results=tuple)
+    @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)
     cpdef tuple _emit(self, str event, tuple args)
     cpdef object _take_message(self)
     cpdef tuple _emit_end(self)

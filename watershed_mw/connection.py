@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
@@ -137,17 +137,20 @@ class WatershedConnection:
         "__dict__",
         "__weakref__",
         "_close_traced",
+        "_closed_as",
         "_core",
         "_destroyed",
-        "_details",
         "_end_emitted",
         "_ended_at",
         "_error",
         "_handler_error",
         "_handlers",
+        "_limits",
         "_opened",
         "_push",
         "_queue",
+        "_shutdown_code",
+        "_tell_ended",
         "_trace",
         "id",
         "local",
@@ -164,12 +167,17 @@ class WatershedConnection:
         self.remote = details.remote
         self.local = details.local
         self.protocol = details.agreement.subprotocol
-        self._details = details
+        # Not the details themselves: most of them are needed here alone.
+        self._limits = details.limits
+        self._closed_as = details.closed
+        self._tell_ended = details.ended
+        self._shutdown_code = details.shutdown_code
         self._core = protocol
         self._opened = self._now()
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(details.limits)
-        self._handlers: dict[str, tuple[Handler, ...]] = {}
+        # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
+        self._handlers: tuple[Any, ...] = ()
         self._push = False
         self._error: BaseException | None = None
         self._handler_error: BaseException | None = None
@@ -202,7 +210,7 @@ class WatershedConnection:
             raise ValueError(f"expected one of the events {', '.join(sorted(EVENTS))}, got {event!r}")
         if handler is None:
             return lambda function: self.on(event, function)
-        self._handlers[event] = (*self._handlers.get(event, ()), handler)
+        self._handlers = (*self._handlers, event, handler)
         if event in MESSAGES:
             self._push = True
             self._handlers_changed()
@@ -221,11 +229,14 @@ class WatershedConnection:
 
     def off(self, event: str, handler: Handler) -> None:
         """Stop calling ``handler`` at ``event``; nothing happens when it was never called there."""
-        self._handlers[event] = tuple(
-            known
-            for known in self._handlers.get(event, ())
-            if known != handler and getattr(known, "__wrapped__", None) != handler
-        )
+        kept: list[Any] = []
+        for known_event, known in handlers_of(self):
+            if known_event != event or (known != handler and getattr(known, "__wrapped__", None) != handler):
+                kept += (known_event, known)
+        self._handlers = tuple(kept)
+
+    def _has_handler(self, event: str) -> bool:
+        return event in self._handlers[::2]
 
     def _handlers_changed(self) -> None:
         """A handler for messages has come; a flavour may have messages waiting for it."""
@@ -233,7 +244,11 @@ class WatershedConnection:
     def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Call the handlers of ``event`` in order, and return what they returned: none of it is done already."""
         results: tuple[Any, ...] = ()
-        for handler in self._handlers.get(event, ()):
+        handlers = self._handlers
+        for index in range(0, len(handlers), 2):
+            if handlers[index] != event:
+                continue
+            handler = handlers[index + 1]
             try:
                 result = handler(args[0]) if len(args) == 1 else handler(*args)
                 if result is not None and result is not READY:
@@ -294,7 +309,7 @@ class WatershedConnection:
                 self._queue.put(event)
             elif isinstance(event, Failed):
                 self._error = event.error
-            elif isinstance(event, (Ping, Pong)) and self._handlers.get("ping" if isinstance(event, Ping) else "pong"):
+            elif isinstance(event, (Ping, Pong)) and self._has_handler("ping" if isinstance(event, Ping) else "pong"):
                 if self._push:
                     self._queue.put(event)
                 else:
@@ -325,7 +340,7 @@ class WatershedConnection:
             )
 
     def _closed_error(self) -> ConnectionClosed:
-        error = self._details.closed(self.close_code or 1006, self.close_reason or "")
+        error = self._closed_as(self.close_code or 1006, self.close_reason or "")
         error.__cause__ = self._error
         return error
 
@@ -351,8 +366,8 @@ class WatershedConnection:
             return
         self._ended_at = self._now()
         unlist(self)
-        if self._details.ended is not None:
-            self._details.ended()
+        if self._tell_ended is not None:
+            self._tell_ended()
 
     # --- what goes out -------------------------------------------------------------------------------
 
@@ -364,7 +379,7 @@ class WatershedConnection:
             else:
                 self._core.send_binary(data if type(data) is bytes else copied(data))
         except ConnectionClosed as error:
-            raise self._details.closed(error.code, error.reason) from self._error
+            raise self._closed_as(error.code, error.reason) from self._error
         if self._trace is not None:
             if isinstance(data, str):
                 self._trace("send-text", self, data.encode())
@@ -414,7 +429,7 @@ class WatershedConnection:
     @property
     def shutdown_code(self) -> int | None:
         """Close code with which the connection ends where the process does, see :class:`~watershed_mw.Options`."""
-        return self._details.shutdown_code
+        return self._shutdown_code
 
     @property
     def gone(self) -> bool:
@@ -467,6 +482,11 @@ class WatershedConnection:
     def __repr__(self) -> str:
         state = self._core.state.name.lower()
         return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"
+
+
+def handlers_of(connection: WatershedConnection) -> Iterator[tuple[str, Handler]]:
+    """Events and their handlers, in the order in which they were registered."""
+    return zip(connection._handlers[::2], connection._handlers[1::2], strict=True)
 
 
 def unlist(connection: WatershedConnection) -> None:

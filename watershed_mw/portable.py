@@ -99,7 +99,7 @@ class PortableConnection(AsyncConnection):
             # The exception that made it 1011 goes on to the server, which sends that for itself.
             self._core.receive_disconnect(code, "")
         self._tell_all()
-        with anyio.move_on_after(self._details.limits.close_timeout):
+        with anyio.move_on_after(self._limits.close_timeout):
             # A connection that we fail has ended before its Close has gone out.
             while self._write_on or not self._finished():
                 await self._news_come()
@@ -145,7 +145,7 @@ class PortableConnection(AsyncConnection):
             self._unsupported("to send an empty message")
         piled_up = self._core.unsent_size
         self._queue_message(data)
-        if piled_up > self._details.limits.max_unsent_bytes:
+        if piled_up > self._limits.max_unsent_bytes:
             self._error = LocalProtocolError(
                 f"expected the peer to read, or the application to wait for send(); got {piled_up} bytes unsent, "
                 f"more than max_unsent_bytes"
@@ -191,7 +191,7 @@ class PortableConnection(AsyncConnection):
 
     async def wait_closed(self) -> None:
         """Wait until the server has taken our Close, or has told of the end."""
-        with anyio.move_on_after(self._details.limits.close_timeout if not self._core.sending else None):
+        with anyio.move_on_after(self._limits.close_timeout if not self._core.sending else None):
             while not self._core.ended:
                 await self._news_come()
 
@@ -279,7 +279,7 @@ class PortableConnection(AsyncConnection):
     async def _hear_the_end(self) -> None:
         """Our Close came too late; what the peer's said, the server still has to tell."""
         if not self._read_on:
-            with anyio.move_on_after(self._details.limits.close_timeout):
+            with anyio.move_on_after(self._limits.close_timeout):
                 while not self._core.ended:
                     self._received(await self._asgi_receive())
 

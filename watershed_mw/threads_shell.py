@@ -32,6 +32,7 @@ class ThreadsShell(WatershedConnection):
 
     __slots__ = (
         "_background",
+        "_details",
         "_finished",
         "_half_closed",
         "_head",
@@ -67,6 +68,7 @@ class ThreadsShell(WatershedConnection):
         self._background: Background | None = None
         self.in_background = False
         self.no_background = ""
+        self._details = details  # for who takes the connection over
         super().__init__(details, protocol)
 
     # --- reading -----------------------------------------------------------------------------------------

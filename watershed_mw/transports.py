@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Self, TypeAlias, cast
 
 from .aio_connection import AsyncioConnection
@@ -105,6 +106,8 @@ class AsyncioTransport:
         streams: reader, if there is one, and writer that the transport belongs to; the reader may hold bytes already.
     """
 
+    __slots__ = ("_reader", "_streams", "_transport")
+
     def __init__(
         self,
         transport: asyncio.Transport,
@@ -137,7 +140,7 @@ class AsyncioTransport:
         """The transport as a connection; ``remote`` where a proxy in front has told of another address."""
         if remote is None:
             remote = address(self._transport.get_extra_info("peername"))
-        local = address(self._transport.get_extra_info("sockname"))
+        local = _local_address(self._transport.get_extra_info("sockname"))
         details = Details(role, agreement, limits, request, remote, local, trace)
         connection = AsyncioConnection(details, _protocol(details), self._transport)
         head += drain_stream(self._reader)
@@ -230,6 +233,12 @@ def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
 
 def _transport_of(writer: asyncio.StreamWriter) -> asyncio.Transport:
     return cast(asyncio.Transport, writer.transport)
+
+
+@lru_cache(maxsize=64)
+def _local_address(name: Any) -> str:
+    """A listening socket's address, which its connections have in common."""
+    return address(name)
 
 
 def _protocol(details: Details) -> Protocol:

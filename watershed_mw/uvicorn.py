@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 from .aio_connection import AsyncioConnection
-from .alarm import Entry, alarm_of
+from .alarm import alarm_of
 from .asgi_messages import ASGIMessages
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
 from .requests import read_request_head, write_response
+from .shared_fields import share_fields
 from .transports import AsyncioTransport
 from .uvicorn_denial import Denial, strings
 from .uvicorn_request import left_behind, make_scope, remote_of, shown_path
@@ -42,6 +43,7 @@ _MAX_EARLY = 64 * 2**10
 _OURS = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
 _OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
 
+_logger = logging.getLogger("uvicorn.error")
 _settings: WeakKeyDictionary[Config, dict[type, Settings]] = WeakKeyDictionary()
 
 
@@ -71,6 +73,8 @@ class NativeDoor:
 
     The opening handshake still travels through ASGI ``send``; only what follows goes native.
     """
+
+    __slots__ = ("_protocol",)
 
     def __init__(self, protocol: WatershedProtocol) -> None:
         self._protocol = protocol
@@ -126,6 +130,31 @@ class WatershedProtocol(asyncio.Protocol):
     log_query: ClassVar[bool] = False
     """Whether the values in a request's query string are logged; they are hidden unless this is True."""
 
+    # One of these lives as long as its connection.
+    __slots__ = (
+        "_app_state",
+        "_connection",
+        "_decided",
+        "_denial",
+        "_early",
+        "_key",
+        "_loop",
+        "_lost",
+        "_messages",
+        "_patience",
+        "_request",
+        "_scope",
+        "_server_state",
+        "_stage",
+        "_task",
+        "_transport",
+        "config",
+        "detached",
+        "result",
+        "settings",
+        "told_connect",
+    )
+
     def __init__(
         self,
         config: Config,
@@ -140,12 +169,8 @@ class WatershedProtocol(asyncio.Protocol):
         self.detached = False
         self.result: Any = None
         self.told_connect = False
-        self.way: AsyncioTransport
         self._app_state = app_state
-        self._connections = server_state.connections
-        self._tasks = server_state.tasks
-        self._default_headers = server_state.default_headers
-        self._logger = logging.getLogger("uvicorn.error")
+        self._server_state = server_state
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._messages: ASGIMessages | None = None
@@ -159,7 +184,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._lost = False
         self._task: asyncio.Task[None] | None = None
         self._decided: asyncio.Future[None] | None = None
-        self._patience: Entry | None = None
+        self._patience: float | None = None
 
     @classmethod
     def _options(cls, config: Config) -> Options:
@@ -181,14 +206,18 @@ class WatershedProtocol(asyncio.Protocol):
             settings = known[type(self)] = Settings.of(self.own_options())
         return settings
 
+    @property
+    def way(self) -> AsyncioTransport:
+        """The transport, as what answers the upgrade knows it."""
+        return AsyncioTransport(self._transport)
+
     # --- asyncio and uvicorn call these ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport, and what uvicorn has read from it."""
         self._transport = cast(asyncio.Transport, transport)
         self._early = left_behind(self._transport)
-        self.way = AsyncioTransport(self._transport)
-        self._connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes alone
+        self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes alone
 
     def data_received(self, data: bytes) -> None:
         """Take the request head, which uvicorn gives at once, and whatever comes before the accept."""
@@ -205,7 +234,7 @@ class WatershedProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; after the accept the connection tells so."""
-        self._connections.discard(self)
+        self._server_state.connections.discard(self)
         if self._denial is not None:
             self._denial.connection_lost()
         if self._connection is not None:
@@ -237,7 +266,7 @@ class WatershedProtocol(asyncio.Protocol):
         if self._task is not None and not self._task.done():
             # uvicorn waits for applications without a limit of its own, and some never look at their connection again.
             patience = time.monotonic() + self.settings.limits.close_timeout
-            self._patience = alarm_of(self._loop).set(patience, self._cancel_app)
+            self._patience = alarm_of(self._loop).set(patience, WatershedProtocol._cancel_app, self)
 
     # --- the request ---------------------------------------------------------------------------------------
 
@@ -249,22 +278,26 @@ class WatershedProtocol(asyncio.Protocol):
             subprotocols = offered_subprotocols(self._request.headers)
             self._check_concurrency()
         except HandshakeError as error:
-            self._logger.warning("WebSocket upgrade refused: %s", error)
+            _logger.warning("WebSocket upgrade refused: %s", error)
             self._refuse(error)
             return
         self._stage = _Stage.DECIDING
         self._scope = make_scope(
             self.config, self._transport, self._request, subprotocols, self._app_state.copy(), NativeDoor(self)
         )
-        fresh = contextvars.Context() if getattr(self.config, "reset_contextvars", False) else None
-        self._task = self._loop.create_task(self._run_app(), context=fresh)
-        self._tasks.add(self._task)
-        self._task.add_done_callback(self._forget_task)
+        share_fields(self._scope["headers"])
+        fresh = getattr(self.config, "reset_contextvars", False)
+        context = contextvars.Context() if fresh else contextvars.copy_context()
+        # What it would get by itself is a name and a second context for each connection.
+        self._task = self._loop.create_task(self._run_app(), name="WebSocket", context=context)
+        self._server_state.tasks.add(self._task)
+        self._task.add_done_callback(self._forget_task, context=context)
 
     def _check_concurrency(self) -> None:
         """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
         limit = self.config.limit_concurrency
-        if limit is not None and (len(self._connections) >= limit or len(self._tasks) >= limit):
+        state = self._server_state
+        if limit is not None and (len(state.connections) >= limit or len(state.tasks) >= limit):
             raise HandshakeError(
                 f"expected fewer than {limit} connections and requests at once (--limit-concurrency), got more: "
                 "try again later",
@@ -282,15 +315,15 @@ class WatershedProtocol(asyncio.Protocol):
         except BaseException as error:
             if isinstance(error, ConnectionClosed) and (self._connection is None or not self._connection.sending):
                 return self._finish(1000)  # The client has left; from another connection it would be a failure.
-            self._logger.exception("Exception in ASGI application\n")
+            _logger.exception("Exception in ASGI application\n")
             self._finish(1011)
             if not isinstance(error, Exception):
                 raise
         else:
             if self._stage is _Stage.DECIDING:
-                self._logger.error("ASGI callable returned without completing handshake.")
+                _logger.error("ASGI callable returned without completing handshake.")
             elif result is not None:
-                self._logger.error("ASGI callable should return None, but returned %r.", result)
+                _logger.error("ASGI callable should return None, but returned %r.", result)
             self._finish(1000)
 
     def _finish(self, code: int) -> None:
@@ -305,7 +338,7 @@ class WatershedProtocol(asyncio.Protocol):
     def _cancel_app(self) -> None:
         self._patience = None
         if self._task is not None and not self._task.done():
-            self._logger.warning(
+            _logger.warning(
                 "The application on WebSocket %s has not returned %g seconds after the shutdown began: cancelled",
                 self._shown_path(),
                 self.settings.limits.close_timeout,
@@ -313,13 +346,13 @@ class WatershedProtocol(asyncio.Protocol):
             self._task.cancel()
 
     def _forget_task(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._server_state.tasks.discard(task)
         self._task = None
         if self._connection is not None:
             self._connection.abandon()
         self._let_go()
         if self._patience is not None:
-            alarm_of(self._loop).cancel(self._patience)
+            alarm_of(self._loop).cancel(self._patience, self)
             self._patience = None
 
     def _let_go(self) -> None:
@@ -331,7 +364,7 @@ class WatershedProtocol(asyncio.Protocol):
     def _answer(self) -> Denial:
         if self._denial is None:
             patience = self.settings.limits.close_timeout
-            self._denial = Denial(self._transport, self._loop, self._default_headers, patience)
+            self._denial = Denial(self._transport, self._loop, self._server_state.default_headers, patience)
         return self._denial
 
     def _refuse(self, error: HandshakeError) -> None:
@@ -389,13 +422,14 @@ class WatershedProtocol(asyncio.Protocol):
         subprotocol = message.get("subprotocol")
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
         given = strings(message.get("headers", ()))
-        extra = [*strings(self._default_headers), *(pair for pair in given if pair[0].lower() not in _OURS)]
+        default = strings(self._server_state.default_headers)
+        extra = [*default, *(pair for pair in given if pair[0].lower() not in _OURS)]
         response = write_response(101, [*fields, *extra])
         if self._transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the accept")
         if self.detached:
             self.result = self.way.detach(self._early, response)
-            self._connections.discard(self)  # nothing of it is uvicorn's to end any more
+            self._server_state.connections.discard(self)  # nothing of it is uvicorn's to end any more
         else:
             self.way.write(response)
             assert self._messages is not None
@@ -409,6 +443,9 @@ class WatershedProtocol(asyncio.Protocol):
                 remote_of(self._scope) or None,
             )
         self._stage = _Stage.OPEN
+        # A connection lives for hours, and its request head is several times as large as all that it needs.
+        del self._request
+        self._key = ""
         self._early = b""
         self._log("[detached]" if self.detached else "[accepted]")
         self._decide_receive()
@@ -419,11 +456,11 @@ class WatershedProtocol(asyncio.Protocol):
         return shown_path(self._scope, self.log_query)
 
     def _log(self, outcome: str) -> None:
-        self._logger.info('%s - "WebSocket %s" %s', remote_of(self._scope), self._shown_path(), outcome)
+        _logger.info('%s - "WebSocket %s" %s', remote_of(self._scope), self._shown_path(), outcome)
 
     def _log_close(self, connection: AsyncioConnection) -> None:
         stats = connection.stats
-        self._logger.info(
+        _logger.info(
             '%s - "WebSocket %s" [closed %d] %.3f s, %d bytes received, %d bytes sent',
             remote_of(self._scope),
             self._shown_path(),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
-from .alarm import Entry, alarm_of
+from .alarm import alarm_of
 from .errors import ConnectionClosed, HandshakeError
 from .requests import write_refusal, write_response
 
@@ -44,7 +44,7 @@ class Denial:
         self._loop = loop
         self._default_headers = default_headers
         self._patience = patience
-        self._entry: Entry | None = None
+        self._abort_at: float | None = None
         self._status = 0
         self._headers: list[tuple[str, str]] = []
         self._begun = False
@@ -101,8 +101,9 @@ class Denial:
         """That was all: close when the client has read it, or has had its time to."""
         self.complete = True
         self._transport.close()
-        if self._entry is None:
-            self._entry = alarm_of(self._loop).set(time.monotonic() + self._patience, self._transport.abort)
+        if self._abort_at is None:
+            patience = time.monotonic() + self._patience
+            self._abort_at = alarm_of(self._loop).set(patience, _abort, self._transport)
 
     def hurry(self) -> None:
         """The server stops: a client that does not read its answer must not hold that up."""
@@ -126,6 +127,10 @@ class Denial:
     def connection_lost(self) -> None:
         """The transport is gone."""
         self.complete = True
-        if self._entry is not None:
-            alarm_of(self._loop).cancel(self._entry)
+        if self._abort_at is not None:
+            alarm_of(self._loop).cancel(self._abort_at, self._transport)
         self.resume_writing()
+
+
+def _abort(transport: asyncio.Transport) -> None:
+    transport.abort()

@@ -82,6 +82,6 @@ def test_200_connections_leave_nothing_behind(opener: Opener, way: Way) -> None:
 
     async def look() -> tuple[bool, Any]:
         alarm = alarm_of(asyncio.get_running_loop())
-        return await tasks_are_gone(), (alarm._waiting, alarm._heap, alarm._handle)
+        return await tasks_are_gone(), (alarm._waiting, alarm._times, alarm._handle)
 
     assert asyncio.run_coroutine_threadsafe(look(), loop).result(10) == (True, (0, [], None))

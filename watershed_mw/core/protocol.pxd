@@ -15,6 +15,7 @@ cdef int _CLOSE
 cdef int _PING
 cdef int _PONG
 cdef unsigned long long _HIGH_BITS
+cdef double inf
 cdef object _OPEN
 cdef object _ANSWERING
 cdef object _FAILING
@@ -43,8 +44,8 @@ cdef class Protocol(Conversation):
     cdef Py_ssize_t _max_size
     cdef Py_ssize_t _max_fragments
     cdef object _rate
-    cdef object _ping_interval
-    cdef object _ping_timeout
+    cdef double _ping_interval
+    cdef double _ping_timeout
     cdef double _close_timeout
     cdef double _reply_timeout
     cdef bint _in_message
@@ -61,10 +62,10 @@ cdef class Protocol(Conversation):
     cdef bytes _keys
     cdef bytes _pending_pong
     cdef public bint read_paused
-    cdef object _deadline
+    cdef double _deadline
     cdef double _last_received
-    cdef object _next_ping
-    cdef object _ping_sent
+    cdef double _next_ping
+    cdef double _ping_sent
     cdef long long _taken
     cdef long long _ping_position
     cdef dict _pings
@@ -104,6 +105,7 @@ cdef class Protocol(Conversation):
     cdef _send_failure(self)
     cdef _send_close(self, bytes payload, object code, object reason)
     cpdef object next_deadline(self)
+    cdef double _due(self) except? -1
     cpdef list handle_timeout(self, double now, Py_ssize_t unsent)
     cdef list _keep_alive(self, double now, Py_ssize_t unsent)
     cdef long long _taken_by_kernel(self, Py_ssize_t unsent) except? -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from math import inf
 from typing import Any
 
 from ..errors import LocalProtocolError, RemoteProtocolError
@@ -90,8 +91,8 @@ class Protocol(Conversation):
         self._max_size = -1 if limits.max_message_size is None else min(limits.max_message_size, _HUGE)
         self._max_fragments = limits.max_fragments
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
-        self._ping_interval = limits.ping_interval
-        self._ping_timeout = limits.ping_timeout
+        self._ping_interval = inf if limits.ping_interval is None else limits.ping_interval
+        self._ping_timeout = inf if limits.ping_timeout is None else limits.ping_timeout
         self._close_timeout = limits.close_timeout
         self._reply_timeout = limits.reply_timeout
         # The message being received.
@@ -106,18 +107,18 @@ class Protocol(Conversation):
         self._utf8_state = 0
         self._control = b""
         # What waits to be sent.
-        self._outgoing: list[bytes] = []
+        self._outgoing: list[bytes] | None = None  # an empty one takes 64 bytes
         self._keys = b""
         self._pending_pong: bytes | None = None
         self.read_paused = False
         # Times.
-        self._deadline: float | None = None
+        self._deadline = inf
         self._last_received = now
-        self._next_ping = None if limits.ping_interval is None else now + limits.ping_interval
-        self._ping_sent: float | None = None
+        self._next_ping = now + self._ping_interval
+        self._ping_sent = inf
         self._taken = 0
         self._ping_position = 0
-        self._pings: dict[bytes, float] = {}
+        self._pings: dict[bytes, float] | None = None
         self._keepalives = 0
 
     # --- what came from the peer -----------------------------------------------------------------
@@ -301,15 +302,18 @@ class Protocol(Conversation):
             self._write(_PONG, payload)
 
     def _take_pong(self, payload: bytes, now: float) -> None:
-        sent = self._pings.get(payload)
-        if sent is None:
+        pings = self._pings
+        sent = None if pings is None else pings.get(payload)
+        if pings is None or sent is None:
             return  # Unsolicited, which section 5.5.3 allows.
         self.latency = now - sent
         # A PONG may answer several PINGs at once: those before it will get none.
-        for earlier in list(self._pings):
-            del self._pings[earlier]
+        for earlier in list(pings):
+            del pings[earlier]
             if earlier == payload:
                 break
+        if not pings:
+            self._pings = None
 
     def _violated(self, error: RemoteProtocolError, now: float) -> None:
         self._failure = error
@@ -346,6 +350,8 @@ class Protocol(Conversation):
         self._check_sending()
         if len(payload) > 125:
             raise LocalProtocolError(f"expected at most 125 bytes in a PING, got {len(payload)}")
+        if self._pings is None:
+            self._pings = {}
         self._pings[payload] = now
         if len(self._pings) > _MAX_PINGS:
             del self._pings[next(iter(self._pings))]
@@ -380,7 +386,7 @@ class Protocol(Conversation):
 
     def abort(self) -> None:
         """Give up at once: nothing that is queued will be sent."""
-        self._outgoing.clear()
+        self._outgoing = None
         self.unsent_size = 0
         if self.state is not _CLOSED:
             self._move(Trigger.ABORT)
@@ -406,9 +412,13 @@ class Protocol(Conversation):
 
     def next_deadline(self) -> float | None:
         """The time at which :meth:`handle_timeout` wants to be called, None for never; it may move."""
-        if self._deadline is not None or self.state is not _OPEN:
+        due = self._due()
+        return None if due == inf else due
+
+    def _due(self) -> float:
+        if self._deadline != inf or self.state is not _OPEN:
             return self._deadline
-        if self._ping_sent is None or self._ping_timeout is None:
+        if self._ping_sent == inf or self._ping_timeout == inf:
             return self._next_ping
         if self._last_received > self._ping_sent:
             return self._next_ping
@@ -422,8 +432,7 @@ class Protocol(Conversation):
             unsent: bytes given to the shell that the kernel has not taken yet. While they shrink
                 the peer is alive, though it cannot have seen the PING behind them.
         """
-        deadline = self.next_deadline()
-        if deadline is None or now < deadline:
+        if now < self._due():
             return []
         if self.state is _OPEN:
             return self._keep_alive(now, unsent)
@@ -434,7 +443,7 @@ class Protocol(Conversation):
         return []
 
     def _keep_alive(self, now: float, unsent: int) -> list[Event]:
-        if self._ping_sent is not None and self._ping_timeout is not None and self._last_received <= self._ping_sent:
+        if self._ping_sent != inf and self._ping_timeout != inf and self._last_received <= self._ping_sent:
             taken = self._taken_by_kernel(unsent)
             if (self._taken < self._ping_position and taken > self._taken) or (self.read_paused and unsent == 0):
                 # It takes what went before the PING, or we are the one who does not listen.
@@ -454,7 +463,6 @@ class Protocol(Conversation):
         self._taken = self._taken_by_kernel(unsent)
         self.ping(b"keepalive %d" % self._keepalives, now)
         self._ping_sent = now
-        assert self._ping_interval is not None
         self._next_ping = now + self._ping_interval
         return []
 
@@ -469,21 +477,21 @@ class Protocol(Conversation):
         if not outgoing:
             return b""
         data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
-        self._outgoing = []
+        self._outgoing = None
         self.unsent_size = 0
         return data
 
     def pieces_to_send(self) -> list[bytes]:
         """What :meth:`data_to_send` would return, in pieces: nobody has copied a large message into its frame."""
         pieces = self._outgoing
-        self._outgoing = []
+        self._outgoing = None
         self.unsent_size = 0
-        return pieces
+        return [] if pieces is None else pieces
 
     def put_back(self, rest: bytes) -> None:
         """Take the end of what :meth:`data_to_send` gave, as it was not written: it goes first."""
         if self.state is not _CLOSED:
-            self._outgoing.insert(0, rest)
+            self._outgoing = [rest, *(self._outgoing or ())]
             self.unsent_size += len(rest)
 
     def writing_resumed(self) -> None:
@@ -506,7 +514,10 @@ class Protocol(Conversation):
     def _queue(self, piece: bytes) -> None:
         self.bytes_sent += len(piece)
         self.unsent_size += len(piece)
-        self._outgoing.append(piece)
+        if self._outgoing is None:
+            self._outgoing = [piece]
+        else:
+            self._outgoing.append(piece)
 
     def _next_key(self) -> bytes:
         # "The masking key needs to be unpredictable" (section 5.3): a strong source, 4 fresh bytes a frame.
@@ -544,7 +555,7 @@ class Protocol(Conversation):
     def _move(self, trigger: Trigger) -> None:
         Conversation._move(self, trigger)
         if self.state is _CLOSED:
-            self._deadline = None
+            self._deadline = inf
             self._forget_message()
 
 

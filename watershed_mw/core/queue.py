@@ -16,8 +16,8 @@ __all__ = ["ReceiveQueue"]
 class ReceiveQueue:
     """Events in the order in which they came.
 
-    Those that come are put on one pile, and taken from another that is the first one turned over. Two lists that are
-    empty cost a sixth of the memory of a deque that is, and most connections of a server have nothing waiting.
+    Those that come are put on one pile, and taken from another that is the first one turned over: a deque that is
+    empty takes 700 bytes, and most connections of a server have nothing waiting. The piles come with the first event.
 
     Args:
         limits: gives ``max_queued_messages`` and ``max_queued_bytes``.
@@ -29,8 +29,9 @@ class ReceiveQueue:
     __slots__ = ("_bytes", "_come", "_max_bytes", "_max_events", "_next", "full")
 
     def __init__(self, limits: Limits) -> None:
-        self._come: list[Event] = []
-        self._next: list[Event] = []
+        # Both at once, with the first event.
+        self._come: list[Event] | None = None
+        self._next: list[Event] | None = None
         self._bytes = 0
         self._max_events = limits.max_queued_messages
         self._max_bytes = limits.max_queued_bytes
@@ -38,6 +39,8 @@ class ReceiveQueue:
 
     def put(self, event: Event) -> None:
         """Add an event at the end; it is never refused, as what was read cannot be given back."""
+        if self._come is None or self._next is None:
+            self._come, self._next = [], []
         self._come.append(event)
         if isinstance(event, (str, bytes)):
             # A str's length in characters stands in for its bytes: exact counting would cost an encoding.
@@ -51,6 +54,8 @@ class ReceiveQueue:
         Raises:
             IndexError: the queue is empty.
         """
+        if self._come is None or self._next is None:
+            raise IndexError("take from an empty queue")
         if not self._next:
             self._come.reverse()
             self._come, self._next = self._next, self._come
@@ -63,13 +68,12 @@ class ReceiveQueue:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._come.clear()
-        self._next.clear()
+        self._come = self._next = None
         self._bytes = 0
         self.full = False
 
     def __len__(self) -> int:
-        return len(self._come) + len(self._next)
+        return 0 if self._come is None or self._next is None else len(self._come) + len(self._next)
 
     def __bool__(self) -> bool:
         return bool(self._next or self._come)
