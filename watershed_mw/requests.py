@@ -6,7 +6,7 @@ somebody else and are taken as they are. Raw heads are parsed by h11, never here
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -21,13 +21,15 @@ __all__ = [
     "as_response",
     "read_request_head",
     "read_response_head",
+    "write_fields",
     "write_head",
     "write_refusal",
     "write_response",
+    "write_switch",
 ]
 
 # h11's default is 16 KiB; 2,000 small headers or one huge cookie may be more, and must not be unbounded.
-_MAX_HEAD = 64 * 2**10
+MAX_HEAD = 64 * 2**10
 
 
 def as_request(source: Any) -> Request:
@@ -105,7 +107,7 @@ def read_request_head(data: bytes) -> tuple[Request, bytes]:
     Raises:
         HandshakeError: it is incomplete, too long, or no HTTP request.
     """
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     event = _read_head(connection, data)
     assert isinstance(event, h11.Request)
     request = Request(
@@ -119,7 +121,7 @@ def read_request_head(data: bytes) -> tuple[Request, bytes]:
 
 def read_response_head(data: bytes) -> tuple[Response, bytes]:
     """Parse a raw response head (RFC 9112), and return it with the bytes that follow it. Raises as above."""
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     # h11 reads a response only to a request of its own; this one stands for the handshake that was sent.
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", "websocket")]))
     connection.send(h11.EndOfMessage())
@@ -138,8 +140,8 @@ def _read_head(connection: h11.Connection, data: bytes) -> Any:
     if not isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
         raise HandshakeError("expected a complete HTTP head that ends in an empty line, got only a part of one")
     # h11's own limit is for heads that are not complete yet.
-    if (size := len(data) - len(connection.trailing_data[0])) > _MAX_HEAD:
-        raise HandshakeError(f"expected an HTTP head of at most {_MAX_HEAD} bytes, got {size}", status=431)
+    if (size := len(data) - len(connection.trailing_data[0])) > MAX_HEAD:
+        raise HandshakeError(f"expected an HTTP head of at most {MAX_HEAD} bytes, got {size}", status=431)
     return event
 
 
@@ -171,16 +173,39 @@ def _fields(headers: Any) -> Any:
     return headers.multi_items() if hasattr(headers, "multi_items") else headers.items()
 
 
+def write_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Header fields as bytes, each with the end of its line. Raises as :func:`write_head`."""
+    pairs = list(fields)
+    check_outgoing(pairs)
+    return _lines(pairs)
+
+
+def _lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1")
+
+
 def write_head(first_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
     """A head as bytes: the first line, the header fields, and an empty line.
 
     Raises:
         ValueError: a field would break out of its line, or holds a character that ISO-8859-1 has not.
     """
-    pairs = list(fields)
-    check_outgoing(pairs)
-    lines = [first_line, *(f"{name}: {value}" for name, value in pairs), "", ""]
-    return "\r\n".join(lines).encode("latin-1")
+    return b"%b\r\n%b\r\n" % (first_line.encode("latin-1"), write_fields(fields))
+
+
+def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
+    """The 101 (Switching Protocols) as bytes.
+
+    Args:
+        agreed: fields of :func:`~watershed_mw.core.handshake.negotiate`.
+        lines: further fields, by :func:`write_fields`.
+
+    Raises:
+        ValueError: as :func:`write_head`.
+    """
+    # All of them are this package's own words, but for the name that the application has chosen.
+    check_outgoing([pair for pair in agreed if pair[0] == "Sec-WebSocket-Protocol"])
+    return b"".join((b"HTTP/1.1 101 Switching Protocols\r\n", _lines(agreed), *lines, b"\r\n"))
 
 
 def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:

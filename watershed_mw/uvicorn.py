@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import MutableMapping
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
@@ -23,10 +24,10 @@ from .asgi_messages import ASGIMessages
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
-from .requests import read_request_head, write_response
+from .requests import write_fields, write_switch
 from .transports import AsyncioTransport
 from .uvicorn_denial import Denial, strings
-from .uvicorn_request import left_behind, make_scope, remote_of, shown_path
+from .uvicorn_request import left_behind, make_scope, read_request, remote_of, shown_path
 from .watershed import ConnectionOptions, Options, Settings
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ _MAX_EARLY = 64 * 2**10
 _OURS = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
 _OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
 
+_logger = logging.getLogger("uvicorn.error")
+
 _settings: WeakKeyDictionary[Config, dict[type, Settings]] = WeakKeyDictionary()
 
 
@@ -56,6 +59,12 @@ def options_of(config: Config) -> Options:
         # Whether an origin is welcome is the application's business, unless it asked for WatershedASGI.
         "origins": "*",
     }
+
+
+@lru_cache(maxsize=8)
+def _written(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """What uvicorn adds to every response, as bytes; it changes once a second, with the date."""
+    return write_fields(strings(headers))
 
 
 class _Stage(Enum):
@@ -145,7 +154,6 @@ class WatershedProtocol(asyncio.Protocol):
         self._connections = server_state.connections
         self._tasks = server_state.tasks
         self._default_headers = server_state.default_headers
-        self._logger = logging.getLogger("uvicorn.error")
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._messages: ASGIMessages | None = None
@@ -175,7 +183,9 @@ class WatershedProtocol(asyncio.Protocol):
         return self._options(self.config)
 
     def _own_settings(self) -> Settings:
-        known = _settings.setdefault(self.config, {})
+        known = _settings.get(self.config)
+        if known is None:
+            known = _settings[self.config] = {}
         settings = known.get(type(self))
         if settings is None:
             settings = known[type(self)] = Settings.of(self.own_options())
@@ -243,19 +253,19 @@ class WatershedProtocol(asyncio.Protocol):
 
     def _begin(self, data: bytes) -> None:
         try:
-            self._request, rest = read_request_head(data)
+            self._request, fields, rest = read_request(self._transport, data)
             self._early = rest + self._early
             self._key = check_request(self._request, self.settings.origins)
             subprotocols = offered_subprotocols(self._request.headers)
             self._check_concurrency()
         except HandshakeError as error:
-            self._logger.warning("WebSocket upgrade refused: %s", error)
+            _logger.warning("WebSocket upgrade refused: %s", error)
             self._refuse(error)
             return
         self._stage = _Stage.DECIDING
-        self._scope = make_scope(
-            self.config, self._transport, self._request, subprotocols, self._app_state.copy(), NativeDoor(self)
-        )
+        state = self._app_state.copy()
+        door = NativeDoor(self)
+        self._scope = make_scope(self.config, self._transport, self._request, fields, subprotocols, state, door)
         fresh = contextvars.Context() if getattr(self.config, "reset_contextvars", False) else None
         self._task = self._loop.create_task(self._run_app(), context=fresh)
         self._tasks.add(self._task)
@@ -282,15 +292,15 @@ class WatershedProtocol(asyncio.Protocol):
         except BaseException as error:
             if isinstance(error, ConnectionClosed) and (self._connection is None or not self._connection.sending):
                 return self._finish(1000)  # The client has left; from another connection it would be a failure.
-            self._logger.exception("Exception in ASGI application\n")
+            _logger.exception("Exception in ASGI application\n")
             self._finish(1011)
             if not isinstance(error, Exception):
                 raise
         else:
             if self._stage is _Stage.DECIDING:
-                self._logger.error("ASGI callable returned without completing handshake.")
+                _logger.error("ASGI callable returned without completing handshake.")
             elif result is not None:
-                self._logger.error("ASGI callable should return None, but returned %r.", result)
+                _logger.error("ASGI callable should return None, but returned %r.", result)
             self._finish(1000)
 
     def _finish(self, code: int) -> None:
@@ -305,7 +315,7 @@ class WatershedProtocol(asyncio.Protocol):
     def _cancel_app(self) -> None:
         self._patience = None
         if self._task is not None and not self._task.done():
-            self._logger.warning(
+            _logger.warning(
                 "The application on WebSocket %s has not returned %g seconds after the shutdown began: cancelled",
                 self._shown_path(),
                 self.settings.limits.close_timeout,
@@ -388,9 +398,8 @@ class WatershedProtocol(asyncio.Protocol):
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         subprotocol = message.get("subprotocol")
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
-        given = strings(message.get("headers", ()))
-        extra = [*strings(self._default_headers), *(pair for pair in given if pair[0].lower() not in _OURS)]
-        response = write_response(101, [*fields, *extra])
+        given = [pair for pair in strings(message.get("headers", ())) if pair[0].lower() not in _OURS]
+        response = write_switch(fields, _written(tuple(self._default_headers)), write_fields(given) if given else b"")
         if self._transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the accept")
         if self.detached:
@@ -419,11 +428,15 @@ class WatershedProtocol(asyncio.Protocol):
         return shown_path(self._scope, self.log_query)
 
     def _log(self, outcome: str) -> None:
-        self._logger.info('%s - "WebSocket %s" %s', remote_of(self._scope), self._shown_path(), outcome)
+        if not _logger.isEnabledFor(logging.INFO):
+            return
+        _logger.info('%s - "WebSocket %s" %s', remote_of(self._scope), self._shown_path(), outcome)
 
     def _log_close(self, connection: AsyncioConnection) -> None:
+        if not _logger.isEnabledFor(logging.INFO):
+            return
         stats = connection.stats
-        self._logger.info(
+        _logger.info(
             '%s - "WebSocket %s" [closed %d] %.3f s, %d bytes received, %d bytes sent',
             remote_of(self._scope),
             self._shown_path(),

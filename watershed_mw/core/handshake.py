@@ -96,9 +96,10 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
             status=405,
             headers=[("Allow", "GET")],
         )
-    if _version(request.http_version) < (1, 1):
+    version = _version(request.http_version)
+    if version < (1, 1):
         raise HandshakeError(f"expected HTTP/1.1 or later for a WebSocket upgrade, got HTTP/{request.http_version[:8]}")
-    extended_connect = _version(request.http_version) >= (2, 0)
+    extended_connect = version >= (2, 0)
     if not extended_connect:
         if not headers.get_one("host"):
             raise HandshakeError("expected a Host header, got none")
@@ -108,10 +109,10 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
         raise HandshakeError(
             "expected a WebSocket upgrade without a body, got a Content-Length or Transfer-Encoding header"
         )
-    version = headers.get("sec-websocket-version")
-    if version != VERSION:
+    spoken = headers.get("sec-websocket-version")
+    if spoken != VERSION:
         raise HandshakeError(
-            f"expected Sec-WebSocket-Version: {VERSION}, got {shown(version) if version else 'none'}",
+            f"expected Sec-WebSocket-Version: {VERSION}, got {shown(spoken) if spoken else 'none'}",
             status=426,
             headers=[("Sec-WebSocket-Version", VERSION), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
@@ -125,6 +126,9 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
 
 def _check_upgrade_tokens(headers: Headers, *, status: int) -> None:
     for name, expected in (("upgrade", "websocket"), ("connection", "upgrade")):
+        value = headers.get(name)
+        if value.isascii() and value.lower() == expected:
+            continue  # the only token, as nearly always: no list to take apart
         # Section 4.2.1: both are token lists, compared as ASCII in any case.
         if expected not in (token.lower() for token in parse_tokens(headers, name)):
             got = headers.get(name)
@@ -136,6 +140,8 @@ def _check_upgrade_tokens(headers: Headers, *, status: int) -> None:
 
 
 def _version(http_version: str) -> tuple[int, int]:
+    if http_version == "1.1":
+        return 1, 1
     major, _, minor = http_version.partition(".")
     try:
         return int(major), int(minor or 0)

@@ -57,15 +57,30 @@ class Headers:
             are read as ISO-8859-1 so that no byte is lost.
     """
 
-    __slots__ = ("_fields",)
+    __slots__ = ("_fields", "_values")
 
     def __init__(self, fields: HeadersLike = ()) -> None:
-        pairs = fields.items() if isinstance(fields, Mapping) else fields
-        self._fields = tuple((_text(name).lower(), _text(value)) for name, value in pairs)
+        # A list is what most callers have, and to ask whether it is a Mapping costs more than to see that it is a list.
+        pairs = fields.items() if not isinstance(fields, (list, tuple)) and isinstance(fields, Mapping) else fields
+        taken: list[tuple[str, str]] = []
+        # A handshake asks some fifteen questions: one pass makes what all of them are answered from.
+        values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            key = _text(name).lower()
+            text = _text(value)
+            taken.append((key, text))
+            known = values.get(key)
+            if known is None:
+                values[key] = [text]
+            else:
+                known.append(text)
+        self._fields = tuple(taken)
+        self._values = values
 
     def get_all(self, name: str) -> list[str]:
         """Every value of the field called ``name`` (lower case), in order; empty when there is none."""
-        return [value for key, value in self._fields if key == name]
+        values = self._values.get(name)
+        return [] if values is None else values.copy()
 
     def get_one(self, name: str) -> str | None:
         """The one value of the field called ``name`` (lower case), or None.
@@ -73,18 +88,20 @@ class Headers:
         Raises:
             HandshakeError: the field came more than once, status 400.
         """
-        values = self.get_all(name)
+        values = self._values.get(name)
+        if values is None:
+            return None
         if len(values) > 1:
             raise HandshakeError(f"expected one {name} header, got {len(values)}: send it once")
-        return values[0] if values else None
+        return values[0]
 
     def get(self, name: str, default: str = "") -> str:
         """All values of ``name`` (any case) joined by a comma, as HTTP allows, or ``default``."""
-        values = self.get_all(name.lower())
-        return ", ".join(values) if values else default
+        values = self._values.get(name.lower())
+        return default if values is None else ", ".join(values)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(key == name.lower() for key, _ in self._fields)
+        return isinstance(name, str) and name.lower() in self._values
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._fields)
@@ -102,8 +119,10 @@ class Headers:
         return f"Headers({list(self._fields)!r})"
 
 
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else bytes(value).decode("latin-1")
+def _text(value: str | bytes | bytearray | memoryview) -> str:
+    if isinstance(value, str):
+        return value
+    return value.decode("latin-1") if isinstance(value, bytes) else bytes(value).decode("latin-1")
 
 
 def check_outgoing(fields: HeadersLike) -> Headers:
@@ -116,6 +135,8 @@ def check_outgoing(fields: HeadersLike) -> Headers:
     for name, value in headers:
         if not is_token(name):
             raise ValueError(f"expected a header name made of token characters, got {shown(name)}")
+        if value.isascii() and value.isprintable():
+            continue  # as nearly all are, which costs less to see than what is wrong with the others
         if _FORBIDDEN_IN_VALUE.search(value):
             raise ValueError(f"expected a value without control characters in header {name}, got {shown(value)}")
         if _BEYOND_LATIN_1.search(value):
