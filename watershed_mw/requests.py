@@ -204,7 +204,9 @@ def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
         ValueError: as :func:`write_head`.
     """
     # All of them are this package's own words, but for the name that the application has chosen.
-    check_outgoing([pair for pair in agreed if pair[0] == "Sec-WebSocket-Protocol"])
+    for name, value in agreed:
+        if name == "Sec-WebSocket-Protocol":
+            check_outgoing([(name, value)])
     return b"".join((b"HTTP/1.1 101 Switching Protocols\r\n", _lines(agreed), *lines, b"\r\n"))
 
 

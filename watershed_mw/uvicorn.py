@@ -306,7 +306,8 @@ class WatershedProtocol(asyncio.Protocol):
     def _finish(self, code: int) -> None:
         """The application has returned or raised: nothing of its may stay open."""
         if self._connection is not None:
-            self._connection.end(code=code)
+            if not self._lost:
+                self._connection.end(code=code)
         elif self._stage is _Stage.DECIDING:
             self._refuse(HandshakeError("the application did not answer the upgrade", status=500))
         elif self._stage is _Stage.ANSWERING:

@@ -50,11 +50,8 @@ def _as_parsed(fields: list[tuple[bytes, bytes]], data: bytes) -> Request | None
     words = first_line.split(b" ")
     if len(words) != 3 or not words[0] or not words[1] or words[2] != b"HTTP/1.1":
         return None
-    pieces: list[bytes] = []
-    for name, value in fields:
-        pieces += (name, b": ", value, b"\r\n")
-    pieces.append(b"\r\n")
-    if rest != b"".join(pieces) or data.translate(None, _PLAIN) != b"\r\n" * (len(fields) + 2):
+    again = b"\r\n".join(map(b": ".join, fields))
+    if rest != again + b"\r\n\r\n" or data.translate(None, _PLAIN) != b"\r\n" * (len(fields) + 2):
         return None
     # h11 takes spaces around a value away, and has its own opinion of lengths. A value that has these in it is rare.
     if b" \r\n" in rest or b":  " in rest or len(data) > MAX_HEAD:

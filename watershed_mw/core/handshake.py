@@ -7,7 +7,6 @@ or writes HTTP text, and answers nothing itself: a refusal is a
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import hmac
@@ -69,11 +68,15 @@ class Agreement:
     deflate: DeflateParameters | None = None
 
 
+# What is agreed on without a subprotocol and without compression: most often, and a frozen class is slow to make.
+_NOTHING = Agreement()
+
+
 def accept_key(key: str) -> str:
     """The Sec-WebSocket-Accept value that answers ``key`` (RFC 6455 section 4.2.2, point 5.4)."""
     # The handshake proves that the peer speaks WebSocket; it is no signature, hence SHA-1 will do.
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode("ascii")
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
 def check_request(request: Request, origins: str | Sequence[str] | None = None) -> str:
@@ -154,7 +157,7 @@ def _check_key(headers: Headers) -> str:
     if not key:
         raise HandshakeError("expected a Sec-WebSocket-Key header, got none")
     try:
-        nonce = base64.b64decode(key.encode("ascii"), validate=True)
+        nonce = binascii.a2b_base64(key.encode("ascii"), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error):
         nonce = b""
     if len(nonce) != 16:
@@ -228,7 +231,7 @@ def negotiate(
     offers = parse_extensions(request.headers)
     agreed = accept_offer(offers, deflate) if deflate is not None else None
     if agreed is None:
-        return Agreement(subprotocol), fields
+        return _NOTHING if subprotocol is None else Agreement(subprotocol), fields
     parameters, answer = agreed
     fields.append(("Sec-WebSocket-Extensions", answer))
     return Agreement(subprotocol, parameters), fields

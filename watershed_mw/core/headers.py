@@ -57,30 +57,35 @@ class Headers:
             are read as ISO-8859-1 so that no byte is lost.
     """
 
-    __slots__ = ("_fields", "_values")
+    __slots__ = ("_extensions", "_fields", "_repeated", "_values")
 
     def __init__(self, fields: HeadersLike = ()) -> None:
         # A list is what most callers have, and to ask whether it is a Mapping costs more than to see that it is a list.
         pairs = fields.items() if not isinstance(fields, (list, tuple)) and isinstance(fields, Mapping) else fields
-        taken: list[tuple[str, str]] = []
+        # Every handshake comes through here: the conversions stand in the line, as calls would double their cost.
+        self._fields = tuple(
+            [
+                (
+                    (name.decode("latin-1") if isinstance(name, bytes) else _text(name)).lower(),
+                    value.decode("latin-1") if isinstance(value, bytes) else _text(value),
+                )
+                for name, value in pairs
+            ]
+        )
         # A handshake asks some fifteen questions: one pass makes what all of them are answered from.
-        values: dict[str, list[str]] = {}
-        for name, value in pairs:
-            key = _text(name).lower()
-            text = _text(value)
-            taken.append((key, text))
-            known = values.get(key)
-            if known is None:
-                values[key] = [text]
-            else:
-                known.append(text)
-        self._fields = tuple(taken)
-        self._values = values
+        self._values = dict(self._fields)
+        self._repeated: dict[str, list[str]] = {}
+        if len(self._values) < len(self._fields):
+            for name, value in self._fields:
+                self._repeated.setdefault(name, []).append(value)
+        self._extensions: list[ExtensionOffer] | None = None  # once they have been parsed
 
     def get_all(self, name: str) -> list[str]:
         """Every value of the field called ``name`` (lower case), in order; empty when there is none."""
-        values = self._values.get(name)
-        return [] if values is None else values.copy()
+        if self._repeated:
+            return self._repeated.get(name, []).copy()
+        value = self._values.get(name)
+        return [] if value is None else [value]
 
     def get_one(self, name: str) -> str | None:
         """The one value of the field called ``name`` (lower case), or None.
@@ -88,17 +93,16 @@ class Headers:
         Raises:
             HandshakeError: the field came more than once, status 400.
         """
-        values = self._values.get(name)
-        if values is None:
-            return None
-        if len(values) > 1:
-            raise HandshakeError(f"expected one {name} header, got {len(values)}: send it once")
-        return values[0]
+        if self._repeated and (count := len(self._repeated.get(name, ()))) > 1:
+            raise HandshakeError(f"expected one {name} header, got {count}: send it once")
+        return self._values.get(name)
 
     def get(self, name: str, default: str = "") -> str:
         """All values of ``name`` (any case) joined by a comma, as HTTP allows, or ``default``."""
-        values = self._values.get(name.lower())
-        return default if values is None else ", ".join(values)
+        name = name.lower()
+        if name in self._repeated:
+            return ", ".join(self._repeated[name])
+        return self._values.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower() in self._values
@@ -119,10 +123,8 @@ class Headers:
         return f"Headers({list(self._fields)!r})"
 
 
-def _text(value: str | bytes | bytearray | memoryview) -> str:
-    if isinstance(value, str):
-        return value
-    return value.decode("latin-1") if isinstance(value, bytes) else bytes(value).decode("latin-1")
+def _text(value: str | bytearray | memoryview) -> str:
+    return value if isinstance(value, str) else bytes(value).decode("latin-1")
 
 
 def check_outgoing(fields: HeadersLike) -> Headers:
@@ -169,20 +171,27 @@ def parse_extensions(headers: Headers) -> list[ExtensionOffer]:
     Raises:
         HandshakeError: a value does not fit the grammar, status 400.
     """
-    offers: list[ExtensionOffer] = []
-    for value in headers.get_all("sec-websocket-extensions"):
-        position = 0
-        while True:
-            position = _skip(value, position)
-            if position < len(value) and value[position] != ",":
-                offer, position = _parse_extension(value, position)
-                offers.append(offer)
-            if position >= len(value):
-                break
-            if value[position] != ",":
-                raise _malformed(value, position)
-            position += 1
-    return offers
+    # A handshake is checked before an application sees it, and agreed on later.
+    if headers._extensions is None:
+        offers: list[ExtensionOffer] = []
+        for value in headers.get_all("sec-websocket-extensions"):
+            _parse_value(value, offers)
+        headers._extensions = offers
+    return headers._extensions.copy()
+
+
+def _parse_value(value: str, offers: list[ExtensionOffer]) -> None:
+    position = 0
+    while True:
+        position = _skip(value, position)
+        if position < len(value) and value[position] != ",":
+            offer, position = _parse_extension(value, position)
+            offers.append(offer)
+        if position >= len(value):
+            return
+        if value[position] != ",":
+            raise _malformed(value, position)
+        position += 1
 
 
 def _parse_extension(value: str, position: int) -> tuple[ExtensionOffer, int]:
