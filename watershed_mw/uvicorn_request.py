@@ -15,51 +15,28 @@ from urllib.parse import quote, unquote
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from .core.handshake import Request
-from .core.headers import Headers
-from .requests import MAX_HEAD, read_request_head
+from .requests import as_parsed, read_request_head
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
 
 __all__ = ["left_behind", "make_scope", "read_request", "remote_of", "shown_path"]
 
-# Visible characters and the space. A head of these and its line ends has nothing that two parsers could read in two
-# ways: no folded line, no tab, no control character, no byte beyond ASCII.
-_PLAIN = bytes(range(0x20, 0x7F))
-
 
 def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
     """The request in ``data``, its header fields as an ASGI scope has them, and what follows the head.
 
-    uvicorn's HTTP layer has parsed the head before, and the result is taken if it gives these very bytes once more:
-    h11, which would cost as much as all the rest of a handshake, reads only what is in any way unusual.
+    uvicorn's HTTP layer has parsed the head before, and the result is taken if it gives these very bytes once more;
+    only what is in any way unusual is parsed again.
 
     Raises:
         HandshakeError: as :func:`~watershed_mw.requests.read_request_head`.
     """
     parsed = getattr(transport.get_protocol(), "headers", None)
-    if isinstance(parsed, list) and (taken := _as_parsed(parsed, data)) is not None:
+    if isinstance(parsed, list) and (taken := as_parsed(parsed, data)) is not None:
         return taken, parsed, b""
     request, rest = read_request_head(data)
     return request, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers], rest
-
-
-def _as_parsed(fields: list[tuple[bytes, bytes]], data: bytes) -> Request | None:
-    """The request whose head is ``data``, if ``fields`` are its fields and nothing about it is unusual; else None."""
-    first_line, _, rest = data.partition(b"\r\n")
-    words = first_line.split(b" ")
-    if len(words) != 3 or not words[0] or not words[1] or words[2] != b"HTTP/1.1":
-        return None
-    again = b"\r\n".join(map(b": ".join, fields))
-    if rest != again + b"\r\n\r\n" or data.translate(None, _PLAIN) != b"\r\n" * (len(fields) + 2):
-        return None
-    # h11 takes spaces around a value away, and has its own opinion of lengths. A value that has these in it is rare.
-    if b" \r\n" in rest or b":  " in rest or len(data) > MAX_HEAD:
-        return None
-    headers = Headers(fields)
-    if "content-length" in headers or "transfer-encoding" in headers:
-        return None
-    return Request(headers, words[0].decode("ascii"), words[1].decode("ascii"))
 
 
 def left_behind(transport: asyncio.Transport) -> bytes:

@@ -1,5 +1,6 @@
-"""The head of an upgrade as the uvicorn class reads it: uvicorn's own fields where they are the head to the letter, h11
-for everything else. Both readers must make the same of every head, however hostile (RFC 9112, RFC 6455 section 4.2.1).
+"""The head of an upgrade by every reader: h11; httptools; and uvicorn's own fields, where they are it to the letter.
+
+All must make the same of every head, however hostile (RFC 9112, RFC 6455 section 4.2.1): h11 is the measure.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
+import watershed_mw.requests
 import watershed_mw.uvicorn_request
 from tests.support import LIMIT
 from watershed_mw.core.handshake import Request, check_request
 from watershed_mw.errors import HandshakeError
-from watershed_mw.requests import read_request_head
+from watershed_mw.requests import read_by_h11, read_request_head
 from watershed_mw.uvicorn import WatershedProtocol
 from watershed_mw.uvicorn_request import read_request
 
@@ -126,7 +128,7 @@ class Comparing(WatershedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Compare, and go on."""
-        self.seen.append((judged(read_request, self._transport, data), judged(read_request_head, data)))
+        self.seen.append((judged(read_request, self._transport, data), judged(read_by_h11, data)))
         super().data_received(data)
 
 
@@ -152,28 +154,55 @@ def answer_to(server: Uvicorn, head: bytes) -> bytes:
             return b""
 
 
-def test_both_readers_make_the_same_of_every_head(comparing: Uvicorn) -> None:
+def with_byte(place: str, byte: int) -> bytes:
+    """A plain head with one more byte somewhere."""
+    one = bytes([byte])
+    place_of = {"method": b"E", "target": b"/", "version": b"1.", "name": b"X", "end of name": b"y", "value": b": a"}
+    first, field = b"GET /a HTTP/1.1", b"Xy: ab"
+    mark = place_of[place]
+    if place in ("method", "target", "version"):
+        first = first.replace(mark, mark + one)
+    else:
+        field = field.replace(mark, mark + one)
+    return first + b"\r\n" + UPGRADE + field + b"\r\n\r\n"
+
+
+PLACES = ("method", "target", "version", "name", "end of name", "value")
+
+
+def test_both_readers_make_the_same_of_every_raw_head() -> None:
+    for head in HEADS:
+        for data in (head, head + b"\x81\x80", head[:-1], head[:-2], head + head):
+            assert judged(read_request_head, data) == judged(read_by_h11, data), data
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_byte_makes_a_difference_wherever_it_stands(place: str) -> None:
+    for byte in range(256):
+        head = with_byte(place, byte)
+        assert judged(read_request_head, head) == judged(read_by_h11, head), head
+
+
+def test_a_plain_head_is_read_by_httptools_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    early = PLAIN + b"\x81\x80"
+    by_h11 = read_by_h11(early)
+
+    def never(data: bytes) -> Any:
+        raise AssertionError(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watershed_mw.requests, "read_by_h11", never)
+        assert read_request_head(early) == by_h11
+    monkeypatch.setattr(watershed_mw.requests, "httptools", None)
+    assert read_request_head(early) == by_h11
+
+
+def test_uvicorns_fields_make_the_same_request_as_the_head(comparing: Uvicorn) -> None:
     Comparing.seen.clear()
-    answers = {head: answer_to(comparing, head) for head in HEADS}
+    heads = [*HEADS, *(with_byte(place, byte) for place in PLACES for byte in range(0, 256, 5))]
+    answers = {head: answer_to(comparing, head) for head in heads}
     assert answers[PLAIN] == b"HTTP/1.1 101 Switching Protocols"
-    assert len(Comparing.seen) > 15, "hardly a head got past uvicorn's own parser"
-    for taken, parsed in Comparing.seen:
-        assert taken == parsed
-
-
-@pytest.mark.parametrize("place", ["method", "target", "name", "value"])
-def test_no_byte_makes_a_difference_wherever_it_stands(comparing: Uvicorn, place: str) -> None:
-    Comparing.seen.clear()
-    for byte in range(0, 256, 1 if place == "value" else 3):
-        one = bytes([byte])
-        first, field = b"GET /a HTTP/1.1", b"Xy: ab"
-        if place == "method":
-            first = first.replace(b"E", b"E" + one)
-        elif place == "target":
-            first = first.replace(b"/", b"/" + one)
-        else:
-            field = field.replace(b"X" if place == "name" else b"a", (b"X" if place == "name" else b"a") + one)
-        answer_to(comparing, first + b"\r\n" + UPGRADE + field + b"\r\n\r\n")
+    assert len(Comparing.seen) > 100, "hardly a head got past uvicorn's own parser"
     for taken, parsed in Comparing.seen:
         assert taken == parsed
 
