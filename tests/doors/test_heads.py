@@ -17,7 +17,7 @@ import watershed_mw.uvicorn_request
 from tests.support import LIMIT
 from watershed_mw.core.handshake import Request, check_request
 from watershed_mw.errors import HandshakeError
-from watershed_mw.requests import read_by_h11, read_request_head
+from watershed_mw.requests import as_parsed, read_by_h11, read_request_head
 from watershed_mw.uvicorn import WatershedProtocol
 from watershed_mw.uvicorn_request import read_request
 
@@ -258,6 +258,33 @@ def test_fields_that_are_not_the_head_are_not_believed(headers: object) -> None:
     request, fields, rest = read(headers)
     assert request == read_request_head(HEAD)[0]
     assert (fields, rest) == (FIELDS, b"")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"x", b" two"),
+        (b"x", b"two "),
+        (b"x", b""),
+        (b"x ", b"two"),
+        (b"x", b"t\two"),
+        (b"x", b"tw\xf6"),
+        (b"x", b"two\r\n folded"),
+        (b"x", b"two\nthree"),
+        (b"host", b"b.example"),
+        (b"content-length", b"0"),
+        (b"transfer-encoding", b"chunked"),
+    ],
+)
+def test_what_a_lenient_parser_may_let_pass_is_judged_by_h11(field: tuple[bytes, bytes]) -> None:
+    fields = [(b"host", b"a.example"), field]
+    assert as_parsed(fields, b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % one for one in fields) + b"\r\n") is None
+
+
+@pytest.mark.parametrize("line", [b"GET  / HTTP/1.1", b"GET / HTTP/1.0", b"GET /", b" / HTTP/1.1", b"GET / a HTTP/1.1"])
+def test_so_is_any_other_first_line(line: bytes) -> None:
+    assert as_parsed(FIELDS, HEAD.replace(b"GET / HTTP/1.1", line)) is None
+    assert as_parsed(FIELDS, HEAD) is not None
 
 
 def test_bytes_behind_the_head_are_kept() -> None:
