@@ -1,16 +1,22 @@
 """Whatever carries a request or a response, as the core's :class:`Request` and :class:`Response`.
 
 WSGI environs, ASGI scopes, requests of the well-known libraries and plain mappings were parsed by
-somebody else and are taken as they are. Raw heads are parsed by h11, never here.
+somebody else and are taken as they are. Raw heads are parsed by h11, never here; and by httptools, where it is
+installed, as far as both make the same of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import h11
+
+try:
+    import httptools
+except ImportError:  # an extra of ours, and uvicorn's
+    httptools = None  # type: ignore[assignment]
 
 from .core.handshake import Request, Response
 from .core.headers import Headers, check_outgoing
@@ -21,13 +27,19 @@ __all__ = [
     "as_response",
     "read_request_head",
     "read_response_head",
+    "write_fields",
     "write_head",
     "write_refusal",
     "write_response",
+    "write_switch",
 ]
 
 # h11's default is 16 KiB; 2,000 small headers or one huge cookie may be more, and must not be unbounded.
-_MAX_HEAD = 64 * 2**10
+MAX_HEAD = 64 * 2**10
+
+# Visible characters and the space. A head of these and its line ends has nothing that two parsers could read in two
+# ways: no folded line, no tab, no control character, no byte beyond ASCII.
+_PLAIN = bytes(range(0x20, 0x7F))
 
 
 def as_request(source: Any) -> Request:
@@ -105,7 +117,16 @@ def read_request_head(data: bytes) -> tuple[Request, bytes]:
     Raises:
         HandshakeError: it is incomplete, too long, or no HTTP request.
     """
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+    end = data.find(b"\r\n\r\n") + 4
+    # h11 takes its ten times longer, and knows why it refuses what it does.
+    if httptools is not None and end >= 4 and (request := _read_plain(data[:end])) is not None:  # type: ignore[redundant-expr]
+        return request, data[end:]
+    return read_by_h11(data)
+
+
+def read_by_h11(data: bytes) -> tuple[Request, bytes]:
+    """What :func:`read_request_head` does, without httptools."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     event = _read_head(connection, data)
     assert isinstance(event, h11.Request)
     request = Request(
@@ -117,9 +138,52 @@ def read_request_head(data: bytes) -> tuple[Request, bytes]:
     return request, connection.trailing_data[0]
 
 
+def as_parsed(fields: list[tuple[bytes, bytes]], head: bytes) -> Request | None:
+    """The request with this head, if a parser's ``fields`` are the head to the letter and nothing about it is unusual.
+
+    None where that is for h11 to judge. Names and method are trusted to be tokens.
+    """
+    first_line, _, rest = head.partition(b"\r\n")
+    words = first_line.split(b" ")
+    if len(words) != 3 or not words[0] or not words[1] or words[2] != b"HTTP/1.1":
+        return None
+    again = b"\r\n".join(map(b": ".join, fields))
+    if rest != again + b"\r\n\r\n" or head.translate(None, _PLAIN) != b"\r\n" * (len(fields) + 2):
+        return None
+    # Spaces around a name are no part of it and those around a value are taken away, but not by every parser.
+    if b" \r\n" in rest or b":  " in rest or b" :" in rest or len(head) > MAX_HEAD:
+        return None
+    headers = Headers(fields)
+    # h11 has an opinion of lengths, and wants to know the host.
+    if "content-length" in headers or "transfer-encoding" in headers or len(headers.get_all("host")) != 1:
+        return None
+    return Request(headers, words[0].decode("ascii"), words[1].decode("ascii"))
+
+
+class _Fields(list[tuple[bytes, bytes]]):
+    """Takes what httptools finds."""
+
+    __slots__ = ()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.append((name, value))
+
+
+def _read_plain(head: bytes) -> Request | None:
+    """The request with this head, by httptools; None where that is for h11 to judge."""
+    fields = _Fields()
+    try:
+        httptools.HttpRequestParser(fields).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # as it says of every upgrade
+    except httptools.HttpParserError:
+        return None
+    return as_parsed(fields, head)
+
+
 def read_response_head(data: bytes) -> tuple[Response, bytes]:
     """Parse a raw response head (RFC 9112), and return it with the bytes that follow it. Raises as above."""
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     # h11 reads a response only to a request of its own; this one stands for the handshake that was sent.
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", "websocket")]))
     connection.send(h11.EndOfMessage())
@@ -138,8 +202,8 @@ def _read_head(connection: h11.Connection, data: bytes) -> Any:
     if not isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
         raise HandshakeError("expected a complete HTTP head that ends in an empty line, got only a part of one")
     # h11's own limit is for heads that are not complete yet.
-    if (size := len(data) - len(connection.trailing_data[0])) > _MAX_HEAD:
-        raise HandshakeError(f"expected an HTTP head of at most {_MAX_HEAD} bytes, got {size}", status=431)
+    if (size := len(data) - len(connection.trailing_data[0])) > MAX_HEAD:
+        raise HandshakeError(f"expected an HTTP head of at most {MAX_HEAD} bytes, got {size}", status=431)
     return event
 
 
@@ -171,16 +235,41 @@ def _fields(headers: Any) -> Any:
     return headers.multi_items() if hasattr(headers, "multi_items") else headers.items()
 
 
+def write_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Header fields as bytes, each with the end of its line. Raises as :func:`write_head`."""
+    pairs = list(fields)
+    check_outgoing(pairs)
+    return _lines(pairs)
+
+
+def _lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1")
+
+
 def write_head(first_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
     """A head as bytes: the first line, the header fields, and an empty line.
 
     Raises:
         ValueError: a field would break out of its line, or holds a character that ISO-8859-1 has not.
     """
-    pairs = list(fields)
-    check_outgoing(pairs)
-    lines = [first_line, *(f"{name}: {value}" for name, value in pairs), "", ""]
-    return "\r\n".join(lines).encode("latin-1")
+    return b"%b\r\n%b\r\n" % (first_line.encode("latin-1"), write_fields(fields))
+
+
+def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
+    """The 101 (Switching Protocols) as bytes.
+
+    Args:
+        agreed: fields of :func:`~watershed_mw.core.handshake.negotiate`.
+        lines: further fields, by :func:`write_fields`.
+
+    Raises:
+        ValueError: as :func:`write_head`.
+    """
+    # All of them are this package's own words, but for the name that the application has chosen.
+    for name, value in agreed:
+        if name == "Sec-WebSocket-Protocol":
+            check_outgoing([(name, value)])
+    return b"".join((b"HTTP/1.1 101 Switching Protocols\r\n", _lines(agreed), *lines, b"\r\n"))
 
 
 def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:

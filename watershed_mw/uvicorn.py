@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import MutableMapping
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
@@ -23,11 +24,11 @@ from .asgi_messages import ASGIMessages
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
-from .requests import read_request_head, write_response
+from .requests import write_fields, write_switch
 from .shared_fields import share_fields
 from .transports import AsyncioTransport
 from .uvicorn_denial import Denial, strings
-from .uvicorn_request import left_behind, make_scope, remote_of, shown_path
+from .uvicorn_request import left_behind, make_scope, read_request, remote_of, shown_path
 from .watershed import ConnectionOptions, Options, Settings
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _OURS = frozenset({"connection", "upgrade", "content-length", "transfer-encoding
 _OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
 
 _logger = logging.getLogger("uvicorn.error")
+
 _settings: WeakKeyDictionary[Config, dict[type, Settings]] = WeakKeyDictionary()
 
 
@@ -58,6 +60,12 @@ def options_of(config: Config) -> Options:
         # Whether an origin is welcome is the application's business, unless it asked for WatershedASGI.
         "origins": "*",
     }
+
+
+@lru_cache(maxsize=8)
+def _written(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """What uvicorn adds to every response, as bytes; it changes once a second, with the date."""
+    return write_fields(strings(headers))
 
 
 class _Stage(Enum):
@@ -200,7 +208,9 @@ class WatershedProtocol(asyncio.Protocol):
         return self._options(self.config)
 
     def _own_settings(self) -> Settings:
-        known = _settings.setdefault(self.config, {})
+        known = _settings.get(self.config)
+        if known is None:
+            known = _settings[self.config] = {}
         settings = known.get(type(self))
         if settings is None:
             settings = known[type(self)] = Settings.of(self.own_options())
@@ -272,7 +282,7 @@ class WatershedProtocol(asyncio.Protocol):
 
     def _begin(self, data: bytes) -> None:
         try:
-            self._request, rest = read_request_head(data)
+            self._request, fields, rest = read_request(self._transport, data)
             self._early = rest + self._early
             self._key = check_request(self._request, self.settings.origins)
             subprotocols = offered_subprotocols(self._request.headers)
@@ -282,9 +292,9 @@ class WatershedProtocol(asyncio.Protocol):
             self._refuse(error)
             return
         self._stage = _Stage.DECIDING
-        self._scope = make_scope(
-            self.config, self._transport, self._request, subprotocols, self._app_state.copy(), NativeDoor(self)
-        )
+        state = self._app_state.copy()
+        door = NativeDoor(self)
+        self._scope = make_scope(self.config, self._transport, self._request, fields, subprotocols, state, door)
         share_fields(self._scope["headers"])
         fresh = getattr(self.config, "reset_contextvars", False)
         context = contextvars.Context() if fresh else contextvars.copy_context()
@@ -329,7 +339,8 @@ class WatershedProtocol(asyncio.Protocol):
     def _finish(self, code: int) -> None:
         """The application has returned or raised: nothing of its may stay open."""
         if self._connection is not None:
-            self._connection.end(code=code)
+            if not self._lost:
+                self._connection.end(code=code)
         elif self._stage is _Stage.DECIDING:
             self._refuse(HandshakeError("the application did not answer the upgrade", status=500))
         elif self._stage is _Stage.ANSWERING:
@@ -421,10 +432,9 @@ class WatershedProtocol(asyncio.Protocol):
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         subprotocol = message.get("subprotocol")
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
-        given = strings(message.get("headers", ()))
-        default = strings(self._server_state.default_headers)
-        extra = [*default, *(pair for pair in given if pair[0].lower() not in _OURS)]
-        response = write_response(101, [*fields, *extra])
+        given = [pair for pair in strings(message.get("headers", ())) if pair[0].lower() not in _OURS]
+        default = _written(tuple(self._server_state.default_headers))
+        response = write_switch(fields, default, write_fields(given) if given else b"")
         if self._transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the accept")
         if self.detached:
@@ -456,9 +466,13 @@ class WatershedProtocol(asyncio.Protocol):
         return shown_path(self._scope, self.log_query)
 
     def _log(self, outcome: str) -> None:
+        if not _logger.isEnabledFor(logging.INFO):
+            return
         _logger.info('%s - "WebSocket %s" %s', remote_of(self._scope), self._shown_path(), outcome)
 
     def _log_close(self, connection: AsyncioConnection) -> None:
+        if not _logger.isEnabledFor(logging.INFO):
+            return
         stats = connection.stats
         _logger.info(
             '%s - "WebSocket %s" [closed %d] %.3f s, %d bytes received, %d bytes sent',

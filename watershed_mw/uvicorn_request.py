@@ -1,7 +1,8 @@
-"""An upgrade request as uvicorn hands it over: bytes that it read too far, and the ASGI scope.
+"""An upgrade request as uvicorn hands it over: the head, bytes that it read too far, and the ASGI scope.
 
-uvicorn gives its WebSocket class the request head and nothing else. What came behind the head in the
-same segment stays where its HTTP layer put it, and is fetched from there.
+uvicorn gives its WebSocket class the request head, written out again from what its HTTP layer has parsed, and
+nothing else. What came behind the head in the same segment stays where the HTTP layer put it, and is fetched from
+there; so are the parsed fields, where they are the head to the letter.
 """
 
 from __future__ import annotations
@@ -14,11 +15,28 @@ from urllib.parse import quote, unquote
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from .core.handshake import Request
+from .requests import as_parsed, read_request_head
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
 
-__all__ = ["left_behind", "make_scope", "remote_of", "shown_path"]
+__all__ = ["left_behind", "make_scope", "read_request", "remote_of", "shown_path"]
+
+
+def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
+    """The request in ``data``, its header fields as an ASGI scope has them, and what follows the head.
+
+    uvicorn's HTTP layer has parsed the head before, and the result is taken if it gives these very bytes once more;
+    only what is in any way unusual is parsed again.
+
+    Raises:
+        HandshakeError: as :func:`~watershed_mw.requests.read_request_head`.
+    """
+    parsed = getattr(transport.get_protocol(), "headers", None)
+    if isinstance(parsed, list) and (taken := as_parsed(parsed, data)) is not None:
+        return taken, parsed, b""
+    request, rest = read_request_head(data)
+    return request, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers], rest
 
 
 def left_behind(transport: asyncio.Transport) -> bytes:
@@ -43,29 +61,50 @@ def make_scope(
     config: Config,
     transport: asyncio.Transport,
     request: Request,
+    fields: list[tuple[bytes, bytes]],
     subprotocols: list[str],
     state: dict[str, Any],
     door: object,
 ) -> dict[str, Any]:
-    """The connection's scope (ASGI, version 2.5 of its WebSocket part), as uvicorn's own classes make it."""
+    """The connection's scope (ASGI, version 2.5 of its WebSocket part), as uvicorn's own classes make it.
+
+    Args:
+        config: uvicorn's configuration.
+        transport: where the request came from.
+        request: the request.
+        fields: its header fields, with lower-case names.
+        subprotocols: what it offers.
+        state: state of the application's lifespan.
+        door: what ``extensions["watershed_mw"]`` holds.
+    """
     raw_path, _, query = request.target.partition("?")
     root_path = config.root_path
+    secure, server, client = _ends(transport)
     return {
         "type": "websocket",
         "asgi": {"version": config.asgi_version, "spec_version": "2.5"},
         "http_version": request.http_version,
-        "scheme": "wss" if is_ssl(transport) else "ws",
-        "server": get_local_addr(transport),
-        "client": get_remote_addr(transport),
+        "scheme": "wss" if secure else "ws",
+        "server": server,
+        "client": client,
         "root_path": root_path,
-        "path": root_path + unquote(raw_path),
+        "path": root_path + (unquote(raw_path) if "%" in raw_path else raw_path),
         "raw_path": (root_path + raw_path).encode("latin-1"),
         "query_string": query.encode("latin-1"),
-        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers],
+        "headers": fields,
         "subprotocols": subprotocols,
         "state": state,
         "extensions": {"websocket.http.response": {}, "watershed_mw": door},
     }
+
+
+def _ends(transport: asyncio.Transport) -> tuple[bool, Any, Any]:
+    """Whether the transport is secure, and the addresses of its two ends, as ASGI has them."""
+    http: Any = transport.get_protocol()
+    try:
+        return http.scheme == "https", http.server, http.client  # uvicorn's HTTP layer has asked the kernel already
+    except AttributeError:
+        return is_ssl(transport), get_local_addr(transport), get_remote_addr(transport)
 
 
 def remote_of(scope: dict[str, Any]) -> str:

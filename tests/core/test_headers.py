@@ -84,6 +84,23 @@ def test_a_field_that_must_be_alone_is_refused_when_repeated() -> None:
     assert caught.value.status == 400
 
 
+def test_a_repeated_field_changes_nothing_about_its_neighbours() -> None:
+    headers = Headers([("A", "1"), ("B", "2"), ("a", "3"), (bytearray(b"C"), memoryview(b"4"))])  # type: ignore[list-item]
+    assert headers.get_all("b") == ["2"]
+    assert headers.get_one("b") == headers.get("B") == "2"
+    assert headers.get_one("c") == "4"
+    assert headers.get_all("d") == []
+    assert headers.get_one("d") is None
+
+
+def test_what_was_found_is_the_callers() -> None:
+    headers = Headers([("A", "1"), ("Sec-WebSocket-Extensions", "a"), ("a", "2")])
+    headers.get_all("a").clear()
+    parse_extensions(headers).clear()
+    assert headers.get_all("a") == ["1", "2"]
+    assert parse_extensions(headers) == [("a", ())]
+
+
 @pytest.mark.advisory("CVE-2026-44546")
 @pytest.mark.parametrize("end", LINE_ENDS)
 def test_no_value_is_ever_split_into_a_second_field(end: str) -> None:

@@ -171,6 +171,19 @@ def test_a_header_cannot_break_out_of_its_line(uvicorns: Uvicorn, value: bytes) 
     assert isinstance(run.outcome(), ValueError)
 
 
+def test_neither_can_a_subprotocol(uvicorns: Uvicorn) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send, subprotocol="a\r\nX-Evil: 1")
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert answer.status == 500
+    assert answer.all("x-evil") == []
+    assert isinstance(run.outcome(), ValueError)
+
+
 def test_messages_that_do_not_fit_before_the_accept(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()

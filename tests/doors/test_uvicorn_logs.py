@@ -37,6 +37,23 @@ def leave_cleanly(peer: Peer) -> None:
     assert peer.close() == (4000, "bye")
 
 
+def test_a_line_that_nobody_reads_is_not_made(
+    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING, "uvicorn.error")
+
+    def never(*args: object) -> str:
+        raise AssertionError(args)
+
+    monkeypatch.setattr("watershed_mw.uvicorn.shown_path", never)
+    run = uvicorns.run(echo)
+    with Peer(uvicorns.port) as peer:
+        peer.open()
+        leave_cleanly(peer)
+    assert run.outcome() is None
+    assert caplog.records == []
+
+
 @pytest.mark.need(28)
 @pytest.mark.parametrize("leave, code", [(leave_cleanly, 4000), (Peer.vanish, 1006)], ids=["Close", "RST"])
 @pytest.mark.parametrize("native", [False, True], ids=["messages", "native"])

@@ -7,7 +7,6 @@ or writes HTTP text, and answers nothing itself: a refusal is a
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import hmac
@@ -69,11 +68,15 @@ class Agreement:
     deflate: DeflateParameters | None = None
 
 
+# What is agreed on without a subprotocol and without compression: most often, and a frozen class is slow to make.
+_NOTHING = Agreement()
+
+
 def accept_key(key: str) -> str:
     """The Sec-WebSocket-Accept value that answers ``key`` (RFC 6455 section 4.2.2, point 5.4)."""
     # The handshake proves that the peer speaks WebSocket; it is no signature, hence SHA-1 will do.
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode("ascii")
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
 def check_request(request: Request, origins: str | Sequence[str] | None = None) -> str:
@@ -96,9 +99,10 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
             status=405,
             headers=[("Allow", "GET")],
         )
-    if _version(request.http_version) < (1, 1):
+    version = _version(request.http_version)
+    if version < (1, 1):
         raise HandshakeError(f"expected HTTP/1.1 or later for a WebSocket upgrade, got HTTP/{request.http_version[:8]}")
-    extended_connect = _version(request.http_version) >= (2, 0)
+    extended_connect = version >= (2, 0)
     if not extended_connect:
         if not headers.get_one("host"):
             raise HandshakeError("expected a Host header, got none")
@@ -108,10 +112,10 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
         raise HandshakeError(
             "expected a WebSocket upgrade without a body, got a Content-Length or Transfer-Encoding header"
         )
-    version = headers.get("sec-websocket-version")
-    if version != VERSION:
+    spoken = headers.get("sec-websocket-version")
+    if spoken != VERSION:
         raise HandshakeError(
-            f"expected Sec-WebSocket-Version: {VERSION}, got {shown(version) if version else 'none'}",
+            f"expected Sec-WebSocket-Version: {VERSION}, got {shown(spoken) if spoken else 'none'}",
             status=426,
             headers=[("Sec-WebSocket-Version", VERSION), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
@@ -125,6 +129,9 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
 
 def _check_upgrade_tokens(headers: Headers, *, status: int) -> None:
     for name, expected in (("upgrade", "websocket"), ("connection", "upgrade")):
+        value = headers.get(name)
+        if value.isascii() and value.lower() == expected:
+            continue  # the only token, as nearly always: no list to take apart
         # Section 4.2.1: both are token lists, compared as ASCII in any case.
         if expected not in (token.lower() for token in parse_tokens(headers, name)):
             got = headers.get(name)
@@ -136,6 +143,8 @@ def _check_upgrade_tokens(headers: Headers, *, status: int) -> None:
 
 
 def _version(http_version: str) -> tuple[int, int]:
+    if http_version == "1.1":
+        return 1, 1
     major, _, minor = http_version.partition(".")
     try:
         return int(major), int(minor or 0)
@@ -148,7 +157,7 @@ def _check_key(headers: Headers) -> str:
     if not key:
         raise HandshakeError("expected a Sec-WebSocket-Key header, got none")
     try:
-        nonce = base64.b64decode(key.encode("ascii"), validate=True)
+        nonce = binascii.a2b_base64(key.encode("ascii"), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error):
         nonce = b""
     if len(nonce) != 16:
@@ -222,7 +231,7 @@ def negotiate(
     offers = parse_extensions(request.headers)
     agreed = accept_offer(offers, deflate) if deflate is not None else None
     if agreed is None:
-        return Agreement(subprotocol), fields
+        return _NOTHING if subprotocol is None else Agreement(subprotocol), fields
     parameters, answer = agreed
     fields.append(("Sec-WebSocket-Extensions", answer))
     return Agreement(subprotocol, parameters), fields

@@ -57,15 +57,35 @@ class Headers:
             are read as ISO-8859-1 so that no byte is lost.
     """
 
-    __slots__ = ("_fields",)
+    __slots__ = ("_extensions", "_fields", "_repeated", "_values")
 
     def __init__(self, fields: HeadersLike = ()) -> None:
-        pairs = fields.items() if isinstance(fields, Mapping) else fields
-        self._fields = tuple((_text(name).lower(), _text(value)) for name, value in pairs)
+        # A list is what most callers have, and to ask whether it is a Mapping costs more than to see that it is a list.
+        pairs = fields.items() if not isinstance(fields, (list, tuple)) and isinstance(fields, Mapping) else fields
+        # Every handshake comes through here: the conversions stand in the line, as calls would double their cost.
+        self._fields = tuple(
+            [
+                (
+                    (name.decode("latin-1") if isinstance(name, bytes) else _text(name)).lower(),
+                    value.decode("latin-1") if isinstance(value, bytes) else _text(value),
+                )
+                for name, value in pairs
+            ]
+        )
+        # A handshake asks some fifteen questions: one pass makes what all of them are answered from.
+        self._values = dict(self._fields)
+        self._repeated: dict[str, list[str]] = {}
+        if len(self._values) < len(self._fields):
+            for name, value in self._fields:
+                self._repeated.setdefault(name, []).append(value)
+        self._extensions: list[ExtensionOffer] | None = None  # once they have been parsed
 
     def get_all(self, name: str) -> list[str]:
         """Every value of the field called ``name`` (lower case), in order; empty when there is none."""
-        return [value for key, value in self._fields if key == name]
+        if self._repeated:
+            return self._repeated.get(name, []).copy()
+        value = self._values.get(name)
+        return [] if value is None else [value]
 
     def get_one(self, name: str) -> str | None:
         """The one value of the field called ``name`` (lower case), or None.
@@ -73,18 +93,19 @@ class Headers:
         Raises:
             HandshakeError: the field came more than once, status 400.
         """
-        values = self.get_all(name)
-        if len(values) > 1:
-            raise HandshakeError(f"expected one {name} header, got {len(values)}: send it once")
-        return values[0] if values else None
+        if self._repeated and (count := len(self._repeated.get(name, ()))) > 1:
+            raise HandshakeError(f"expected one {name} header, got {count}: send it once")
+        return self._values.get(name)
 
     def get(self, name: str, default: str = "") -> str:
         """All values of ``name`` (any case) joined by a comma, as HTTP allows, or ``default``."""
-        values = self.get_all(name.lower())
-        return ", ".join(values) if values else default
+        name = name.lower()
+        if name in self._repeated:
+            return ", ".join(self._repeated[name])
+        return self._values.get(name, default)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(key == name.lower() for key, _ in self._fields)
+        return isinstance(name, str) and name.lower() in self._values
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._fields)
@@ -102,7 +123,7 @@ class Headers:
         return f"Headers({list(self._fields)!r})"
 
 
-def _text(value: str | bytes) -> str:
+def _text(value: str | bytearray | memoryview) -> str:
     return value if isinstance(value, str) else bytes(value).decode("latin-1")
 
 
@@ -116,6 +137,8 @@ def check_outgoing(fields: HeadersLike) -> Headers:
     for name, value in headers:
         if not is_token(name):
             raise ValueError(f"expected a header name made of token characters, got {shown(name)}")
+        if value.isascii() and value.isprintable():
+            continue  # as nearly all are, which costs less to see than what is wrong with the others
         if _FORBIDDEN_IN_VALUE.search(value):
             raise ValueError(f"expected a value without control characters in header {name}, got {shown(value)}")
         if _BEYOND_LATIN_1.search(value):
@@ -148,20 +171,27 @@ def parse_extensions(headers: Headers) -> list[ExtensionOffer]:
     Raises:
         HandshakeError: a value does not fit the grammar, status 400.
     """
-    offers: list[ExtensionOffer] = []
-    for value in headers.get_all("sec-websocket-extensions"):
-        position = 0
-        while True:
-            position = _skip(value, position)
-            if position < len(value) and value[position] != ",":
-                offer, position = _parse_extension(value, position)
-                offers.append(offer)
-            if position >= len(value):
-                break
-            if value[position] != ",":
-                raise _malformed(value, position)
-            position += 1
-    return offers
+    # A handshake is checked before an application sees it, and agreed on later.
+    if headers._extensions is None:
+        offers: list[ExtensionOffer] = []
+        for value in headers.get_all("sec-websocket-extensions"):
+            _parse_value(value, offers)
+        headers._extensions = offers
+    return headers._extensions.copy()
+
+
+def _parse_value(value: str, offers: list[ExtensionOffer]) -> None:
+    position = 0
+    while True:
+        position = _skip(value, position)
+        if position < len(value) and value[position] != ",":
+            offer, position = _parse_extension(value, position)
+            offers.append(offer)
+        if position >= len(value):
+            return
+        if value[position] != ",":
+            raise _malformed(value, position)
+        position += 1
 
 
 def _parse_extension(value: str, position: int) -> tuple[ExtensionOffer, int]:
