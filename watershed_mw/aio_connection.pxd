@@ -10,5 +10,6 @@ cdef object _OPEN
 
 cdef class AsyncioConnection(AsyncioShell):
     cpdef object send(self, object data)
+    cpdef bint _is_over(self) except -1
     cpdef News _expect_news(self)
     cpdef object _next_message(self)

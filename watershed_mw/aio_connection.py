@@ -14,7 +14,7 @@ from .awaitables import READY, NextTurn, Pending
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
 from .core.states import State
-from .errors import ConnectionClosed, LocalProtocolError
+from .errors import LocalProtocolError
 from .news import News
 
 try:
@@ -54,20 +54,22 @@ class AsyncioConnection(AsyncioShell):
         # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
         self._check_pull()
         while not self._queue:
-            try:
-                news = self._expect_news()
-            except ConnectionClosed:
-                raise StopAsyncIteration from None
-            await news
+            if self._is_over():
+                raise StopAsyncIteration
+            await self._expect_news()
         return self._next_message()
+
+    def _is_over(self) -> bool:
+        """Whether no message can come any more. To ask for more is to have replied to what came before."""
+        if self._core.state is _OPEN:
+            return False
+        self._hand_over()
+        return self._core.ended
 
     def _expect_news(self) -> News:
         """What to wait for: that a message has come, or the end."""
-        if self._core.state is not _OPEN:
-            # To ask for more is to have replied to what came before.
-            self._hand_over()
-            if self._core.ended:
-                raise self._closed_error()
+        if self._is_over():
+            raise self._closed_error()
         if self._flush_set:
             self._flush()  # it has said what it had to say
         if self._news.awaited:

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from .aio_connection import AsyncioConnection
 from .awaitables import READY
-from .errors import ConnectionClosed
 
 __all__ = ["ASGIMessages", "Door"]
 
@@ -47,14 +46,14 @@ class ASGIMessages:
                 return message
         connection = self.connection
         assert connection is not None
-        try:
-            if connection._push:
-                connection._check_pull()
-            while not connection._queue:
-                await connection._expect_news()
-            data = connection._next_message()
-        except ConnectionClosed as closed:
-            return {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
+        if connection._push:
+            connection._check_pull()
+        while not connection._queue:
+            if connection._is_over():
+                code, reason = connection.close_code or 1006, connection.close_reason or ""
+                return {"type": "websocket.disconnect", "code": code, "reason": reason}
+            await connection._expect_news()
+        data = connection._next_message()
         if isinstance(data, str):
             return {"type": "websocket.receive", "text": data}
         return {"type": "websocket.receive", "bytes": data}

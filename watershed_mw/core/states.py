@@ -22,6 +22,8 @@ class Role(Enum):
 class State(Enum):
     """Where a connection stands, from the opening handshake's end to the last byte."""
 
+    __hash__ = object.__hash__  # there is one of each; an Enum's own hashes its name, in Python
+
     OPEN = "open"
     """Messages travel both ways."""
 
@@ -43,6 +45,8 @@ class State(Enum):
 
 class Trigger(Enum):
     """What moves a connection from one state to the next."""
+
+    __hash__ = object.__hash__  # there is one of each; an Enum's own hashes its name, in Python
 
     LOCAL_CLOSE = "the application ends it"
     PEER_CLOSE = "Close received"
