@@ -2,6 +2,8 @@
 cimport cython
 
 from .aio_shell cimport AsyncioShell
+from .core.protocol cimport Protocol
+from .core.shared cimport SharedMessage
 
 
 cdef object _OPEN
@@ -9,5 +11,7 @@ cdef object _OPEN
 
 cdef class AsyncioConnection(AsyncioShell):
     cpdef object send(self, object data)
+    @cython.locals(core=Protocol, frame=bytes)
+    cpdef _send_shared(self, SharedMessage shared)
     cpdef object _expect_news(self)
     cpdef object _next_message(self)
