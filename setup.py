@@ -30,6 +30,7 @@ BUILDING = {"bdist_wheel", "build", "build_ext", "editable_wheel"}
 MODULES = (
     "core.frames",
     "core.deflate",
+    "core.shared",
     "core.conversation",
     "core.protocol",
     "core.queue",

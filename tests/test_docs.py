@@ -384,7 +384,7 @@ def cell(code: str, name: str) -> Callable[[Any], Any]:
     body = code if ": " in code and code.startswith("async for") else f"return {code}"
     space: dict[str, Any] = {}
     source = f"async def run({name}):\n{textwrap.indent(body, '    ')}\n"
-    exec("import asyncio, json, websockets\nfrom starlette.responses import Response\n" + source, space)
+    exec("import asyncio, json, watershed_mw, websockets\nfrom starlette.responses import Response\n" + source, space)
     run: Callable[[Any], Any] = space["run"]
     return run
 

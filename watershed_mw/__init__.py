@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ._implementation import implementation
 from .aio import AsyncConnection
 from .asgi import WatershedASGI
+from .broadcast import broadcast
 from .connection import Stats, WatershedConnection, live_connections
 from .core.codes import CloseCode
 from .core.extensions import DeflateOptions
@@ -46,6 +47,7 @@ __all__ = [
     "WatershedError",
     "WatershedWSGI",
     "__version__",
+    "broadcast",
     "implementation",
     "live_connections",
 ]

@@ -2,6 +2,8 @@
 cimport cython
 
 from .aio_shell cimport AsyncioShell
+from .core.protocol cimport Protocol
+from .core.shared cimport SharedMessage
 from .news cimport News
 
 
@@ -10,6 +12,8 @@ cdef object _OPEN
 
 cdef class AsyncioConnection(AsyncioShell):
     cpdef object send(self, object data)
+    @cython.locals(core=Protocol, frame=bytes)
+    cpdef _send_shared(self, SharedMessage shared)
     cpdef bint _is_over(self) except -1
     cpdef News _expect_news(self)
     cpdef object _next_message(self)

@@ -13,6 +13,7 @@ from .aio_shell import SENDS_PER_TURN, AsyncioShell
 from .awaitables import READY, NextTurn, Pending
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
+from .core.shared import SharedMessage
 from .core.states import State
 from .errors import LocalProtocolError
 from .news import News
@@ -91,6 +92,24 @@ class AsyncioConnection(AsyncioShell):
         if self._writing_paused:
             return Pending(self._drained)
         return READY if self._sends < SENDS_PER_TURN else NextTurn()
+
+    def _send_shared(self, shared: SharedMessage) -> None:
+        if get_ident() != self._thread:
+            self._send_from_thread(shared.message)
+            return
+        core = self._core
+        if not core._sending:
+            return
+        frame = core.send_shared(shared)
+        if self._trace is not None:
+            self._trace("send-text" if isinstance(shared.message, str) else "send-binary", self, shared.payload)
+        if frame:
+            # As a lone reply, and past the queue: that would take as long as all else here.
+            self._transport.write(frame)
+            if self._writing_paused:
+                self._check_unsent()
+        elif not (self._reading or self._flush_set):
+            self._flush()
 
     def _send_from_thread(self, data: str | bytes) -> Awaitable[None]:
         self._from_thread(lambda: self.send(data), sending=True)

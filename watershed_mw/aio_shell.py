@@ -16,6 +16,7 @@ from typing import Any, cast
 from .aio_handlers import OrderedHandlers
 from .alarm import alarm_of
 from .connection import Details
+from .contexts import contexts_of
 from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
 from .core.states import State
@@ -93,6 +94,7 @@ class AsyncioShell(OrderedHandlers):
         self._drainers: tuple[asyncio.Future[None], ...] = ()
         self._closers: tuple[asyncio.Future[None], ...] = ()
         super().__init__(details, protocol)
+        protocol.share_contexts(contexts_of(self._loop))
         if queue is not None:
             self._queue = queue
 
@@ -298,14 +300,17 @@ class AsyncioShell(OrderedHandlers):
         else:
             self._transport.writelines(pieces)
         if paused:
-            unsent = self._transport.get_write_buffer_size()
-            if unsent > self._limits.max_unsent_bytes:
-                self._error = LocalProtocolError(
-                    f"expected the peer to read, or the application to wait for send(); got {unsent} bytes unsent, "
-                    f"more than max_unsent_bytes"
-                )
-                self._core.abort()
-                self._loop.call_soon(self._drop)
+            self._check_unsent()
+
+    def _check_unsent(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent > self._limits.max_unsent_bytes:
+            self._error = LocalProtocolError(
+                f"expected the peer to read, or the application to wait for send(); got {unsent} bytes unsent, "
+                f"more than max_unsent_bytes"
+            )
+            self._core.abort()
+            self._loop.call_soon(self._drop)
 
     def _update_reading(self) -> None:
         # Once the end has begun, only the peer's Close or the end of the stream is awaited.

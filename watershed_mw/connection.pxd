@@ -3,6 +3,7 @@ cimport cython
 
 from .core.conversation cimport Conversation
 from .core.queue cimport ReceiveQueue
+from .core.shared cimport SharedMessage
 
 
 cdef class WatershedConnection:
@@ -39,3 +40,4 @@ cdef class WatershedConnection:
     cpdef tuple _emit_end(self)
     cpdef _note_end(self)
     cpdef _queue_message(self, object data)
+    cpdef _send_shared(self, SharedMessage shared)

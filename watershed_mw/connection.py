@@ -23,6 +23,7 @@ from .core.events import CloseReceived, Event, Failed, Ping, Pong
 from .core.handshake import Agreement
 from .core.limits import Limits
 from .core.queue import ReceiveQueue
+from .core.shared import SharedMessage
 from .core.states import Role, State
 from .errors import ConnectionClosed, LocalProtocolError
 
@@ -385,6 +386,15 @@ class WatershedConnection:
                 self._trace("send-text", self, data.encode())
             else:
                 self._trace("send-binary", self, bytes(data))
+
+    def _send_shared(self, shared: SharedMessage) -> None:
+        """Send a message that other connections are sent as well, here as any other; nothing once it is ending."""
+        if self.sending:
+            self.send(shared.message)
+
+    def send(self, data: str | bytes | bytearray | memoryview) -> Any:
+        """Send one message, as the flavours say."""
+        raise NotImplementedError
 
     def _queue_ping(self, data: bytes | str) -> None:
         payload = checked_ping(data)

@@ -106,6 +106,9 @@ class ThreadsShell(WatershedConnection):
 
     def _await_bytes(self, deadline: float | None) -> bytes | None:
         """Wait for bytes as the reader; None where nothing came in time, empty at the end of the stream."""
+        rest_due = self._core.rest_due
+        if rest_due is not None and (deadline is None or rest_due < deadline):
+            deadline = rest_due
         try:
             data = self._head or self._socket.receive(deadline)
             self._head = b""
@@ -126,6 +129,8 @@ class ThreadsShell(WatershedConnection):
             events = self._core.receive_data(data, now)
         elif data is not None:
             self._core.receive_eof()
+        else:
+            self._core.rest(now)
         if due := self._core.handle_timeout(now, self._unsent):
             events += due
         self._stop_reading()

@@ -199,10 +199,10 @@ def idle(
 ) -> Iterator[None]:
     """Hold that many connections open, each after `messages` echoed messages.
 
-    Their requests have a browser's header fields. The messages are 32 bytes of text, with deflate a compressed one of
-    4 KiB; that one is right whatever window the server asked for.
+    Their requests have a browser's header fields. The messages are 4 KiB of text, which some applications hold on to;
+    deflated they are right whatever window the server asked for.
     """
-    size = 4096 if deflate else 32
+    size = 4096
     what = payload(size, text=True, window_bits=9 if deflate else None)
     options = {"connections": connections, "messages": messages, "size": size, "text": True}
     offer = BROWSER_OFFER if deflate else ""

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import watershed_mw
 from watershed_mw._implementation import SourcesOnly
-from watershed_mw.core import deflate, frames, protocol, queue
+from watershed_mw.core import deflate, frames, protocol, queue, shared
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
 from watershed_mw.core.extensions import DeflateParameters
 from watershed_mw.core.limits import Limits
@@ -45,6 +45,8 @@ class Build:
     Protocol: type[protocol.Protocol]
     FrameReader: type[frames.FrameReader]
     Deflate: type[deflate.Deflate]
+    Contexts: type[deflate.Contexts]
+    SharedMessage: type[shared.SharedMessage]
     ReceiveQueue: type[queue.ReceiveQueue]
     encode_frame: Callable[..., bytes]
     mask: Callable[[bytes, int, int, bytes, int], bytes]
@@ -79,18 +81,20 @@ def interpreted_package() -> str:
 def load_build(name: str) -> Build:
     """``"interpreted"`` or ``"compiled"``; fails, never skips, where the compiled one is missing."""
     package = "watershed_mw" if PURE or name == "compiled" else interpreted_package()
-    parts = ("protocol", "frames", "deflate", "queue")
+    parts = ("protocol", "frames", "deflate", "shared", "queue")
     modules = [importlib.import_module(f"{package}.core.{part}") for part in parts]
     compiled = [not str(module.__file__).endswith(".py") for module in modules]
-    assert compiled == [name == "compiled"] * 4, (
+    assert compiled == [name == "compiled"] * 5, (
         f"{package} does not hold the {name} build: run `make build`, or set WATERSHED_MW_PURE=1 to test without it"
     )
-    protocols, framing, deflating, queueing = modules
+    protocols, framing, deflating, sharing, queueing = modules
     return Build(
         name,
         protocols.Protocol,
         framing.FrameReader,
         deflating.Deflate,
+        deflating.Contexts,
+        sharing.SharedMessage,
         queueing.ReceiveQueue,
         framing.encode_frame,
         framing.mask,

@@ -66,7 +66,7 @@ def test_options_are_checked_when_they_are_set(name: str, good: list[Any], bad: 
 
 
 def test_default_options_are_the_documented_ones() -> None:
-    assert DeflateOptions() == DeflateOptions(12, 5, -1, True, 64)
+    assert DeflateOptions() == DeflateOptions(12, 5, 2, True, 64)
 
 
 # --- the server's side ----------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 cimport cython
 
 from .conversation cimport Conversation
-from .deflate cimport Deflate
+from .deflate cimport Contexts, Deflate
 from .frames cimport FrameReader, encode_frame, encode_header
+from .shared cimport SharedMessage
 
 cdef int _FIN
+cdef double _REST_AFTER
 cdef Py_ssize_t _LARGE
 cdef int _FIN_RSV1
 cdef int _CONTINUATION
@@ -41,6 +43,7 @@ cdef class Protocol(Conversation):
     cdef bint _client
     cdef FrameReader _reader
     cdef Deflate _deflate
+    cdef double _deflate_quiet
     cdef Py_ssize_t _max_size
     cdef Py_ssize_t _max_fragments
     cdef object _rate
@@ -96,6 +99,8 @@ cdef class Protocol(Conversation):
     cpdef messages_handed_over(self, double now)
     cpdef send_text(self, str message)
     cpdef send_binary(self, bytes message)
+    @cython.locals(frame=bytes)
+    cpdef bytes send_shared(self, SharedMessage shared)
     cpdef ping(self, bytes payload, double now)
     cpdef close(self, object code, object reason, double now)
     cpdef abort(self)
@@ -108,6 +113,8 @@ cdef class Protocol(Conversation):
     cdef double _due(self) except? -1
     cpdef list handle_timeout(self, double now, Py_ssize_t unsent)
     cdef list _keep_alive(self, double now, Py_ssize_t unsent)
+    cpdef share_contexts(self, Contexts contexts)
+    cpdef rest(self, double now)
     cdef long long _taken_by_kernel(self, Py_ssize_t unsent) except? -1
     @cython.locals(outgoing=list)
     cpdef bytes data_to_send(self)

@@ -16,12 +16,13 @@ from typing import Any
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .codes import decode_close, encode_close, encode_text, shorten
 from .conversation import Conversation
-from .deflate import Deflate
+from .deflate import Contexts, Deflate
 from .events import CloseReceived, Event, Failed, Ping, Pong
 from .extensions import DeflateParameters
 from .flow import MessageRate
 from .frames import FrameReader, encode_frame, encode_header
 from .limits import Limits, too_large
+from .shared import SharedMessage
 from .states import Role, State, Trigger
 
 try:
@@ -47,6 +48,8 @@ _PONG = 0xA
 _KEYS_PER_CALL = 256
 # Unanswered PINGs whose send time is remembered; older ones merely give no latency.
 _MAX_PINGS = 16
+# Seconds after which contexts of zlib's that nobody has used are given back, where somebody asks.
+_REST_AFTER = 1.0
 # Bytes from which on a payload is not copied into its frame: what is put together at last is copied then, once (the
 # protocol's part of a 4 KiB echo in bursts took 1.31 us, and takes 1.14).
 _LARGE = 2 * 2**10
@@ -88,6 +91,7 @@ class Protocol(Conversation):
         self._client = role is Role.CLIENT
         self._reader = FrameReader(not self._client, deflate is not None)
         self._deflate = None if deflate is None else Deflate(deflate)
+        self._deflate_quiet = now
         self._max_size = -1 if limits.max_message_size is None else min(limits.max_message_size, _HUGE)
         self._max_fragments = limits.max_fragments
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
@@ -345,6 +349,29 @@ class Protocol(Conversation):
         else:
             self._write(opcode, payload)
 
+    def send_shared(self, shared: SharedMessage) -> bytes:
+        """Send a message that other connections send as well.
+
+        Returns:
+            the bytes to write now, where nothing waits before them; they are queued, and nothing is returned, where
+            something does or where every frame is another.
+        """
+        if self._client:
+            self._send(shared.opcode, shared.payload)  # with a mask of its own
+            return b""
+        self._check_sending()
+        self.messages_sent += 1
+        self.frames_sent += 1
+        if self._deflate is None or len(shared.payload) < self._deflate.threshold:
+            frame = shared.plain()
+        else:
+            frame = shared.compressed(self._deflate)
+        if self.unsent_size:
+            self._queue(frame)
+            return b""
+        self.bytes_sent += len(frame)
+        return frame
+
     def ping(self, payload: bytes, now: float) -> None:
         """Queue a PING; its PONG will give the latency."""
         self._check_sending()
@@ -458,6 +485,7 @@ class Protocol(Conversation):
             self._move(Trigger.PEER_SILENT)
             self._deadline = now + self._close_timeout
             return [Failed(self._failure)]
+        self.rest(now)
         self._keepalives += 1
         self._ping_position = self.bytes_sent
         self._taken = self._taken_by_kernel(unsent)
@@ -465,6 +493,28 @@ class Protocol(Conversation):
         self._ping_sent = now
         self._next_ping = now + self._ping_interval
         return []
+
+    def share_contexts(self, contexts: Contexts) -> None:
+        """Hold contexts of zlib's only as long as this pool, that of an event loop, has room for them."""
+        if self._deflate is not None:
+            self._deflate.share(contexts)
+
+    @property
+    def rest_due(self) -> float | None:
+        """The time from which on :meth:`rest` may give something back, None where there is nothing; it may move."""
+        if self._deflate is None or not self._deflate.holding:
+            return None
+        return self._deflate_quiet + _REST_AFTER
+
+    def rest(self, now: float) -> None:
+        """Give contexts of zlib's back, unless they were used since this was called a second ago or earlier."""
+        if self._deflate is None or now < self._deflate_quiet + _REST_AFTER:
+            return
+        self._deflate_quiet = now
+        if self._deflate.active:
+            self._deflate.active = False
+        else:
+            self._deflate.rest()
 
     def _taken_by_kernel(self, unsent: int) -> int:
         return self.bytes_sent - self.unsent_size - unsent
@@ -557,6 +607,8 @@ class Protocol(Conversation):
         if self.state is _CLOSED:
             self._deadline = inf
             self._forget_message()
+            if self._deflate is not None:
+                self._deflate.close()
 
 
 if cython.compiled:

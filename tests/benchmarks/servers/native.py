@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from watershed_mw import AsyncConnection, ConnectionClosed, WatershedASGI
+from watershed_mw import AsyncConnection, WatershedASGI, broadcast
 
 members: set[AsyncConnection] = set()
 
@@ -13,14 +13,14 @@ members: set[AsyncConnection] = set()
 async def callbacks(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     conn: AsyncConnection = await scope["watershed"].accept()
     if scope["path"] == "/broadcast":
-        await broadcast(conn)
+        await take_part(conn)
     else:
         conn.on("text", conn.send)
         conn.on("binary", conn.send)
         await conn.run()
 
 
-async def broadcast(conn: AsyncConnection) -> None:
+async def take_part(conn: AsyncConnection) -> None:
     members.add(conn)
     conn.on("text", to_all)
     conn.on("binary", to_all)
@@ -31,11 +31,7 @@ async def broadcast(conn: AsyncConnection) -> None:
 
 
 def to_all(message: str | bytes) -> None:
-    for member in list(members):
-        try:
-            member.send(message)
-        except ConnectionClosed:
-            pass  # it is just leaving
+    broadcast(members, message)
 
 
 async def iteration(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
