@@ -24,7 +24,7 @@ cdef class OrderedHandlers(AsyncConnection):
     @cython.locals(core=Protocol)
     cpdef _advance(self)
     cpdef _advance_to_end(self)
-    cpdef _tell(self, list events)
+    cpdef _tell(self, tuple events)
     @cython.locals(waiting=list)
     cpdef _await_results(self, tuple results)
     cpdef _advance_and_settle(self)

@@ -92,7 +92,7 @@ class OrderedHandlers(AsyncConnection):
         if self._core.ended and not self._end_emitted and not (self._push and (self._queue or self._busy is not None)):
             self._await_results(self._emit_end())
 
-    def _tell(self, events: list[Event]) -> None:
+    def _tell(self, events: tuple[Event, ...]) -> None:
         for event in events:
             self._await_results(self._emit_event(event))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from math import inf
-from time import monotonic
 from typing import Any, cast
 
 from .aio_handlers import OrderedHandlers
@@ -29,8 +28,10 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
 
 if cython.compiled:
     from cython.cimports.cpython.pythread import PyThread_get_thread_ident as get_ident
+    from cython.cimports.cpython.time import monotonic
 else:
     from threading import get_ident
+    from time import monotonic
 
 __all__ = ["SENDS_PER_TURN", "AsyncioShell"]
 
@@ -288,13 +289,14 @@ class AsyncioShell(OrderedHandlers):
         size = core.unsent_size
         if size == 0:
             return
-        pieces = core.pieces_to_send()
+        pieces = core.pieces_to_send() if size >= _WORTH_A_PIECE else None
+        data = core.data_to_send()
         if self._lost or self._half_closed:
             return
         # One message may be larger than the limit: it is piling more on top that ends the connection.
         paused = self._writing_paused
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
+        if pieces is None:
+            self._transport.write(data)
         elif size // len(pieces) < _WORTH_A_PIECE:
             self._transport.write(b"".join(pieces))
         else:

@@ -31,8 +31,8 @@ cdef class WatershedConnection:
     cdef public object remote
     cdef public object request
 
-    @cython.locals(at_once=list)
-    cpdef list _take(self, list events)
+    @cython.locals(at_once=tuple)
+    cpdef tuple _take(self, list events)
     cpdef tuple _emit_event(self, object event)
     @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)
     cpdef tuple _emit(self, str event, tuple args)

@@ -294,13 +294,13 @@ class WatershedConnection:
 
     # --- what comes in -------------------------------------------------------------------------------
 
-    def _take(self, events: list[Event]) -> list[Event]:
+    def _take(self, events: list[Event]) -> tuple[Event, ...]:
         """Queue what the protocol reported, and return what is to be told at once.
 
         Where messages are pushed everything goes through the queue, in order; where they are pulled,
         control frames do not wait for somebody to pull.
         """
-        at_once: list[Event] = []
+        at_once: tuple[Event, ...] = ()
         for event in events:
             if self._trace is not None:
                 self._trace_received(event)
@@ -314,7 +314,7 @@ class WatershedConnection:
                 if self._push:
                     self._queue.put(event)
                 else:
-                    at_once.append(event)
+                    at_once = (*at_once, event)
         return at_once
 
     def _emit_event(self, event: Event) -> tuple[Any, ...]:

@@ -61,7 +61,7 @@ class ThreadsShell(WatershedConnection):
         self._writing = threading.Lock()
         self._looked = 0.0
         self._unsent = 0
-        self._heard: list[Event] = []
+        self._heard: tuple[Event, ...] = ()
         self._half_closed = False
         self._running = False
         self._finished = False
@@ -80,7 +80,9 @@ class ThreadsShell(WatershedConnection):
                 return  # Another thread has read since the caller looked: that may be all that comes.
             if not self._begin_reading():
                 self._wait_for_news(None if until is None else max(0.0, until - time.monotonic()))
-                at_once: list[Event] | None = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
+                at_once: tuple[Event, ...] | None = self._take(
+                    self._core.handle_timeout(time.monotonic(), self._unsent)
+                )
             else:
                 at_once = None
         if at_once is None:
@@ -98,7 +100,7 @@ class ThreadsShell(WatershedConnection):
                 return
         self._tell(self._receive(0.0))
 
-    def _receive(self, deadline: float | None) -> list[Event]:
+    def _receive(self, deadline: float | None) -> tuple[Event, ...]:
         """Read once, as the one thread that has claimed to be the reader, and give the core what came."""
         data = self._await_bytes(deadline)
         with self._state:
@@ -155,7 +157,7 @@ class ThreadsShell(WatershedConnection):
             self._news = threading.Condition(self._state)
         self._news.wait(patience)
 
-    def _tell(self, at_once: list[Event]) -> None:
+    def _tell(self, at_once: tuple[Event, ...]) -> None:
         if self._core.unsent_size:
             self._flush(wait=False)
         for event in at_once:
@@ -182,7 +184,7 @@ class ThreadsShell(WatershedConnection):
         """Let the writing lock go. What was heard while waiting to write is told only now: handlers may send."""
         heard = self._heard
         if heard:
-            self._heard = []
+            self._heard = ()
         self._writing.release()
         if heard:
             self._tell(heard)

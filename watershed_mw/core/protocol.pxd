@@ -61,6 +61,7 @@ cdef class Protocol(Conversation):
     cdef object _utf8
     cdef long _utf8_state
     cdef bytes _control
+    cdef bytes _lone
     cdef list _outgoing
     cdef bytes _keys
     cdef bytes _pending_pong

@@ -111,7 +111,8 @@ class Protocol(Conversation):
         self._utf8_state = 0
         self._control = b""
         # What waits to be sent.
-        self._outgoing: list[bytes] | None = None  # an empty one takes 64 bytes
+        self._lone = b""
+        self._outgoing: list[bytes] | None = None  # only where it is more than one piece
         self._keys = b""
         self._pending_pong: bytes | None = None
         self.read_paused = False
@@ -413,6 +414,7 @@ class Protocol(Conversation):
 
     def abort(self) -> None:
         """Give up at once: nothing that is queued will be sent."""
+        self._lone = b""
         self._outgoing = None
         self.unsent_size = 0
         if self.state is not _CLOSED:
@@ -523,10 +525,8 @@ class Protocol(Conversation):
 
     def data_to_send(self) -> bytes:
         """The bytes to write, and forget them; empty when there are none."""
-        outgoing = self._outgoing
-        if not outgoing:
-            return b""
-        data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+        data = self._lone if self._outgoing is None else b"".join(self._outgoing)
+        self._lone = b""
         self._outgoing = None
         self.unsent_size = 0
         return data
@@ -534,15 +534,18 @@ class Protocol(Conversation):
     def pieces_to_send(self) -> list[bytes]:
         """What :meth:`data_to_send` would return, in pieces: nobody has copied a large message into its frame."""
         pieces = self._outgoing
+        if pieces is None:
+            pieces = [self._lone] if self._lone else []
+        self._lone = b""
         self._outgoing = None
         self.unsent_size = 0
-        return [] if pieces is None else pieces
+        return pieces
 
     def put_back(self, rest: bytes) -> None:
         """Take the end of what :meth:`data_to_send` gave, as it was not written: it goes first."""
-        if self.state is not _CLOSED:
-            self._outgoing = [rest, *(self._outgoing or ())]
-            self.unsent_size += len(rest)
+        if rest and self.state is not _CLOSED:
+            self._outgoing = [rest, *self.pieces_to_send()]
+            self.unsent_size = sum(map(len, self._outgoing))
 
     def writing_resumed(self) -> None:
         """Tell that the peer reads again: the PONG that waited is queued."""
@@ -562,12 +565,14 @@ class Protocol(Conversation):
             self._queue(encode_frame(opcode, payload, self._next_key() if self._client else None, first_bits))
 
     def _queue(self, piece: bytes) -> None:
-        self.bytes_sent += len(piece)
-        self.unsent_size += len(piece)
-        if self._outgoing is None:
-            self._outgoing = [piece]
+        if self.unsent_size == 0:
+            self._lone = piece
+        elif self._outgoing is None:
+            self._outgoing = [self._lone, piece]
         else:
             self._outgoing.append(piece)
+        self.bytes_sent += len(piece)
+        self.unsent_size += len(piece)
 
     def _next_key(self) -> bytes:
         # "The masking key needs to be unpredictable" (section 5.3): a strong source, 4 fresh bytes a frame.

@@ -2,8 +2,10 @@
 
 
 cdef class ReceiveQueue:
+    cdef object _first
     cdef list _come
     cdef list _next
+    cdef Py_ssize_t _count
     cdef Py_ssize_t _bytes
     cdef Py_ssize_t _max_events
     cdef Py_ssize_t _max_bytes
@@ -11,4 +13,5 @@ cdef class ReceiveQueue:
 
     cpdef put(self, event)
     cpdef object take(self)
+    cdef object _following(self)
     cpdef clear(self)

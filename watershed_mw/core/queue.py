@@ -16,8 +16,8 @@ __all__ = ["ReceiveQueue"]
 class ReceiveQueue:
     """Events in the order in which they came.
 
-    Those that come are put on one pile, and taken from another that is the first one turned over: a deque that is
-    empty takes 700 bytes, and most connections of a server have nothing waiting. The piles come with the first event.
+    The first has a place of its own, as mostly there is no other. Those that come after it are put on one pile, and
+    taken from another that is the first one turned over: a deque that is empty takes 700 bytes.
 
     Args:
         limits: gives ``max_queued_messages`` and ``max_queued_bytes``.
@@ -26,12 +26,14 @@ class ReceiveQueue:
         full: whether reading should pause.
     """
 
-    __slots__ = ("_bytes", "_come", "_max_bytes", "_max_events", "_next", "full")
+    __slots__ = ("_bytes", "_come", "_count", "_first", "_max_bytes", "_max_events", "_next", "full")
 
     def __init__(self, limits: Limits) -> None:
-        # Both at once, with the first event.
+        self._first: Event | None = None
+        # Both at once, with the second event.
         self._come: list[Event] | None = None
         self._next: list[Event] | None = None
+        self._count = 0
         self._bytes = 0
         self._max_events = limits.max_queued_messages
         self._max_bytes = limits.max_queued_bytes
@@ -39,13 +41,17 @@ class ReceiveQueue:
 
     def put(self, event: Event) -> None:
         """Add an event at the end; it is never refused, as what was read cannot be given back."""
-        if self._come is None or self._next is None:
-            self._come, self._next = [], []
-        self._come.append(event)
+        if self._count == 0:
+            self._first = event
+        else:
+            if self._come is None:
+                self._come, self._next = [], []
+            self._come.append(event)
+        self._count += 1
         if isinstance(event, (str, bytes)):
             # A str's length in characters stands in for its bytes: exact counting would cost an encoding.
             self._bytes += len(event)
-        if len(self._come) + len(self._next) > self._max_events or self._bytes > self._max_bytes:
+        if self._count > self._max_events or self._bytes > self._max_bytes:
             self.full = True
 
     def take(self) -> Event:
@@ -54,26 +60,33 @@ class ReceiveQueue:
         Raises:
             IndexError: the queue is empty.
         """
-        if self._come is None or self._next is None:
+        event = self._first
+        if event is None:
             raise IndexError("take from an empty queue")
-        if not self._next:
-            self._come.reverse()
-            self._come, self._next = self._next, self._come
-        event = self._next.pop()
+        self._count -= 1
+        self._first = None if self._count == 0 else self._following()
         if isinstance(event, (str, bytes)):
             self._bytes -= len(event)
-        if self.full and len(self) <= self._max_events // 2 and self._bytes <= self._max_bytes // 2:
+        if self.full and self._count <= self._max_events // 2 and self._bytes <= self._max_bytes // 2:
             self.full = False
         return event
 
+    def _following(self) -> Event:
+        assert self._come is not None
+        assert self._next is not None
+        if not self._next:
+            self._come.reverse()
+            self._come, self._next = self._next, self._come
+        return self._next.pop()
+
     def clear(self) -> None:
         """Forget everything."""
-        self._come = self._next = None
-        self._bytes = 0
+        self._first = self._come = self._next = None
+        self._count = self._bytes = 0
         self.full = False
 
     def __len__(self) -> int:
-        return 0 if self._come is None or self._next is None else len(self._come) + len(self._next)
+        return self._count
 
     def __bool__(self) -> bool:
-        return bool(self._next or self._come)
+        return self._count > 0
