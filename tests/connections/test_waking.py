@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import ON_LOOP, SERVER, Link, Way
+from tests.connections.ways import ON_LOOP, Link
 from tests.connections.wire import KEY, PING, TEXT, request_head
-from tests.core.wire import frame
 from tests.support import LIMIT
 from watershed_mw.aio_shell import SENDS_PER_TURN
+from watershed_mw.core.frames import encode_frame
 
 on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
 who = contextvars.ContextVar("who", default="nobody")
@@ -64,14 +64,14 @@ def test_it_goes_on_as_itself(link: Link) -> None:
 
 
 @on_loop
-def test_bytes_that_another_task_brings(way: Way, link: Link) -> None:
+def test_bytes_that_another_task_brings(link: Link) -> None:
     """As a transport in memory may do: one task cannot go on within another, and does so in its turn."""
-    live, _ = link()
+    live, peer = link()
 
     async def bring(conn: Any) -> str | bytes:
         receiving = asyncio.ensure_future(conn.receive())
         await asyncio.sleep(0)
-        conn.data_received(frame(TEXT, b"by hand", key=KEY if way.role is SERVER else None))
+        conn.data_received(peer.frame(TEXT, "by hand"))
         assert not receiving.done()
         message: str | bytes = await receiving
         return message
@@ -140,5 +140,5 @@ def test_what_send_ping_and_end_return_may_be_a_task_an_awaitable_or_let_go(link
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_leaving_the_program_leaves_the_program(loop: str) -> None:
     """Not only the connection whose message made it leave."""
-    program = EXITS.format(loop=loop, request=request_head(), frame=frame(TEXT, b"leave", key=KEY), limit=LIMIT)
+    program = EXITS.format(loop=loop, request=request_head(), frame=encode_frame(TEXT, b"leave", KEY), limit=LIMIT)
     assert subprocess.run([sys.executable, "-c", program], timeout=LIMIT, capture_output=True).returncode == 7
