@@ -46,13 +46,26 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: which series it shows, and how."""
+    """One figure: which series it shows, and how; with `metric` another list of its rows than the one compared."""
 
     name: str
     series: str
     title: str
     draw: Callable[[list[Group], Plot], Figure]
     logarithmic: bool = False
+    metric: str = ""
+    unit: str = ""
+
+    def of(self, group: Group) -> Group:
+        """The group as it is to be shown."""
+        if not self.metric:
+            return group
+        return {
+            **group,
+            "metric": self.metric,
+            "unit": self.unit,
+            "rows": [{**row, "ratio": []} for row in group["rows"]],  # those are of what was compared
+        }
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -122,7 +135,9 @@ def draw_bars(groups: list[Group], plot: Plot) -> Figure:
     for panel in panels.flat[len(groups) :]:
         panel.set_axis_off()
     reference = groups[0]["reference"]
-    what = f"median (black line: least to most), and the median of ratios ({TIMES}) to {reference} in one round"
+    what = "median (black line: least to most)"
+    if not plot.metric:
+        what += f", and the median of ratios ({TIMES}) to {reference} in one round"
     figure.suptitle(f"{plot.title}\n{what}", fontweight="bold")
     return figure
 
@@ -181,7 +196,7 @@ def draw_bar(panel: Axes, place: int, group: Group, row: Group) -> None:
 def axis_title(group: Group) -> str:
     unit = UNITS.get(group["unit"], group["unit"])
     if group["metric"] == "cpu":
-        return f"CPU {unit} per message"
+        return f"CPU {unit} per {'broadcast' if group['load']['kind'] == 'broadcast' else 'message'}"
     return f"{unit} per connection" if group["metric"] == "memory" else str(unit)
 
 
@@ -247,6 +262,24 @@ PLOTS = (
     Plot(
         "cpu", "uvloop", "CPU of the server for each echoed message (uvloop, binary): less is better", draw_bars, True
     ),
+    Plot(
+        *("rate", "uvloop", "Messages echoed per second by one core (uvloop, binary): more is better", draw_bars, True),
+        metric="rate",
+        unit="messages per second",
+    ),
+    Plot(
+        *("latency", "uvloop", "Slowest of a hundred messages or bursts (uvloop, binary): less is better"),
+        draw_bars,
+        logarithmic=True,
+        metric="p99",
+        unit="us, 99th percentile",
+    ),
+    Plot("text", "text", "CPU for each echoed JSON text (uvloop): less is better", draw_bars, True),
+    Plot("deflate", "deflate", "CPU for each echoed JSON text, compressed (uvloop): less is better", draw_bars),
+    Plot("tls", "tls", "CPU for each echoed message over TLS (uvloop, binary): less is better", draw_bars, True),
+    Plot("asyncio", "asyncio", "CPU for each echoed message (asyncio's own loop, binary): less is better", draw_bars),
+    Plot("interpreted", "interpreted", "CPU for each echoed message, interpreted build: less is better", draw_bars),
+    Plot("broadcast", "broadcast", "CPU for one message to all connections (uvloop): less is better", draw_bars),
     Plot("memory", "memory", "Memory of each idle connection (uvloop): less is better", draw_bars),
     Plot("handshakes", "handshakes", "Connections opened by one client (uvloop): more is better", draw_bars),
     Plot("scaling", "scaling", "CPU for each message by number of connections (uvloop): flat is good", draw_lines),
@@ -284,7 +317,8 @@ def main() -> None:
     results = json.loads(options.results.read_text())
     mpl.rcParams.update(STYLE)
     for plot in PLOTS:
-        groups = [group for group in results["groups"] if group["series"] == plot.series and measured_rows(group)]
+        groups = [plot.of(group) for group in results["groups"] if group["series"] == plot.series]
+        groups = [group for group in groups if measured_rows(group)]
         if not groups:
             print(f"no results of the series {plot.series}: nothing drawn")
             continue

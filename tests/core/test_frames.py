@@ -121,6 +121,13 @@ def test_masking_takes_a_slice(build: Build, start: int, stop: int) -> None:
     assert build.mask(data, start, stop, KEY, 0) == wire.xor(data[start:stop], KEY)
 
 
+@pytest.mark.parametrize("size", [16_383, 16_384, 16_385, 32_768, 50_003])
+def test_masking_of_large_pieces(build: Build, size: int) -> None:
+    data = bytes(random.Random(4).randbytes(size + 5))
+    for phase in range(4):
+        assert build.mask(data, 5, 5 + size, KEY, phase) == wire.xor(data[5:], KEY[phase:] + KEY[:phase])
+
+
 @pytest.mark.parametrize("key", [bytes(4), b"\xff" * 4, b"\x80\x00\x00\x01", KEY])
 def test_masking_is_its_own_inverse(build: Build, key: bytes) -> None:
     data = bytes(random.Random(3).randbytes(1001))

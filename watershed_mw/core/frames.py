@@ -33,6 +33,9 @@ _GROWTH = 16
 # them (an echo of 1 MiB took 900 us of CPU, and takes 390).
 _MOST_KEPT = 4 * 2**20
 _kept = [b""]
+# The interpreted form exclusive-ors so many bytes at a time, with a key times this number: the key again and again.
+_BLOCK = 16 * 2**10
+_ONES = int.from_bytes(b"\x01\x00\x00\x00" * (_BLOCK // 4), "little")
 
 
 def mask(data: bytes, start: int, stop: int, key: bytes, phase: int) -> bytes:
@@ -47,16 +50,26 @@ def mask(data: bytes, start: int, stop: int, key: bytes, phase: int) -> bytes:
     """
     size = stop - start
     if cython.compiled:
-        # Fresh memory, written once: 1 MiB takes 0.09 ms, where the interpreted form below takes 6 ms.
+        # Fresh memory, written once: 1 MiB takes 0.09 ms, where the interpreted form below takes 1.3 ms.
         result = PyBytes_FromStringAndSize(cython.NULL, size)
         source: Any = data
         _mask_to(cython.cast("unsigned char *", PyBytes_AS_STRING(result)), source + start, size, _number(key), phase)
         return result  # type: ignore[no-any-return]
     # One exclusive-or of two long integers is the fastest loop that the interpreter has.
     turned = key[phase & 3 :] + key[: phase & 3]
+    pieces = []
+    if size >= _BLOCK:
+        # Of integers that stay in the processor's cache, one of them made once: half of the time of all at once.
+        word = int.from_bytes(turned, "little") * _ONES
+        while stop - start >= _BLOCK:
+            number = int.from_bytes(data[start : start + _BLOCK], "little") ^ word
+            pieces.append(number.to_bytes(_BLOCK, "little"))
+            start += _BLOCK
+        size = stop - start
     repeated = turned * (size // 4) + turned[: size % 4]
     number = int.from_bytes(data[start:stop], "little") ^ int.from_bytes(repeated, "little")
-    return number.to_bytes(size, "little")
+    rest = number.to_bytes(size, "little")
+    return rest if not pieces else b"".join([*pieces, rest])
 
 
 if cython.compiled:
