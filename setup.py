@@ -29,6 +29,7 @@ BUILDING = {"bdist_wheel", "build", "build_ext", "editable_wheel"}
 # The way of a byte, and back. Each is a file that runs interpreted as well, with its C types in a .pxd beside it.
 MODULES = (
     "core.frames",
+    "core.utf8",
     "core.deflate",
     "core.shared",
     "core.conversation",

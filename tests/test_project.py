@@ -40,7 +40,7 @@ HOT_PATH: tuple[str, ...] = ast.literal_eval(
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_interpreted", "core"),
     ("core.states", "core.limits", "core.codes", "core.events", "core.headers"),
-    ("core.origin", "core.extensions", "core.frames", "core.flow", "core.queue", "core.conversation"),
+    ("core.origin", "core.extensions", "core.frames", "core.utf8", "core.flow", "core.queue", "core.conversation"),
     ("core.handshake", "core.deflate", "core.messages"),
     ("core.shared",),
     ("core.protocol",),
@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "alarm",
         "awaitables",
         "contexts",
+        "filling",
         "room",
         "sockets",
         "requests",

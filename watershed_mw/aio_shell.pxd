@@ -6,6 +6,7 @@ from .core.protocol cimport Protocol
 
 cdef Py_ssize_t _WRITE_NOW
 cdef Py_ssize_t _WORTH_A_PIECE
+cdef long long _WORTH_FILLING
 cdef object _OPEN
 cdef object _CLOSED
 
@@ -15,6 +16,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public tuple _closers
     cdef public object _closing
     cdef public tuple _drainers
+    cdef public bint _filling
     cdef public bint _flush_set
     cdef public bint _half_closed
     cdef public object _keep
@@ -25,8 +27,9 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public unsigned long _thread
     cdef public object _transport
 
-    @cython.locals(core=Protocol)
     cpdef data_received(self, bytes data)
+    cpdef filled(self, Py_ssize_t size)
+    cpdef _receive_events(self, list events)
     @cython.locals(core=Protocol)
     cpdef _settle(self)
     @cython.locals(deadline=object)
@@ -39,3 +42,5 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _flush(self)
     @cython.locals(core=Protocol)
     cpdef _update_reading(self)
+    @cython.locals(filling=bint)
+    cpdef _update_filling(self)

@@ -16,10 +16,12 @@ from .aio_handlers import OrderedHandlers
 from .alarm import alarm_of
 from .connection import Details
 from .contexts import contexts_of
+from .core.events import Event
 from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
 from .core.states import State
 from .errors import LocalProtocolError
+from .filling import Filling
 
 try:
     import cython
@@ -45,6 +47,9 @@ _WORTH_A_PIECE = 16 * 2**10
 # have theirs: one that only sends would never hear that its peer has gone.
 SENDS_PER_TURN = 256
 
+# What is to come of a message is read to where it stays from so many bytes on: to begin and to end that takes 2 us.
+_WORTH_FILLING = 64 * 2**10
+
 # Looked up once: a member of an Enum costs more than a call.
 _OPEN = State.OPEN
 _CLOSED = State.CLOSED
@@ -61,6 +66,7 @@ class AsyncioShell(OrderedHandlers):
         "_closers",
         "_closing",
         "_drainers",
+        "_filling",
         "_flush_set",
         "_half_closed",
         "_keep",
@@ -90,6 +96,7 @@ class AsyncioShell(OrderedHandlers):
         self._sends = 0
         self._reading = False
         self._half_closed = False
+        self._filling = False
         self._closing: asyncio.TimerHandle | None = None
         # None or more; an empty list takes 64 bytes.
         self._drainers: tuple[asyncio.Future[None], ...] = ()
@@ -134,10 +141,20 @@ class AsyncioShell(OrderedHandlers):
         """Bytes came from the peer."""
         if self._trace is not None:
             self._trace("read-buffer", self, data)
-        core = self._core
+        self._receive_events(self._core.receive_data(data, monotonic()))
+
+    def space(self) -> memoryview:
+        """Where the next bytes of a large payload are to go."""
+        return self._core.space()
+
+    def filled(self, size: int) -> None:
+        """Bytes of a large payload came from the peer, to where the core wants them: as :meth:`data_received`."""
+        self._receive_events(self._core.receive_in_place(size, monotonic()))
+
+    def _receive_events(self, events: list[Event]) -> None:
         self._reading = True
         try:
-            self._tell(self._take(core.receive_data(data, monotonic())))
+            self._tell(self._take(events))
             if self._queue and not self._push:
                 self._news.tell()
             self._advance()
@@ -198,6 +215,7 @@ class AsyncioShell(OrderedHandlers):
         core = self._core
         self._flush()
         self._update_reading()
+        self._update_filling()
         if core.state is not self._armed_state:
             self._arm()
             if core.ended:
@@ -324,6 +342,22 @@ class AsyncioShell(OrderedHandlers):
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+
+    def _update_filling(self) -> None:
+        filling = self._core.payload_to_come() >= (1 if self._filling else _WORTH_FILLING)
+        if filling is self._filling:
+            return
+        transport = self._transport
+        if filling and (self._trace is not None or transport.get_extra_info("ssl_object") is not None):
+            return  # The trace is to see what came, and TLS has to make it first.
+        if transport.is_closing():
+            return
+        self._filling = filling
+        # uvloop looks at its protocol when reading begins.
+        transport.pause_reading()
+        transport.set_protocol(Filling(self) if filling else cast(asyncio.Protocol, self))
+        if not self._core.read_paused:
+            transport.resume_reading()
 
     # --- waiting -----------------------------------------------------------------------------------------
 

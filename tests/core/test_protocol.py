@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from watershed_mw.core.events import CloseReceived, Ping, Pong
 from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.limits import Limits
 from watershed_mw.core.states import Role, State
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
 
@@ -61,6 +62,77 @@ def test_messages_of_every_length_come(build: Build, size: int) -> None:
     assert feed(subject, [source[:1000], source[1000:70_000], source[70_000:]]) == [data]
     subject = build.make()
     assert subject.receive_data(source * 2, START) == [data, data]
+
+
+def put(subject: Any, data: bytes, most: int) -> tuple[int, list[Any]]:
+    """Put the begin of ``data`` where ``subject`` wants it; how much it took, and what came of it."""
+    space = subject.space()
+    size = min(len(space), len(data), most)
+    assert 0 < size <= subject.payload_to_come()
+    space[:size] = data[:size]
+    return size, subject.receive_in_place(size, START)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_payload_of_a_large_message_may_come_in_place(build: Build, role: Role, opcode: int, seed: int) -> None:
+    """Any part of it, between parts that do not, and with other frames behind it."""
+    dice = random.Random(seed)
+    payload = ("0123é€" * 15_000).encode()
+    source = frame(opcode, payload, key=peer_key(role)) + frame(PING, b"behind", key=peer_key(role))
+    subject, other = build.make(role), build.make(role)
+    expected = other.receive_data(source, START)
+    events, position = [], 0
+    while position < len(source):
+        most = dice.choice((1, dice.randrange(1, 20), dice.randrange(1, 60_000)))
+        if subject.payload_to_come() and dice.random() < 0.6:
+            taken, news = put(subject, source[position:], most)
+        else:
+            taken, news = most, subject.receive_data(source[position : position + most], START)
+        position += taken
+        events += news
+    assert events == expected
+    assert subject.payload_to_come() == 0
+    assert outcome(subject, events) == outcome(other, expected)
+    for count in ("bytes_received", "frames_received", "messages_received"):
+        assert getattr(subject, count) == getattr(other, count)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_comes_in_place_is_checked_as_it_comes(build: Build, role: Role) -> None:
+    source = frame(TEXT, b"x" * 90_000 + b"\xff" + b"x" * 90_000, key=peer_key(role))
+    subject = build.make(role)
+    position = 10_000
+    assert subject.receive_data(source[:position], START) == []
+    events: list[Any] = []
+    while not events:
+        taken, events = put(subject, source[position:], 10_000)
+        position += taken
+    assert position < 110_000
+    assert [failure(event) for event in plain(events)] == [NOT_UTF8]
+    assert subject.payload_to_come() == 0
+
+
+def test_what_a_peer_declares_costs_no_memory_in_place(build: Build) -> None:
+    subject = build.make(limits=Limits(max_message_size=None))
+    subject.receive_data(frame(BINARY, b"", key=wire.KEY, declared=2**40), START)
+    assert subject.payload_to_come() == 2**40
+    assert len(subject.space()) <= 256 * 2**10
+
+
+def test_only_messages_in_one_frame_come_in_place(build: Build) -> None:
+    for source in (
+        frame(BINARY, bytes(1000), key=wire.KEY, fin=False),
+        frame(BINARY, bytes(1000), key=wire.KEY, rsv=4),
+        frame(PING, bytes(100), key=wire.KEY),
+        frame(BINARY, bytes(1000), key=wire.KEY) * 2,
+    ):
+        subject = build.make(parameters=COMPRESSION)
+        subject.receive_data(source[:50], START)
+        assert (subject.payload_to_come() > 0) is (source[:2] == b"\x82\xfe")
+        subject.abort()
+        assert subject.payload_to_come() == 0
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -52,6 +52,7 @@ cdef class FrameReader:
     cdef Py_ssize_t _size
     cdef public bytes gathered
     cdef public Py_ssize_t kept
+    cdef object _scratch
     cdef public int opcode
     cdef public bint fin
     cdef public bint rsv1
@@ -69,11 +70,14 @@ cdef class FrameReader:
     )
     cpdef bytes take(self)
 
-    @cython.locals(
-        size=Py_ssize_t, whole=Py_ssize_t, room=Py_ssize_t, grown=bytes,
-        target="unsigned char *", source="const unsigned char *",
-    )
+    @cython.locals(size=Py_ssize_t, target="unsigned char *", source="const unsigned char *")
     cpdef gather(self)
+
+    @cython.locals(room=Py_ssize_t, grown=bytes)
+    cdef _make_room(self, Py_ssize_t whole)
+    cpdef object space(self)
+    @cython.locals(target="unsigned char *")
+    cpdef filled(self, Py_ssize_t size)
 
     @cython.locals(payload=bytes)
     cpdef bytes take_gathered(self)

@@ -19,6 +19,7 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
 
 if cython.compiled:
     from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
+    from cython.cimports.cpython.memoryview import PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
     from cython.cimports.cpython.unicode import PyUnicode_AsUTF8AndSize
     from cython.cimports.libc.string import memcpy
 
@@ -35,10 +36,11 @@ _MOST_KEPT = 4 * 2**20
 _kept = [b""]
 # The interpreted form exclusive-ors so many bytes at a time, with a key times this number: the key again and again.
 _BLOCK = 16 * 2**10
+_MOST_SCRATCH = 256 * 2**10
 _ONES = int.from_bytes(b"\x01\x00\x00\x00" * (_BLOCK // 4), "little")
 
 
-def mask(data: bytes, start: int, stop: int, key: bytes, phase: int) -> bytes:
+def mask(data: bytes | bytearray, start: int, stop: int, key: bytes, phase: int) -> bytes:
     """``data[start:stop]`` exclusive-or the masking key, in new bytes (section 5.3); ``data`` is left alone.
 
     Args:
@@ -190,6 +192,7 @@ class FrameReader:
         self._size = 0
         self.gathered: bytes | bytearray = b""
         self.kept = 0
+        self._scratch: bytes | bytearray = b""  # where the interpreted form has bytes put
         self.opcode = 0
         self.fin = False
         self.rsv1 = False
@@ -250,12 +253,8 @@ class FrameReader:
             self.gathered = b""
         size = self._size
         if cython.compiled:
-            whole = self.kept + size
-            if whole > len(self.gathered):
-                room = min(self.length, max(_GROWTH * whole, _FIRST_ROOM))
-                grown = PyBytes_FromStringAndSize(cython.NULL, room)
-                memcpy(PyBytes_AS_STRING(grown), PyBytes_AS_STRING(self.gathered), self.kept)
-                self.gathered = grown
+            if self.kept + size > len(self.gathered):
+                self._make_room(self.kept + size)
             target = cython.cast("unsigned char *", PyBytes_AS_STRING(self.gathered)) + self.kept
             source = cython.cast("const unsigned char *", PyBytes_AS_STRING(self._data)) + self._start
             if self._masked:
@@ -269,17 +268,56 @@ class FrameReader:
             self.gathered += self.take()
         self.kept += size
 
+    def space(self) -> memoryview:
+        """Memory for what is still to come of the frame that is being gathered; at least a byte of it.
+
+        Whoever writes there calls :meth:`filled` at once. The object that is written into is as yet nobody else's.
+        """
+        if cython.compiled:
+            if self.kept == len(self.gathered):
+                self._make_room(self.kept + 1)
+            view = PyMemoryView_FromObject(self.gathered)
+            PyMemoryView_GET_BUFFER(view).readonly = 0
+            return view[self.kept :]  # type: ignore[no-any-return]
+        if not self._scratch:
+            self._scratch = bytearray(min(self.length, _MOST_SCRATCH))
+        return memoryview(self._scratch)[: self._remaining]
+
+    def filled(self, size: int) -> None:
+        """Take note of the next piece, which lies where :meth:`space` said, masked as it came."""
+        if cython.compiled:
+            target = cython.cast("unsigned char *", PyBytes_AS_STRING(self.gathered)) + self.kept
+            if self._masked:
+                _mask_to(target, target, size, self._key, self._phase)
+        elif self._masked:
+            self.gathered += mask(self._scratch, 0, size, self._key.to_bytes(4, "little"), self._phase)
+        else:
+            self.gathered += memoryview(self._scratch)[:size]
+        self._phase = (self._phase + size) & 3
+        self.first = False
+        self.kept += size
+        self._remaining -= size
+        self.last = self._remaining == 0
+
+    if cython.compiled:
+
+        def _make_room(self, whole: int) -> None:
+            room = min(self.length, max(_GROWTH * whole, _FIRST_ROOM))
+            grown = PyBytes_FromStringAndSize(cython.NULL, room)
+            memcpy(PyBytes_AS_STRING(grown), PyBytes_AS_STRING(self.gathered), self.kept)
+            self.gathered = grown
+
     def take_gathered(self) -> bytes:
         """The payload of the frame, all of whose pieces have been gathered; once."""
         payload = bytes(self.gathered)
-        self.gathered = b""
+        self.gathered = self._scratch = b""
         if len(payload) <= _MOST_KEPT:
             _kept[0] = payload
         return payload
 
     def forget(self) -> None:
         """Let go of every byte: nothing more will be read."""
-        self._data = self.gathered = b""
+        self._data = self.gathered = self._scratch = b""
         self._position = 0
 
     def _keep_rest(self) -> None:

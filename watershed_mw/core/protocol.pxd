@@ -4,6 +4,7 @@ cimport cython
 from .conversation cimport Conversation
 from .deflate cimport Contexts, Deflate
 from .frames cimport FrameReader, encode_frame, encode_header
+from .utf8 cimport utf8_state
 from .shared cimport SharedMessage
 
 cdef int _FIN
@@ -16,7 +17,6 @@ cdef int _BINARY
 cdef int _CLOSE
 cdef int _PING
 cdef int _PONG
-cdef unsigned long long _HIGH_BITS
 cdef double inf
 cdef object _OPEN
 cdef object _ANSWERING
@@ -24,19 +24,6 @@ cdef object _FAILING
 cdef object _CLOSING
 cdef object _ENDING
 cdef object _CLOSED
-
-
-@cython.locals(
-    word0="unsigned long long", word1="unsigned long long", word2="unsigned long long", word3="unsigned long long",
-)
-cdef Py_ssize_t _past_ascii(const unsigned char *source, Py_ssize_t index, Py_ssize_t stop) noexcept
-
-
-@cython.locals(
-    source="const unsigned char *", index=Py_ssize_t,
-    byte="unsigned char", low="unsigned char", high="unsigned char", need=long,
-)
-cpdef long utf8_state(bytes data, Py_ssize_t start, Py_ssize_t stop, long state)
 
 
 cdef class Protocol(Conversation):
@@ -80,6 +67,14 @@ cdef class Protocol(Conversation):
 
     @cython.locals(reader=FrameReader, piece=bytes, message=bytes, room=Py_ssize_t, last=bint, start=Py_ssize_t)
     cdef _receive_payload(self, list events)
+
+    @cython.locals(reader=FrameReader, message=bytes)
+    cdef _take_gathered(self, list events, Py_ssize_t start)
+    cpdef long long payload_to_come(self) except -1
+    cpdef object space(self)
+    @cython.locals(reader=FrameReader, events=list, start=Py_ssize_t)
+    cpdef list receive_in_place(self, Py_ssize_t size, double now)
+    cdef _fail(self, object error, double now, list events)
 
     @cython.locals(reader=FrameReader, room="long long", got=object)
     cdef _begin_frame(self)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import os
 from math import inf
-from typing import Any
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .codes import decode_close, encode_close, encode_text, shorten
@@ -24,16 +23,14 @@ from .frames import FrameReader, encode_frame, encode_header
 from .limits import Limits, too_large
 from .shared import SharedMessage
 from .states import Role, State, Trigger
+from .utf8 import utf8_state
 
 try:
     import cython
 except ImportError:  # Cython is needed to build the compiled form, never to run this one.
     from .. import _interpreted as cython
 
-if cython.compiled:
-    from cython.cimports.libc.string import memcpy
-
-__all__ = ["Protocol", "utf8_state"]
+__all__ = ["Protocol"]
 
 _FIN = 0x80
 _FIN_RSV1 = 0xC0
@@ -55,9 +52,6 @@ _REST_AFTER = 1.0
 _LARGE = 2 * 2**10
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
-
-# Of eight bytes; one of them set is what ASCII has not.
-_HIGH_BITS = 0x8080808080808080
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -149,13 +143,16 @@ class Protocol(Conversation):
                 else:
                     self._receive_payload(events)
         except RemoteProtocolError as error:
-            # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
-            error.__traceback__ = error.__context__ = None
-            self._forget_message()
-            self._reader.forget()
-            self._violated(error, now)
-            events.append(Failed(error))
+            self._fail(error, now, events)
         return events
+
+    def _fail(self, error: RemoteProtocolError, now: float, events: list[Event]) -> None:
+        # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
+        error.__traceback__ = error.__context__ = None
+        self._forget_message()
+        self._reader.forget()
+        self._violated(error, now)
+        events.append(Failed(error))
 
     def receive_eof(self) -> None:
         """Take note that the TCP stream has ended, in either order with anything else."""
@@ -177,13 +174,7 @@ class Protocol(Conversation):
             # A large message in one frame: its length is known, so its bytes go where they will stay.
             start = reader.kept if not reader.first else 0
             reader.gather()
-            if self._text:
-                self._check_utf8(reader.gathered, start, reader.kept, reader.last)
-            if reader.last:
-                self._forget_message()
-                self.messages_received += 1
-                message = reader.take_gathered()
-                events.append(message.decode() if self._text else message)
+            self._take_gathered(events, start)
             return
         piece = reader.take()
         last = reader.last and reader.fin
@@ -199,6 +190,42 @@ class Protocol(Conversation):
             self._forget_message()
             self.messages_received += 1
             events.append(message.decode() if self._text else message)
+
+    def _take_gathered(self, events: list[Event], start: int) -> None:
+        reader = self._reader
+        if self._text:
+            self._check_utf8(reader.gathered, start, reader.kept, reader.last)
+        if reader.last:
+            self._forget_message()
+            self.messages_received += 1
+            message = reader.take_gathered()
+            events.append(message.decode() if self._text else message)
+
+    def payload_to_come(self) -> int:
+        """Bytes that are still to come of a message in one frame, so that :meth:`space` can take them; else 0."""
+        if not self._in_message or not self._alone:
+            return 0
+        if self.state is not _OPEN and self.state is not _CLOSING:
+            return 0
+        return self._reader.length - self._reader.kept
+
+    def space(self) -> memoryview:
+        """Memory to read some of :meth:`payload_to_come` into, to be followed by :meth:`receive_in_place`."""
+        return self._reader.space()
+
+    def receive_in_place(self, size: int, now: float) -> list[Event]:
+        """Take the next bytes from the peer, which lie in :meth:`space`; otherwise as :meth:`receive_data`."""
+        self.bytes_received += size
+        self._last_received = now
+        events: list[Event] = []
+        reader = self._reader
+        start = reader.kept
+        reader.filled(size)
+        try:
+            self._take_gathered(events, start)
+        except RemoteProtocolError as error:
+            self._fail(error, now, events)
+        return events
 
     def _begin_frame(self) -> None:
         reader = self._reader
@@ -614,75 +641,6 @@ class Protocol(Conversation):
             self._forget_message()
             if self._deflate is not None:
                 self._deflate.close()
-
-
-if cython.compiled:
-
-    def _past_ascii(source: Any, index: int, stop: int) -> int:
-        """Where ASCII may end: four machine words at a time, as long as there is nothing else in them."""
-        word0 = word1 = word2 = word3 = 0
-        while index + 32 <= stop:
-            memcpy(cython.address(word0), source + index, 8)
-            memcpy(cython.address(word1), source + index + 8, 8)
-            memcpy(cython.address(word2), source + index + 16, 8)
-            memcpy(cython.address(word3), source + index + 24, 8)
-            if (word0 | word1 | word2 | word3) & _HIGH_BITS:
-                break
-            index += 32
-        return index
-
-
-def utf8_state(data: bytes | bytearray, start: int, stop: int, state: int) -> int:
-    """Check UTF-8 (RFC 3629 section 4) that comes in pieces.
-
-    Args:
-        data, start, stop: the next piece is ``data[start:stop]``.
-        state: as it was returned for the piece before; 0 at first.
-
-    Returns:
-        0 between two characters, a number above 0 within one, and -1 once it is no UTF-8.
-    """
-    if state < 0:
-        return -1
-    # How many bytes the character still has, and between which two numbers the next of them must be.
-    need, low, high = state & 0xFF, (state >> 8) & 0xFF, (state >> 16) & 0xFF
-    source = data
-    index = start
-    while index < stop:
-        if need == 0:
-            if cython.compiled:
-                index = _past_ascii(source, index, stop)
-                if index == stop:
-                    break
-            byte = source[index]
-            index += 1
-            if byte < 0x80:
-                continue
-            if byte < 0xC2 or byte > 0xF4:
-                return -1
-            low, high = 0x80, 0xBF
-            if byte < 0xE0:
-                need = 1
-            elif byte < 0xF0:
-                need = 2
-                if byte == 0xE0:
-                    low = 0xA0
-                elif byte == 0xED:
-                    high = 0x9F
-            else:
-                need = 3
-                if byte == 0xF0:
-                    low = 0x90
-                elif byte == 0xF4:
-                    high = 0x8F
-        else:
-            byte = source[index]
-            index += 1
-            if byte < low or byte > high:
-                return -1
-            low, high = 0x80, 0xBF
-            need -= 1
-    return need | low << 8 | high << 16 if need else 0
 
 
 def _decode(payload: bytes) -> str:

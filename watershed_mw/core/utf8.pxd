@@ -1,0 +1,17 @@
+# C types of utf8.py; the logic stands there and nowhere else.
+cimport cython
+
+cdef unsigned long long _HIGH_BITS
+
+
+@cython.locals(
+    word0="unsigned long long", word1="unsigned long long", word2="unsigned long long", word3="unsigned long long",
+)
+cdef Py_ssize_t _past_ascii(const unsigned char *source, Py_ssize_t index, Py_ssize_t stop) noexcept
+
+
+@cython.locals(
+    source="const unsigned char *", index=Py_ssize_t,
+    byte="unsigned char", low="unsigned char", high="unsigned char", need=long,
+)
+cpdef long utf8_state(bytes data, Py_ssize_t start, Py_ssize_t stop, long state)
