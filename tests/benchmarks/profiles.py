@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks import load as generator
@@ -47,12 +48,13 @@ def find(name: str) -> tuple[Series, Load]:
 
 def record(contestant: str, series: Series, load: Load, data: Path) -> float:
     """Microseconds of CPU per message, while `perf` writes its samples into `data`."""
-    with started(CONTESTANTS[contestant], series.setting, 0) as server:
+    setting = replace(series.setting, deflate=load.deflate)
+    with started(CONTESTANTS[contestant], setting, 0) as server:
         pids = ",".join(map(str, server.pids))
         command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(_RATE), "-o", str(data), "-p", pids]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as perf:
             try:
-                figures = measure_echo(server, load, series.setting, Pace(_SECONDS, 1))
+                figures = measure_echo(server, load, setting, Pace(_SECONDS, 1))
             finally:
                 perf.send_signal(signal.SIGINT)
     return figures["cpu"]
