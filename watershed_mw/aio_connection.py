@@ -75,6 +75,9 @@ class AsyncioConnection(AsyncioShell):
             self._flush()  # it has said what it had to say
         if self._news.awaited:
             raise LocalProtocolError("expected one task to receive at a time, got a second one")
+        if not self._news.idle:
+            # Whoever waited before, and was told or cancelled in this turn of the loop, has yet to hear of it.
+            self._news = News(self._loop)
         return self._news
 
     def _next_message(self) -> str | bytes:

@@ -21,7 +21,7 @@ _CANCELLED = 3
 
 
 class News:
-    """Awaited by one task at a time, and told any number of times; a connection has one of it for life.
+    """Awaited by one task at a time, and told any number of times.
 
     To the task it is a future: it has of ``asyncio.Future`` what ``asyncio.Task`` asks of what it waits for.
 
@@ -43,6 +43,11 @@ class News:
     def awaited(self) -> bool:
         """Whether a task waits and has not been told."""
         return self._state == _AWAITED
+
+    @property
+    def idle(self) -> bool:
+        """Whether the next task may wait: nobody does, and nobody has yet to hear of what he was told."""
+        return self._state == _IDLE
 
     # --- who brings the news -----------------------------------------------------------------------------
 

@@ -80,6 +80,24 @@ def test_bytes_that_another_task_brings(link: Link) -> None:
 
 
 @on_loop
+def test_who_comes_after_a_cancelled_task_waits_for_itself(link: Link) -> None:
+    """Though the one before has not heard of its end yet."""
+    live, peer = link()
+
+    async def one_after_the_other(conn: Any) -> None:
+        for number in range(3):
+            first = asyncio.ensure_future(conn.receive())
+            await asyncio.sleep(0)
+            first.cancel()
+            peer.send(TEXT, str(number))
+            assert await conn.receive() == str(number)
+            with pytest.raises(asyncio.CancelledError):
+                await first
+
+    live.do(one_after_the_other).result(LIMIT)
+
+
+@on_loop
 def test_what_waits_may_be_a_task_a_timeout_or_an_awaitable(link: Link) -> None:
     live, peer = link()
 
