@@ -6,6 +6,7 @@ from .core.protocol cimport Protocol
 
 cdef Py_ssize_t _WRITE_NOW
 cdef Py_ssize_t _WORTH_A_PIECE
+cdef bint _NEVER_PAUSES
 cdef long long _WORTH_FILLING
 cdef object _OPEN
 cdef object _CLOSED

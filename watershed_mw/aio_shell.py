@@ -9,6 +9,7 @@ costs more than everything else about a small message.
 from __future__ import annotations
 
 import asyncio
+import sys
 from math import inf
 from typing import Any, cast
 
@@ -47,6 +48,8 @@ _WORTH_A_PIECE = 16 * 2**10
 # have theirs: one that only sends would never hear that its peer has gone.
 SENDS_PER_TURN = 256
 
+# asyncio's own writelines() never says that the peer does not read (CVE-2024-12254).
+_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
 # What is to come of a message is read to where it stays from so many bytes on: to begin and to end that takes 2 us.
 _WORTH_FILLING = 64 * 2**10
 
@@ -315,7 +318,7 @@ class AsyncioShell(OrderedHandlers):
         paused = self._writing_paused
         if pieces is None:
             self._transport.write(data)
-        elif size // len(pieces) < _WORTH_A_PIECE:
+        elif size // len(pieces) < _WORTH_A_PIECE or (_NEVER_PAUSES and isinstance(self._transport, asyncio.Transport)):
             self._transport.write(b"".join(pieces))
         else:
             self._transport.writelines(pieces)
