@@ -17,6 +17,7 @@ knows of sockets or of HTTP text.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ConnectionClosed",
@@ -39,19 +40,32 @@ class HandshakeError(WatershedError):
     Args:
         message: what was expected, what came, and what to do; it is also the body of the answer.
         status: HTTP status with which a server answers, or that a server answered, e.g. 400.
-        headers: header fields that belong into that answer, e.g. ``Sec-WebSocket-Version``.
+        headers: header fields that belong into that answer, e.g. ``Sec-WebSocket-Version``, or that came with it.
+        body: body of the answer; the message unless given.
+        response: the answer as the HTTP client has it.
 
     Attributes:
         status: int.
         headers: tuple of (name, value) string pairs.
-        body: UTF-8 encoded message, ready to be sent as ``text/plain``.
+        body: on a server the UTF-8 encoded message, ready to be sent as ``text/plain``; on a client what the server
+            sent, at most 64 KiB.
+        response: on a client that went through httpx the ``httpx.Response``; else None.
     """
 
-    def __init__(self, message: str, *, status: int = 400, headers: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes | None = None,
+        response: Any = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = tuple(headers)
-        self.body = (message + "\n").encode("utf-8", "replace")
+        self.body = (message + "\n").encode("utf-8", "replace") if body is None else body
+        self.response = response
 
 
 class ProtocolError(WatershedError):

@@ -35,6 +35,7 @@ from .core.limits import Limits
 from .core.origin import check_origins
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
+from .network_streams import NetworkStreamTransport, is_network_stream, stream_of, take_socket
 from .requests import (
     as_request,
     as_response,
@@ -45,7 +46,7 @@ from .requests import (
     write_response,
 )
 from .threads import ThreadConnection
-from .transports import AsyncTransportLike, DetachedStreams, drain_request, way_of
+from .transports import AsyncioTransport, AsyncTransportLike, BlockingTransport, DetachedStreams, drain_request, way_of
 
 __all__ = ["ConnectionOptions", "Options", "Settings", "Watershed"]
 
@@ -407,10 +408,22 @@ class Watershed:
         request: bytes | HeadersLike | None = None,
     ) -> socket.socket | DetachedStreams: ...
 
+    @overload
     def connect(
         self,
         response: Any,
-        sock: socket.socket | AsyncTransportLike,
+        sock: None = None,
+        head: bytes = b"",
+        key: str = "",
+        detached: bool = False,
+        *,
+        request: bytes | HeadersLike | None = None,
+    ) -> Any: ...
+
+    def connect(
+        self,
+        response: Any,
+        sock: Any = None,
         head: bytes = b"",
         key: str = "",
         detached: bool = False,
@@ -419,42 +432,76 @@ class Watershed:
     ) -> ThreadConnection | AsyncConnection | socket.socket | DetachedStreams:
         """Check the 101 that came back, and return the client's connection (RFC 6455 section 4.1).
 
+        ::
+
+            with client.stream("GET", url, headers=shed.request_headers(shed.generate_key())) as response:
+                with shed.connect(response) as conn:
+                    ...
+
         Args:
             response: raw response head, object with ``status_code`` and ``headers`` such as
                 ``httpx.Response``, or (status, headers).
-            sock: as in :meth:`accept`.
+            sock: as in :meth:`accept`; or a network stream of httpx, which a response that is being streamed has
+                itself. The response is closed then when the connection is, or at once.
             head: bytes that were already read past the response head.
-            key: the Sec-WebSocket-Key that was sent.
+            key: the Sec-WebSocket-Key that was sent; taken from the response's request unless given.
             detached: return the raw socket itself.
             request: the request head, or its header fields, as they were sent: what it does not offer,
                 the answer may not choose. Unless given it is taken from the response where that
                 knows it (httpx); else the factory's own subprotocols count as offered, and nothing more.
 
         Returns:
-            as :meth:`accept`.
+            as :meth:`accept`; for a response of ``httpx.Client`` what a socket gives, for one of
+            ``httpx.AsyncClient`` what a transport gives.
 
         Raises:
-            HandshakeError: no upgrade, with the status that came; nothing has been written.
+            HandshakeError: no upgrade, with the status that came; nothing has been written. A response of httpx is
+                its ``response``, whose body is for the caller to read.
+            TypeError: there is nothing to make a connection of.
+            UnsupportedServerError: ``detached`` with a transport that has no socket, or a blocking stream without one.
         """
-        way = way_of(sock)
         if isinstance(response, (bytes, bytearray, memoryview)):
             response, early = read_response_head(bytes(response))
             head = early + head
+        sent = getattr(getattr(response, "request", None), "headers", None)
         if request is None:
-            request = getattr(getattr(response, "request", None), "headers", None)
+            request = sent
         offered = Headers() if request is None else self._offered(request)
-        agreement = check_response(
-            as_response(response),
-            key,
-            offered=offered,
-            protocols=self._settings.protocols if request is None else (),
-            deflate=self._settings.deflate or DeflateOptions(),
-        )
+        agreement = self._judge(response, key or offered.get("sec-websocket-key"), offered, request is None)
+        way, early = _way_behind(response, sock)
+        head = early + head
         if detached:
             way.check_detachable()
             return way.detach(head)
         return way.connection(Role.CLIENT, agreement, self._settings.limits, self._settings.trace, response, head)
 
+    def _judge(self, response: Any, key: str, offered: Headers, nothing_known: bool) -> Agreement:
+        try:
+            return check_response(
+                as_response(response),
+                key,
+                offered=offered,
+                protocols=self._settings.protocols if nothing_known else (),
+                deflate=self._settings.deflate or DeflateOptions(),
+            )
+        except HandshakeError as error:
+            if hasattr(response, "extensions"):
+                error.response = response
+            raise
+
     @staticmethod
     def _offered(request: bytes | HeadersLike) -> Headers:
         return read_request_head(request)[0].headers if isinstance(request, bytes) else Headers(request)
+
+
+def _way_behind(response: Any, sock: Any) -> tuple[BlockingTransport | AsyncioTransport, bytes]:
+    """The transport to make a connection of, and bytes that were read from it already."""
+    if sock is not None and not is_network_stream(sock):
+        return way_of(sock), b""
+    stream = stream_of(response) if sock is None else sock
+    if hasattr(stream, "aclose"):
+        return AsyncioTransport(NetworkStreamTransport(stream, getattr(response, "aclose", None))), b""
+    taken, early = take_socket(stream)
+    if hasattr(response, "close"):
+        response.close()  # the client's pool has one connection less to count
+    return BlockingTransport(taken), early

@@ -1,0 +1,353 @@
+"""Clients for URLs: ``connect("wss://...")``, for asyncio and for threads.
+
+The opening handshake is httpx's: redirects, proxies, the environment, cookies, authentication, TLS. Afterwards the
+connection has the event loop's own transport, or the bare socket, and HTTP is gone.
+
+::
+
+    async with connect("wss://example.org/chat") as conn:      with connect("wss://example.org/chat") as conn:
+        await conn.send("hello")                                   conn.send("hello")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl as tls
+import time
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, TypeAlias, Unpack, cast
+
+try:
+    import httpx
+except ImportError as error:
+    raise ImportError("watershed_mw.client needs httpx: pip install 'watershed-mw[client]'") from error
+
+from ..aio import AsyncConnection
+from ..errors import HandshakeError
+from ..threads import ThreadConnection
+from ..watershed import ConnectionOptions, Options, Watershed
+from .network import AsyncioStream
+from .opening import AsyncioOpening, Journey, ThreadOpening, as_http_url, read_refusal, read_refusal_blocking, shown
+from .retry import Attempts, Backoff, Retry, worth_retrying
+from .route import ProxyLike, Route, as_proxy
+
+__all__ = ["Backoff", "Connect", "Retry", "connect", "worth_retrying"]
+
+Fields: TypeAlias = "Mapping[str, str] | Sequence[tuple[str, str]]"
+
+_MAX_REDIRECTS: Final = 10
+# What the opening handshake says itself, whatever headers an application gives.
+_OURS = frozenset({"connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
+
+
+def connect(
+    url: str | httpx.URL,
+    *,
+    protocols: Sequence[str] = (),
+    headers: Fields = (),
+    origin: str | None = None,
+    auth: Any = None,
+    cookies: Any = None,
+    http: httpx.Client | httpx.AsyncClient | None = None,
+    ssl: tls.SSLContext | None = None,
+    proxy: ProxyLike | bool | None = True,
+    unix: str | os.PathLike[str] | None = None,
+    open_timeout: float | None = 10.0,
+    max_redirects: int = _MAX_REDIRECTS,
+    retry: Retry = worth_retrying,
+    backoff: Backoff | None = None,
+    **options: Unpack[ConnectionOptions],
+) -> Connect:
+    """A connection to ``url``, opened when it is entered (``async with``, ``with``), awaited, or iterated over.
+
+    Args:
+        url: ``ws://`` or ``wss://`` URL (``http://`` and ``https://`` mean the same); credentials in it become an
+            Authorization header.
+        protocols: subprotocols to offer, the most wanted first.
+        headers: further header fields of the request.
+        origin: Origin header, as browsers send one.
+        auth: as in httpx: (name, password), or an ``httpx.Auth``.
+        cookies: as in httpx.
+        http: an ``httpx.Client`` for ``with``, an ``httpx.AsyncClient`` for ``async with``, that sends the request
+            with all that it is configured with; ``auth``, ``cookies``, ``ssl``, ``proxy``, ``unix`` and
+            ``max_redirects`` are its own business then.
+        ssl: context for TLS; unless given httpx's default, which verifies certificates.
+        proxy: URL of an HTTP or SOCKS proxy; True, the default, for what the environment says (HTTPS_PROXY, ...), None
+            or False for none.
+        unix: path of a Unix socket to connect to instead of the URL's host.
+        open_timeout: seconds for the whole opening handshake; default 10, None for no limit. Threads spend what name
+            resolution takes on top of it.
+        max_redirects: redirects that are followed; default 10. Authorization and Cookie do not follow to another
+            origin, and nothing follows from TLS to none.
+        retry: asked by the iterators whether to connect again, with the exception of an attempt that failed, or the
+            ``ConnectionClosed`` of a connection that ended; default :func:`worth_retrying`. Never asked for 401, 403
+            and 404, which end the iteration.
+        backoff: how long the iterators wait; default ``Backoff()``: at random up to 1, 2, 4 ... 60 seconds.
+        options: options of the connection, such as ``compression=False``; see :class:`~watershed_mw.Options`.
+
+    Returns:
+        what can be entered, awaited (``conn = await connect(...)``), opened (``conn = connect(...).open()``), or
+        iterated over (``async for``, ``for``) for one connection after the other.
+
+    Raises:
+        ValueError, TypeError: an argument cannot be used; at once.
+        HandshakeError: on opening, that the server refused, with ``status``, ``headers``, ``body`` and ``response``.
+        TimeoutError: not open in time.
+        OSError: no way there (``ConnectionRefusedError``, ``socket.gaierror``, ``ssl.SSLError`` ...).
+    """
+    target = as_http_url(url)
+    if http is not None and not isinstance(http, (httpx.Client, httpx.AsyncClient)):
+        raise TypeError(f"expected http to be an httpx.Client or httpx.AsyncClient, got {type(http).__name__}")
+    if ssl is not None and not isinstance(ssl, tls.SSLContext):
+        raise TypeError(f"expected ssl to be an ssl.SSLContext, got {type(ssl).__name__}")
+    shed = Watershed(**cast(Options, {**options, "protocols": protocols}))
+    given = httpx.Headers(headers)
+    if not_yours := sorted(_OURS.intersection(given)):
+        raise ValueError(f"expected header fields besides those of the opening handshake, got {', '.join(not_yours)}")
+    if origin is not None:
+        given["Origin"] = origin
+    return Connect(
+        _Order(
+            url=target,
+            shed=shed,
+            headers=given,
+            auth=auth,
+            cookies=cookies,
+            http=http,
+            ssl=ssl,
+            proxy=None if proxy is None or isinstance(proxy, bool) else as_proxy(proxy),
+            environment=proxy is True,
+            unix=None if unix is None else os.fspath(unix),
+            open_timeout=open_timeout,
+            max_redirects=max_redirects,
+        ),
+        retry,
+        backoff or Backoff(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What was asked for, checked."""
+
+    url: httpx.URL
+    shed: Watershed
+    headers: httpx.Headers
+    auth: Any
+    cookies: Any
+    http: httpx.Client | httpx.AsyncClient | None
+    ssl: tls.SSLContext | None
+    proxy: httpx.Proxy | None
+    environment: bool
+    unix: str | None
+    open_timeout: float | None
+    max_redirects: int
+
+    def route(self) -> Route:
+        """The way to the server."""
+        return Route(self.ssl, self.unix, self.proxy, self.environment)
+
+    def journey(self) -> Journey:
+        """What holds for each request on the way."""
+        return Journey(self.shed, self.url, self.headers, fixed=self.unix is not None)
+
+    def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The first request."""
+        headers = self.headers.copy()
+        headers.update(self.shed.request_headers(self.shed.generate_key()))
+        return client.build_request("GET", self.url, headers=headers)
+
+    def client_options(self) -> dict[str, Any]:
+        """How a client of our own is made, besides its transport and hooks."""
+        return {
+            "auth": self.auth,
+            "cookies": self.cookies,
+            "follow_redirects": True,
+            "max_redirects": self.max_redirects,
+            "timeout": None,  # one for all: the stream's deadline
+            "trust_env": False,  # the route has asked it
+        }
+
+    def too_late(self) -> TimeoutError:
+        """What is raised when time is up."""
+        return TimeoutError(f"no WebSocket at {shown(self.url)} within {self.open_timeout:g} seconds (open_timeout)")
+
+
+def _plainly(error: httpx.HTTPError) -> Exception:
+    """An error of httpx as what it comes from: the network's own, or a handshake that failed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.TimeoutException):
+        return TimeoutError(str(error))
+    if isinstance(error, httpx.NetworkError):
+        return ConnectionError(str(error))
+    status = 302 if isinstance(error, httpx.TooManyRedirects) else 502
+    return HandshakeError(f"expected an answer to the opening handshake, got: {error}", status=status)
+
+
+class Connect:
+    """What :func:`connect` returns; it can be used any number of times, by both flavours."""
+
+    def __init__(self, order: _Order, retry: Retry, backoff: Backoff) -> None:
+        self._order = order
+        self._retry = retry
+        self._backoff = backoff
+        self._entered: list[AsyncConnection | ThreadConnection] = []
+
+    # --- asyncio ---------------------------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, None, AsyncConnection]:
+        return self._open_asyncio().__await__()
+
+    async def __aenter__(self) -> AsyncConnection:
+        connection = await self._open_asyncio()
+        self._entered.append(connection)
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await cast(AsyncConnection, self._entered.pop()).__aexit__(kind, error, traceback)
+
+    async def __aiter__(self) -> AsyncIterator[AsyncConnection]:
+        """One connection after the other, each ended when the loop comes back for the next."""
+        attempts = Attempts(self._backoff, self._retry)
+        while True:
+            try:
+                connection = await self._open_asyncio()
+            except Exception as error:
+                delay = attempts.after_failure(error)
+                if delay is None:
+                    raise
+            else:
+                try:
+                    yield connection
+                finally:
+                    await connection.end()
+                delay = attempts.after_end(
+                    connection.close_code or 1006, connection.close_reason or "", connection.duration
+                )
+                if delay is None:
+                    return
+            await asyncio.sleep(delay)
+
+    async def _open_asyncio(self) -> AsyncConnection:
+        order = self._order
+        if isinstance(order.http, httpx.Client):
+            raise TypeError("expected an httpx.AsyncClient for the asyncio flavour, got an httpx.Client: `with`")
+        limit = asyncio.timeout(order.open_timeout)
+        try:
+            async with limit:
+                return await (self._through_ours() if order.http is None else self._through(order.http))
+        except TimeoutError as error:
+            if limit.expired():
+                raise order.too_late() from error
+            raise
+        except httpx.HTTPError as error:
+            raise _plainly(error) from error
+
+    async def _through(self, client: httpx.AsyncClient) -> AsyncConnection:
+        response = await client.send(self._order.request(client), stream=True)
+        if response.status_code != 101:
+            raise await read_refusal(response)
+        try:
+            return cast(AsyncConnection, self._order.shed.connect(response))
+        except BaseException:
+            await response.aclose()
+            raise
+
+    async def _through_ours(self) -> AsyncConnection:
+        order = self._order
+        hooks: dict[str, list[Any]] = {"request": [order.journey().prepare_async]}
+        transport = AsyncioOpening(order.route())
+        async with httpx.AsyncClient(transport=transport, event_hooks=hooks, **order.client_options()) as client:
+            response = await client.send(order.request(client), stream=True)
+            if response.status_code != 101:
+                raise await read_refusal(response)
+            streams, early = await AsyncioStream.take(response.extensions["network_stream"])
+            try:
+                return order.shed.connect(response, streams, early)
+            except BaseException:
+                streams[1].transport.abort()
+                raise
+
+    # --- threads ---------------------------------------------------------------------------------------------
+
+    def open(self) -> ThreadConnection:
+        """Open it and return the connection, for threads. Raises as :func:`connect` says."""
+        order = self._order
+        if isinstance(order.http, httpx.AsyncClient):
+            raise TypeError(
+                "expected an httpx.Client for the threads flavour, got an httpx.AsyncClient: use `async with`"
+            )
+        began = time.monotonic()
+        try:
+            return self._through_ours_blocking() if order.http is None else self._through_blocking(order.http)
+        except TimeoutError as error:
+            if order.open_timeout is not None and time.monotonic() - began >= order.open_timeout:
+                raise order.too_late() from error
+            raise
+        except httpx.HTTPError as error:
+            raise _plainly(error) from error
+
+    def __enter__(self) -> ThreadConnection:
+        connection = self.open()
+        self._entered.append(connection)
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        cast(ThreadConnection, self._entered.pop()).__exit__(kind, error, traceback)
+
+    def __iter__(self) -> Iterator[ThreadConnection]:
+        """One connection after the other, each ended when the loop comes back for the next."""
+        attempts = Attempts(self._backoff, self._retry)
+        while True:
+            try:
+                connection = self.open()
+            except Exception as error:
+                delay = attempts.after_failure(error)
+                if delay is None:
+                    raise
+            else:
+                try:
+                    yield connection
+                finally:
+                    connection.end()
+                delay = attempts.after_end(
+                    connection.close_code or 1006, connection.close_reason or "", connection.duration
+                )
+                if delay is None:
+                    return
+            time.sleep(delay)
+
+    def _through_blocking(self, client: httpx.Client) -> ThreadConnection:
+        request = self._order.request(client)
+        if (limit := self._order.open_timeout) is not None:
+            # Its own time-outs are for each step, and so is ours where it is shorter.
+            for step, seconds in request.extensions["timeout"].items():
+                request.extensions["timeout"][step] = limit if seconds is None else min(seconds, limit)
+        return self._finish(client.send(request, stream=True))
+
+    def _through_ours_blocking(self) -> ThreadConnection:
+        order = self._order
+        hooks: dict[str, list[Any]] = {"request": [order.journey().prepare]}
+        transport = ThreadOpening(order.route(), order.open_timeout)
+        with httpx.Client(transport=transport, event_hooks=hooks, **order.client_options()) as client:
+            return self._finish(client.send(order.request(client), stream=True))
+
+    def _finish(self, response: httpx.Response) -> ThreadConnection:
+        if response.status_code != 101:
+            raise read_refusal_blocking(response)
+        try:
+            return cast(ThreadConnection, self._order.shed.connect(response))
+        except BaseException:
+            response.close()
+            raise

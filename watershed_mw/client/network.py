@@ -1,0 +1,220 @@
+"""The streams under the opening handshake: what httpcore speaks HTTP over, and the connection takes over afterwards.
+
+httpcore is given its network by us, as its documentation provides for, for two reasons: the data path shall be the
+event loop's own transport, or the bare socket, with nothing of HTTP around it; and each stream has one deadline for all
+that is waited for, however slowly a server trickles. Errors of the network stay what they are: OSErrors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+
+__all__ = ["AsyncioStream", "ThreadStream", "connect_asyncio", "connect_threads"]
+
+# What the HTTP layer may hold of a server that floods before the handshake is over.
+_BUFFER = 64 * 2**10
+
+
+class AsyncioStream(httpcore.AsyncNetworkStream):
+    """A stream of the running event loop; whoever waits for it sets the deadline (``asyncio.timeout``)."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.streams = (reader, writer)
+        self._taken = False
+
+    @classmethod
+    async def take(cls, stream: Any) -> tuple[tuple[asyncio.StreamReader, asyncio.StreamWriter], bytes]:
+        """Take the streams from under a response's network stream, and what HTTP has read past the response head.
+
+        What the HTTP layer closes from now on stays open.
+        """
+        inner = stream.get_extra_info("asyncio_stream")
+        assert isinstance(inner, cls)
+        inner._taken = True
+        return inner.streams, await stream.read(_BUFFER)  # this one has nothing to add any more
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # httpcore's own
+        """Some bytes; empty at the end of the stream, or once it has been taken."""
+        if self._taken:
+            return b""
+        async with asyncio.timeout(timeout):
+            return await self.streams[0].read(max_bytes)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Write it all."""
+        self.streams[1].write(buffer)
+        try:
+            async with asyncio.timeout(timeout):
+                await self.streams[1].drain()
+        except ConnectionError as error:
+            raise httpcore.WriteError(error) from error  # there may be an answer to read all the same
+
+    async def aclose(self) -> None:
+        """Drop the stream, unless it has been taken; nobody waits for a server that does not let go."""
+        if not self._taken:
+            self.streams[1].transport.abort()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> AsyncioStream:
+        """Speak TLS from now on."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self.streams[1].start_tls(ssl_context, server_hostname=server_hostname)
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore and httpx ask for; ``"asyncio_stream"`` gives this object, whatever is around it."""
+        if info == "asyncio_stream":
+            return self
+        names = {"client_addr": "sockname", "server_addr": "peername"}
+        return self.streams[1].get_extra_info(names.get(info, info))
+
+
+async def connect_asyncio(host: str, port: int, unix: str | None = None) -> AsyncioStream:
+    """Connect to a host, by name or by address of either kind, or to a Unix socket. Raises OSError."""
+    if unix is not None:
+        return AsyncioStream(*await asyncio.open_unix_connection(unix, limit=_BUFFER))
+    return AsyncioStream(*await asyncio.open_connection(host, port, limit=_BUFFER))
+
+
+class ThreadStream(httpcore.NetworkStream):
+    """A blocking stream on a socket with one deadline for everything.
+
+    Args:
+        sock: plain or TLS socket.
+        deadline: time of ``time.monotonic()``; None for no limit.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float | None) -> None:
+        self._socket = sock
+        self._deadline = deadline
+
+    def _wait_at_most(self, timeout: float | None) -> None:
+        left = _left(self._deadline)
+        self._socket.settimeout(left if timeout is None or (left is not None and left < timeout) else timeout)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Some bytes; empty at the end of the stream."""
+        self._wait_at_most(timeout)
+        return self._socket.recv(max_bytes)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write it all."""
+        self._wait_at_most(timeout)
+        try:
+            self._socket.sendall(buffer)
+        except ConnectionError as error:
+            raise httpcore.WriteError(error) from error  # there may be an answer to read all the same
+
+    def close(self) -> None:
+        """Close the socket, unless it has been taken."""
+        self._socket.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> ThreadStream:
+        """Speak TLS from now on.
+
+        Raises:
+            OSError: the TLS handshake failed, or this stream is TLS already, inside of which a socket cannot speak it.
+        """
+        if isinstance(self._socket, ssl.SSLSocket):
+            self.close()
+            raise OSError(
+                "expected a proxy that is spoken to without TLS (http://), as a blocking socket has no TLS inside of "
+                "TLS: use such a proxy, or the asyncio flavour"
+            )
+        self._wait_at_most(timeout)
+        try:
+            self._socket = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore and httpx ask for."""
+        if info == "socket":
+            return self._socket
+        if info == "ssl_object":
+            return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+        if info == "client_addr":
+            return self._socket.getsockname()
+        return self._socket.getpeername() if info == "server_addr" else None
+
+
+def connect_threads(host: str, port: int, unix: str | None = None, *, deadline: float | None = None) -> ThreadStream:
+    """Connect as :func:`connect_asyncio`, until ``deadline``, which holds for the stream as well. Raises OSError."""
+    if unix is None:
+        sock = socket.create_connection((host, port), _left(deadline))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return ThreadStream(sock, deadline)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(_left(deadline))
+        sock.connect(unix)
+    except BaseException:
+        sock.close()
+        raise
+    return ThreadStream(sock, deadline)
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds until the deadline. Raises TimeoutError when there are none."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time for the opening handshake is over")
+    return left
+
+
+SocketOptions = Iterable[httpcore.SOCKET_OPTION]
+
+
+class AsyncioBackend(httpcore.AsyncNetworkBackend):
+    """Connects for those parts of httpcore that connect by themselves."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: SocketOptions | None = None,
+    ) -> AsyncioStream:
+        """As :func:`connect_asyncio`."""
+        async with asyncio.timeout(timeout):
+            return await connect_asyncio(host, port)
+
+
+class ThreadBackend(httpcore.NetworkBackend):
+    """The same for blocking streams, all of them with one deadline."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self._deadline = deadline
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: SocketOptions | None = None,
+    ) -> ThreadStream:
+        """As :func:`connect_threads`."""
+        return connect_threads(host, port, deadline=self._deadline)

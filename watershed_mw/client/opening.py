@@ -1,0 +1,229 @@
+"""The opening handshake as one HTTP request: what is sent, how httpx sends it, and what a refusal looks like.
+
+httpx decides about redirects, cookies and authentication; this module's transports give it a connection of its own
+for each request, whose stream the WebSocket connection takes over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpcore
+import httpx
+
+from ..errors import HandshakeError
+from ..watershed import Watershed
+from .route import Route
+
+__all__ = [
+    "AsyncioOpening",
+    "Journey",
+    "ThreadOpening",
+    "as_http_url",
+    "read_refusal",
+    "read_refusal_blocking",
+    "shown",
+]
+
+# Bytes of a refusal's or a redirect's body that are read: a page of some server, or what an API says.
+_MOST_OF_A_REFUSAL = 64 * 2**10
+_OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_SCHEMES = {"ws": "http", "wss": "https", "http": "http", "https": "https"}
+
+
+def as_http_url(url: str | httpx.URL) -> httpx.URL:
+    """A WebSocket URL as the URL of the HTTP request that opens it (RFC 6455 section 3).
+
+    Raises:
+        ValueError: it is none, or has a fragment.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ValueError(f"expected a URL such as wss://host/path, got {url!r}: {error}") from None
+    if parsed.scheme not in _SCHEMES or not parsed.host:
+        raise ValueError(f"expected a URL such as wss://host/path, got {str(url)!r}")
+    if parsed.fragment:
+        raise ValueError(f"expected a URL without a fragment (RFC 6455 section 3), got {str(url)!r}")
+    return parsed.copy_with(scheme=_SCHEMES[parsed.scheme])
+
+
+def shown(url: httpx.URL) -> str:
+    """A URL for errors and logs: without credentials, and without a query, which may hold a token."""
+    return str(url.copy_with(username=None, password=None, query=None))
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+class Journey:
+    """What each request of one opening handshake must carry and must not do, the redirected ones as well.
+
+    Args:
+        shed: makes the keys.
+        url: where the first request goes.
+        headers: those that the application gave; its Cookie and Authorization are for the same origin alone.
+        fixed: whether the way leads to one server alone, so that no other can be meant.
+    """
+
+    def __init__(self, shed: Watershed, url: httpx.URL, headers: httpx.Headers, *, fixed: bool) -> None:
+        self._shed = shed
+        self._url = url
+        self._secrets = {name: headers[name] for name in ("cookie", "authorization") if name in headers}
+        self._fixed = fixed
+
+    def prepare(self, request: httpx.Request) -> None:
+        """Make the request ready, just before it is sent; httpx has dropped what was not for this origin.
+
+        Raises:
+            HandshakeError: a redirect that is not followed: from TLS to none, or away from the one server.
+        """
+        url = request.url
+        if url.scheme in ("ws", "wss"):
+            request.url = url = url.copy_with(scheme=_SCHEMES[url.scheme])
+        if self._url.scheme == "https" and url.scheme != "https":
+            raise HandshakeError(f"expected no redirect from TLS to none, got one to {shown(url)}")
+        same = _origin(url) == _origin(self._url)
+        if self._fixed and not same:
+            raise HandshakeError(
+                f"expected no redirect away from the server behind the Unix socket, got one to {shown(url)}"
+            )
+        if same:
+            # httpx drops the first on every redirect, and the second where only the name of the scheme differs.
+            for name, value in self._secrets.items():
+                request.headers.setdefault(name, value)
+        # A nonce for each connection (section 4.1, point 7), and a redirect leads to another one.
+        request.headers["Sec-WebSocket-Key"] = self._shed.generate_key()
+
+    async def prepare_async(self, request: httpx.Request) -> None:
+        """As :meth:`prepare`."""
+        self.prepare(request)
+
+
+def _as_httpcore(request: httpx.Request) -> httpcore.Request:
+    url = request.url
+    target = httpcore.URL(
+        scheme=url.raw_scheme,
+        host=url.raw_host,
+        port=url.port or (443 if url.scheme == "https" else 80),
+        target=url.raw_path,
+    )
+    return httpcore.Request(request.method, target, headers=request.headers.raw, extensions=request.extensions)
+
+
+def _arguments(response: httpcore.Response) -> dict[str, Any]:
+    return {"status_code": response.status, "headers": response.headers, "extensions": response.extensions}
+
+
+class _AsyncBody(httpx.AsyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = _MOST_OF_A_REFUSAL
+        async for part in self._stream:
+            yield part[:left]
+            if (left := left - len(part)) <= 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class AsyncioOpening(httpx.AsyncBaseTransport):
+    """Sends each request on a stream of the running event loop; the response's ``network_stream`` has it.
+
+    Args:
+        route: the way to the servers.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request. Raises as :meth:`Route.request`."""
+        response = await self._route.request(_as_httpcore(request), self._route.proxy_for(request.url))
+        return httpx.Response(**_arguments(response), stream=_AsyncBody(response.stream))
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = _MOST_OF_A_REFUSAL
+        for part in self._stream:
+            yield part[:left]
+            if (left := left - len(part)) <= 0:
+                return
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class ThreadOpening(httpx.BaseTransport):
+    """Sends each request on a socket; the response's ``network_stream`` has it.
+
+    Args:
+        route: the way to the servers.
+        patience: seconds for the whole opening handshake; None for no limit.
+    """
+
+    def __init__(self, route: Route, patience: float | None) -> None:
+        self._route = route
+        self._deadline = None if patience is None else time.monotonic() + patience
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request. Raises as :meth:`Route.request`."""
+        proxy = self._route.proxy_for(request.url)
+        response = self._route.request_blocking(_as_httpcore(request), proxy, self._deadline)
+        return httpx.Response(**_arguments(response), stream=_Body(response.stream))
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+async def read_refusal(response: httpx.Response) -> HandshakeError:
+    """What a server that did not switch has to say, at most 64 KiB of it; the response is closed."""
+    body = b""
+    # A server that sends less than it has announced, or nonsense: what came is what there is.
+    with suppress(httpx.HTTPError, httpcore.ProtocolError, OSError):
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) >= _MOST_OF_A_REFUSAL:
+                break
+    await response.aclose()
+    return _refusal(response, body)
+
+
+def read_refusal_blocking(response: httpx.Response) -> HandshakeError:
+    """As :func:`read_refusal`."""
+    body = b""
+    with suppress(httpx.HTTPError, httpcore.ProtocolError, OSError):
+        for part in response.iter_bytes():
+            body += part
+            if len(body) >= _MOST_OF_A_REFUSAL:
+                break
+    response.close()
+    return _refusal(response, body)
+
+
+def _refusal(response: httpx.Response, body: bytes) -> HandshakeError:
+    body = body[:_MOST_OF_A_REFUSAL]
+    # It is decoded already, and there may be less of it than was announced.
+    headers = [pair for pair in response.headers.multi_items() if pair[0].lower() not in _OF_THE_BODY]
+    whole = httpx.Response(
+        response.status_code, headers=headers, content=body, request=response.request, history=response.history
+    )
+    said = f" {response.reason_phrase}" if response.reason_phrase else ""
+    return HandshakeError(
+        f"expected status 101 (Switching Protocols), got {response.status_code}{said} from {shown(response.url)}",
+        status=response.status_code,
+        headers=headers,
+        body=body,
+        response=whole,
+    )

@@ -1,0 +1,112 @@
+"""When to connect again, and after how long: exponential backoff with full jitter, and what is worth it.
+
+A front proxy's reload ends thousands of connections at once; without jitter they would all come back at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeAlias
+
+from ..errors import ConnectionClosed, HandshakeError
+
+__all__ = ["Backoff", "Retry", "worth_retrying"]
+
+Retry: TypeAlias = Callable[[Exception], bool]
+"""Told why there is no connection (OSError, TimeoutError, HandshakeError) or how one has ended (ConnectionClosed)."""
+
+# Who these tell "no" will be told so again, whatever anybody's hook says.
+_NEVER = frozenset({401, 403, 404})
+# The server asks for patience, or one in front of it does (RFC 9110 section 15; 425 is RFC 8470's, 429 RFC 6585's).
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Seconds that a connection must have lasted for the next failure to count as the first again.
+_STEADY = 5.0
+
+
+def worth_retrying(error: Exception) -> bool:
+    """Whether another attempt may succeed: after an end, a network's failure or time-out, and statuses that pass."""
+    if isinstance(error, HandshakeError):
+        return error.status in _LATER
+    return isinstance(error, (ConnectionClosed, OSError))
+
+
+def may_retry(error: Exception, retry: Retry) -> bool:
+    """What ``retry`` says, but for statuses that are never tried again: 401, 403 and 404."""
+    if isinstance(error, HandshakeError) and error.status in _NEVER:
+        return False
+    return retry(error)
+
+
+class Backoff:
+    """How long to wait before the next attempt: a random part of a bound that grows with each failure.
+
+    Args:
+        initial: bound of the first wait, in seconds; default 1.
+        factor: what it is multiplied with each time; default 2.
+        maximum: the largest bound, in seconds; default 60.
+
+    Raises:
+        ValueError: a bound of nothing, or one that shrinks.
+    """
+
+    def __init__(self, initial: float = 1.0, factor: float = 2.0, maximum: float = 60.0) -> None:
+        if not (0 < initial <= maximum and factor >= 1):
+            raise ValueError(
+                f"expected 0 < initial <= maximum and factor >= 1, got initial={initial!r}, factor={factor!r}, "
+                f"maximum={maximum!r}"
+            )
+        self.initial = initial
+        self.factor = factor
+        self.maximum = maximum
+
+    def bound(self, failures: int) -> float:
+        """The bound after so many failures in a row, 1 for the first, in seconds."""
+        # A power of a float overflows, and somebody's server is down for that long.
+        bound = self.initial
+        for _ in range(failures - 1):
+            bound *= self.factor
+            if bound >= self.maximum:
+                return self.maximum
+        return bound
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait, at random up to the bound."""
+        return random.uniform(0, self.bound(failures))
+
+
+class Attempts:
+    """Counts failures of one client that goes on connecting, and says how long to wait."""
+
+    def __init__(self, backoff: Backoff, retry: Retry) -> None:
+        self._backoff = backoff
+        self._retry = retry
+        self._failures = 0
+
+    def after_failure(self, error: Exception) -> float | None:
+        """Seconds to wait after an attempt that failed; None when there is to be no other."""
+        if not may_retry(error, self._retry):
+            return None
+        self._failures += 1
+        asked = _retry_after(error) if isinstance(error, HandshakeError) else 0.0
+        return max(self._backoff.delay(self._failures), min(asked, self._backoff.maximum))
+
+    def after_end(self, code: int, reason: str, lasted: float) -> float | None:
+        """The same after a connection that has ended, having lasted so many seconds."""
+        if lasted >= _STEADY:
+            self._failures = 0
+        return self.after_failure(ConnectionClosed(code, reason))
+
+
+def _retry_after(error: HandshakeError) -> float:
+    """Seconds that the server asks to wait (RFC 9110 section 10.2.3), 0 if it does not."""
+    value: Any = next((value for name, value in error.headers if name.lower() == "retry-after"), "")
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        date = parsedate_to_datetime(value)
+        now = next((value for name, value in error.headers if name.lower() == "date"), "")
+        return max(0.0, (date - parsedate_to_datetime(now)).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,203 @@
+"""Which way a request takes to its server: straight, over a Unix socket, or through a proxy.
+
+RFC 6455 section 4.1 has a client ask an HTTP proxy for a tunnel (CONNECT), whether TLS follows or not; httpcore would
+forward plain requests instead, which most proxies break. So the tunnel is asked for here, through httpcore.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import ssl
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+from urllib.request import getproxies, proxy_bypass
+
+import httpcore
+import httpx
+
+from ..errors import HandshakeError
+from . import network
+
+__all__ = ["ProxyLike", "Route", "as_proxy", "by_environment"]
+
+ProxyLike: TypeAlias = "str | httpx.URL | httpx.Proxy"
+
+_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+def as_proxy(proxy: ProxyLike) -> httpx.Proxy:
+    """``proxy`` as httpx knows it; credentials may be in its URL.
+
+    Raises:
+        ValueError: no URL, or not of a proxy.
+        ImportError: it is a SOCKS proxy, and the package socksio is missing.
+    """
+    try:
+        made = proxy if isinstance(proxy, httpx.Proxy) else httpx.Proxy(proxy)
+    except (ValueError, httpx.InvalidURL):
+        made = None
+    if made is None or not made.url.host:
+        raise ValueError(f"expected the URL of a proxy, with one of {', '.join(_SCHEMES)}, got {proxy!r}")
+    if made.url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise ImportError("expected the package socksio for a SOCKS proxy: pip install 'httpx[socks]'")
+    return made
+
+
+def by_environment(url: httpx.URL) -> httpx.Proxy | None:
+    """The proxy that the environment names for this URL (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), or None."""
+    proxies = getproxies()
+    found = proxies.get(url.scheme) or proxies.get("all")
+    if not found or proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host):
+        return None
+    return as_proxy(found if "://" in found else f"http://{found}")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How to reach servers.
+
+    Attributes:
+        context: for TLS with a server; None for httpx's default, which verifies certificates.
+        unix: path of the Unix socket that stands for every server, or None.
+        proxy: the one proxy for all, None for none; asked of the environment for each URL if ``environment``.
+    """
+
+    context: ssl.SSLContext | None = None
+    unix: str | None = None
+    proxy: httpx.Proxy | None = None
+    environment: bool = False
+
+    def proxy_for(self, url: httpx.URL) -> httpx.Proxy | None:
+        """The proxy that stands between here and ``url``."""
+        if self.unix is not None:
+            return None
+        return by_environment(url) if self.environment else self.proxy
+
+    async def request(self, request: httpcore.Request, proxy: httpx.Proxy | None) -> httpcore.Response:
+        """Send a request on an asyncio stream of its own, and return the response.
+
+        Raises:
+            OSError: no way there, or it broke off.
+            HandshakeError: what came is no HTTP, or the proxy refused.
+        """
+        target = request.url.origin
+        if proxy is not None and proxy.url.scheme.startswith("socks"):
+            try:
+                return await self._socks_async(proxy).handle_async_request(request)
+            except (httpcore.ProxyError, httpcore.ProtocolError) as error:
+                raise _no_http(error) from error
+        if proxy is None:
+            stream = await network.connect_asyncio(_host(target), target.port, self.unix)
+        else:
+            stream = await network.connect_asyncio(proxy.url.host, _port(proxy))
+        try:
+            if proxy is not None:
+                if proxy.url.scheme == "https":
+                    stream = await stream.start_tls(_for_proxy(proxy), proxy.url.host)
+                tunnel = httpcore.AsyncHTTP11Connection(_origin(proxy), stream)
+                _check_tunnel(await tunnel.handle_async_request(_connect_request(proxy, target)))
+            if target.scheme == b"https":
+                stream = await stream.start_tls(self.context or _default_context(), _server_name(request))
+            return await httpcore.AsyncHTTP11Connection(target, stream).handle_async_request(request)
+        except httpcore.ProtocolError as error:
+            await stream.aclose()
+            raise _no_http(error) from error
+        except BaseException:
+            await stream.aclose()
+            raise
+
+    def request_blocking(
+        self, request: httpcore.Request, proxy: httpx.Proxy | None, deadline: float | None
+    ) -> httpcore.Response:
+        """As :meth:`request`, on a socket of its own, until ``deadline``."""
+        target = request.url.origin
+        if proxy is not None and proxy.url.scheme.startswith("socks"):
+            try:
+                return self._socks(proxy, deadline).handle_request(request)
+            except (httpcore.ProxyError, httpcore.ProtocolError) as error:
+                raise _no_http(error) from error
+        if proxy is None:
+            stream = network.connect_threads(_host(target), target.port, self.unix, deadline=deadline)
+        else:
+            stream = network.connect_threads(proxy.url.host, _port(proxy), deadline=deadline)
+        try:
+            if proxy is not None:
+                if proxy.url.scheme == "https":
+                    stream = stream.start_tls(_for_proxy(proxy), proxy.url.host)
+                tunnel = httpcore.HTTP11Connection(_origin(proxy), stream)
+                _check_tunnel(tunnel.handle_request(_connect_request(proxy, target)))
+            if target.scheme == b"https":
+                stream = stream.start_tls(self.context or _default_context(), _server_name(request))
+            return httpcore.HTTP11Connection(target, stream).handle_request(request)
+        except httpcore.ProtocolError as error:
+            stream.close()
+            raise _no_http(error) from error
+        except BaseException:
+            stream.close()
+            raise
+
+    def _socks_async(self, proxy: httpx.Proxy) -> httpcore.AsyncSOCKSProxy:
+        return httpcore.AsyncSOCKSProxy(
+            str(proxy.url),
+            proxy_auth=proxy.raw_auth,
+            ssl_context=self.context or _default_context(),
+            network_backend=network.AsyncioBackend(),
+        )
+
+    def _socks(self, proxy: httpx.Proxy, deadline: float | None) -> httpcore.SOCKSProxy:
+        return httpcore.SOCKSProxy(
+            str(proxy.url),
+            proxy_auth=proxy.raw_auth,
+            ssl_context=self.context or _default_context(),
+            network_backend=network.ThreadBackend(deadline),
+        )
+
+
+def _host(origin: httpcore.Origin) -> str:
+    return origin.host.decode("ascii")
+
+
+def _server_name(request: httpcore.Request) -> str:
+    name = request.extensions.get("sni_hostname")
+    return str(name) if name else _host(request.url.origin)
+
+
+def _origin(proxy: httpx.Proxy) -> httpcore.Origin:
+    return httpcore.Origin(proxy.url.raw_scheme, proxy.url.raw_host, _port(proxy))
+
+
+def _port(proxy: httpx.Proxy) -> int:
+    return proxy.url.port or (443 if proxy.url.scheme == "https" else 80)
+
+
+def _for_proxy(proxy: httpx.Proxy) -> ssl.SSLContext:
+    return proxy.ssl_context or _default_context()
+
+
+@lru_cache(maxsize=1)
+def _default_context() -> ssl.SSLContext:
+    # To read the authorities' certificates takes longer than many a handshake.
+    return httpx.create_ssl_context()
+
+
+def _connect_request(proxy: httpx.Proxy, target: httpcore.Origin) -> httpcore.Request:
+    host = b"[%b]" % target.host if b":" in target.host else target.host
+    authority = b"%b:%d" % (host, target.port)
+    headers: list[tuple[bytes, bytes]] = [(b"Host", authority), *proxy.headers.raw]
+    if proxy.raw_auth is not None:
+        headers.append((b"Proxy-Authorization", b"Basic " + base64.b64encode(b":".join(proxy.raw_auth))))
+    url = httpcore.URL(scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=_port(proxy), target=authority)
+    return httpcore.Request(b"CONNECT", url, headers=headers)
+
+
+def _check_tunnel(response: httpcore.Response) -> None:
+    if not 200 <= response.status < 300:
+        raise HandshakeError(
+            f"expected the proxy to open a tunnel (2xx), got {response.status}", status=response.status
+        )
+
+
+def _no_http(error: Exception) -> HandshakeError:
+    return HandshakeError(f"expected an HTTP answer, got: {error}", status=502)
