@@ -1,0 +1,67 @@
+# C types of relay_sides.py; the logic stands there and nowhere else.
+cimport cython
+
+from .core.boundaries cimport Boundaries
+
+cdef Py_ssize_t _HIGH_WATER
+cdef Py_ssize_t _LOW_WATER
+cdef object _PASSING
+cdef object _CUTTING
+cdef object _SHUT
+
+
+cdef class Side:
+    cdef public object _loop
+    cdef public bint _paused
+    cdef public double active
+    cdef public bint at_end
+    cdef public Boundaries boundaries
+    cdef public bytes close_frame
+    cdef public bint closed
+    cdef public bint finished
+    cdef public bint finishing
+    cdef public bint full
+    cdef public bint limited
+    cdef public Side other
+    cdef public unsigned long long passed
+    cdef public object phase
+    cdef public object relay
+
+    cpdef write(self, object piece, Py_ssize_t size)
+    cpdef pause(self)
+    cpdef resume(self)
+    cpdef came(self, object data, object piece, Py_ssize_t size)
+    cpdef _pass_on(self, object piece, Py_ssize_t size)
+    @cython.locals(rest=Py_ssize_t, end=Py_ssize_t)
+    cpdef _came_late(self, object data, object piece, Py_ssize_t size)
+
+
+cdef class SocketSide(Side):
+    cdef public int _fd
+    cdef public bytes _head
+    cdef public bytearray _memory
+    cdef public bytearray _queue
+    cdef public object _socket
+    cdef public object _view
+
+    @cython.locals(size=Py_ssize_t)
+    cpdef _readable(self)
+    cpdef pause(self)
+    cpdef resume(self)
+    @cython.locals(sent=Py_ssize_t)
+    cpdef write(self, object piece, Py_ssize_t size)
+    @cython.locals(sent=Py_ssize_t, queue=bytearray)
+    cpdef _writable(self)
+
+
+cdef class TransportSide(Side):
+    cdef public bint _eof
+    cdef public bytes _head
+    cdef public object _keep
+    cdef public double _patience
+    cdef public object _previous
+    cdef public object _transport
+
+    cpdef pause(self)
+    cpdef resume(self)
+    cpdef write(self, object piece, Py_ssize_t size)
