@@ -434,7 +434,7 @@ class TransportSide(Side):
             if lost or exc is not None:
                 self.relay.lost(self)
             else:
-                self.relay.finished()
+                self.relay.ended(self)
         finally:
             if previous is not None:
                 # Whoever had the transport before may be waiting for its end, as StreamWriter.wait_closed does.
@@ -495,7 +495,7 @@ class TransportSide(Side):
     def close(self, abort: bool) -> None:
         """As :meth:`Side.close`; ``closed`` is for the transport to say."""
         self.finishing = True
-        if abort:
+        if abort or self._transport.is_closing():
             self._transport.abort()
         else:
             self._transport.close()

@@ -56,15 +56,7 @@ class Boundaries:
         source = data
         position = start
         while position < stop:
-            if self._payload > 0:
-                step = stop - position
-                if self._payload < step:
-                    step = self._payload
-                position += step
-                self._payload -= step
-                if self._payload > 0:
-                    break
-            elif self._missing > 0:
+            if self._missing > 0:
                 self._length = self._length << 8 | source[position]
                 position += 1
                 self._missing -= 1
@@ -73,6 +65,14 @@ class Boundaries:
                 if self._length > _ENDLESS:
                     self._length = _ENDLESS
                 self._payload += self._length
+            elif self._payload > 0:
+                step = stop - position
+                if self._payload < step:
+                    step = self._payload
+                position += step
+                self._payload -= step
+                if self._payload > 0:
+                    break
             elif not self._header:
                 self._header = True
                 self._close = source[position] & 0xF == _CLOSE
