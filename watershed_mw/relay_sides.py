@@ -472,6 +472,8 @@ class TransportSide(Side):
     def finish(self) -> None:
         """As :meth:`Side.finish`; over TLS the whole stream ends, once a Close had its chance of being answered."""
         if self.finishing:
+            if self.boundaries.close_passed and not self.closed:
+                self.close_transport()  # no answer is to come any more
             return
         self.finishing = True
         if self._transport.can_write_eof():
@@ -486,7 +488,8 @@ class TransportSide(Side):
 
     def close_transport(self) -> None:
         """Let the transport write what is unsent, tell the peer, and close in its own time."""
-        self._transport.close()
+        if not self._transport.can_write_eof():
+            self._transport.close()
 
     def unsent(self) -> int:
         """As :meth:`Side.unsent`."""

@@ -124,8 +124,15 @@ def measure(contestants: list[str], loads: list[Load], rounds: int, seconds: flo
             for name in contestants[number % len(contestants) :] + contestants[: number % len(contestants)]:
                 with relaying(name, echo.port, us) as server:
                     for load in loads:
-                        options = {"connections": load.connections, "window": load.window, "size": load.size}
-                        result = generator.echo(server.port, seconds=seconds, core=them, around=server.cpu, **options)
+                        result = generator.echo(
+                            server.port,
+                            connections=load.connections,
+                            window=load.window,
+                            size=load.size,
+                            seconds=seconds,
+                            core=them,
+                            around=server.cpu,
+                        )
                         rows[load.name][name].append(result.cpu)
     return {
         "rounds": rounds,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import gc
 import socket
 
 from watershed_mw.relay import relay
@@ -48,12 +46,9 @@ if __name__ == "__main__":
     parser.add_argument("--upstream", type=int, required=True)
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
     options = parser.parse_args()
-    gc.freeze()
     if options.loop == "uvloop":
         import uvloop
 
-        factory = uvloop.new_event_loop
+        uvloop.run(serve(options.port, options.upstream))
     else:
-        factory = asyncio.new_event_loop
-    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(options.port, options.upstream))
+        asyncio.run(serve(options.port, options.upstream))
