@@ -3,8 +3,29 @@ cimport cython
 
 from .core.boundaries cimport Boundaries
 
+# -1 and errno where they fail; -2 where they are not at hand, and the socket's own methods do it.
+cdef extern from *:
+    """
+    #ifdef _WIN32
+    #define call_recv(fd, target, size) (-2)
+    #define call_send(fd, source, size) (-2)
+    #else
+    #include <sys/socket.h>
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0
+    #endif
+    #define call_recv(fd, target, size) recv(fd, target, size, 0)
+    #define call_send(fd, source, size) send(fd, source, size, MSG_NOSIGNAL)
+    #endif
+    """
+    Py_ssize_t call_recv(int fd, void *target, size_t size)
+    Py_ssize_t call_send(int fd, const void *source, size_t size)
+
+cdef Py_ssize_t _CHUNK
 cdef Py_ssize_t _HIGH_WATER
 cdef Py_ssize_t _LOW_WATER
+cdef int _NOTHING_NOW
+cdef int _BROKEN
 cdef object _PASSING
 cdef object _CUTTING
 cdef object _SHUT
@@ -27,13 +48,13 @@ cdef class Side:
     cdef public object phase
     cdef public object relay
 
-    cpdef write(self, object piece, Py_ssize_t size)
+    cpdef write(self, object data, Py_ssize_t size)
     cpdef pause(self)
     cpdef resume(self)
-    cpdef came(self, object data, object piece, Py_ssize_t size)
-    cpdef _pass_on(self, object piece, Py_ssize_t size)
-    @cython.locals(rest=Py_ssize_t, end=Py_ssize_t)
-    cpdef _came_late(self, object data, object piece, Py_ssize_t size)
+    cpdef came(self, object data, Py_ssize_t size)
+    cpdef _pass_on(self, object data, Py_ssize_t size)
+    @cython.locals(passed=Py_ssize_t)
+    cpdef _came_late(self, object data, Py_ssize_t size)
 
 
 cdef class SocketSide(Side):
@@ -42,14 +63,17 @@ cdef class SocketSide(Side):
     cdef public bytearray _memory
     cdef public bytearray _queue
     cdef public object _socket
-    cdef public object _view
 
     @cython.locals(size=Py_ssize_t)
     cpdef _readable(self)
+    @cython.locals(size=Py_ssize_t, target="unsigned char *")
+    cdef Py_ssize_t _receive(self) except -3
     cpdef pause(self)
     cpdef resume(self)
     @cython.locals(sent=Py_ssize_t)
-    cpdef write(self, object piece, Py_ssize_t size)
+    cpdef write(self, object data, Py_ssize_t size)
+    @cython.locals(sent=Py_ssize_t, source="const unsigned char *")
+    cdef Py_ssize_t _send(self, object data, Py_ssize_t size) except -3
     @cython.locals(sent=Py_ssize_t, queue=bytearray)
     cpdef _writable(self)
 
@@ -64,4 +88,4 @@ cdef class TransportSide(Side):
 
     cpdef pause(self)
     cpdef resume(self)
-    cpdef write(self, object piece, Py_ssize_t size)
+    cpdef write(self, object data, Py_ssize_t size)
