@@ -30,6 +30,7 @@ BUILDING = {"bdist_wheel", "build", "build_ext", "editable_wheel"}
 MODULES = (
     "core.frames",
     "core.utf8",
+    "core.boundaries",
     "core.deflate",
     "core.shared",
     "core.conversation",
@@ -43,6 +44,7 @@ MODULES = (
     "aio_shell",
     "aio_connection",
     "asgi_messages",
+    "relay_sides",
 )
 ROOT = Path(__file__).resolve().parent
 DIRECTIVES = {
