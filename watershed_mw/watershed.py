@@ -487,6 +487,7 @@ class Watershed:
         except HandshakeError as error:
             if hasattr(response, "extensions"):
                 error.response = response
+                error.headers = tuple(Headers(response.headers))
             raise
 
     @staticmethod
