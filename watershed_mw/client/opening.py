@@ -46,8 +46,9 @@ def as_http_url(url: str | httpx.URL) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
-        # Not what came: it may hold a password, and who knows where.
-        raise ValueError(f"expected a URL such as wss://host/path, got: {error}") from None
+        # Not what came, which httpx quotes: it may hold a password, and who knows where.
+        fault = str(error).partition("'")[0].rstrip(" :,")
+        raise ValueError(f"expected a URL such as wss://host/path, got another one: {fault}") from None
     if parsed.scheme not in _SCHEMES or not parsed.host:
         raise ValueError(f"expected a URL such as wss://host/path, got {shown(parsed)!r}")
     if parsed.fragment:

@@ -42,10 +42,8 @@ def as_proxy(proxy: ProxyLike) -> httpx.Proxy:
         made = None
     if made is None or not made.url.host:
         # Not what came: a proxy's URL may hold a password.
-        scheme = str(proxy).partition(":")[0][:20]
-        raise ValueError(
-            f"expected the URL of a proxy, {'://, '.join(_SCHEMES)}://, got one that begins with {scheme!r}"
-        )
+        expected = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
+        raise ValueError(f"expected a proxy's URL ({expected}), got {str(proxy).partition(':')[0][:20]!r}...")
     if made.url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise ImportError("expected the package socksio for a SOCKS proxy: pip install 'httpx[socks]'")
     return made
