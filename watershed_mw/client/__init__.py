@@ -193,13 +193,14 @@ class _Order:
         return TimeoutError(f"no WebSocket at {shown(self.url)} within {self.open_timeout:g} seconds (open_timeout)")
 
 
-def _plainly(error: httpx.HTTPError) -> Exception:
+def _plainly(error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
     """An error of httpx as what it comes from: the network's own, or a handshake that failed."""
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause
+    while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        # anyio says of a refused connection that all attempts have failed, by reason of it.
+        return cause.__cause__ if isinstance(cause.__cause__, OSError) else cause
     if isinstance(error, httpx.TimeoutException):
         return TimeoutError(str(error))
     if isinstance(error, httpx.NetworkError):
@@ -292,7 +293,7 @@ class Connect:
             if limit.expired():
                 raise order.too_late() from error
             raise
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _plainly(error) from None
 
     async def _through(self, client: httpx.AsyncClient, limit: asyncio.Timeout) -> AsyncConnection:
@@ -336,7 +337,7 @@ class Connect:
             if order.open_timeout is not None and time.monotonic() - began >= order.open_timeout:
                 raise order.too_late() from error
             raise
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _plainly(error) from None
 
     def __enter__(self) -> ThreadConnection:

@@ -86,17 +86,19 @@ class Journey:
         """Make the request ready, just before it is sent; httpx has dropped what was not for this origin.
 
         Raises:
-            HandshakeError: a redirect that is not followed: from TLS to none, or away from the one server.
+            HandshakeError: a redirect that is not followed: away from HTTP, from TLS to none, or from the one server.
         """
         url = request.url
         if url.scheme in ("ws", "wss"):
             request.url = url = url.copy_with(scheme=_SCHEMES[url.scheme])
+        if url.scheme not in ("http", "https") or not url.host:
+            raise HandshakeError(f"expected a redirect to a server of HTTP, got one to {shown(url)}", status=302)
         if self._url.scheme == "https" and url.scheme != "https":
-            raise HandshakeError(f"expected no redirect from TLS to none, got one to {shown(url)}")
+            raise HandshakeError(f"expected no redirect from TLS to none, got one to {shown(url)}", status=302)
         same = _origin(url) == _origin(self._url)
         if self._fixed and not same:
             raise HandshakeError(
-                f"expected no redirect away from the server behind the Unix socket, got one to {shown(url)}"
+                f"expected no redirect away from the server behind the Unix socket, got one to {shown(url)}", status=302
             )
         if not same:
             self._secrets.clear()
