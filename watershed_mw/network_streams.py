@@ -65,9 +65,12 @@ def take_socket(stream: Any) -> tuple[socket.socket, bytes]:
     except Exception:  # noqa: BLE001  # each HTTP client has errors of its own for "nothing there"
         head = b""
     if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(None)
         sock.__class__ = HeldTLSSocket
         return sock, head
-    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach()), head
+    taken = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    taken.setblocking(True)  # as a detached one is to be; a time-out of the last owner's is in the descriptor
+    return taken, head
 
 
 class NetworkStreamTransport(asyncio.Transport):

@@ -191,7 +191,10 @@ class BlockingSocket:
 
     def close(self) -> None:
         """Close the descriptor; nobody may be waiting on it any more."""
-        self._socket.close()
+        if self._tls is not None:
+            ssl.SSLSocket.close(self._tls)  # a HeldTLSSocket as well
+        else:
+            self._socket.close()
 
     def release(self) -> socket.socket:
         """Give the socket to a new owner, out of reach of whoever made it and may want to close it."""

@@ -34,7 +34,7 @@ from .core.headers import Headers, HeadersLike
 from .core.limits import Limits
 from .core.origin import check_origins
 from .core.states import Role
-from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
+from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
 from .network_streams import NetworkStreamTransport, is_network_stream, stream_of, take_socket
 from .requests import (
     as_request,
@@ -468,7 +468,7 @@ class Watershed:
             request = sent
         offered = Headers() if request is None else self._offered(request)
         agreement = self._judge(response, key or offered.get("sec-websocket-key"), offered, request is None)
-        way, early = _way_behind(response, sock)
+        way, early = _way_behind(response, sock, detached)
         head = early + head
         if detached:
             way.check_detachable()
@@ -487,6 +487,7 @@ class Watershed:
         except HandshakeError as error:
             if hasattr(response, "extensions"):
                 error.response = response
+                error.headers = tuple(Headers(response.headers))
             raise
 
     @staticmethod
@@ -494,12 +495,16 @@ class Watershed:
         return read_request_head(request)[0].headers if isinstance(request, bytes) else Headers(request)
 
 
-def _way_behind(response: Any, sock: Any) -> tuple[BlockingTransport | AsyncioTransport, bytes]:
+def _way_behind(response: Any, sock: Any, detached: bool) -> tuple[BlockingTransport | AsyncioTransport, bytes]:
     """The transport to make a connection of, and bytes that were read from it already."""
     if sock is not None and not is_network_stream(sock):
         return way_of(sock), b""
     stream = stream_of(response) if sock is None else sock
     if hasattr(stream, "aclose"):
+        if detached:
+            raise UnsupportedServerError(
+                f"expected a stream with a socket for detached, got an awaited one: use httpx.Client"
+            )
         return AsyncioTransport(NetworkStreamTransport(stream, getattr(response, "aclose", None))), b""
     taken, early = take_socket(stream)
     if hasattr(response, "close"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl as tls
+import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ except ImportError as error:
     raise ImportError("watershed_mw.client needs httpx: pip install 'watershed-mw[client]'") from error
 
 from ..aio import AsyncConnection
+from ..core.headers import check_outgoing
 from ..errors import HandshakeError
 from ..threads import ThreadConnection
 from ..watershed import ConnectionOptions, Options, Watershed
@@ -109,13 +111,17 @@ def connect(
         raise ValueError(f"expected header fields besides those of the opening handshake, got {', '.join(not_yours)}")
     if origin is not None:
         given["Origin"] = origin
+    jar = None
+    if http is None:
+        jar = _for_the_origin(target, cookies, given)
+    check_outgoing(given.multi_items())
     return Connect(
         _Order(
             url=target,
             shed=shed,
             headers=given,
             auth=auth,
-            cookies=cookies,
+            cookies=jar,
             http=http,
             ssl=ssl,
             proxy=None if proxy is None or isinstance(proxy, bool) else as_proxy(proxy),
@@ -127,6 +133,16 @@ def connect(
         retry,
         backoff or Backoff(),
     )
+
+
+def _for_the_origin(url: httpx.URL, cookies: Any, headers: httpx.Headers) -> httpx.Cookies:
+    """Put cookies of no domain, which httpx would send to every server, into ``headers``, and return the others."""
+    others, loose = httpx.Cookies(), httpx.Cookies()
+    for cookie in httpx.Cookies(cookies).jar:
+        (others if cookie.domain else loose).jar.set_cookie(cookie)
+    if pairs := httpx.Request("GET", url, cookies=loose).headers.get("cookie"):
+        headers["cookie"] = f"{headers['cookie']}; {pairs}" if "cookie" in headers else pairs
+    return others
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +172,8 @@ class _Order:
 
     def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The first request."""
-        headers = self.headers.copy()
+        headers = httpx.Headers({"Accept-Encoding": "identity"})  # a refusal's body is taken as it comes
+        headers.update(self.headers)
         headers.update(self.shed.request_headers(self.shed.generate_key()))
         return client.build_request("GET", self.url, headers=headers)
 
@@ -176,13 +193,14 @@ class _Order:
         return TimeoutError(f"no WebSocket at {shown(self.url)} within {self.open_timeout:g} seconds (open_timeout)")
 
 
-def _plainly(error: httpx.HTTPError) -> Exception:
+def _plainly(error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
     """An error of httpx as what it comes from: the network's own, or a handshake that failed."""
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause
+    while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        # anyio says of a refused connection that all attempts have failed, by reason of it.
+        return cause.__cause__ if isinstance(cause.__cause__, OSError) else cause
     if isinstance(error, httpx.TimeoutException):
         return TimeoutError(str(error))
     if isinstance(error, httpx.NetworkError):
@@ -191,14 +209,35 @@ def _plainly(error: httpx.HTTPError) -> Exception:
     return HandshakeError(f"expected an answer to the opening handshake, got: {error}", status=status)
 
 
+async def _refusal_within(response: httpx.Response, limit: asyncio.Timeout) -> HandshakeError:
+    # A refusal whose body trickles is one, rather than a time-out, which would be tried again.
+    until = limit.when()
+    limit.reschedule(None)
+    return await read_refusal(response, until)
+
+
 class Connect:
-    """What :func:`connect` returns; it can be used any number of times, by both flavours."""
+    """What :func:`connect` returns; it can be used any number of times, by both flavours.
+
+    Awaiting it, opening it and iterating over it may go on at the same time; it can be entered again when it has been
+    left, as leaving it could not tell which connection to end.
+    """
 
     def __init__(self, order: _Order, retry: Retry, backoff: Backoff) -> None:
         self._order = order
         self._retry = retry
         self._backoff = backoff
-        self._entered: list[AsyncConnection | ThreadConnection] = []
+        self._entered: AsyncConnection | ThreadConnection | None = None
+        self._in_use = threading.Lock()
+
+    def _enter(self) -> None:
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError("expected one `with` or `async with` at a time, got a second: call connect() for each")
+
+    def _leave(self) -> AsyncConnection | ThreadConnection | None:
+        connection, self._entered = self._entered, None
+        self._in_use.release()
+        return connection
 
     # --- asyncio ---------------------------------------------------------------------------------------------
 
@@ -206,14 +245,19 @@ class Connect:
         return self._open_asyncio().__await__()
 
     async def __aenter__(self) -> AsyncConnection:
-        connection = await self._open_asyncio()
-        self._entered.append(connection)
+        self._enter()
+        try:
+            connection = await self._open_asyncio()
+        except BaseException:
+            self._in_use.release()
+            raise
+        self._entered = connection
         return connection
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await cast(AsyncConnection, self._entered.pop()).__aexit__(kind, error, traceback)
+        await cast(AsyncConnection, self._leave()).__aexit__(kind, error, traceback)
 
     async def __aiter__(self) -> AsyncIterator[AsyncConnection]:
         """One connection after the other, each ended when the loop comes back for the next."""
@@ -244,32 +288,32 @@ class Connect:
         limit = asyncio.timeout(order.open_timeout)
         try:
             async with limit:
-                return await (self._through_ours() if order.http is None else self._through(order.http))
+                return await (self._through_ours(limit) if order.http is None else self._through(order.http, limit))
         except TimeoutError as error:
             if limit.expired():
                 raise order.too_late() from error
             raise
-        except httpx.HTTPError as error:
-            raise _plainly(error) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _plainly(error) from None
 
-    async def _through(self, client: httpx.AsyncClient) -> AsyncConnection:
+    async def _through(self, client: httpx.AsyncClient, limit: asyncio.Timeout) -> AsyncConnection:
         response = await client.send(self._order.request(client), stream=True)
         if response.status_code != 101:
-            raise await read_refusal(response)
+            raise await _refusal_within(response, limit)
         try:
             return cast(AsyncConnection, self._order.shed.connect(response))
         except BaseException:
             await response.aclose()
             raise
 
-    async def _through_ours(self) -> AsyncConnection:
+    async def _through_ours(self, limit: asyncio.Timeout) -> AsyncConnection:
         order = self._order
         hooks: dict[str, list[Any]] = {"request": [order.journey().prepare_async]}
         transport = AsyncioOpening(order.route())
         async with httpx.AsyncClient(transport=transport, event_hooks=hooks, **order.client_options()) as client:
             response = await client.send(order.request(client), stream=True)
             if response.status_code != 101:
-                raise await read_refusal(response)
+                raise await _refusal_within(response, limit)
             streams, early = await AsyncioStream.take(response.extensions["network_stream"])
             try:
                 return order.shed.connect(response, streams, early)
@@ -293,18 +337,23 @@ class Connect:
             if order.open_timeout is not None and time.monotonic() - began >= order.open_timeout:
                 raise order.too_late() from error
             raise
-        except httpx.HTTPError as error:
-            raise _plainly(error) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _plainly(error) from None
 
     def __enter__(self) -> ThreadConnection:
-        connection = self.open()
-        self._entered.append(connection)
+        self._enter()
+        try:
+            connection = self.open()
+        except BaseException:
+            self._in_use.release()
+            raise
+        self._entered = connection
         return connection
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        cast(ThreadConnection, self._entered.pop()).__exit__(kind, error, traceback)
+        cast(ThreadConnection, self._leave()).__exit__(kind, error, traceback)
 
     def __iter__(self) -> Iterator[ThreadConnection]:
         """One connection after the other, each ended when the loop comes back for the next."""

@@ -16,7 +16,9 @@ from typing import Any
 
 import httpcore
 
-__all__ = ["AsyncioStream", "ThreadStream", "connect_asyncio", "connect_threads"]
+from ..errors import UnsupportedServerError
+
+__all__ = ["AsyncioBackend", "AsyncioStream", "ThreadBackend", "ThreadStream", "connect_asyncio", "connect_threads"]
 
 # What the HTTP layer may hold of a server that floods before the handshake is over.
 _BUFFER = 64 * 2**10
@@ -130,17 +132,21 @@ class ThreadStream(httpcore.NetworkStream):
         """Speak TLS from now on.
 
         Raises:
-            OSError: the TLS handshake failed, or this stream is TLS already, inside of which a socket cannot speak it.
+            OSError: the TLS handshake failed.
+            UnsupportedServerError: this stream is TLS already, inside of which a socket cannot speak it.
         """
         if isinstance(self._socket, ssl.SSLSocket):
             self.close()
-            raise OSError(
+            raise UnsupportedServerError(
                 "expected a proxy that is spoken to without TLS (http://), as a blocking socket has no TLS inside of "
                 "TLS: use such a proxy, or the asyncio flavour"
             )
         self._wait_at_most(timeout)
         try:
-            self._socket = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname)
+            # In two steps, so that whatever interrupts the handshake leaves us the socket to close.
+            tls = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname, do_handshake_on_connect=False)
+            self._socket = tls
+            tls.do_handshake()
         except BaseException:
             self.close()
             raise
@@ -159,18 +165,30 @@ class ThreadStream(httpcore.NetworkStream):
 
 def connect_threads(host: str, port: int, unix: str | None = None, *, deadline: float | None = None) -> ThreadStream:
     """Connect as :func:`connect_asyncio`, until ``deadline``, which holds for the stream as well. Raises OSError."""
-    if unix is None:
-        sock = socket.create_connection((host, port), _left(deadline))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return ThreadStream(sock, deadline)
-    sock = socket.socket(socket.AF_UNIX)
+    if unix is not None:
+        return ThreadStream(_connected(socket.AF_UNIX, unix, deadline), deadline)
+    failed: OSError | None = None
+    # Not socket.create_connection(), which gives each of a name's addresses the whole time.
+    for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            sock = _connected(family, address, deadline)
+        except OSError as error:
+            failed = failed or error
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return ThreadStream(sock, deadline)
+    raise failed or OSError(f"expected addresses of {host}, got none")
+
+
+def _connected(family: int, address: Any, deadline: float | None) -> socket.socket:
+    sock = socket.socket(family)
     try:
         sock.settimeout(_left(deadline))
-        sock.connect(unix)
+        sock.connect(address)
     except BaseException:
         sock.close()
         raise
-    return ThreadStream(sock, deadline)
+    return sock
 
 
 def _left(deadline: float | None) -> float | None:
@@ -187,7 +205,14 @@ SocketOptions = Iterable[httpcore.SOCKET_OPTION]
 
 
 class AsyncioBackend(httpcore.AsyncNetworkBackend):
-    """Connects for those parts of httpcore that connect by themselves."""
+    """Connects for those parts of httpcore that connect by themselves, and forget what they leave open.
+
+    Attributes:
+        stream: what it has connected, None before.
+    """
+
+    def __init__(self) -> None:
+        self.stream: AsyncioStream | None = None
 
     async def connect_tcp(
         self,
@@ -199,7 +224,8 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
     ) -> AsyncioStream:
         """As :func:`connect_asyncio`."""
         async with asyncio.timeout(timeout):
-            return await connect_asyncio(host, port)
+            self.stream = await connect_asyncio(host, port)
+        return self.stream
 
 
 class ThreadBackend(httpcore.NetworkBackend):
@@ -207,6 +233,7 @@ class ThreadBackend(httpcore.NetworkBackend):
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
+        self.stream: ThreadStream | None = None
 
     def connect_tcp(
         self,
@@ -217,4 +244,5 @@ class ThreadBackend(httpcore.NetworkBackend):
         socket_options: SocketOptions | None = None,
     ) -> ThreadStream:
         """As :func:`connect_threads`."""
-        return connect_threads(host, port, deadline=self._deadline)
+        self.stream = connect_threads(host, port, deadline=self._deadline)
+        return self.stream

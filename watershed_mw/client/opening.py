@@ -6,6 +6,7 @@ for each request, whose stream the WebSocket connection takes over.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -30,6 +31,8 @@ __all__ = [
 
 # Bytes of a refusal's or a redirect's body that are read: a page of some server, or what an API says.
 _MOST_OF_A_REFUSAL = 64 * 2**10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_BROKEN_OFF = (httpx.HTTPError, httpcore.ProtocolError, OSError)
 _OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 _SCHEMES = {"ws": "http", "wss": "https", "http": "http", "https": "https"}
 
@@ -43,17 +46,19 @@ def as_http_url(url: str | httpx.URL) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
-        raise ValueError(f"expected a URL such as wss://host/path, got {url!r}: {error}") from None
+        # Not what came, which httpx quotes: it may hold a password, and who knows where.
+        fault = str(error).partition("'")[0].rstrip(" :,")
+        raise ValueError(f"expected a URL such as wss://host/path, got another one: {fault}") from None
     if parsed.scheme not in _SCHEMES or not parsed.host:
-        raise ValueError(f"expected a URL such as wss://host/path, got {str(url)!r}")
+        raise ValueError(f"expected a URL such as wss://host/path, got {shown(parsed)!r}")
     if parsed.fragment:
-        raise ValueError(f"expected a URL without a fragment (RFC 6455 section 3), got {str(url)!r}")
+        raise ValueError(f"expected a URL without a fragment (RFC 6455 section 3), got {shown(parsed)!r} with one")
     return parsed.copy_with(scheme=_SCHEMES[parsed.scheme])
 
 
 def shown(url: httpx.URL) -> str:
-    """A URL for errors and logs: without credentials, and without a query, which may hold a token."""
-    return str(url.copy_with(username=None, password=None, query=None))
+    """A URL for errors and logs: without credentials, and without query and fragment, which may hold a token."""
+    return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:
@@ -66,7 +71,8 @@ class Journey:
     Args:
         shed: makes the keys.
         url: where the first request goes.
-        headers: those that the application gave; its Cookie and Authorization are for the same origin alone.
+        headers: those that the application gave; its Cookie and Authorization are for the same origin alone, and
+            only until another one has been visited, which could send us back wherever it likes.
         fixed: whether the way leads to one server alone, so that no other can be meant.
     """
 
@@ -80,28 +86,40 @@ class Journey:
         """Make the request ready, just before it is sent; httpx has dropped what was not for this origin.
 
         Raises:
-            HandshakeError: a redirect that is not followed: from TLS to none, or away from the one server.
+            HandshakeError: a redirect that is not followed: away from HTTP, from TLS to none, or from the one server.
         """
         url = request.url
         if url.scheme in ("ws", "wss"):
             request.url = url = url.copy_with(scheme=_SCHEMES[url.scheme])
+        if url.scheme not in ("http", "https") or not url.host:
+            raise HandshakeError(f"expected a redirect to a server of HTTP, got one to {shown(url)}", status=302)
         if self._url.scheme == "https" and url.scheme != "https":
-            raise HandshakeError(f"expected no redirect from TLS to none, got one to {shown(url)}")
+            raise HandshakeError(f"expected no redirect from TLS to none, got one to {shown(url)}", status=302)
         same = _origin(url) == _origin(self._url)
         if self._fixed and not same:
             raise HandshakeError(
-                f"expected no redirect away from the server behind the Unix socket, got one to {shown(url)}"
+                f"expected no redirect away from the server behind the Unix socket, got one to {shown(url)}", status=302
             )
-        if same:
-            # httpx drops the first on every redirect, and the second where only the name of the scheme differs.
-            for name, value in self._secrets.items():
-                request.headers.setdefault(name, value)
+        if not same:
+            self._secrets.clear()
+        if "authorization" in self._secrets:
+            # httpx drops it where only the name of the scheme differs.
+            request.headers.setdefault("authorization", self._secrets["authorization"])
+        if "cookie" in self._secrets:
+            # httpx drops it on every redirect, and adds what servers have set on the way, which is the newer.
+            request.headers["cookie"] = _merged(request.headers.get("cookie", ""), self._secrets["cookie"])
         # A nonce for each connection (section 4.1, point 7), and a redirect leads to another one.
         request.headers["Sec-WebSocket-Key"] = self._shed.generate_key()
 
     async def prepare_async(self, request: httpx.Request) -> None:
         """As :meth:`prepare`."""
         self.prepare(request)
+
+
+def _merged(newer: str, older: str) -> str:
+    """Two values of a Cookie field as one; of cookies that are in both those of the first."""
+    pairs = {pair.partition("=")[0].strip(): pair.strip() for pair in f"{older};{newer}".split(";") if pair.strip()}
+    return "; ".join(pairs.values())
 
 
 def _as_httpcore(request: httpx.Request) -> httpcore.Request:
@@ -116,22 +134,35 @@ def _as_httpcore(request: httpx.Request) -> httpcore.Request:
 
 
 def _arguments(response: httpcore.Response) -> dict[str, Any]:
-    return {"status_code": response.status, "headers": response.headers, "extensions": response.extensions}
+    # Nobody inflates 64 KiB of a stranger's: no compression was asked for.
+    headers = [field for field in response.headers if field[0].lower() != b"content-encoding"]
+    return {"status_code": response.status, "headers": headers, "extensions": response.extensions}
+
+
+def _readable(response: httpcore.Response) -> int:
+    """How many bytes of a body are of interest: httpx would read a redirect's to its end before it goes on."""
+    located = any(name.lower() == b"location" for name, _ in response.headers)
+    return 0 if located and response.status in _REDIRECTS else _MOST_OF_A_REFUSAL
 
 
 class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+        self._size = _readable(response)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = _MOST_OF_A_REFUSAL
-        async for part in self._stream:
+        left = self._size
+        if not left:
+            return
+        async for part in self._response.stream:  # type: ignore[union-attr]  # this one can be awaited
             yield part[:left]
             if (left := left - len(part)) <= 0:
                 return
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self._response.aclose()
+        # There is no pool that could use it again, so httpcore leaves it open once the body is complete.
+        await self._response.extensions["network_stream"].aclose()
 
 
 class AsyncioOpening(httpx.AsyncBaseTransport):
@@ -147,22 +178,26 @@ class AsyncioOpening(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request. Raises as :meth:`Route.request`."""
         response = await self._route.request(_as_httpcore(request), self._route.proxy_for(request.url))
-        return httpx.Response(**_arguments(response), stream=_AsyncBody(response.stream))
+        return httpx.Response(**_arguments(response), stream=_AsyncBody(response))
 
 
 class _Body(httpx.SyncByteStream):
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+        self._size = _readable(response)
 
     def __iter__(self) -> Iterator[bytes]:
-        left = _MOST_OF_A_REFUSAL
-        for part in self._stream:
+        left = self._size
+        if not left:
+            return
+        for part in self._response.stream:  # type: ignore[union-attr]  # this one cannot
             yield part[:left]
             if (left := left - len(part)) <= 0:
                 return
 
     def close(self) -> None:
-        self._stream.close()
+        self._response.close()
+        self._response.extensions["network_stream"].close()
 
 
 class ThreadOpening(httpx.BaseTransport):
@@ -181,40 +216,50 @@ class ThreadOpening(httpx.BaseTransport):
         """Send one request. Raises as :meth:`Route.request`."""
         proxy = self._route.proxy_for(request.url)
         response = self._route.request_blocking(_as_httpcore(request), proxy, self._deadline)
-        return httpx.Response(**_arguments(response), stream=_Body(response.stream))
+        return httpx.Response(**_arguments(response), stream=_Body(response))
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-async def read_refusal(response: httpx.Response) -> HandshakeError:
-    """What a server that did not switch has to say, at most 64 KiB of it; the response is closed."""
+async def read_refusal(response: httpx.Response, until: float | None) -> HandshakeError:
+    """What a server that did not switch has to say, at most 64 KiB of it; the response is closed.
+
+    Args:
+        response: the answer, of which the head has been read.
+        until: time of the event loop at which what has come by then is enough.
+    """
     body = b""
-    # A server that sends less than it has announced, or nonsense: what came is what there is.
-    with suppress(httpx.HTTPError, httpcore.ProtocolError, OSError):
-        async for part in response.aiter_bytes():
-            body += part
-            if len(body) >= _MOST_OF_A_REFUSAL:
-                break
-    await response.aclose()
+    try:
+        # A server that sends less than it has announced, or nonsense: what came is what there is.
+        with suppress(*_BROKEN_OFF):
+            async with asyncio.timeout_at(until):
+                async for part in response.aiter_raw():
+                    body += part
+                    if len(body) >= _MOST_OF_A_REFUSAL:
+                        break
+    finally:
+        await response.aclose()
     return _refusal(response, body)
 
 
 def read_refusal_blocking(response: httpx.Response) -> HandshakeError:
-    """As :func:`read_refusal`."""
+    """As :func:`read_refusal`, until the stream's own deadline."""
     body = b""
-    with suppress(httpx.HTTPError, httpcore.ProtocolError, OSError):
-        for part in response.iter_bytes():
-            body += part
-            if len(body) >= _MOST_OF_A_REFUSAL:
-                break
-    response.close()
+    try:
+        with suppress(*_BROKEN_OFF):
+            for part in response.iter_raw():
+                body += part
+                if len(body) >= _MOST_OF_A_REFUSAL:
+                    break
+    finally:
+        response.close()
     return _refusal(response, body)
 
 
 def _refusal(response: httpx.Response, body: bytes) -> HandshakeError:
     body = body[:_MOST_OF_A_REFUSAL]
-    # It is decoded already, and there may be less of it than was announced.
+    # It is not decoded, as bytes of a stranger would inflate, and there may be less of it than was announced.
     headers = [pair for pair in response.headers.multi_items() if pair[0].lower() not in _OF_THE_BODY]
     whole = httpx.Response(
         response.status_code, headers=headers, content=body, request=response.request, history=response.history

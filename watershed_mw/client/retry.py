@@ -6,6 +6,7 @@ A front proxy's reload ends thousands of connections at once; without jitter the
 from __future__ import annotations
 
 import random
+import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias
@@ -26,10 +27,13 @@ _STEADY = 5.0
 
 
 def worth_retrying(error: Exception) -> bool:
-    """Whether another attempt may succeed: after an end, a network's failure or time-out, and statuses that pass."""
+    """Whether another attempt may succeed: after an end, a network's failure or time-out, and statuses that pass.
+
+    A certificate that is not trusted will not be the next time.
+    """
     if isinstance(error, HandshakeError):
         return error.status in _LATER
-    return isinstance(error, (ConnectionClosed, OSError))
+    return isinstance(error, OSError) and not isinstance(error, ssl.SSLCertVerificationError)
 
 
 def may_retry(error: Exception, retry: Retry) -> bool:
@@ -90,7 +94,8 @@ class Attempts:
             return None
         self._failures += 1
         asked = _retry_after(error) if isinstance(error, HandshakeError) else 0.0
-        return max(self._backoff.delay(self._failures), min(asked, self._backoff.maximum))
+        # On top of what the server asks for, as it asks all of its clients for the same.
+        return min(asked, self._backoff.maximum) + self._backoff.delay(self._failures)
 
     def after_end(self, code: int, reason: str, lasted: float) -> float | None:
         """The same after a connection that has ended, having lasted so many seconds."""
@@ -108,5 +113,5 @@ def _retry_after(error: HandshakeError) -> float:
         date = parsedate_to_datetime(value)
         now = next((value for name, value in error.headers if name.lower() == "date"), "")
         return max(0.0, (date - parsedate_to_datetime(now)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, IndexError, OverflowError):  # a stranger's text in the standard library's parser
         return 0.0

@@ -11,13 +11,13 @@ import importlib.util
 import ssl
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, cast
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
 
-from ..errors import HandshakeError
+from ..errors import HandshakeError, WatershedError
 from . import network
 
 __all__ = ["ProxyLike", "Route", "as_proxy", "by_environment"]
@@ -25,6 +25,8 @@ __all__ = ["ProxyLike", "Route", "as_proxy", "by_environment"]
 ProxyLike: TypeAlias = "str | httpx.URL | httpx.Proxy"
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
+# Characters of what a parser has to say, which quotes what it was given.
+_MOST_OF_A_FAULT = 200
 
 
 def as_proxy(proxy: ProxyLike) -> httpx.Proxy:
@@ -39,7 +41,9 @@ def as_proxy(proxy: ProxyLike) -> httpx.Proxy:
     except (ValueError, httpx.InvalidURL):
         made = None
     if made is None or not made.url.host:
-        raise ValueError(f"expected the URL of a proxy, with one of {', '.join(_SCHEMES)}, got {proxy!r}")
+        # Not what came: a proxy's URL may hold a password.
+        expected = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
+        raise ValueError(f"expected a proxy's URL ({expected}), got {str(proxy).partition(':')[0][:20]!r}...")
     if made.url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise ImportError("expected the package socksio for a SOCKS proxy: pip install 'httpx[socks]'")
     return made
@@ -80,20 +84,21 @@ class Route:
 
         Raises:
             OSError: no way there, or it broke off.
-            HandshakeError: what came is no HTTP, or the proxy refused.
+            HandshakeError: what came is no HTTP (502), or the proxy refused.
+            UnsupportedServerError: TLS inside of a proxy's TLS, on a blocking socket.
+            ValueError: HTTP cannot carry the request.
         """
         target = request.url.origin
-        if proxy is not None and proxy.url.scheme.startswith("socks"):
-            try:
-                return await self._socks_async(proxy).handle_async_request(request)
-            except (httpcore.ProxyError, httpcore.ProtocolError) as error:
-                raise _no_http(error) from error
-        if proxy is None:
-            stream = await network.connect_asyncio(_host(target), target.port, self.unix)
-        else:
-            stream = await network.connect_asyncio(proxy.url.host, _port(proxy))
+        socks = proxy is not None and proxy.url.scheme.startswith("socks")
+        backend = network.AsyncioBackend()
+        stream: network.AsyncioStream | None = None
         try:
-            if proxy is not None:
+            if socks:
+                return await self._socks_async(cast(httpx.Proxy, proxy), backend).handle_async_request(request)
+            if proxy is None:
+                stream = await network.connect_asyncio(_host(target), target.port, self.unix)
+            else:
+                stream = await network.connect_asyncio(proxy.url.host, _port(proxy))
                 if proxy.url.scheme == "https":
                     stream = await stream.start_tls(_for_proxy(proxy), proxy.url.host)
                 tunnel = httpcore.AsyncHTTP11Connection(_origin(proxy), stream)
@@ -101,11 +106,11 @@ class Route:
             if target.scheme == b"https":
                 stream = await stream.start_tls(self.context or _default_context(), _server_name(request))
             return await httpcore.AsyncHTTP11Connection(target, stream).handle_async_request(request)
-        except httpcore.ProtocolError as error:
-            await stream.aclose()
-            raise _no_http(error) from error
-        except BaseException:
-            await stream.aclose()
+        except BaseException as error:
+            if (opened := stream or backend.stream) is not None:
+                await opened.aclose()
+            if (plain := _plainly(error, socks)) is not error:
+                raise plain from error
             raise
 
     def request_blocking(
@@ -113,17 +118,16 @@ class Route:
     ) -> httpcore.Response:
         """As :meth:`request`, on a socket of its own, until ``deadline``."""
         target = request.url.origin
-        if proxy is not None and proxy.url.scheme.startswith("socks"):
-            try:
-                return self._socks(proxy, deadline).handle_request(request)
-            except (httpcore.ProxyError, httpcore.ProtocolError) as error:
-                raise _no_http(error) from error
-        if proxy is None:
-            stream = network.connect_threads(_host(target), target.port, self.unix, deadline=deadline)
-        else:
-            stream = network.connect_threads(proxy.url.host, _port(proxy), deadline=deadline)
+        socks = proxy is not None and proxy.url.scheme.startswith("socks")
+        backend = network.ThreadBackend(deadline)
+        stream: network.ThreadStream | None = None
         try:
-            if proxy is not None:
+            if socks:
+                return self._socks(cast(httpx.Proxy, proxy), backend).handle_request(request)
+            if proxy is None:
+                stream = network.connect_threads(_host(target), target.port, self.unix, deadline=deadline)
+            else:
+                stream = network.connect_threads(proxy.url.host, _port(proxy), deadline=deadline)
                 if proxy.url.scheme == "https":
                     stream = stream.start_tls(_for_proxy(proxy), proxy.url.host)
                 tunnel = httpcore.HTTP11Connection(_origin(proxy), stream)
@@ -131,27 +135,27 @@ class Route:
             if target.scheme == b"https":
                 stream = stream.start_tls(self.context or _default_context(), _server_name(request))
             return httpcore.HTTP11Connection(target, stream).handle_request(request)
-        except httpcore.ProtocolError as error:
-            stream.close()
-            raise _no_http(error) from error
-        except BaseException:
-            stream.close()
+        except BaseException as error:
+            if (opened := stream or backend.stream) is not None:
+                opened.close()
+            if (plain := _plainly(error, socks)) is not error:
+                raise plain from error
             raise
 
-    def _socks_async(self, proxy: httpx.Proxy) -> httpcore.AsyncSOCKSProxy:
+    def _socks_async(self, proxy: httpx.Proxy, backend: network.AsyncioBackend) -> httpcore.AsyncSOCKSProxy:
         return httpcore.AsyncSOCKSProxy(
             str(proxy.url),
             proxy_auth=proxy.raw_auth,
             ssl_context=self.context or _default_context(),
-            network_backend=network.AsyncioBackend(),
+            network_backend=backend,
         )
 
-    def _socks(self, proxy: httpx.Proxy, deadline: float | None) -> httpcore.SOCKSProxy:
+    def _socks(self, proxy: httpx.Proxy, backend: network.ThreadBackend) -> httpcore.SOCKSProxy:
         return httpcore.SOCKSProxy(
             str(proxy.url),
             proxy_auth=proxy.raw_auth,
             ssl_context=self.context or _default_context(),
-            network_backend=network.ThreadBackend(deadline),
+            network_backend=backend,
         )
 
 
@@ -194,10 +198,28 @@ def _connect_request(proxy: httpx.Proxy, target: httpcore.Origin) -> httpcore.Re
 
 def _check_tunnel(response: httpcore.Response) -> None:
     if not 200 <= response.status < 300:
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
         raise HandshakeError(
-            f"expected the proxy to open a tunnel (2xx), got {response.status}", status=response.status
+            f"expected the proxy to open a tunnel (2xx), got {response.status}",
+            status=response.status,
+            headers=headers,
+            body=b"",
         )
 
 
-def _no_http(error: Exception) -> HandshakeError:
-    return HandshakeError(f"expected an HTTP answer, got: {error}", status=502)
+def _plainly(error: BaseException, socks: bool) -> BaseException:
+    """What httpcore and its SOCKS raise, as :meth:`Route.request` says; the error itself if it is none of theirs."""
+    if isinstance(error, (OSError, WatershedError)) or not isinstance(error, Exception):
+        return error
+    said = str(error) or type(error).__name__
+    said = said if len(said) <= _MOST_OF_A_FAULT else said[:_MOST_OF_A_FAULT] + "..."
+    if isinstance(error, httpcore.LocalProtocolError):
+        return ValueError(f"expected a request that HTTP can carry, got: {said}")
+    if isinstance(error, httpcore.WriteError):
+        return ConnectionResetError(said)
+    if isinstance(error, httpcore.ProtocolError):
+        return HandshakeError(f"expected an HTTP answer, got: {said}", status=502, body=b"")
+    if socks:
+        # httpcore's errors, those of the package that it parses with, and what it asserts of the proxy.
+        return HandshakeError(f"expected the SOCKS proxy to connect, got: {said}", status=502, body=b"")
+    return error

@@ -1,0 +1,90 @@
+"""Servers for clients, and clients of every flavour; each test leaves no descriptor, task or thread behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.register_assert_rewrite("tests.connections.wire", "tests.connections.ways", "tests.client.peers")
+
+from tests.client.peers import FLAVOURS, Client, Script, Server, descriptors, left_tasks  # noqa: E402
+from tests.connections.ways import UVLoopThread, until  # noqa: E402
+from tests.support import LoopThread  # noqa: E402
+
+Serve = Callable[..., Server]
+
+
+async def use_once() -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.close()
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.fixture(scope="session")
+def loops() -> Iterator[dict[str, LoopThread]]:
+    """Event loops, each in a thread of its own."""
+    loops = {"asyncio": LoopThread(), "uvloop": UVLoopThread()}
+    for loop in loops.values():
+        loop.call(use_once())  # uvloop opens /dev/null for good with its first connection
+    yield loops
+    for loop in loops.values():
+        loop.close()
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may be behind a proxy."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(loops: dict[str, LoopThread]) -> Iterator[None]:
+    """Every descriptor is closed when the test is over, and every task done."""
+    before = descriptors()
+    yield
+    until(lambda: descriptors() <= before, "every descriptor is closed")
+    for name, loop in loops.items():
+        until(lambda loop=loop: loop.call(left_tasks()) == 0, f"no task is left on {name}")  # type: ignore[misc]
+
+
+@pytest.fixture
+def serve(nothing_left: None) -> Iterator[Serve]:
+    """Start a server, which is stopped when the test is over."""
+    with contextlib.ExitStack() as stack:
+
+        def start(script: Script, **options: Any) -> Server:
+            return stack.enter_context(Server(script, **options))
+
+        yield start
+
+
+@pytest.fixture(params=FLAVOURS)
+def client(request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread]) -> Iterator[Client]:
+    """A client of each flavour."""
+    client = Client(request.param, loops.get(request.param))
+    yield client
+    client.close()
+
+
+@pytest.fixture(params=("threads", "uvloop"))
+def either(request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread]) -> Iterator[Client]:
+    """A client of threads and one of an event loop, for what event loops have no part in."""
+    client = Client(request.param, loops.get(request.param))
+    yield client
+    client.close()
+
+
+@pytest.fixture(params=FLAVOURS[1:])
+def async_client(request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread]) -> Iterator[Client]:
+    """A client of each event loop."""
+    client = Client(request.param, loops[request.param])
+    yield client
+    client.close()

@@ -1,0 +1,565 @@
+"""connect(): one list of scenarios for threads, asyncio and uvloop (RFC 6455 section 4.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as serve_websockets
+
+from tests.client.conftest import Serve
+from tests.client.peers import Client, Server, Visit, descriptors, echoing
+from tests.connections.ways import in_thread, until
+from tests.connections.wire import PING, TEXT, WirePeer
+from tests.support import LIMIT
+from watershed_mw import ConnectionClosed, DeflateOptions, HandshakeError, Watershed, WatershedConnection
+from watershed_mw.client import Connect, connect
+from watershed_mw.client.opening import as_http_url, shown
+from watershed_mw.core.states import Role
+
+Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
+MIB = 2**20
+
+
+def frames(*messages: str | bytes) -> bytes:
+    """What a server writes for these messages."""
+    one, other = socket.socketpair()
+    with one, other:
+        peer = WirePeer(one, Role.SERVER)
+        return b"".join(peer.frame(TEXT if isinstance(message, str) else 2, message) for message in messages)
+
+
+# --- it works -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_messages_of_every_size(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+    server = serve(echoing, tls=tls_contexts[1] if tls else None)
+    talk = client.open(server.url(), ssl=tls_contexts[0] if tls else None)
+    assert isinstance(talk.conn, WatershedConnection)
+    for size in (0, 1, 126, 2**16, 3 * MIB // 4):
+        talk.echo(bytes(size))
+    talk.echo("é" * 1000)
+    assert talk.end() == 1000
+    assert talk.conn.remote == f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="module")
+def websockets_port(tls_contexts: Contexts) -> Iterator[int]:
+    """The port of the server of `websockets`, once for all, as it leaves a pipe open."""
+
+    def handler(conn: ServerConnection) -> None:
+        assert conn.request is not None
+        conn.send(f"{conn.subprotocol} {conn.request.path} {[item.name for item in conn.protocol.extensions]}")
+        for message in conn:
+            conn.send(message)
+
+    protocols = cast(Any, ["b", "a"])
+    with serve_websockets(handler, "127.0.0.1", 0, subprotocols=protocols, ssl=tls_contexts[1]) as server:
+        running = in_thread(server.serve_forever)
+        port = server.socket.getsockname()[1]
+        with connect(f"wss://127.0.0.1:{port}", protocols=["a"], ssl=tls_contexts[0]):
+            pass  # it has opened by now whatever it opens
+        yield port
+        server.shutdown()
+        running.result(LIMIT)
+
+
+def test_the_server_of_websockets(websockets_port: int, client: Client, tls_contexts: Contexts) -> None:
+    url = f"wss://127.0.0.1:{websockets_port}/x?y=1"
+    talk = client.open(url, protocols=["a", "c"], ssl=tls_contexts[0])
+    assert talk.receive() == "a /x?y=1 ['permessage-deflate']"
+    assert talk.conn.protocol == "a"
+    talk.echo("hello " * 10_000)
+    assert talk.end() == 1000
+
+
+def test_with_and_async_with_end_the_connection(client: Client, serve: Serve) -> None:
+    server = serve(echoing)
+    connecting = connect(server.url())
+    for _ in range(2):  # one after the other
+        if client.loop is None:
+            with connecting as conn:
+                conn.send("x")
+                assert conn.receive() == "x"
+        else:
+
+            async def use() -> Any:
+                async with connecting as conn:
+                    await conn.send("x")
+                    assert await conn.receive() == "x"
+                return conn
+
+            conn = client.run(use())
+        assert conn.close_code == 1000
+
+
+def test_an_exception_within_is_told_to_the_server_as_1011(client: Client, serve: Serve) -> None:
+    codes: Future[bytes] = Future()
+    server = serve(lambda visit: codes.set_result(visit.switch().read().payload))
+
+    def use() -> None:
+        with connect(server.url(), close_timeout=0.1):
+            raise ZeroDivisionError
+
+    async def use_on_loop() -> None:
+        async with connect(server.url(), close_timeout=0.1):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        client.do(use if client.loop is None else use_on_loop)
+    assert codes.result(LIMIT)[:2] == (1011).to_bytes(2)
+
+
+def test_one_object_is_entered_once_at_a_time(client: Client, serve: Serve) -> None:
+    connecting = connect(serve(echoing).url())
+
+    def enter_again() -> None:
+        with pytest.raises(RuntimeError, match="one `with`"):
+            connecting.__enter__()
+
+    if client.loop is None:
+        with connecting as conn:
+            enter_again()
+            conn.send("the first one lives")
+            assert conn.receive()
+        assert conn.close_code == 1000
+        return
+
+    async def use() -> None:
+        async def second() -> None:
+            with pytest.raises(RuntimeError, match="one `with`"):
+                await connecting.__aenter__()
+
+        async with connecting as conn:
+            await asyncio.create_task(second())
+            other = await connecting  # awaiting it is no entering
+            await other.end()
+            await conn.send("the first one lives")
+            assert await conn.receive()
+        assert conn.close_code == 1000
+
+    client.run(use())
+
+
+def test_one_object_opened_by_many_at_once(client: Client, serve: Serve) -> None:
+    connecting = connect(serve(echoing).url())
+    if client.loop is None:
+        calls = [in_thread(connecting.open) for _ in range(3)]
+        talks = [client.take(call.result(LIMIT)) for call in calls]
+    else:
+
+        async def all_of_them() -> list[Any]:
+            async def one() -> Any:
+                return await connecting
+
+            return await asyncio.gather(*(one() for _ in range(3)))
+
+        talks = [client.take(conn) for conn in client.run(all_of_them())]
+    for talk in talks:
+        talk.echo()
+    assert {talk.end() for talk in talks} == {1000}
+
+
+def test_a_failed_entering_can_be_repeated(client: Client, serve: Serve) -> None:
+    def busy_first(visit: Visit) -> None:
+        if visit.number == 0:
+            visit.answer("503 Service Unavailable")
+        else:
+            echoing(visit)
+
+    connecting = connect(serve(busy_first).url())
+    if client.loop is None:
+        with pytest.raises(HandshakeError), connecting:
+            pass
+        with connecting as conn:
+            pass
+    else:
+
+        async def use() -> Any:
+            with pytest.raises(HandshakeError):
+                async with connecting:
+                    pass
+            async with connecting as conn:
+                pass
+            return conn
+
+        conn = client.run(use())
+    assert conn.close_code == 1000
+
+
+def test_what_the_request_says(client: Client, serve: Serve) -> None:
+    server = serve(lambda visit: visit.switch(("Sec-WebSocket-Protocol", "b")).echo())
+    talk = client.open(
+        server.url("/a%20b?q=1#".rstrip("#"), user="me:se%40cret@"),
+        protocols=["a", "b"],
+        headers={"X-More": "1"},
+        origin="https://here.example",
+        cookies={"session": "42"},
+    )
+    talk.end()
+    head = server.heads[0].decode()
+    assert head.startswith("GET /a%20b?q=1 HTTP/1.1\r\n")
+    fields = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in head.split("\r\n")[1:-2]}
+    assert fields["host"] == f"127.0.0.1:{server.port}"
+    assert (fields["upgrade"].lower(), fields["connection"].lower()) == ("websocket", "upgrade")
+    assert fields["sec-websocket-version"] == "13"
+    assert len(base64.b64decode(fields["sec-websocket-key"])) == 16
+    assert fields["sec-websocket-protocol"] == "a, b"
+    assert fields["sec-websocket-extensions"].startswith("permessage-deflate")
+    assert (fields["x-more"], fields["origin"], fields["cookie"]) == ("1", "https://here.example", "session=42")
+    assert base64.b64decode(fields["authorization"].removeprefix("Basic ")) == b"me:se@cret"
+    assert talk.conn.protocol == "b"
+
+
+def test_compression_is_an_option(client: Client, serve: Serve) -> None:
+    server = serve(echoing)
+    client.open(server.url(), compression=False).end()
+    client.open(server.url(), compression=DeflateOptions(level=9)).end()
+    assert [b"permessage-deflate" in head for head in server.heads] == [False, True]
+
+
+def test_other_ways_to_say_who_one_is(client: Client, serve: Serve) -> None:
+    server = serve(echoing)
+    client.open(server.url(), auth=("a", "b")).end()
+    client.open(server.url(), headers=[("Authorization", "Bearer x")]).end()
+    said = [re.search(rb"authorization: (\S+ \S+)", head, re.IGNORECASE) for head in server.heads]
+    assert [match and match[1] for match in said] == [b"Basic " + base64.b64encode(b"a:b"), b"Bearer x"]
+
+
+def test_digest_authentication(client: Client, serve: Serve) -> None:
+    def script(visit: Visit) -> None:
+        if visit.request().field("authorization") is None:
+            visit.answer("401 Unauthorized", ("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth"'))
+        else:
+            visit.sock.settimeout(LIMIT)
+            Watershed().accept(visit.head, visit.sock, headers=[("X-Ok", "1")]).run()
+
+    server = serve(script)
+    talk = client.open(server.url(), auth=httpx.DigestAuth("me", "secret"))
+    talk.end()
+    keys = {re.search(rb"sec-websocket-key: (\S+)", head, re.IGNORECASE)[1] for head in server.heads}  # type: ignore[index]
+    assert len(keys) == 2
+
+
+def test_unix_socket(client: Client, serve: Serve, tmp_path: Path) -> None:
+    server = serve(echoing, unix=tmp_path / "s")
+    talk = client.open("ws://any.example/x", unix=tmp_path / "s")
+    talk.echo()
+    talk.end()
+    assert b"host: any.example" in server.heads[0].lower()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_ipv6(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+    server = serve(echoing, host="::1", tls=tls_contexts[1] if tls else None)
+    context = tls_contexts[0] if tls else None
+    if tls:  # the certificate is for other names
+        with pytest.raises(ssl.SSLCertVerificationError):
+            client.open(server.url(), ssl=context)
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    talk = client.open(server.url(), ssl=context)
+    talk.echo()
+    talk.end()
+    assert f"host: [::1]:{server.port}".encode() in server.heads[0].lower()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_frames_in_one_piece_with_the_head(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+    """More of them than any buffer on the way holds, so that reading has been paused when the connection takes over."""
+    messages: list[str | bytes] = ["first", *(bytes([number]) * 70_000 for number in range(20)), "last"]
+    server = serve(lambda visit: visit.switch(then=frames(*messages)).echo(), tls=tls_contexts[1] if tls else None)
+    talk = client.open(server.url(), ssl=tls_contexts[0] if tls else None)
+    assert [talk.receive() for _ in messages] == messages
+    talk.echo()
+    assert talk.end() == 1000
+
+
+def test_a_close_in_one_piece_with_the_head(client: Client, serve: Serve) -> None:
+    def script(visit: Visit) -> None:
+        visit.switch(then=frames("bye") + b"\x88\x02\x0f\xa1")
+        visit.read()
+
+    talk = client.open(serve(script).url())
+    assert talk.receive() == "bye"
+    with pytest.raises(ConnectionClosed) as caught:
+        talk.receive()
+    assert caught.value.code == 4001
+
+
+@pytest.mark.need(16)
+def test_keepalive_of_a_client(client: Client, serve: Serve) -> None:
+    def script(visit: Visit) -> None:
+        frame = visit.switch().read()
+        assert frame.opcode == PING
+        visit.send(10, frame.payload)
+        visit.send(TEXT, "alive")
+        visit.echo()
+
+    talk = client.open(serve(script).url(), ping_interval=0.01, ping_timeout=LIMIT)
+    assert talk.receive() == "alive"
+    assert talk.conn.latency > 0
+    talk.end()
+
+
+def test_a_server_that_is_silent_is_found_out(client: Client, serve: Serve) -> None:
+    talk = client.open(
+        serve(lambda visit: visit.switch().wait_until_gone()).url(),
+        ping_interval=0.01,
+        ping_timeout=0.02,
+        close_timeout=0.02,
+    )
+    with pytest.raises(ConnectionClosed):
+        talk.receive()
+
+
+# --- it does not --------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_tells_everything(client: Client, serve: Serve) -> None:
+    def script(visit: Visit) -> None:
+        visit.answer("403 Forbidden", ("X-Why", "not you"), ("X-Why", "again"), body=b'{"detail": "no"}')
+        visit.wait_until_gone()  # it would keep the connection
+
+    server = serve(script)
+    with pytest.raises(HandshakeError) as caught:
+        client.open(server.url("/secret?token=hidden", user="me:hidden@"))
+    error = caught.value
+    assert str(error) == (
+        f"expected status 101 (Switching Protocols), got 403 Forbidden from http://127.0.0.1:{server.port}/secret"
+    )
+    assert (error.status, error.body) == (403, b'{"detail": "no"}')
+    assert [value for name, value in error.headers if name == "x-why"] == ["not you", "again"]
+    assert error.response.json() == {"detail": "no"}
+    assert error.response.request.url.path == "/secret"
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "401 Unauthorized", "426 Upgrade Required", "500 Oops"])
+def test_every_other_status_is_a_refusal(either: Client, serve: Serve, status: str) -> None:
+    with pytest.raises(HandshakeError) as caught:
+        either.open(serve(lambda visit: visit.answer(status)).url())
+    assert caught.value.status == int(status[:3])
+    assert caught.value.body == b""
+
+
+def test_nobody_listens(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        client.open(f"ws://127.0.0.1:{port}")
+
+
+def test_no_unix_socket_there(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        client.open("ws://x", unix=tmp_path / "none")
+
+
+def test_a_certificate_that_is_not_trusted(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+    with pytest.raises(ssl.SSLCertVerificationError):
+        client.open(serve(echoing, tls=tls_contexts[1]).url())
+
+
+def test_tls_with_a_server_that_speaks_none(client: Client, serve: Serve) -> None:
+    server = serve(lambda visit: visit.write(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+    with pytest.raises(OSError, match=r".") as caught:
+        client.open(server.url().replace("ws:", "wss:"))
+    assert not isinstance(caught.value, TimeoutError)
+
+
+def says_nothing(visit: Visit) -> None:
+    visit.request().wait_until_gone()
+
+
+def trickles_a_head(visit: Visit) -> None:
+    visit.request().write(b"HTTP/1.1 101 Switching Protocols\r\nX: ")
+    pause = threading.Event()
+    while not pause.wait(0.005):
+        visit.write(b"x")
+
+
+def sends_interim_answers(visit: Visit) -> None:
+    visit.request()
+    while True:
+        visit.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
+def speaks_no_tls(visit: Visit) -> None:
+    visit.wait_until_gone()
+
+
+@pytest.mark.parametrize("script", [says_nothing, trickles_a_head, sends_interim_answers, speaks_no_tls])
+def test_open_timeout(client: Client, serve: Serve, script: Callable[[Visit], None]) -> None:
+    server = serve(script)
+    url = server.url("/x?token=hidden", user="me:hidden@")
+    if script is speaks_no_tls:
+        url = url.replace("ws:", "wss:")
+    with pytest.raises(TimeoutError) as caught:
+        client.open(url, open_timeout=0.1)
+    assert re.fullmatch(
+        r"no WebSocket at https?://127\.0\.0\.1:\d+/x within 0\.1 seconds \(open_timeout\)", str(caught.value)
+    )
+
+
+def test_open_timeout_while_connecting(client: Client) -> None:
+    with socket.socket() as full, socket.socket() as waiting, socket.socket() as more:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for sock in (waiting, more):  # who else wants to connect, waits
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                sock.connect(full.getsockname())
+        with pytest.raises(TimeoutError, match="open_timeout"):
+            client.open(f"ws://127.0.0.1:{full.getsockname()[1]}", open_timeout=0.1)
+
+
+def test_all_addresses_of_a_name_share_the_time(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    server = serve(echoing)
+    dead = socket.socket()
+    asked: list[Any] = []
+
+    def several(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", number)) for number in (dead_port, port)]
+
+    with dead:
+        dead.bind(("127.0.0.1", 0))
+        dead_port = dead.getsockname()[1]
+        monkeypatch.setattr(socket, "getaddrinfo", several)
+        with connect(server.url(host="several.example")) as conn:  # the first refuses
+            conn.send("x")
+            assert conn.receive() == "x"
+        with pytest.raises(TimeoutError, match="open_timeout"):
+            connect(server.url(host="several.example"), open_timeout=0).open()
+    assert asked == ["several.example"] * 2
+
+
+def test_cancelled_at_every_stage(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+    arrived = threading.Semaphore(0)
+
+    def script(visit: Visit) -> None:
+        arrived.release()
+        if visit.number == 0:  # before the head
+            visit.request().wait_until_gone()
+        elif visit.number == 1:  # within it
+            visit.request().write(b"HTTP/1.1 101 Swi")
+            visit.wait_until_gone()
+        elif visit.number == 2:  # within a refusal's body
+            visit.request().write(b"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nxx")
+            visit.wait_until_gone()
+        else:  # within TLS, or before a proxy's answer
+            visit.wait_until_gone()
+
+    server = serve(script)
+    plain, tls = server.url(), server.url().replace("ws:", "wss:")
+    stages: list[tuple[str, dict[str, Any]]] = [
+        (plain, {}),
+        (plain, {}),
+        (plain, {}),
+        (tls, {}),
+        ("ws://other.example", {"proxy": server.url(scheme="http")}),
+        ("ws://other.example", {"proxy": server.url(scheme="socks5")}),
+        ("wss://other.example", {"proxy": f"https://127.0.0.1:{server.port}"}),
+    ]
+
+    async def cancel(url: str, options: dict[str, Any]) -> None:
+        async def opening() -> None:
+            await connect(url, ssl=tls_contexts[0], **options)
+
+        task = asyncio.create_task(opening())
+        assert await asyncio.to_thread(arrived.acquire, timeout=LIMIT)
+        for _ in range(3):  # into the waiting that this stage is about
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    before = descriptors()
+    for url, options in stages:
+        async_client.run(cancel(url, options))
+    until(lambda: descriptors() <= before)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": "http:/nothing"},
+        {"url": "ftp://example.org"},
+        {"url": "ws://example.org/#part"},
+        {"url": "ws://example.org:port"},
+        {"url": None},
+        {"headers": {"Upgrade": "other"}},
+        {"headers": {"X": "a\r\nY: b"}},
+        {"headers": {"not a token": "x"}},
+        {"proxy": "nonsense"},
+        {"proxy": "gopher://x"},
+        {"protocols": "chat"},
+        {"protocols": ["a b"]},
+        {"max_message_size": -1},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_told_at_once(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        connect(**{"url": "ws://example.org", **arguments})
+
+
+def test_wrong_types_are_told_at_once() -> None:
+    for arguments in ({"http": object()}, {"ssl": True}, {"no_such_option": 1}):
+        with pytest.raises(TypeError, match="expected"):
+            connect("ws://example.org", **arguments)
+
+
+def test_a_client_of_the_other_flavour(client: Client) -> None:
+    wrong = httpx.AsyncClient() if client.loop is None else httpx.Client()
+    with pytest.raises(TypeError, match="flavour"):
+        client.open("ws://127.0.0.1", http=wrong)
+    if isinstance(wrong, httpx.Client):
+        wrong.close()
+    else:
+        asyncio.run(wrong.aclose())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://me:hidden@example.org/?hidden",
+        "ws://me:hidden@example.org/?hidden#hidden",
+        "ws://me:hid/den@example.org",
+        "ws://me:hidden@example.org:hidden/",
+    ],
+)
+def test_errors_about_urls_hide_what_they_must(url: str) -> None:
+    for use in (connect, lambda url: connect("ws://example.org", proxy=url.replace("ws:", "gopher:"))):
+        with pytest.raises(ValueError, match="expected") as caught:
+            use(url)
+        assert "hid" not in str(caught.value)
+
+
+def test_shown_has_no_secrets() -> None:
+    assert shown(as_http_url("wss://me:hidden@example.org:99/path?hidden")) == "https://example.org:99/path"
+
+
+def test_reprs_hide_the_request() -> None:
+    assert "hidden" not in repr(connect("wss://me:hidden@example.org/?hidden"))
+    assert isinstance(connect("ws://x"), Connect)
+
+
+def test_trusts_the_authorities_of_httpx_unless_told(serve: Serve, tls_contexts: Contexts) -> None:
+    server: Server = serve(echoing, tls=tls_contexts[1])
+    with connect(server.url(), ssl=tls_contexts[0]) as conn:
+        conn.send("x")
+        assert conn.receive() == "x"

@@ -1,0 +1,173 @@
+"""Proxies: CONNECT for ws:// as well as for wss://, TLS to the proxy, SOCKS5, and what the environment says."""
+
+from __future__ import annotations
+
+import ssl
+
+import httpx
+import pytest
+
+from tests.client.conftest import Serve
+from tests.client.peers import Client, Script, Server, Visit, echoing, http_proxy, socks_proxy
+from watershed_mw import HandshakeError, UnsupportedServerError
+from watershed_mw.client import worth_retrying
+
+Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
+KINDS: dict[str, Script] = {"http": http_proxy("me:se@cret"), "socks5": socks_proxy("me:se@cret")}
+TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+
+
+def url_of(proxy: Server, kind: str = "http", user: str = "me:se%40cret@") -> str:
+    return proxy.url("", scheme=kind, user=user)
+
+
+@TLS
+@pytest.mark.parametrize("kind", KINDS)
+def test_through_a_proxy(client: Client, serve: Serve, tls_contexts: Contexts, kind: str, tls: bool) -> None:
+    server = serve(echoing, tls=tls_contexts[1] if tls else None)
+    proxy = serve(KINDS[kind])
+    talk = client.open(server.url("/x"), proxy=url_of(proxy, kind), ssl=tls_contexts[0])
+    talk.echo("x" * 200_000)
+    assert talk.end() == 1000
+    assert f"127.0.0.1:{server.port}".encode() in proxy.heads[0]
+    assert b"proxy-auth" not in server.heads[0].lower()
+    assert b"se@cret" not in server.heads[0]
+
+
+@TLS
+def test_through_a_proxy_that_is_spoken_to_in_tls(
+    client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
+) -> None:
+    server = serve(echoing, tls=tls_contexts[1] if tls else None)
+    proxy = httpx.Proxy(url_of(serve(http_proxy("me:se@cret"), tls=tls_contexts[1])), ssl_context=tls_contexts[0])
+    if tls and client.loop is None:
+        with pytest.raises(UnsupportedServerError, match="no TLS inside of TLS") as caught:
+            client.open(server.url(), proxy=proxy, ssl=tls_contexts[0])
+        assert not worth_retrying(caught.value)
+        return
+    talk = client.open(server.url(), proxy=proxy, ssl=tls_contexts[0])
+    talk.echo("x" * 200_000)
+    assert talk.end() == 1000
+
+
+def test_redirects_go_through_it_as_well(client: Client, serve: Serve) -> None:
+    target = serve(echoing)
+    server = serve(lambda visit: visit.answer("302 Found", ("Location", target.url())))
+    proxy = serve(http_proxy())
+    talk = client.open(server.url(), proxy=url_of(proxy))
+    talk.echo()
+    talk.end()
+    assert [head.split()[1] for head in proxy.heads] == [f"127.0.0.1:{each.port}".encode() for each in (server, target)]
+
+
+# --- the environment ----------------------------------------------------------------------------------------
+
+
+@TLS
+@pytest.mark.parametrize("name", ["{}_PROXY", "{}_proxy", "ALL_PROXY"])
+def test_the_environment_names_a_proxy(
+    serve: Serve, either: Client, tls_contexts: Contexts, monkeypatch: pytest.MonkeyPatch, tls: bool, name: str
+) -> None:
+    server, proxy = serve(echoing, tls=tls_contexts[1] if tls else None), serve(http_proxy())
+    scheme = "https" if tls else "http"
+    monkeypatch.setenv(name.format(scheme if "proxy" in name else scheme.upper()), f"127.0.0.1:{proxy.port}")
+    either.open(server.url(), ssl=tls_contexts[0]).end()
+    assert proxy.visits == 1
+    either.open(server.url(), ssl=tls_contexts[0], proxy=False).end()
+    assert proxy.visits == 1
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1", "127.0.0.1:{port}", "*", "other.example, 127.0.0.1"])
+def test_no_proxy(either: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    server = serve(echoing)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with pytest.raises(ConnectionRefusedError):
+        either.open(server.url())
+    monkeypatch.setenv("NO_PROXY", value.format(port=server.port))
+    either.open(server.url()).end()
+
+
+def test_rubbish_in_the_environment(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "gopher://me:hidden@x")
+    with pytest.raises(ValueError, match="expected a proxy's URL") as caught:
+        client.open("ws://127.0.0.1")
+    assert "hidden" not in str(caught.value)
+
+
+def test_no_proxy_on_the_way_to_a_unix_socket(
+    client: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    serve(echoing, unix=tmp_path / "s")  # type: ignore[operator]
+    client.open("ws://x", unix=tmp_path / "s").end()  # type: ignore[operator]
+
+
+# --- proxies that refuse, and worse ----------------------------------------------------------------------------
+
+
+def test_wrong_credentials(client: Client, serve: Serve) -> None:
+    proxy = serve(http_proxy("me:right"))
+    with pytest.raises(HandshakeError, match=r"expected the proxy to open a tunnel \(2xx\), got 407") as caught:
+        client.open("ws://x.example", proxy=url_of(proxy))
+    error = caught.value
+    assert error.status == 407
+    assert ("proxy-authenticate", 'Basic realm="here"') in [(name.lower(), value) for name, value in error.headers]
+    assert not worth_retrying(error)
+
+
+def eof(visit: Visit) -> None:
+    visit.sock.recv(3)
+
+
+def garbage(visit: Visit) -> None:
+    visit.sock.recv(3)
+    visit.write(b"\x00 garbage \xff\r\n\r\n" * 5000)
+    visit.wait_until_gone()
+
+
+def refuses(visit: Visit) -> None:
+    visit.sock.recv(4)
+    visit.write(b"\x05\x00")
+    visit.sock.recv(1000)
+    visit.write(b"\x05\x05\x00\x01" + bytes(6))
+    visit.wait_until_gone()
+
+
+def trickles(visit: Visit) -> None:
+    visit.sock.recv(4)
+    visit.write(b"\x05")
+    visit.wait_until_gone()
+
+
+@pytest.mark.parametrize(
+    "kind, script",
+    [
+        ("http", eof),
+        ("http", garbage),
+        ("socks5", eof),
+        ("socks5", garbage),
+        ("socks5", refuses),
+        ("socks5", trickles),
+        ("socks5", socks_proxy("somebody:else")),
+        ("socks5", socks_proxy()),
+    ],
+)
+def test_proxies_that_do_not_do_their_part(either: Client, serve: Serve, kind: str, script: Script) -> None:
+    user = "" if script in (refuses, trickles) else "me:hidden@"
+    with pytest.raises((HandshakeError, OSError)) as caught:
+        either.open("ws://127.0.0.1:1/?hidden", proxy=url_of(serve(script), kind, user), open_timeout=1)
+    assert not isinstance(caught.value, TimeoutError)
+    assert "hidden" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("kind", ["http", "socks5"])
+def test_a_proxy_that_keeps_silent(client: Client, serve: Serve, kind: str) -> None:
+    proxy = serve(lambda visit: visit.wait_until_gone())
+    with pytest.raises(TimeoutError, match="open_timeout"):
+        client.open("ws://x.example", proxy=url_of(proxy, kind), open_timeout=0.1)
+
+
+def test_a_proxy_that_is_not_there(client: Client) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        client.open("ws://x.example", proxy="http://127.0.0.1:1")
