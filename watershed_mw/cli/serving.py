@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from typing import Any, TypeVar
 import click
 
 from ..asgi import App
-from ..uvicorn import WatershedProtocol
 from .output import Failure
 from .parameters import Address, as_address
 
@@ -59,6 +59,8 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
     """
     try:
         import uvicorn
+
+        from ..uvicorn import WatershedProtocol
     except ModuleNotFoundError as error:
         raise Failure(f"expected the package {error.name}: pip install 'watershed-mw[cli,uvicorn]'") from error
 
@@ -97,7 +99,9 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
     try:
         sockets = listen.listen()
     except OSError as error:
-        raise Failure(f"cannot listen on {listen.host or '*'}:{listen.port}: {error.strerror or error}") from error
+        # create_server puts the address into strerror as well.
+        why = os.strerror(error.errno) if error.errno and not isinstance(error, socket.gaierror) else error.strerror
+        raise Failure(f"cannot listen on {listen.host or '*'}:{listen.port}: {why}") from error
     Server(config).run(sockets)
 
 
