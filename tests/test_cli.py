@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
@@ -27,6 +28,7 @@ import pytest
 import trustme
 
 from tests.conftest import RunPython
+from tests.docs_support import blocks
 from tests.doors.support import Peer, Receive, Scope, Send, Uvicorn, close
 from tests.support import LIMIT, PROJECT, Program
 from watershed_mw import WatershedASGI, __version__
@@ -39,9 +41,12 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J \x9b31m \u202egpj.exe\u2069\r\x7f end"
 HARMLESS = "\\x1b]0;owned\\x07\\x1b[2J \\x9b31m \\u202egpj.exe\\u2069\\r\\x7f end"
 
 
-def connect(port: int, *arguments: str, path: str = "/", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def connect(
+    where: int | str, *arguments: str, path: str = "/", stdin: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
     """`watershed-mw connect` in a pipe, without the pause at the end that another test is about."""
-    command = [*PROGRAM, "connect", f"ws://127.0.0.1:{port}{path}", "--wait", "0", *arguments]
+    url = f"ws://127.0.0.1:{where}{path}" if isinstance(where, int) else where
+    command = [*PROGRAM, "connect", url, "--wait", "0", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, cwd=PROJECT, timeout=LIMIT)
 
 
@@ -140,28 +145,40 @@ def test_the_end_of_stdin_waits_for_replies(server: tuple[Server, int]) -> None:
     assert application.silence >= 0.19
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(echo: int) -> None:
-    script = (
-        f"yes | {shlex.join([*PROGRAM, 'connect', f'ws://127.0.0.1:{echo}/'])} | head -n 2; echo ${{PIPESTATUS[1]}}"
-    )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, cwd=PROJECT, timeout=LIMIT)
-    assert (done.stdout, done.stderr) == (b"y\ny\n0\n", b"")
+def test_the_pipes_of_the_page_do_what_it_says(echo: int, tmp_path: Path) -> None:
+    """Among them a reader that has seen enough, which ends it in good order."""
+    [block] = [block for block in blocks() if block.name == "pipes"]
+    (tmp_path / "picture.png").write_bytes(data := os.urandom(10_000))
+
+    def shell(line: str) -> subprocess.CompletedProcess[bytes]:
+        script = line.replace("watershed-mw ", shlex.join(PROGRAM) + " ").replace(":8765", f":{echo}")
+        return subprocess.run(
+            ["bash", "-c", f"{script}; echo ${{PIPESTATUS[@]}} >&2"],
+            capture_output=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+            timeout=LIMIT,
+        )
+
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(shell, block.code.splitlines()))
+    assert [one.stdout for one in done] == [b"one\ntwo\n", b"y\ny\n", b"", b"00ff\n"]
+    assert [one.stderr for one in done] == [b"0 0\n", b"141 0 0\n", b"0\n", b"0 0\n"]
+    assert (tmp_path / "copy.png").read_bytes() == data
 
 
-@pytest.mark.parametrize(
-    "path, status, told",
-    [
-        ("/close/1001", 0, ""),
-        ("/close/4000", 1, f"closed with 4000 (application) {HARMLESS}\n"),
-        ("/refused", 1, f"403 Forbidden from http://127.0.0.1:PORT/refused: no entry\\n{HARMLESS}\n"),
-    ],
-)
-def test_the_exit_status_tells_how_it_ended(server: tuple[Server, int], path: str, status: int, told: str) -> None:
+def test_the_exit_status_tells_how_it_ended(server: tuple[Server, int]) -> None:
     _, port = server
-    done = connect(port, "--wait", "inf", path=path)
-    assert (done.returncode, done.stdout) == (status, b"")
-    assert done.stderr.decode().endswith(told.replace("PORT", str(port)))
-    assert done.stderr.count(b"\n") == status  # one line, or none
+    refused = f"expected status 101 (Switching Protocols), got 403 Forbidden from http://127.0.0.1:{port}/refused"
+    expected = {
+        "/close/1001": (0, ""),
+        "/close/4000": (1, f"closed with 4000 (application) {HARMLESS}\n"),
+        "/refused": (1, f"watershed-mw: {refused}: no entry\\n{HARMLESS}\n"),
+    }
+    with ThreadPoolExecutor() as pool:  # most of the time is the interpreter's start
+        ended = list(pool.map(lambda path: connect(port, "--wait", "inf", path=path), expected))
+    assert [(done.returncode, done.stderr.decode()) for done in ended] == list(expected.values())
+    assert {done.stdout for done in ended} == {b""}
 
 
 def test_a_signal_ends_the_connection_in_good_order(server: tuple[Server, int]) -> None:
@@ -199,6 +216,13 @@ def test_reconnect_goes_on_with_the_next_line(server: tuple[Server, int]) -> Non
 # --- on a terminal -----------------------------------------------------------------------------------------------
 
 
+# What a shell does for its children, so that Ctrl-C and Ctrl-D mean something; not to be done between fork and exec here,
+# as there are threads.
+_TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 class Terminal:
     """A program whose three streams are a pseudo-terminal; what appears on it is collected."""
 
@@ -206,7 +230,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLORTERM")}
         self._process = subprocess.Popen(
-            [*PROGRAM, *command],
+            [sys.executable, "-ISc", _TAKE_TERMINAL, *PROGRAM, *command],
             stdin=slave if stdin is None else stdin,
             stdout=slave,
             stderr=slave,
@@ -296,9 +320,9 @@ def test_a_conversation_at_the_prompt_and_its_history(echo: int, tmp_path: Path)
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
     assert stat.S_IMODE(history.parent.stat().st_mode) == 0o700
     with Terminal("connect", url, XDG_STATE_HOME=state, NO_COLOR="1") as terminal:
-        terminal.wait_for("connected to")
+        terminal.wait_for("commands\n>")
         terminal.press("\x1b[A" * 12 + "\r")  # twelve lines back
-        terminal.wait_for("< hello")
+        terminal.wait_for("< hello\n>")
         terminal.press("\x04")  # Ctrl-D
         terminal.wait_for("closed with 1000 (normal)")
         assert terminal.wait() == 0
@@ -370,12 +394,16 @@ def test_tls_and_whom_to_trust(tmp_path: Path) -> None:
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
     with Program(*PROGRAM, "echo", "--listen", "127.0.0.1:0", "--tls-cert", tmp_path / "server.pem") as program:
         port = program.wait_for_line(re.compile(r"^wss://127\.0\.0\.1:(\d+)/$", re.MULTILINE))[1]
-        for trust, status in ((["--cacert", str(tmp_path / "ca.pem")], 0), (["--insecure"], 0), ([], 1)):
-            command = [*PROGRAM, "connect", f"wss://127.0.0.1:{port}/", "--wait", "0", *trust]
-            done = subprocess.run(command, input=b"hi\n", capture_output=True, cwd=PROJECT, timeout=LIMIT)
-            assert (done.returncode, done.stdout) == (status, b"" if status else b"hi\n"), done.stderr
-            assert done.stderr.count(b"\n") == status
-            assert status == 0 or b"certificate verify failed" in done.stderr
+        url = f"wss://127.0.0.1:{port}/"
+        with ThreadPoolExecutor() as pool:
+            trusting, trustful, wary = pool.map(
+                lambda trust: connect(url, *trust, stdin=b"hi\n"),
+                (("--cacert", str(tmp_path / "ca.pem")), ("--insecure",), ()),
+            )
+    assert (trusting.returncode, trusting.stdout, trusting.stderr) == (0, b"hi\n", b"")
+    assert (trustful.returncode, trustful.stdout, trustful.stderr) == (0, b"hi\n", b"")
+    assert (wary.returncode, wary.stdout, wary.stderr.count(b"\n")) == (1, b"", 1)
+    assert b"certificate verify failed" in wary.stderr
 
 
 def test_an_address_without_a_host_is_all_addresses_by_ipv4_and_ipv6() -> None:
@@ -491,20 +519,24 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_its_libraries_it_says_what_to_install(run_python: RunPython) -> None:
-    for missing, extra in (("click", "cli"), ("prompt_toolkit", "cli"), ("uvicorn", "cli,uvicorn")):
+    for missing, command, told in (
+        ("click", "echo", "expected the package click: pip install 'watershed-mw[cli]'"),
+        ("httpx", "connect", "expected the package httpx: pip install 'watershed-mw[cli]'"),
+        ("uvicorn", "echo", "expected the package uvicorn: pip install 'watershed-mw[cli,uvicorn]'"),
+    ):
         said = run_python(
             "import sys\n"
             "class Hide:\n"
             "    def find_spec(self, name, path=None, target=None):\n"
             f"        if name == {missing!r}: raise ModuleNotFoundError(name, name=name)\n"
             "sys.meta_path.insert(0, Hide())\n"
-            "sys.argv = ['watershed-mw', 'echo', '--listen', '127.0.0.1:0']\n"
+            f"sys.argv = ['watershed-mw', {command!r}, *['ws://x/'] * ({command!r} == 'connect')]\n"
             "sys.stderr = sys.stdout\n"
             "import watershed_mw.cli\n"
             "try: watershed_mw.cli.main()\n"
             "except SystemExit as end: print(end)\n"
         )
-        assert f"expected the package {missing}: pip install 'watershed-mw[{extra}]'" in said
+        assert told in said
 
 
 def test_every_option_has_help() -> None:

@@ -11,10 +11,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from .dialogue import Dialogue, Order
+from .output import Failure
 from .parameters import as_headers, client_context
-from .pipe import Mode, Pipe
-from .terminal import Terminal
 
 __all__ = ["connect"]
 
@@ -126,18 +124,32 @@ def connect(
         "open_timeout": timeout,
         "max_message_size": max_size or None,
     }
-    order = Order(url, options, reconnect, verbose)
-    return asyncio.run(_dialogue(order, Mode.WHOLE if binary else Mode.HEX if as_hex else Mode.LINES, wait))
-
-
-async def _dialogue(order: Order, mode: Mode, wait: float) -> int:
     try:
-        dialogue: Dialogue
-        if os.isatty(0) and os.isatty(1) and mode is Mode.LINES:
+        return asyncio.run(
+            _talk(url, options, reconnect, verbose, "binary" if binary else "hex" if as_hex else "", wait)
+        )
+    except ModuleNotFoundError as error:
+        raise Failure(f"expected the package {error.name}: pip install 'watershed-mw[cli]'") from error
+    except ImportError as error:  # it says what to install
+        raise Failure(str(error)) from error
+
+
+async def _talk(url: str, options: dict[str, Any], reconnect: bool, verbose: bool, mode: str, wait: float) -> int:
+    # Imported when they are needed: together they take a third of a second.
+    from .dialogue import Dialogue, Order
+
+    order = Order(url, options, reconnect, verbose)
+    dialogue: Dialogue
+    try:
+        if os.isatty(0) and os.isatty(1) and not mode:
+            from .terminal import Terminal
+
             dialogue = Terminal(order, Console())
         else:
-            dialogue = Pipe(order, Console(stderr=True), mode, wait)
-    except (ValueError, TypeError, ImportError) as error:
+            from .pipe import Mode, Pipe
+
+            dialogue = Pipe(order, Console(stderr=True), Mode(mode), wait)
+    except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
     return await dialogue.run()
 

@@ -10,16 +10,21 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import httpx
 from rich.console import Console
 
 from ..aio import AsyncConnection
 from ..client import Connect, connect, worth_retrying
-from ..errors import ConnectionClosed, WatershedError
-from .output import Failure, describe_end, describe_failure, escape, plain, say, status_of
+from ..client.opening import shown
+from ..errors import ConnectionClosed, HandshakeError, WatershedError
+from .output import Failure, describe_end, escape, say, status_of
 
-__all__ = ["Dialogue", "Order"]
+__all__ = ["Dialogue", "Order", "plain"]
+
+# Bytes of a refusal's body that are told.
+_MOST_OF_A_BODY: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class Dialogue:
         self.console = console
         self.connection: AsyncConnection | None = None
         self.over = False  # nothing more is wanted of the peer
-        self._signal = 0
+        self.signal = 0  # that has ended it
+        self._interrupted = False
         self._connect: Connect = connect(
             order.url, **order.options, close_timeout=self.close_timeout, retry=self._is_worth_retrying
         )
@@ -79,9 +85,9 @@ class Dialogue:
             try:
                 return await self._run()
             except asyncio.CancelledError:
-                if not self._signal:
+                if not self.signal:
                     raise
-        return 128 + self._signal
+        return 128 + self.signal
 
     async def _run(self) -> int:
         status = 0
@@ -101,8 +107,8 @@ class Dialogue:
                 if self.over:
                     break
         except (OSError, WatershedError) as error:
-            raise Failure(describe_failure(error, self.order.url)) from error
-        return 128 + self._signal if self._signal else status
+            raise Failure(_describe_failure(error, self.order.url)) from error
+        return 128 + self.signal if self.signal else status
 
     async def _connections(self) -> AsyncIterator[AsyncConnection]:
         if self.order.reconnect:
@@ -115,7 +121,7 @@ class Dialogue:
         if self.over or not worth_retrying(error):
             return False
         if not isinstance(error, ConnectionClosed):  # that one has been told
-            self.tell(describe_failure(error, self.order.url) + "; trying again", "yellow")
+            self.tell(_describe_failure(error, self.order.url) + "; trying again", "yellow")
         return True
 
     # --- signals ---------------------------------------------------------------------------------------------
@@ -125,7 +131,9 @@ class Dialogue:
         """While it lasts, a signal ends the connection with 1000; the second one, or one without a connection, all."""
 
         def leave(number: int) -> None:
-            again, self._signal, self.over = bool(self._signal), number, True
+            again, self._interrupted = self._interrupted, True
+            self.signal = number
+            self.over = True
             if again or self.connection is None:
                 cancel()
             else:
@@ -180,3 +188,23 @@ class Dialogue:
     def tell_end(self, text: str, status: int) -> None:
         """Tell how a connection has ended."""
         self.tell(text, "red" if status else "dim")
+
+
+def _describe_failure(error: Exception, url: str) -> str:
+    """Why there is no connection, in one line; of a refusal status and body."""
+    if isinstance(error, HandshakeError):
+        refused = error.response is not None and error.response.status_code != 101
+        body = error.body[:_MOST_OF_A_BODY].decode("utf-8", "replace").strip() if refused else ""
+        more = " ..." if len(error.body) > _MOST_OF_A_BODY else ""
+        return escape(f"{error}: {body}{more}" if body else str(error))
+    text = str(error) or type(error).__name__
+    # A time-out names the URL itself.
+    return escape(text if isinstance(error, TimeoutError) else f"no connection to {plain(url)}: {text}")
+
+
+def plain(url: str) -> str:
+    """A URL without what may be secret, credentials and query, and without control characters."""
+    try:
+        return escape(shown(httpx.URL(url)))
+    except httpx.InvalidURL:
+        return escape(url)

@@ -11,21 +11,17 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 import click
-import httpx
 from rich.console import Console
 from rich.text import Text
 
 from ..core.codes import CloseCode
-from ..errors import HandshakeError
 
-__all__ = ["Failure", "describe_end", "describe_failure", "dump", "escape", "plain", "say", "shown", "status_of"]
+__all__ = ["Failure", "describe_end", "dump", "escape", "say", "shown", "status_of"]
 
 # Bytes of a BINARY message, and characters of a TEXT message, that a terminal is shown.
 _MOST_DUMPED: Final = 256
 _MOST_SHOWN: Final = 100_000
 _PER_ROW: Final = 16
-# Bytes of a refusal's body that are told.
-_MOST_OF_A_BODY: Final = 500
 # Joiners, without which emoji and several scripts fall apart. All other format characters are told, not obeyed: they
 # can turn the direction of the text around.
 _HARMLESS = frozenset("\t\u200c\u200d")
@@ -79,26 +75,6 @@ def describe_end(code: int, reason: str) -> str:
 def status_of(code: int) -> int:
     """The exit status after a connection that ended with ``code``: 0 for 1000, 1001 and 1005, else 1."""
     return 0 if code in _NORMAL_ENDS else 1
-
-
-def describe_failure(error: Exception, url: str) -> str:
-    """Why there is no connection, in one line; of a refusal status and body."""
-    if isinstance(error, HandshakeError):
-        refused = error.response is not None and error.response.status_code != 101
-        body = error.body[:_MOST_OF_A_BODY].decode("utf-8", "replace").strip() if refused else ""
-        more = " ..." if len(error.body) > _MOST_OF_A_BODY else ""
-        return escape(f"{error}: {body}{more}" if body else str(error))
-    text = str(error) or type(error).__name__
-    # A time-out names the URL itself.
-    return escape(text if isinstance(error, TimeoutError) else f"no connection to {plain(url)}: {text}")
-
-
-def plain(url: str) -> str:
-    """A URL without what may be secret, credentials and query, and without control characters."""
-    try:
-        return escape(str(httpx.URL(url).copy_with(username=None, password=None, query=None)))
-    except httpx.InvalidURL:
-        return escape(url)
 
 
 def say(console: Console, text: str | Iterable[str], style: str = "") -> None:

@@ -34,9 +34,12 @@ _AT_ONCE: Final = getattr(select, "PIPE_BUF", 512)
 class Mode(Enum):
     """What stdin holds."""
 
-    LINES = "each line is a TEXT message"
-    HEX = "each line is a BINARY message in hex"
-    WHOLE = "all of it is one BINARY message"
+    LINES = ""
+    """Each line is a TEXT message."""
+    HEX = "hex"
+    """Each line is a BINARY message in hex."""
+    WHOLE = "binary"
+    """All of it is one BINARY message."""
 
 
 async def _aside(function: Callable[..., T], *args: Any) -> T:

@@ -6,22 +6,24 @@ A line is sent as TEXT, unless it begins with a slash: then it is a command.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.patch_stdout import patch_stdout
+from prompt_toolkit.patch_stdout import StdoutProxy
 from rich.console import Console
 
 from ..aio import AsyncConnection
 from ..errors import ConnectionClosed, WatershedError
-from .dialogue import Dialogue, Order
-from .output import dump, escape, plain, shown
+from .dialogue import Dialogue, Order, plain
+from .output import dump, escape, shown
 
 __all__ = ["Terminal", "history"]
 
@@ -76,7 +78,8 @@ class Terminal(Dialogue):
 
     async def run(self) -> int:
         """As the base class says; what is told meanwhile appears above the prompt."""
-        with patch_stdout(raw=True):  # raw: the colours are ours, and everything else is escaped
+        # Raw, as the colours are ours and everything else is escaped; patch_stdout() would write five times a second.
+        with StdoutProxy(sleep_between_writes=0.02, raw=True) as proxy, contextlib.redirect_stdout(cast(TextIO, proxy)):
             return await super().run()
 
     async def converse(self, connection: AsyncConnection) -> None:
@@ -99,13 +102,19 @@ class Terminal(Dialogue):
         """Obey line by line; once there is no more, end the connection and wait until it is gone."""
         while not self.over:
             try:
-                line = await self._session.prompt_async()
+                line = await self._session.prompt_async(handle_sigint=False)
             except (EOFError, KeyboardInterrupt):
                 self.over = True
                 connection.end()
             else:
                 await self._obey(connection, line)
         await connection.wait_closed()
+
+    def leave(self, connection: AsyncConnection) -> None:
+        """As the base class says. While something is written Ctrl-C is a signal, and a key at all other times."""
+        if self.signal == signal.SIGINT:
+            self.signal = 0
+        super().leave(connection)
 
     async def _receive(self, connection: AsyncConnection) -> None:
         async for message in connection:
