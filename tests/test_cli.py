@@ -29,7 +29,7 @@ import trustme
 
 from tests.conftest import RunPython
 from tests.docs_support import blocks
-from tests.doors.support import Peer, Receive, Scope, Send, Uvicorn, close
+from tests.doors.support import Peer, Receive, Scope, Send, Uvicorn, close, eventually
 from tests.support import LIMIT, PROJECT, Program
 from watershed_mw import WatershedASGI, __version__
 from watershed_mw.cli.commands import cli, run
@@ -52,10 +52,6 @@ def connect(
     url = f"ws://127.0.0.1:{where}{path}" if isinstance(where, int) else where
     command = [*PROGRAM, "connect", url, "--wait", "0", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, cwd=PROJECT, timeout=LIMIT)
-
-
-def wait_for_end(program: subprocess.Popen[bytes]) -> int:
-    return program.wait(LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +81,8 @@ class Server:
         self.opened += 1
         if path.startswith("/close/"):
             await connection.end(HOSTILE if path.endswith("4000") else "bye", code=int(path.removeprefix("/close/")))
+        elif path == "/large":
+            await connection.send("x" * 11)
         elif path == "/hostile":
             await connection.send(HOSTILE)
             await connection.send("one\n< two")
@@ -94,7 +92,7 @@ class Server:
         async for message in connection:
             began = time.monotonic()
             await connection.send(message)
-            if path == "/once":
+            if message == "first":
                 await connection.end("", code=1012)
             elif message == "bye":
                 await connection.end(HOSTILE, code=4000)
@@ -105,7 +103,7 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[tuple[Server, int]]:
     application = Server()
-    with Uvicorn(WatershedASGI(application, origins="*")) as running:
+    with Uvicorn(WatershedASGI(application, origins="*", protocols=["chat.v1"])) as running:
         yield application, running.port
 
 
@@ -121,23 +119,21 @@ def test_lines_of_stdin_are_messages_and_replies_are_lines_of_stdout(echo: int) 
     )
 
 
-def test_lines_of_hex_and_what_is_told_with_verbose(echo: int) -> None:
-    done = connect(echo, "--hex", "--verbose", "--protocol", "chat.v1", stdin=b"00 FF\nab\n")
-    assert (done.returncode, done.stdout) == (0, b"00ff\nab\n")
-    told = done.stderr.decode()
-    assert "101 Switching Protocols" in told
-    assert "sec-websocket-protocol: chat.v1" in told
-    assert "closed with 1000 (normal)" in told
-    assert "received 2 messages" in told
-    assert "\x1b" not in told  # colours are for terminals
-
-
-def test_the_end_of_stdin_waits_for_replies(server: tuple[Server, int]) -> None:
+def test_the_end_of_stdin_waits_for_replies_and_verbose_tells_more(server: tuple[Server, int]) -> None:
     application, port = server
-    done = connect(port, "--wait", "0.2", stdin=b"hi\n")
+    done = connect(port, "--wait", "0.2", "--verbose", "--protocol", "chat.v1", stdin=b"hi\n")
     assert (done.returncode, done.stdout) == (0, b"hi\n")
     assert application.ends == [(1000, "")]
     assert application.silence >= 0.19
+    told = done.stderr.decode()
+    for part in (
+        "101 Switching Protocols",
+        "sec-websocket-protocol: chat.v1",
+        "closed with 1000 (normal)",
+        "1 messages",
+    ):
+        assert part in told
+    assert "\x1b" not in told  # colours are for terminals
 
 
 def test_the_pipes_of_the_page_do_what_it_says(echo: int, tmp_path: Path) -> None:
@@ -165,46 +161,35 @@ def test_the_pipes_of_the_page_do_what_it_says(echo: int, tmp_path: Path) -> Non
 def test_the_exit_status_tells_how_it_ended(server: tuple[Server, int]) -> None:
     _, port = server
     refused = f"expected status 101 (Switching Protocols), got 403 Forbidden from http://127.0.0.1:{port}/refused"
+    too_big = "expected a message of at most 10 bytes (max_message_size), got 11 or more"
     expected = {
         "/close/4000": (1, f"closed with 4000 (application) {HARMLESS}\n"),
+        "/large": (1, f"closed with 1009 (too big) {too_big}\n"),
         "/refused": (1, f"watershed-mw: {refused}: no entry\\n{HARMLESS}\n"),
     }
     with ThreadPoolExecutor() as pool:  # most of the time is the interpreter's start
-        ended = list(pool.map(lambda path: connect(port, "--wait", "inf", path=path), expected))
+        ended = list(pool.map(lambda path: connect(port, "--wait", "inf", "--max-size", "10", path=path), expected))
     assert [(done.returncode, done.stderr.decode()) for done in ended] == list(expected.values())
     assert {done.stdout for done in ended} == {b""}
 
 
-def test_a_signal_ends_the_connection_in_good_order(server: tuple[Server, int]) -> None:
+def test_reconnect_goes_on_with_the_next_line_until_a_signal(server: tuple[Server, int]) -> None:
     application, port = server
-    command = [*PROGRAM, "connect", f"ws://127.0.0.1:{port}/"]
+    command = [*PROGRAM, "connect", f"ws://127.0.0.1:{port}/", "--reconnect"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         assert program.stdin is not None
         assert program.stdout is not None
         assert program.stderr is not None
-        program.stdin.write(b"hi\n")
-        program.stdin.flush()
-        assert program.stdout.readline() == b"hi\n"  # flushed, while stdin is still open
+        for line in (b"first\n", b"second\n"):
+            program.stdin.write(line)
+            program.stdin.flush()
+            assert program.stdout.readline() == line  # flushed, while stdin is still open
+            if line == b"first\n":
+                assert program.stderr.readline() == b"closed with 1012 (service restart)\n"
         program.send_signal(signal.SIGINT)
-        assert wait_for_end(program) == 128 + signal.SIGINT
+        assert program.wait(LIMIT) == 128 + signal.SIGINT
         assert program.stderr.read() == b""
-    assert application.ends == [(1000, "")]
-
-
-def test_reconnect_goes_on_with_the_next_line(server: tuple[Server, int]) -> None:
-    application, port = server
-    command = [*PROGRAM, "connect", f"ws://127.0.0.1:{port}/once", "--reconnect", "--wait", "0"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
-        assert program.stdin is not None
-        assert program.stdout is not None
-        assert program.stderr is not None
-        program.stdin.write(b"one\n")
-        program.stdin.flush()
-        assert program.stdout.readline() == b"one\n"
-        assert program.stderr.readline() == b"closed with 1012 (service restart)\n"
-        out, _ = program.communicate(b"two\n", LIMIT)
-        assert out == b"two\n"
-    assert application.opened == 2
+    eventually(lambda: application.ends == [(1012, ""), (1000, "")], str(application.ends))
 
 
 # --- on a terminal -----------------------------------------------------------------------------------------------
@@ -352,11 +337,14 @@ def test_a_hostile_server_does_not_get_at_the_terminal(server: tuple[Server, int
 
 
 def test_the_prompt_ends_with_a_signal_and_gives_the_terminal_back(echo: int, tmp_path: Path) -> None:
-    with Terminal("connect", f"ws://127.0.0.1:{echo}/", XDG_STATE_HOME=str(tmp_path)) as terminal:
+    with Terminal("connect", f"ws://127.0.0.1:{echo}/", "--user", "ann", XDG_STATE_HOME=str(tmp_path)) as terminal:
+        terminal.wait_for("password of ann: ")
+        terminal.press("secret\r")
         terminal.wait_for("commands\n>")
         terminal.signal(signal.SIGTERM)
         terminal.wait_for("closed with 1000 (normal)")
         assert terminal.wait() == 128 + signal.SIGTERM
+        assert "secret" not in terminal.raw
         assert terminal.raw.count("\x1b[?2004h") == terminal.raw.count("\x1b[?2004l")  # bracketed paste, on and off
 
 

@@ -65,6 +65,7 @@ class Dialogue:
         self.over = False  # nothing more is wanted of the peer
         self.signal = 0  # that has ended it
         self._interrupted = False
+        self._error: BaseException | None = None
         self._connect: Connect = connect(
             order.url, **order.options, close_timeout=self.close_timeout, retry=self._is_worth_retrying
         )
@@ -93,8 +94,8 @@ class Dialogue:
         status = 0
         try:
             async for connection in self._connections():
-                self.connection = connection
-                connection.on("error", self._tell_error)
+                self.connection, self._error = connection, None
+                connection.on("error", self._note_error)
                 if self.order.verbose:
                     self._tell_response(connection)
                 try:
@@ -169,13 +170,15 @@ class Dialogue:
         for line in lines:
             self.tell(f"  {escape(line)}", "dim")
 
-    def _tell_error(self, error: BaseException) -> None:
-        self.tell(escape(str(error)), "red")
+    def _note_error(self, error: BaseException) -> None:
+        self._error = error
 
     def _tell_end(self, connection: AsyncConnection) -> int:
         code, reason = connection.close_code or 1006, connection.close_reason or ""
         status = status_of(code)
-        self.tell_end(describe_end(code, reason), status)
+        # Of what the peer did wrong its Close tells, cut to what that can hold; of everything else nobody does.
+        why = escape(f": {self._error}") if self._error is not None and not reason else ""
+        self.tell_end(describe_end(code, reason) + why, status)
         if self.order.verbose:
             stats = connection.stats
             self.tell(
