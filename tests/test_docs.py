@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -58,6 +59,7 @@ from tests.doors.support import (
 )
 from tests.support import LIMIT, PROJECT, LoopThread, Program, free_port
 from watershed_mw import AsyncConnection, WatershedASGI
+from watershed_mw.cli.commands import cli as watershed_cli
 from watershed_mw.watershed import Options, Settings
 
 PYTHON = [block for block in blocks() if block.language == "python"]
@@ -542,14 +544,14 @@ def test_names_in_tables_exist() -> None:
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     for block in blocks():
-        if block.language == "sh":
+        if block.language == "sh" and block.name != "pipes":  # those are run by tests/test_cli.py
             for line in block.code.splitlines():
-                program, *arguments = line.partition("#")[0].replace("'", "").split()
+                program, *arguments = shlex.split(line, comments=True)
                 yield program, arguments
 
 
 @pytest.mark.parametrize("command", list(commands()), ids=lambda command: " ".join((command[0], *command[1])))
-def test_command_line(command: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line(command: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program, arguments = command
     if program == "uvicorn":
         uvicorn_cli.make_context(program, arguments)
@@ -564,6 +566,12 @@ def test_command_line(command: tuple[str, list[str]], monkeypatch: pytest.Monkey
         monkeypatch.setattr(hypercorn_cli, "run", parsed.append)
         hypercorn_cli.main(arguments)
         assert parsed[0].application_path == "main:app"
+    elif program == "watershed-mw":
+        name, *rest = arguments
+        monkeypatch.chdir(tmp_path)
+        for file in filter(re.compile(r"[\w-]+\.pem").fullmatch, arguments):
+            Path(file).touch()
+        watershed_cli.commands[name].make_context(name, rest)
     elif program == "pip":
         extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         wanted = re.search(r"watershed-mw\[(.*)\]", " ".join(arguments))

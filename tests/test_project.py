@@ -85,8 +85,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client.route",),
     ("client.opening",),
     ("asgi", "wsgi", "uvicorn", "client", "proxy"),
+    ("cli.output", "cli.parameters"),
+    ("cli.dialogue", "cli.serving"),
+    ("cli.pipe", "cli.terminal", "cli.echo", "cli.proxy"),
+    ("cli.connect",),
+    ("cli.commands",),
     ("starlette", "flask", "testing", "cli"),
-    ("fastapi",),
+    ("fastapi", "__main__"),
     ("",),  # watershed_mw itself
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,213 @@
+"""One connection after the other, for whoever types or pipes: opening, signals, what is told, how it ends.
+
+What comes and what is sent is the business of ``pipe.py`` and ``terminal.py``; a connection is opened in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+from rich.console import Console
+
+from ..aio import AsyncConnection
+from ..client import Connect, connect, worth_retrying
+from ..client.opening import shown
+from ..errors import ConnectionClosed, HandshakeError, WatershedError
+from .output import Failure, describe_end, escape, say, status_of
+
+__all__ = ["Dialogue", "Order", "plain"]
+
+# Bytes of a refusal's body that are told.
+_MOST_OF_A_BODY: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for on the command line.
+
+    Attributes:
+        url: where to.
+        options: arguments of :func:`watershed_mw.client.connect`.
+        reconnect: whether to connect again after a failure or an end.
+        verbose: whether to tell the response's header fields, every PING and PONG, and what was counted.
+    """
+
+    url: str
+    options: dict[str, Any]
+    reconnect: bool = False
+    verbose: bool = False
+
+
+class Dialogue:
+    """Connects as ordered, hands each connection to :meth:`converse`, and knows the exit status.
+
+    Args:
+        order: what was asked for.
+        console: where to tell of states and errors.
+
+    Raises:
+        ValueError, TypeError, ImportError: something in the order cannot be used.
+    """
+
+    close_timeout = 5.0
+    """Seconds to wait for the peer's Close: a person has less patience than a program."""
+
+    def __init__(self, order: Order, console: Console) -> None:
+        self.order = order
+        self.console = console
+        self.connection: AsyncConnection | None = None
+        self.over = False  # nothing more is wanted of the peer
+        self.signal = 0  # that has ended it
+        self._interrupted = False
+        self._error: BaseException | None = None
+        self._connect: Connect = connect(
+            order.url, **order.options, close_timeout=self.close_timeout, retry=self._is_worth_retrying
+        )
+
+    async def converse(self, connection: AsyncConnection) -> None:
+        """Send and receive until the connection has ended."""
+        raise NotImplementedError
+
+    async def run(self) -> int:
+        """Converse until the end; return the exit status.
+
+        Raises:
+            Failure: no connection.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        with self._signals(task.cancel):
+            try:
+                return await self._run()
+            except asyncio.CancelledError:
+                if not self.signal:
+                    raise
+        return 128 + self.signal
+
+    async def _run(self) -> int:
+        status = 0
+        try:
+            async for connection in self._connections():
+                self.connection, self._error = connection, None
+                connection.on("error", self._note_error)
+                if self.order.verbose:
+                    self._tell_response(connection)
+                try:
+                    await self.converse(connection)
+                    await connection.end()
+                finally:
+                    self.connection = None
+                    connection.destroy()
+                status = self._tell_end(connection)
+                if self.over:
+                    break
+        except (OSError, WatershedError) as error:
+            raise Failure(_describe_failure(error, self.order.url)) from error
+        return 128 + self.signal if self.signal else status
+
+    async def _connections(self) -> AsyncIterator[AsyncConnection]:
+        if self.order.reconnect:
+            async for connection in self._connect:
+                yield connection
+        else:
+            yield await self._connect
+
+    def _is_worth_retrying(self, error: Exception) -> bool:
+        if self.over or not worth_retrying(error):
+            return False
+        if not isinstance(error, ConnectionClosed):  # that one has been told
+            self.tell(_describe_failure(error, self.order.url) + "; trying again", "yellow")
+        return True
+
+    # --- signals ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self, cancel: Callable[[], object]) -> Any:
+        """While it lasts, a signal ends the connection with 1000; the second one, or one without a connection, all."""
+
+        def leave(number: int) -> None:
+            again, self._interrupted = self._interrupted, True
+            self.signal = number
+            self.over = True
+            if again or self.connection is None:
+                cancel()
+            else:
+                self.leave(self.connection)
+
+        loop = asyncio.get_running_loop()
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        with contextlib.suppress(NotImplementedError):  # an event loop of Windows
+            for number in numbers:
+                loop.add_signal_handler(number, leave, number)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(NotImplementedError):
+                for number in numbers:
+                    loop.remove_signal_handler(number)
+
+    def leave(self, connection: AsyncConnection) -> None:
+        """Begin the end, as a signal has come."""
+        connection.end()
+
+    # --- what is told ----------------------------------------------------------------------------------------
+
+    def tell(self, text: str, style: str = "") -> None:
+        """Tell a line about what happens."""
+        say(self.console, text, style)
+
+    def _tell_response(self, connection: AsyncConnection) -> None:
+        response = connection.request
+        self.tell(f"connected to {escape(connection.remote) or plain(self.order.url)}", "dim")
+        lines = [f"{response.status_code} {response.reason_phrase}"]
+        lines += [f"{name}: {value}" for name, value in response.headers.multi_items()]
+        for line in lines:
+            self.tell(f"  {escape(line)}", "dim")
+
+    def _note_error(self, error: BaseException) -> None:
+        self._error = error
+
+    def _tell_end(self, connection: AsyncConnection) -> int:
+        code, reason = connection.close_code or 1006, connection.close_reason or ""
+        status = status_of(code)
+        # Of what the peer did wrong its Close tells, cut to what that can hold; of everything else nobody does.
+        why = escape(f": {self._error}") if self._error is not None and not reason else ""
+        self.tell_end(describe_end(code, reason) + why, status)
+        if self.order.verbose:
+            stats = connection.stats
+            self.tell(
+                f"  {connection.duration:.3f} s, received {stats.messages_received} messages in "
+                f"{stats.bytes_received} bytes, sent {stats.messages_sent} in {stats.bytes_sent}",
+                "dim",
+            )
+        return status
+
+    def tell_end(self, text: str, status: int) -> None:
+        """Tell how a connection has ended."""
+        self.tell(text, "red" if status else "dim")
+
+
+def _describe_failure(error: Exception, url: str) -> str:
+    """Why there is no connection, in one line; of a refusal status and body."""
+    if isinstance(error, HandshakeError):
+        refused = error.response is not None and error.response.status_code != 101
+        body = error.body[:_MOST_OF_A_BODY].decode("utf-8", "replace").strip() if refused else ""
+        more = " ..." if len(error.body) > _MOST_OF_A_BODY else ""
+        return escape(f"{error}: {body}{more}" if body else str(error))
+    text = str(error) or type(error).__name__
+    # A time-out names the URL itself.
+    return escape(text if isinstance(error, TimeoutError) else f"no connection to {plain(url)}: {text}")
+
+
+def plain(url: str) -> str:
+    """A URL without what may be secret, credentials and query, and without control characters."""
+    try:
+        return escape(shown(httpx.URL(url)))
+    except httpx.InvalidURL:
+        return escape(url)

@@ -1,0 +1,74 @@
+"""``watershed-mw echo``: a server to test clients against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ..asgi import Receive, Scope, Send, WatershedASGI
+from .output import describe_end, dump, say, shown
+from .parameters import Address
+from .serving import serve, serving_options
+
+__all__ = ["Echo", "echo"]
+
+
+class Echo:
+    """ASGI application that sends every message back.
+
+    Args:
+        console: where to tell what comes; None to be silent.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope."""
+        if scope["type"] != "websocket":
+            await _refuse(send)
+            return
+        connection = await scope["watershed"].through(receive, send).accept()
+        async for message in connection:
+            if self._console is not None:
+                self._tell(connection.remote, message)
+            await connection.send(message)
+        if self._console is not None:
+            end = describe_end(connection.close_code or 1006, connection.close_reason or "")
+            say(self._console, f"{connection.remote} {end}", "dim")
+
+    def _tell(self, remote: str, message: str | bytes) -> None:
+        assert self._console is not None
+        if isinstance(message, str):
+            say(self._console, f"{remote} TEXT {shown(message)}")
+        else:
+            say(self._console, "\n".join([f"{remote} BINARY, {len(message):,} bytes", *dump(message)]))
+
+
+async def _refuse(send: Send) -> None:
+    """Tell a client of plain HTTP what this is (RFC 9110 section 15.5.22)."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"upgrade", b"websocket"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 426, "headers": headers})
+    await send({"type": "http.response.body", "body": b"This is a WebSocket server that echoes.\n"})
+
+
+@click.command(short_help="A server that sends everything back.")
+@serving_options("127.0.0.1:8765")
+@click.option("-p", "--protocol", "protocols", multiple=True, metavar="NAME", help="Support a subprotocol; repeatable.")
+def echo(
+    listen: Address, protocols: tuple[str, ...], tls_cert: Path | None, tls_key: Path | None, verbose: bool
+) -> None:
+    """Send every TEXT and BINARY message back, on every path, to clients of every origin.
+
+    Pages of any web site that a browser here has open may connect as well: it is made for tests.
+
+    Once it listens it prints its address; SIGINT and SIGTERM end it.
+
+    \b
+    watershed-mw echo --listen :8765 --protocol chat.v1
+    watershed-mw echo --listen 127.0.0.1:0 --tls-cert cert.pem --tls-key key.pem
+    """
+    app = Echo(Console(stderr=True) if verbose else None)
+    serve(WatershedASGI(app, origins="*", protocols=protocols), listen, tls_cert, tls_key, verbose)

@@ -1,0 +1,232 @@
+"""``watershed-mw connect`` in a pipe: stdin becomes messages, messages become stdout, the rest goes to stderr.
+
+The event loop never waits for either end of the pipe, so that PINGs are answered while ``less`` shows its first page;
+a reader that does not read makes the peer wait in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import threading
+from collections.abc import AsyncIterator, Callable
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+from rich.console import Console
+
+from ..aio import AsyncConnection
+from ..errors import ConnectionClosed
+from .dialogue import Dialogue, Order
+from .output import Failure, dump, shown
+
+__all__ = ["Mode", "Pipe"]
+
+T = TypeVar("T")
+
+_CHUNK: Final = 64 * 2**10
+# A pipe that poll(2) calls writable takes so many bytes at once (POSIX: PIPE_BUF, and at least 512).
+_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512)
+
+
+class Mode(Enum):
+    """What stdin holds."""
+
+    LINES = ""
+    """Each line is a TEXT message."""
+    HEX = "hex"
+    """Each line is a BINARY message in hex."""
+    WHOLE = "binary"
+    """All of it is one BINARY message."""
+
+
+async def _aside(function: Callable[..., T], *args: Any) -> T:
+    """Call what may block for ever in a thread that nobody waits for at the end, unlike those of an executor."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def call() -> None:
+        result, error = None, None
+        try:
+            result = function(*args)
+        except BaseException as raised:  # noqa: BLE001  # it is raised where it is awaited
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return await future
+
+
+class Pipe(Dialogue):
+    """Sends what comes on a descriptor, writes what the peer sends to another.
+
+    Args:
+        order: what was asked for.
+        console: where to tell of states and errors.
+        mode: what stdin holds.
+        wait: seconds without a message, once stdin has ended, after which the connection is closed.
+        source, target: descriptors to read from and to write to.
+    """
+
+    close_timeout = 60.0  # the replies to all that was sent come before the peer's Close
+
+    def __init__(
+        self, order: Order, console: Console, mode: Mode, wait: float, *, source: int = 0, target: int = 1
+    ) -> None:
+        super().__init__(order, console)
+        self._mode = mode
+        self._wait = wait
+        self._source = source
+        self._target = target
+        self._terminal = os.isatty(target)
+        self._heard = 0.0
+        self._feeding: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
+        self._failure: Exception | None = None
+
+    async def run(self) -> int:
+        """As the base class says."""
+        try:
+            status = await super().run()
+        finally:
+            if self._feeding is not None:
+                self._feeding.cancel()
+                await asyncio.wait([self._feeding])
+        if self._failure is not None:
+            raise self._failure
+        return status
+
+    async def converse(self, connection: AsyncConnection) -> None:
+        """As the base class says; stdin is read on by the same task, whichever connection is there."""
+        if self.order.verbose:
+            connection.on("ping", lambda data: self.tell(f"ping {data!r}", "dim"))
+            connection.on("pong", lambda data: self.tell(f"pong {data!r}", "dim"))
+        self._connected.set()
+        if self._feeding is None:
+            self._feeding = asyncio.create_task(self._feed())
+        elif self._feeding.done():
+            connection.end()
+        try:
+            async for message in connection:
+                self._heard = asyncio.get_running_loop().time()
+                await self._write(self._rendered(message))
+        except BrokenPipeError:  # whoever read has seen enough
+            self._stop(connection)
+        except OSError as error:
+            self._failure = Failure(f"stdout: {error}")
+            self._stop(connection)
+        finally:
+            self._connected.clear()
+
+    def tell_end(self, text: str, status: int) -> None:
+        """A normal end is no news in a pipe."""
+        if status or self.order.verbose:
+            super().tell_end(text, status)
+
+    # --- stdin -----------------------------------------------------------------------------------------------
+
+    async def _feed(self) -> None:
+        """Send all of stdin, wait until the peer has nothing more to say, and end."""
+        try:
+            async for message in self._messages():
+                if not await self._send(message):
+                    return
+            await self._silence()
+        except (OSError, ValueError) as error:
+            self._failure = Failure(str(error))
+        self._stop(self.connection)
+
+    def _stop(self, connection: AsyncConnection | None) -> None:
+        self.over = True
+        if connection is not None:
+            connection.end()
+
+    async def _send(self, message: str | bytes) -> bool:
+        while True:
+            await self._connected.wait()
+            connection = self.connection
+            assert connection is not None
+            try:
+                await connection.send(message)
+                return True
+            except ConnectionClosed:
+                if not self.order.reconnect or self.over:
+                    return False
+                self._connected.clear()  # until the next one
+
+    async def _silence(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._heard = loop.time()
+        while True:
+            left = self._heard + self._wait - loop.time()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, 3600.0))  # `inf` is a number of seconds, but none that a timer takes
+
+    async def _messages(self) -> AsyncIterator[str | bytes]:
+        if self._mode is Mode.WHOLE:
+            whole = b"".join([chunk async for chunk in self._chunks()])
+            if whole:
+                yield whole
+            return
+        number = 0
+        async for line in self._lines():
+            number += 1
+            try:
+                yield line.decode() if self._mode is Mode.LINES else bytes.fromhex(line.decode("ascii"))
+            except ValueError:
+                expected = "UTF-8 (--binary sends any bytes)" if self._mode is Mode.LINES else "hex digits"
+                raise ValueError(f"expected {expected} in line {number} of stdin, got {line[:32]!r}") from None
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        rest: list[bytes] = []
+        async for chunk in self._chunks():
+            *lines, last = chunk.split(b"\n")
+            for line in lines:
+                yield b"".join([*rest, line])
+                rest = []
+            rest.append(last)
+        if last_line := b"".join(rest):
+            yield last_line
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while chunk := await _aside(os.read, self._source, _CHUNK):
+            yield chunk
+
+    # --- stdout ----------------------------------------------------------------------------------------------
+
+    def _rendered(self, message: str | bytes) -> bytes:
+        if isinstance(message, str):
+            # A terminal would obey it, and a file is to hold what was sent.
+            return (shown(message) if self._terminal else message).encode() + b"\n"
+        if self._mode is Mode.HEX:
+            return message.hex().encode() + b"\n"
+        return "".join(f"{line}\n" for line in dump(message)).encode() if self._terminal else message
+
+    async def _write(self, data: bytes) -> None:
+        if len(data) <= _AT_ONCE and self._writable():
+            os.write(self._target, data)
+        else:
+            await _aside(self._write_all, data)
+
+    def _writable(self) -> bool:
+        try:
+            return bool(select.select([], [self._target], [], 0)[1])
+        except (OSError, ValueError):  # no pipe that select knows: on Windows, or past the 1,024th descriptor
+            return False
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._target, view) :]

@@ -1,0 +1,102 @@
+"""``watershed-mw proxy``: :class:`~watershed_mw.proxy.WebSocketProxy` in front of a server."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .parameters import Address, as_headers, client_context
+from .serving import serve, serving_options
+
+__all__ = ["proxy"]
+
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@click.command(short_help="Stand in front of a WebSocket server.")
+@serving_options(None)
+@click.option(
+    "--to", "upstream", required=True, metavar="URL", help="The server: ws://, wss://, http(s):// or unix:PATH."
+)
+@click.option("--keep-host/--no-keep-host", default=True, show_default=True, help="Pass the client's Host header on.")
+@click.option("--strip-prefix", default="", metavar="PATH", help="Take this from the front of the path.")
+@click.option(
+    "-H",
+    "--header",
+    "headers",
+    multiple=True,
+    callback=as_headers,
+    metavar="'NAME: VALUE'",
+    help="Add a header field; repeatable.",
+)
+@click.option(
+    "--open-timeout",
+    type=_SECONDS,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For the upstream's answer.",
+)
+@click.option(
+    "--idle-timeout",
+    type=_SECONDS,
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="End a connection on which nothing has been sent for so long.",
+)
+@click.option(
+    "--max-duration", type=_SECONDS, metavar="SECONDS", help="End a connection after so long; unless given never."
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="End a connection after so many; unless given never.",
+)
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages of this origin connect, '*' for all; repeatable. Unless given it is the upstream that decides.",
+)
+@click.option("-k", "--insecure", is_flag=True, help="Do not verify the upstream's certificate.")
+@click.option(
+    "--cacert",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Trust the authorities of this PEM file, and no others, for the upstream.",
+)
+def proxy(
+    listen: Address,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    verbose: bool,
+    upstream: str,
+    insecure: bool,
+    cacert: Path | None,
+    origins: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Forward every WebSocket that comes to another server, byte for byte.
+
+    The server behind it sees the client's handshake and chooses subprotocol and compression. Once the proxy listens it
+    prints its address; SIGINT and SIGTERM end it.
+
+    \b
+    watershed-mw proxy --listen :8080 --to ws://127.0.0.1:9000
+    watershed-mw proxy --listen 127.0.0.1:8080 --to unix:/run/chat.sock --strip-prefix /chat --origin https://example.org
+    """
+    if origins:
+        options["origins"] = "*" if "*" in origins else list(origins)
+    options["ssl"] = client_context(insecure, cacert)
+    make: Any = importlib.import_module("watershed_mw.proxy").WebSocketProxy
+    try:
+        app = make(upstream, **options)
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+    serve(app, listen, tls_cert, tls_key, verbose)

@@ -1,0 +1,191 @@
+"""``watershed-mw connect`` on a terminal: a prompt with a history, and above it what the peer sends.
+
+A line is sent as TEXT, unless it begins with a slash: then it is a command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TextIO, cast
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.patch_stdout import StdoutProxy
+from rich.console import Console
+
+from ..aio import AsyncConnection
+from ..errors import ConnectionClosed, WatershedError
+from .dialogue import Dialogue, Order, plain
+from .output import dump, escape, shown
+
+__all__ = ["Terminal", "history"]
+
+_HELP: Final = """\
+  TEXT                     send a TEXT message
+  //TEXT                   send one that begins with a slash
+  /text @FILE              send a file as a TEXT message
+  /binary HEX or @FILE     send a BINARY message
+  /ping [TEXT]             send a PING; its PONG tells how long it took
+  /close [CODE [REASON]]   end the connection, with 1000 unless given
+  /help                    show this
+  Ctrl-D, Ctrl-C           end the connection with 1000"""
+# Keepalive needs no more, and a PONG may never come.
+_MOST_PINGS: Final = 64
+
+
+def history() -> History:
+    """What was typed before, in a file that nobody else can read; only in memory where there is no place for one.
+
+    It is ``$XDG_STATE_HOME/watershed-mw/history``, by default under ``~/.local/state``.
+    """
+    try:
+        base = os.environ.get("XDG_STATE_HOME", "")
+        place = (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "watershed-mw"
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = place / "history"
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows whose home
+        return InMemoryHistory()
+    return FileHistory(str(file))
+
+
+class Terminal(Dialogue):
+    """A person who types, at a prompt."""
+
+    def __init__(self, order: Order, console: Console) -> None:
+        super().__init__(order, console)
+        self._session: PromptSession[str] = PromptSession("> ", history=history())
+        self._pings: dict[bytes, float] = {}
+        self._commands: dict[str, Callable[[AsyncConnection, str], Any]] = {
+            "/text": self._text,
+            "/binary": self._binary,
+            "/ping": self._ping,
+            "/close": self._close,
+            "/help": self._help,
+        }
+
+    async def run(self) -> int:
+        """As the base class says; what is told meanwhile appears above the prompt."""
+        # Raw, as the colours are ours and everything else is escaped; patch_stdout() would write five times a second.
+        with StdoutProxy(sleep_between_writes=0.02, raw=True) as proxy, contextlib.redirect_stdout(cast(TextIO, proxy)):
+            return await super().run()
+
+    async def converse(self, connection: AsyncConnection) -> None:
+        """As the base class says."""
+        agreed = f" (subprotocol {escape(connection.protocol)})" if connection.protocol else ""
+        self.tell(f"connected to {plain(self.order.url)}{agreed}; /help shows the commands", "green")
+        connection.on("ping", lambda data: self.tell(f"< PING {_quoted(data)}", "magenta"))
+        connection.on("pong", self._tell_pong)
+        receiving = asyncio.create_task(self._receive(connection))
+        typing = asyncio.create_task(self._type(connection))
+        try:
+            await asyncio.wait({typing, receiving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            typing.cancel()  # which gives the terminal back
+            await asyncio.wait({typing})
+            receiving.cancel()
+            await asyncio.wait({receiving})
+
+    async def _type(self, connection: AsyncConnection) -> None:
+        """Obey line by line; once there is no more, end the connection and wait until it is gone."""
+        while not self.over:
+            try:
+                line = await self._session.prompt_async(handle_sigint=False)
+            except (EOFError, KeyboardInterrupt):
+                self.over = True
+                connection.end()
+            else:
+                await self._obey(connection, line)
+        await connection.wait_closed()
+
+    def leave(self, connection: AsyncConnection) -> None:
+        """As the base class says. While something is written Ctrl-C is a signal, and a key at all other times."""
+        if self.signal == signal.SIGINT:
+            self.signal = 0
+        super().leave(connection)
+
+    async def _receive(self, connection: AsyncConnection) -> None:
+        async for message in connection:
+            if isinstance(message, str):
+                self.tell(f"< {shown(message)}", "cyan")
+            else:
+                self.tell("\n".join([f"< BINARY, {len(message):,} bytes", *dump(message)]), "blue")
+
+    def _tell_pong(self, data: bytes) -> None:
+        sent = self._pings.pop(data, None)
+        if sent is not None:
+            self.tell(f"< PONG {_quoted(data)} after {(time.perf_counter() - sent) * 1000:.1f} ms", "magenta")
+        elif self.order.verbose:  # keepalive's
+            self.tell(f"< PONG {_quoted(data)}", "dim")
+
+    # --- commands --------------------------------------------------------------------------------------------
+
+    async def _obey(self, connection: AsyncConnection, line: str) -> None:
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                name, _, rest = line.partition(" ")
+                command = self._commands.get(name)
+                if command is None:
+                    expected = ", ".join(self._commands)
+                    raise ValueError(f"expected one of {expected}, or // for a text with a slash; got {escape(name)}")
+                await command(connection, rest.strip())
+            elif line:
+                await connection.send(line.removeprefix("/"))
+        except ConnectionClosed:
+            pass  # the end is told by itself
+        except (ValueError, OSError, WatershedError) as error:
+            self.tell(escape(str(error)), "red")
+
+    async def _text(self, connection: AsyncConnection, rest: str) -> None:
+        if not rest.startswith("@"):
+            raise ValueError("expected /text @FILE; any other line is sent as it is")
+        await connection.send((await _contents(rest)).decode())
+
+    async def _binary(self, connection: AsyncConnection, rest: str) -> None:
+        if not rest:
+            raise ValueError("expected /binary HEX or /binary @FILE")
+        await connection.send(await _contents(rest) if rest.startswith("@") else bytes.fromhex(rest))
+
+    async def _ping(self, connection: AsyncConnection, rest: str) -> None:
+        data = rest.encode()
+        await connection.ping(data)
+        if len(self._pings) < _MOST_PINGS:
+            self._pings[data] = time.perf_counter()
+
+    async def _close(self, connection: AsyncConnection, rest: str) -> None:
+        code, _, reason = rest.partition(" ")
+        if code and not code.isdecimal():
+            raise ValueError("expected /close [CODE [REASON]] with a code from 1000 to 4999")
+        connection.end(reason.strip(), code=int(code or 1000))
+        self.over = True
+
+    async def _help(self, connection: AsyncConnection, rest: str) -> None:
+        self.tell(_HELP)
+
+
+async def _contents(argument: str) -> bytes:
+    """The file of ``@FILE``, which may be quoted and may begin with ``~``."""
+    [name, *more] = shlex.split(argument[1:]) or [""]
+    if not name or more:
+        raise ValueError("expected one file behind the @, quoted if its name has spaces")
+    return await asyncio.to_thread(_read, name)
+
+
+def _read(name: str) -> bytes:
+    return Path(name).expanduser().read_bytes()
+
+
+def _quoted(data: bytes) -> str:
+    return repr(escape(data.decode("utf-8", "backslashreplace"))) if data else "(empty)"
