@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
@@ -153,6 +153,16 @@ class ASGIUpgrade:
         return self._door is not None
 
     @property
+    def server(self) -> ASGIServer:
+        """What is known of the server."""
+        return self._server
+
+    @property
+    def key(self) -> str:
+        """The request's Sec-WebSocket-Key, until it is answered; empty over HTTP/2."""
+        return self._key
+
+    @property
     def request(self) -> Request:
         """The request, checked."""
         # Not kept beyond the answer: a connection lives for hours, and its request is there in the scope as well.
@@ -223,36 +233,44 @@ class ASGIUpgrade:
             UnsupportedServerError: the server cannot do this; nothing has been answered.
             TypeError, ValueError: an option is unknown or cannot have its value.
         """
-        if self.accepted or self.refused:
-            raise LocalProtocolError("expected one answer to a request, got accept after another one")
+        self._check_unanswered("accept")
         headers = list(headers)
         try:
             agreement, _ = self.middleware.shed.agree(self.request, self._key, protocols)
         except HandshakeError as error:
             await self.refuse(error)
             raise
+        if not detached:
+            return await self._accept(agreement, headers, options)
+        if self._door is None:
+            raise self._no_socket()
+        self._door.use(self.middleware.settings_under(self._door, options))
+        self._door.detach()
+        await self._answer(agreement, headers)
+        return cast("socket.socket | DetachedStreams", self._door.result)
+
+    async def _accept(
+        self, agreement: Agreement, headers: list[tuple[str, str]], options: ConnectionOptions
+    ) -> AsyncConnection:
         if self._door is not None:
             self._door.use(self.middleware.settings_under(self._door, options))
-            if detached:
-                self._door.detach()
             await self._answer(agreement, headers)
-            if detached:
-                return cast("socket.socket | DetachedStreams", self._door.result)
             self._connection = cast(AsyncConnection, self._door.result)
             self._connection.request = self._as_request
             return self._connection
         settings = Settings.of(cast(Options, {**self.middleware.options, **options}))
-        self._check_server(headers, detached)
+        self._check_server(headers)
         await self._answer(agreement, headers)
         return self._connect(agreement, settings)
 
-    def _check_server(self, headers: list[tuple[str, str]], detached: bool) -> None:
+    def _no_socket(self) -> UnsupportedServerError:
+        return UnsupportedServerError(
+            f"expected a server that gives its socket away for detached=True, got {self._server.name}, which has only "
+            "ASGI messages: run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol (docs/servers.md)"
+        )
+
+    def _check_server(self, headers: list[tuple[str, str]]) -> None:
         server = self._server.name
-        if detached:
-            raise UnsupportedServerError(
-                f"expected a server that gives its socket away for detached=True, got {server}, which has only ASGI "
-                "messages: run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol (docs/servers.md)"
-            )
         if self._tasks is None:
             raise UnsupportedServerError(
                 f"expected the package anyio, which connections under {server} need: install it, or run uvicorn with "
@@ -263,6 +281,37 @@ class ASGIUpgrade:
                 f"expected a server that sends header fields with the 101, got {server}, which leaves them "
                 "out: leave out headers=, or run another server (docs/servers.md)"
             )
+
+    async def hand_over(self, answer: list[tuple[str, str]], headers: Fields, relay: Callable[[Any], Any]) -> None:
+        """Answer with the 101 that another server has given, and let a relay have what is raw (proxy mode).
+
+        Args:
+            answer: fields of the opening handshake itself, such as ``Sec-WebSocket-Accept``.
+            headers: the other header fields.
+            relay: called with the socket or the streams; what it returns is told when uvicorn stops.
+
+        Raises:
+            UnsupportedServerError: there is nothing raw here, see :attr:`native`; nothing has been answered.
+            ConnectionClosed: the client has gone.
+        """
+        self._check_unanswered("hand_over")
+        if self._door is None:
+            raise self._no_socket()
+        self._door.detach(answer)
+        subprotocol = next((value for name, value in answer if name.lower() == "sec-websocket-protocol"), None)
+        await self._answer(Agreement(subprotocol), list(headers))
+        self._door.keep(relay(self._door.result))
+
+    async def accept_as(
+        self, subprotocol: str | None, headers: Fields = (), **options: Unpack[ConnectionOptions]
+    ) -> AsyncConnection:
+        """As :meth:`accept` with a subprotocol, or none, that another server has chosen. Raises as that."""
+        self._check_unanswered("accept")
+        return await self._accept(Agreement(subprotocol), list(headers), options)
+
+    def _check_unanswered(self, what: str) -> None:
+        if self.accepted or self.refused:
+            raise LocalProtocolError(f"expected one answer to a request, got {what} after another one")
 
     async def _answer(self, agreement: Agreement, headers: list[tuple[str, str]]) -> None:
         await self._take_connect()
@@ -287,19 +336,18 @@ class ASGIUpgrade:
         connection.start(self._tasks)
         return connection
 
-    async def reject(self, status: int, body: bytes = b"", headers: Fields = ()) -> None:
+    async def reject(self, status: int, body: bytes | AsyncIterable[bytes] = b"", headers: Fields = ()) -> None:
         """Answer with an HTTP response instead of the 101.
 
         Args:
             status: 200 to 599; a server without the ``websocket.http.response`` extension sends 403.
-            body: body of the response.
+            body: body of the response, whole or in parts.
             headers: header fields of the response.
 
         Raises:
             LocalProtocolError: the request has been answered before.
         """
-        if self.accepted or self.refused:
-            raise LocalProtocolError("expected one answer to a request, got reject after another one")
+        self._check_unanswered("reject")
         await self._take_connect()
         self.refused = True
         if "websocket.http.response" not in (self._scope.get("extensions") or {}):
@@ -312,7 +360,12 @@ class ASGIUpgrade:
                 "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
             }
         )
-        await self._send({"type": "websocket.http.response.body", "body": body})
+        if isinstance(body, bytes):
+            await self._send({"type": "websocket.http.response.body", "body": body})
+            return
+        async for part in body:
+            await self._send({"type": "websocket.http.response.body", "body": part, "more_body": True})
+        await self._send({"type": "websocket.http.response.body", "body": b""})
 
     async def refuse(self, error: HandshakeError) -> None:
         """Answer with what ``error`` says."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from .connection import WatershedConnection, live_connections
 from .loop_thread import start_thread, threads_are_greenlets
+from .relay import Relay, live_relays
 
 __all__ = ["catch_signals", "drain", "watch_process"]
 
@@ -82,7 +83,7 @@ def _watch(stops: Callable[[], bool]) -> None:
 
 
 def drain() -> None:
-    """End every connection of this process that has a ``shutdown_code``, within half a second."""
+    """End every connection and relay of this process that has a ``shutdown_code``, within half a second."""
     connections = _to_be_ended()
     for connection in connections:
         connection.begin_end("the server stops", code=connection.shutdown_code or 1001)
@@ -93,11 +94,12 @@ def drain() -> None:
     _wait_until_gone(connections, _NOTICE)
 
 
-def _to_be_ended() -> list[WatershedConnection]:
-    return [connection for connection in live_connections() if connection.shutdown_code is not None]
+def _to_be_ended() -> list[WatershedConnection | Relay]:
+    living: list[WatershedConnection | Relay] = [*live_connections(), *live_relays()]
+    return [connection for connection in living if connection.shutdown_code is not None]
 
 
-def _wait_until_gone(connections: list[WatershedConnection], patience: float) -> None:
+def _wait_until_gone(connections: list[WatershedConnection | Relay], patience: float) -> None:
     until = time.monotonic() + patience
     while not all(connection.gone for connection in connections) and time.monotonic() < until:
         time.sleep(0.01)

@@ -16,11 +16,20 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["Workers", "background_loop", "on_background_loop", "start_thread", "threads_are_greenlets"]
+__all__ = [
+    "Workers",
+    "background_loop",
+    "on_background_loop",
+    "run_on_background_loop",
+    "start_thread",
+    "threads_are_greenlets",
+]
+
+T = TypeVar("T")
 
 # Handlers that block hold one of these threads each; the others' messages wait in their bounded queues.
 _POOL_SIZE = 32
@@ -112,6 +121,27 @@ def background_loop() -> tuple[asyncio.AbstractEventLoop, Workers]:
             _workers = Greenlets(_loop) if threads_are_greenlets() else Pool(_loop)
             start_thread(_loop.run_forever)
         return _loop, _workers
+
+
+def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on that loop, and wait for what it returns or raises, as the server's threads wait.
+
+    Raises:
+        RuntimeError: this is the loop's own thread, which must not wait.
+    """
+    loop, _ = background_loop()
+    if on_background_loop():
+        work.close()
+        raise RuntimeError("expected a thread that may wait, got the one of the process's event loop")
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    if threads_are_greenlets():
+        # What a future waits with is gevent's or eventlet's here, which no other thread can wake; a socket is.
+        ours, theirs = socket.socketpair()
+        bell = _socket.socket(fileno=theirs.detach())
+        future.add_done_callback(lambda _: bell.close())
+        with ours:
+            ours.recv(1)
+    return future.result()
 
 
 def on_background_loop() -> bool:

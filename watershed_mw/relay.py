@@ -194,7 +194,7 @@ class Relay:
                 time.sleep(_LOOK_EVERY)
         else:
             event = threading.Event()
-            self._listen(event.set)
+            self.when_gone(event.set)
             event.wait(timeout)
         if self._result is None:
             raise TimeoutError(f"expected the relay to end within {timeout} seconds")
@@ -213,12 +213,13 @@ class Relay:
             with contextlib.suppress(RuntimeError):  # that loop has been closed
                 loop.call_soon_threadsafe(settle)
 
-        self._listen(wake)
+        self.when_gone(wake)
         yield from waiter
         assert self._result is not None
         return self._result
 
-    def _listen(self, call: Callable[[], object]) -> None:
+    def when_gone(self, call: Callable[[], object]) -> None:
+        """Call ``call`` once both streams have been closed, in whatever thread that is; at once if they are."""
         self._listeners.append(call)
         if self._result is not None:
             self._tell()

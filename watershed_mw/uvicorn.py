@@ -15,7 +15,7 @@ import time
 from collections.abc import MutableMapping
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from .aio_connection import AsyncioConnection
@@ -76,6 +76,13 @@ class _Stage(Enum):
     REFUSED = "an HTTP response has been sent, or nobody is there to read one"
 
 
+class _Relay(Protocol):
+    """What goes on with the raw socket, as far as the shutdown is concerned."""
+
+    def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
+        """End it with a Close to both sides."""
+
+
 class NativeDoor:
     """What ``scope["extensions"]["watershed_mw"]`` holds: the way around the ASGI messages.
 
@@ -101,14 +108,22 @@ class NativeDoor:
         """Take these settings for the coming accept."""
         self._protocol.settings = settings
 
-    def detach(self) -> None:
+    def detach(self, answer: list[tuple[str, str]] | None = None) -> None:
         """Make the coming accept hand over the raw socket.
+
+        Args:
+            answer: fields of the 101 that another server has given, instead of what would be negotiated here.
 
         Raises:
             UnsupportedServerError: it cannot; nothing has been answered.
         """
         self._protocol.way.check_detachable()
         self._protocol.detached = True
+        self._protocol.answer = answer
+
+    def keep(self, relay: _Relay) -> None:
+        """Have a relay, which got the socket, told of the shutdown, and counted among uvicorn's connections."""
+        self._protocol.keep(relay)
 
     @property
     def connected(self) -> bool:
@@ -150,12 +165,14 @@ class WatershedProtocol(asyncio.Protocol):
         "_lost",
         "_messages",
         "_patience",
+        "_relay",
         "_request",
         "_scope",
         "_server_state",
         "_stage",
         "_task",
         "_transport",
+        "answer",
         "config",
         "detached",
         "result",
@@ -175,6 +192,8 @@ class WatershedProtocol(asyncio.Protocol):
         self.config = config
         self.settings = self._own_settings()
         self.detached = False
+        self.answer: list[tuple[str, str]] | None = None
+        self._relay: _Relay | None = None
         self.result: Any = None
         self.told_connect = False
         self._app_state = app_state
@@ -244,7 +263,8 @@ class WatershedProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; after the accept the connection tells so."""
-        self._server_state.connections.discard(self)
+        if self._relay is None:
+            self._server_state.connections.discard(self)
         if self._denial is not None:
             self._denial.connection_lost()
         if self._connection is not None:
@@ -269,6 +289,8 @@ class WatershedProtocol(asyncio.Protocol):
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
         if self._connection is not None:
             self._connection.end("the server restarts", code=self.settings.shutdown_code or 1012)
+        elif self._relay is not None:
+            self._relay.begin_end("the server restarts", code=self.settings.shutdown_code or 1012)
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse(HandshakeError("the server is shutting down: try again", status=503))
         else:
@@ -302,6 +324,11 @@ class WatershedProtocol(asyncio.Protocol):
         self._task = self._loop.create_task(self._run_app(), name="WebSocket", context=context)
         self._server_state.tasks.add(self._task)
         self._task.add_done_callback(self._forget_task, context=context)
+
+    def keep(self, relay: _Relay) -> None:
+        """As :meth:`NativeDoor.keep`, until the application returns."""
+        self._relay = relay
+        self._server_state.connections.add(self)  # type: ignore[arg-type]
 
     def _check_concurrency(self) -> None:
         """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
@@ -359,6 +386,9 @@ class WatershedProtocol(asyncio.Protocol):
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._server_state.tasks.discard(task)
         self._task = None
+        if self._relay is not None:
+            self._relay = None
+            self._server_state.connections.discard(self)
         if self._connection is not None:
             self._connection.abandon()
         self._let_go()
@@ -432,6 +462,8 @@ class WatershedProtocol(asyncio.Protocol):
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         subprotocol = message.get("subprotocol")
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
+        if self.answer is not None:
+            fields = self.answer
         given = [pair for pair in strings(message.get("headers", ())) if pair[0].lower() not in _OURS]
         default = _written(tuple(self._server_state.default_headers))
         response = write_switch(fields, default, write_fields(given) if given else b"")

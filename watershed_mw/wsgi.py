@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
+from .core.handshake import Request
 from .core.states import Role
 from .drain import catch_signals, watch_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
@@ -24,7 +25,7 @@ from .takeover import Takeover
 from .threads import ThreadConnection
 from .transports import BlockingTransport
 from .watershed import ConnectionOptions, Options, Watershed
-from .wsgi_servers import let_go, server_of, take_over
+from .wsgi_servers import WSGIServer, let_go, server_of, take_over
 
 __all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI", "asks_for_upgrade"]
 
@@ -291,10 +292,7 @@ class WSGIUpgrade:
             UnsupportedServerError: the server cannot give its socket; nothing has been answered.
             TypeError, ValueError: an option is unknown or cannot have its value.
         """
-        if self.accepted:
-            raise LocalProtocolError("expected one accept for a request, got a second one")
-        if self._begun:
-            raise LocalProtocolError("expected accept before the first item of the response, got it afterwards")
+        self._check_unanswered()
         shed, room = self._middleware.shed, self._middleware.room
         if options:
             shed = Watershed(**cast(Options, {**self._middleware.options, **options}))
@@ -307,16 +305,13 @@ class WSGIUpgrade:
         except HandshakeError as error:
             raise _as_answer(error, self._environ) from None
         try:
-            server = server_of(self._environ, self._start_response)
-            self._taken = take_over(server, self._environ, self._start_response)
-            self.accepted = True
-            way = BlockingTransport(self._taken.sock)
+            if detached:
+                return self._detach(response)
+            server, way, head = self._take()
             try:
-                if detached:
-                    return way.detach(self._taken.head, response)
                 way.write(response)
             except ConnectionClosed:
-                self._taken.sock.close()
+                self._drop()
                 raise
             settings = shed.settings
             self._connection = way.connection(
@@ -325,7 +320,7 @@ class WSGIUpgrade:
                 settings.limits,
                 settings.trace,
                 self._environ,
-                self._taken.head,
+                head,
                 _closed_class(self._environ),
                 self._middleware.leave,  # it may live on when the request is over
                 settings.shutdown_code if settings.shutdown_code != 0 else 1001,
@@ -337,6 +332,61 @@ class WSGIUpgrade:
             if self._connection is None:
                 room.leave()
         return self._connection
+
+    def check(self) -> tuple[Request, str]:
+        """Judge the request, and return it with its key, before a proxy forwards it. Raises HandshakeError."""
+        try:
+            return self._middleware.shed.check(self._environ)
+        except HandshakeError as error:
+            raise _as_answer(error, self._environ) from None
+
+    def hand_over(self, answer: list[tuple[str, str]], headers: Fields) -> socket.socket:
+        """Answer with the 101 that another server has given, and return the raw socket (proxy mode).
+
+        Args:
+            answer: fields of the opening handshake itself, such as ``Sec-WebSocket-Accept``.
+            headers: the other header fields.
+
+        Raises:
+            as :meth:`accept`.
+        """
+        self._check_unanswered()
+        self.sent = list(headers)
+        return self._detach(write_response(101, [*answer, *self.sent]))
+
+    @property
+    def environ(self) -> Environ:
+        """The request's environ."""
+        return self._environ
+
+    @property
+    def server(self) -> WSGIServer:
+        """The server's row in the table of servers."""
+        return server_of(self._environ, self._start_response)
+
+    def _check_unanswered(self) -> None:
+        if self.accepted:
+            raise LocalProtocolError("expected one accept for a request, got a second one")
+        if self._begun:
+            raise LocalProtocolError("expected accept before the first item of the response, got it afterwards")
+
+    def _take(self) -> tuple[WSGIServer, BlockingTransport, bytes]:
+        server = server_of(self._environ, self._start_response)
+        self._taken = take_over(server, self._environ, self._start_response)
+        self.accepted = True
+        return server, BlockingTransport(self._taken.sock), self._taken.head
+
+    def _drop(self) -> None:
+        if self._taken is not None:
+            self._taken.sock.close()
+
+    def _detach(self, response: bytes) -> socket.socket:
+        _, way, head = self._take()
+        try:
+            return way.detach(head, response)
+        except ConnectionClosed:
+            self._drop()
+            raise
 
     def reject(self, status: int, body: bytes = b"", headers: Fields = ()) -> Rejection:
         """The HTTP response to give instead of the 101, as a WSGI application to return or to call.

@@ -26,6 +26,7 @@ __all__ = [
     "check_request",
     "check_response",
     "check_subprotocols",
+    "check_switch",
     "negotiate",
     "offered_subprotocols",
     "select_subprotocol",
@@ -259,9 +260,12 @@ def check_response(
         raise
 
 
-def _check_response(
-    response: Response, key: str, offered: Headers, protocols: Sequence[str], deflate: DeflateOptions
-) -> Agreement:
+def check_switch(response: Response, key: str) -> None:
+    """Check that an answer switches to WebSocket for the very request that had ``key``, and nothing else of it.
+
+    Raises:
+        HandshakeError: it does not: what follows are no frames.
+    """
     headers = response.headers
     if response.status != 101:
         raise HandshakeError(f"expected status 101 (Switching Protocols), got {response.status}")
@@ -270,6 +274,13 @@ def _check_response(
     expected = accept_key(key)
     if answer is None or not hmac.compare_digest(answer.encode("latin-1", "replace"), expected.encode("ascii")):
         raise HandshakeError(f"expected Sec-WebSocket-Accept: {expected}, got {shown(answer) if answer else 'none'}")
+
+
+def _check_response(
+    response: Response, key: str, offered: Headers, protocols: Sequence[str], deflate: DeflateOptions
+) -> Agreement:
+    check_switch(response, key)
+    headers = response.headers
     subprotocol = headers.get_one("sec-websocket-protocol")
     names = [*protocols, *parse_tokens(offered, "sec-websocket-protocol")]
     if subprotocol is not None and subprotocol not in names:

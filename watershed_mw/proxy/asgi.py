@@ -1,0 +1,176 @@
+"""The proxy as an ASGI application: raw where the server gives its socket, by messages everywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, cast
+
+from ..aio import AsyncConnection
+from ..asgi import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
+from ..core.handshake import offered_subprotocols
+from ..errors import HandshakeError
+from ..relay import Relay, relay
+from ..transports import way_of
+from .forwarding import answer_fields, refusal_fields
+from .messages import relay_messages
+from .settings import Plan, request_of_scope
+from .target import Destination, ProxyRequest
+from .upstream import Refused, Switched
+
+__all__ = ["ASGIProxy"]
+
+logger = logging.getLogger("watershed_mw.proxy")
+
+_UPGRADE = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+
+
+class ASGIProxy:
+    """Serves ASGI scopes.
+
+    Args:
+        plan: the options.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._alone = WatershedASGI(self._serve, **plan.options)
+        self._told_mode = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] != "websocket":
+            await _refuse_http(send)
+        elif scope.get("watershed") is None:
+            await self._alone(scope, receive, send)
+        else:
+            # A middleware of the application's is around: it has judged the request.
+            scope["watershed"].through(receive, send)
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        upgrade = cast(ASGIUpgrade, scope["watershed"])
+        plan = self._plan
+        try:
+            plan.room.enter()
+        except HandshakeError as error:
+            await upgrade.refuse(error)
+            return
+        try:
+            request = request_of_scope(scope, upgrade.request.headers)
+            to = await plan.destination(request)
+            if plan.mode != "messages" and upgrade.native:
+                await self._relay_raw(upgrade, request, to)
+            elif plan.mode != "raw":
+                await self._relay_messages(upgrade, request, to)
+            else:
+                raise HandshakeError(f"the proxy needs raw sockets, which {upgrade.server.name} has not", status=501)
+        except HandshakeError as error:
+            if upgrade.accepted or upgrade.refused:
+                raise
+            if error.status >= 500:
+                logger.warning("%s not proxied: %s (%s)", scope["path"], error, error.__cause__ or "")
+            await upgrade.refuse(error)
+        finally:
+            plan.room.leave()
+
+    async def _relay_raw(self, upgrade: ASGIUpgrade, request: ProxyRequest, to: Destination) -> None:
+        plan = self._plan
+        self._tell_mode("raw bytes", upgrade)
+        answer = await plan.ask(to, request, upgrade.key, _UPGRADE, raw=True)
+        if isinstance(answer, Refused):
+            await _pass_refusal(upgrade, answer)
+            return
+        fields, others = answer_fields(answer.fields)
+        relays: list[Relay] = []
+
+        def begin(sock: Any) -> Relay:
+            upstream = way_of(answer.streams).detach(answer.head)
+            relays.append(relay(sock, upstream, **plan.limits))
+            return relays[0]
+
+        try:
+            await upgrade.hand_over(fields, others, begin)
+        finally:
+            if not relays:
+                answer.close()
+        logger.info("%s relays to %s (raw bytes)", request.path, to.shown)
+        try:
+            ended = await relays[0]
+        except asyncio.CancelledError:
+            relays[0].break_off()
+            raise
+        logger.info("%s relayed to %s: %s", request.path, to.shown, ended)
+
+    async def _relay_messages(self, upgrade: ASGIUpgrade, request: ProxyRequest, to: Destination) -> None:
+        plan = self._plan
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise HandshakeError("the proxy needs asyncio, and this server runs something else", status=501) from None
+        self._tell_mode("messages", upgrade)
+        key = plan.shed.generate_key()
+        offered = offered_subprotocols(request.headers)
+        handshake = plan.shed.request_headers(key, offered)
+        answer = await plan.ask(to, request, key, handshake, raw=False)
+        if isinstance(answer, Refused):
+            await _pass_refusal(upgrade, answer)
+            return
+        upstream = await self._connect(answer, key, handshake)
+        try:
+            others = answer_fields(answer.fields)[1] if upgrade.server.accept_headers else []
+            client = await upgrade.accept_as(upstream.protocol, others)
+            logger.info("%s relays to %s (messages)", request.path, to.shown)
+            await relay_messages(client, upstream, **plan.limits)
+            logger.info("%s relayed to %s: %s", request.path, to.shown, upstream.stats)
+        finally:
+            upstream.begin_end(code=1001)
+
+    async def _connect(self, answer: Switched, key: str, handshake: list[tuple[str, str]]) -> AsyncConnection:
+        try:
+            response = (101, answer.fields)
+            return self._plan.shed.connect(response, answer.streams, answer.head, key, request=handshake)
+        except HandshakeError as error:
+            answer.close()
+            raise HandshakeError("the upstream does not answer with WebSocket", status=502) from error
+
+    def _tell_mode(self, mode: str, upgrade: ASGIUpgrade) -> None:
+        if self._told_mode:
+            return
+        self._told_mode = True
+        if mode == "messages" and self._plan.mode == "auto":
+            logger.warning(
+                "the proxy relays messages, as %s has no raw socket to give: uvicorn with --ws "
+                "watershed_mw.uvicorn:WatershedProtocol relays bytes, for a fraction of the work",
+                upgrade.server.name,
+            )
+        else:
+            logger.info("the proxy relays %s", mode)
+
+
+async def _pass_refusal(upgrade: ASGIUpgrade, refused: Refused) -> None:
+    try:
+        await upgrade.reject(refused.status, refused.body(), refusal_fields(refused.fields))
+    finally:
+        await refused.aclose()
+
+
+async def _refuse_http(send: Send) -> None:
+    body = b"expected a WebSocket upgrade, got a plain HTTP request\n"
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"upgrade", b"websocket"),
+    ]
+    await send({"type": "http.response.start", "status": 426, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return

@@ -1,0 +1,93 @@
+"""Header rules of a proxy (RFC 9110 section 7.6): what goes on to the upstream, what comes back to the client.
+
+Fields are passed on as they were parsed, name by name and value by value; nothing is ever written out and
+parsed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import httpx
+
+from ..core.headers import Headers
+from .target import ProxyRequest
+
+__all__ = ["answer_fields", "refusal_fields", "request_fields"]
+
+# About one connection, not about the message (RFC 9110 section 7.6.1), besides those that Connection names.
+_HOP_BY_HOP = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-authentication-info",
+    "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+# What the server in front says of itself in each answer.
+_SAID_HERE = frozenset({"date", "server"})
+# What the opening handshake itself is made of (RFC 6455 sections 4.1 and 4.2.2).
+_HANDSHAKE = frozenset({"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"})
+
+
+def end_to_end(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """``fields`` without those that concern one connection alone."""
+    fields = list(fields)
+    named = {
+        token.strip().lower() for name, value in fields if name.lower() == "connection" for token in value.split(",")
+    }
+    return [pair for pair in fields if (name := pair[0].lower()) not in _HOP_BY_HOP and name not in named]
+
+
+def request_fields(
+    request: ProxyRequest, host: str, *, keep_host: bool, drop: frozenset[str], extra: httpx.Headers
+) -> list[tuple[str, str]]:
+    """The header fields of the request to the upstream, all but those that ask for the upgrade.
+
+    Args:
+        request: the client's request.
+        host: Host of the upstream.
+        keep_host: whether the upstream is told the client's Host instead.
+        drop: names, in lower case, that do not go on.
+        extra: fields of the application, in place of those of the same name.
+    """
+    original = request.headers.get("host")
+    fields = [pair for pair in end_to_end(request.headers) if pair[0].lower() not in ("host", "content-length")]
+    fields = [pair for pair in fields if pair[0].lower() not in drop]
+    fields.insert(0, ("host", original if keep_host and original else host))
+    fields = _forwarded(fields, request, original)
+    names = {name.lower() for name in extra}
+    return [pair for pair in fields if pair[0].lower() not in names] + [*extra.multi_items()]
+
+
+def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str) -> list[tuple[str, str]]:
+    """Add who asked, by which scheme and for which host (RFC 7239, and the older X-Forwarded-*)."""
+    client = request.client or "unknown"
+    scheme = "https" if request.secure else "http"
+    node = f'"[{client}]"' if ":" in client else client
+    element = f"for={node};proto={scheme}" + (f";host={_quoted(host)}" if host else "")
+    # A list of hops grows; what is said of this request is said by this server alone, as a client may say anything.
+    said = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": request.prefix}
+    grown = {"x-forwarded-for": client, "forwarded": element}
+    known = Headers(fields)
+    kept = [pair for pair in fields if pair[0].lower() not in said and pair[0].lower() not in grown]
+    for name, value in grown.items():
+        before = known.get(name)
+        kept.append((name, f"{before}, {value}" if before else value))
+    return kept + [(name, value) for name, value in said.items() if value]
+
+
+def _quoted(host: str) -> str:
+    if all(character.isalnum() or character in "!#$%&'*+-.^_`|~" for character in host):
+        return host
+    return '"' + host.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def answer_fields(fields: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The fields of the upstream's 101, for ours: those of the opening handshake, and the others."""
+    answer = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+    fields = end_to_end(fields)
+    answer += [pair for pair in fields if pair[0].lower() in _HANDSHAKE]
+    left_out = _HANDSHAKE | _SAID_HERE | {"content-length"}
+    return answer, [pair for pair in fields if pair[0].lower() not in left_out]
+
+
+def refusal_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The fields of another answer of the upstream's, for ours."""
+    return [pair for pair in end_to_end(fields) if pair[0].lower() not in _SAID_HERE]

@@ -1,0 +1,133 @@
+"""What a proxy does, decided once: checked options, and the steps that are the same under ASGI and WSGI."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+from urllib.parse import quote
+
+import httpx
+
+from ..core.headers import Headers, check_outgoing
+from ..errors import HandshakeError
+from ..room import Room
+from ..watershed import Options, Watershed
+from .forwarding import request_fields
+from .target import Choice, Destination, ProxyRequest, UpstreamLike, destination
+from .upstream import Refused, Switched, ask
+
+__all__ = ["Mode", "Plan", "request_of_environ", "request_of_scope"]
+
+Mode: TypeAlias = Literal["auto", "raw", "messages"]
+
+# Characters of a path that stay as they are (RFC 3986 section 3.3).
+_PATH_SAFE = "/:@!$&'()*+,;=-._~"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The options of a proxy, checked; see :class:`~watershed_mw.proxy.WebSocketProxy`."""
+
+    upstream: UpstreamLike | Choice
+    keep_host: bool
+    strip_prefix: bool | str
+    headers: httpx.Headers
+    drop_headers: frozenset[str]
+    ssl: ssl.SSLContext | None
+    mode: Mode
+    open_timeout: float
+    close_timeout: float
+    idle_timeout: float | None
+    max_duration: float | None
+    max_bytes: int | None
+    options: Options
+    shed: Watershed
+    """For the upstream's end of relayed messages."""
+    room: Room
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits of a relay, by their names."""
+        return {
+            "idle_timeout": self.idle_timeout,
+            "close_timeout": self.close_timeout,
+            "max_duration": self.max_duration,
+            "max_bytes": self.max_bytes,
+        }
+
+    async def destination(self, request: ProxyRequest) -> Destination:
+        """Where this request is to go.
+
+        Raises:
+            HandshakeError: the application refuses it.
+            Exception: whatever its callable raises.
+        """
+        chosen: Any = self.upstream
+        if callable(chosen):
+            chosen = chosen(request)
+            if isinstance(chosen, Awaitable):
+                chosen = await chosen
+        return destination(cast("UpstreamLike | None", chosen), request, self.strip_prefix)
+
+    async def ask(
+        self, to: Destination, request: ProxyRequest, key: str, handshake: Iterable[tuple[str, str]], *, raw: bool
+    ) -> Switched | Refused:
+        """Ask the upstream for the upgrade, with the client's key and offers, or with ours.
+
+        Args:
+            to: where.
+            request: the client's request.
+            key: the key in ``handshake``.
+            handshake: the fields that ask for the upgrade.
+            raw: whether the client's own Sec-WebSocket fields go on.
+
+        Raises:
+            HandshakeError: no answer (502, 504), or a header field that cannot be written (500).
+        """
+        extra = httpx.Headers(self.headers)
+        extra.update(to.headers)
+        host = to.url.netloc.decode("ascii")
+        fields = request_fields(request, host, keep_host=self.keep_host, drop=self.drop_headers, extra=extra)
+        if not raw:
+            fields = [pair for pair in fields if not pair[0].lower().startswith("sec-websocket-")]
+        fields += handshake
+        try:
+            check_outgoing(fields)
+        except ValueError as error:
+            raise HandshakeError(f"the proxy cannot pass a header field on: {error}", status=500) from error
+        return await ask(to, fields, key, context=self.ssl, open_timeout=self.open_timeout)
+
+
+def request_of_scope(scope: Mapping[str, Any], headers: Headers) -> ProxyRequest:
+    """The request that an ASGI scope tells of, with its header fields as they were parsed."""
+    raw = scope.get("raw_path")
+    prefix = quote(str(scope.get("root_path") or ""), _PATH_SAFE)
+    path = bytes(raw).decode("latin-1").partition("?")[0] if raw else quote(scope["path"], _PATH_SAFE)
+    if not path.isascii() or not path.startswith(prefix):
+        path = quote(scope["path"], _PATH_SAFE)
+    return ProxyRequest(
+        headers=headers,
+        path=path,
+        prefix=prefix,
+        query=bytes(scope.get("query_string") or b"").decode("latin-1"),
+        secure=scope.get("scheme") in ("wss", "https"),
+        client=str((scope.get("client") or ("",))[0]),
+        scope=scope,
+    )
+
+
+def request_of_environ(environ: Mapping[str, Any], headers: Headers) -> ProxyRequest:
+    """The request that a WSGI environ tells of."""
+    names = ("SCRIPT_NAME", "PATH_INFO")
+    prefix, rest = (quote(str(environ.get(name, "")).encode("latin-1"), _PATH_SAFE) for name in names)
+    return ProxyRequest(
+        headers=headers,
+        path=prefix + rest or "/",
+        prefix=prefix,
+        query=str(environ.get("QUERY_STRING", "")),
+        secure=environ.get("wsgi.url_scheme") == "https",
+        client=str(environ.get("REMOTE_ADDR", "")),
+        environ=environ,
+    )

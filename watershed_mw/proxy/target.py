@@ -1,0 +1,153 @@
+"""Where a request is to go: the upstream's URL, or what the application says for this request, and the target there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import httpx
+
+from ..client.opening import as_http_url
+from ..core.handshake import Request
+from ..core.headers import Headers
+from ..errors import HandshakeError
+
+__all__ = ["Choice", "Destination", "ProxyRequest", "Upstream", "UpstreamLike", "destination", "parse_upstream"]
+
+Fields: TypeAlias = "Mapping[str, str] | Sequence[tuple[str, str]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where to forward one request.
+
+    Args:
+        url: ``ws://``, ``wss://`` (or ``http://``, ``https://``) URL, or ``unix:/path/of/socket``. The request's path
+            is appended to a URL without a path; a URL with one stands for what the proxy is mounted under, or for the
+            whole path where it is not mounted.
+        headers: further header fields for this upstream, in place of those of the same name.
+
+    Raises:
+        ValueError: no such URL.
+    """
+
+    url: str
+    headers: Fields = ()
+
+    def __post_init__(self) -> None:
+        parse_upstream(self.url)
+
+
+UpstreamLike: TypeAlias = "str | Upstream"
+
+Choice: TypeAlias = "Callable[[ProxyRequest], Awaitable[UpstreamLike | None] | UpstreamLike | None]"
+"""Told of a request; returns its upstream, or refuses: None is a 404, a raised ``HandshakeError`` has its status."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyRequest:
+    """An upgrade request that waits for its upstream.
+
+    Attributes:
+        headers: header fields as the client sent them.
+        path: path, percent-encoded, with what the proxy is mounted under.
+        prefix: what it is mounted under, percent-encoded (``root_path``, ``SCRIPT_NAME``); empty for nothing.
+        query: query string without the question mark.
+        secure: whether the client speaks TLS, as far as the server knows.
+        client: the client's address, empty when unknown.
+        scope: the ASGI scope, where a framework keeps session and user; None under WSGI.
+        environ: the WSGI environ; None under ASGI.
+    """
+
+    headers: Headers
+    path: str
+    prefix: str
+    query: str
+    secure: bool
+    client: str
+    scope: Mapping[str, Any] | None = None
+    environ: Mapping[str, Any] | None = None
+
+    @property
+    def upgrade(self) -> Request:
+        """The request as the opening handshake has it."""
+        return Request(self.headers, "GET", self.path + (f"?{self.query}" if self.query else ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The upstream of one request.
+
+    Attributes:
+        url: URL of the request there, its scheme ``http`` or ``https``.
+        unix: path of the Unix socket, or None.
+        headers: further header fields.
+    """
+
+    url: httpx.URL
+    unix: str | None
+    headers: httpx.Headers
+
+    @property
+    def shown(self) -> str:
+        """For logs: without credentials and query."""
+        if self.unix is not None:
+            return f"unix:{self.unix}"
+        scheme = "wss" if self.url.scheme == "https" else "ws"
+        return str(self.url.copy_with(scheme=scheme, username=None, password=None, query=None))
+
+
+@lru_cache(maxsize=256)
+def parse_upstream(url: str) -> tuple[httpx.URL, str | None]:
+    """The URL of an upstream, and the path of its Unix socket.
+
+    Raises:
+        ValueError: no such URL.
+    """
+    if url.startswith("unix:"):
+        path = url.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ValueError(f"expected the absolute path of a Unix socket, such as unix:/run/app.sock, got {url!r}")
+        return httpx.URL("http://localhost"), path
+    return as_http_url(url), None
+
+
+def destination(upstream: UpstreamLike | None, request: ProxyRequest, strip_prefix: bool | str) -> Destination:
+    """The upstream of this request, with the path and the query that it gets there.
+
+    Args:
+        upstream: what the application has chosen.
+        request: the request.
+        strip_prefix: True to leave out what the proxy is mounted under, False to keep it, or the prefix to leave out.
+
+    Raises:
+        HandshakeError: there is none; status 404.
+        ValueError, TypeError: it is no URL.
+    """
+    if upstream is None:
+        raise HandshakeError("expected an upstream for this request, got none: nothing is here", status=404)
+    if isinstance(upstream, str):
+        upstream = Upstream(upstream)
+    if not isinstance(upstream, Upstream):
+        raise TypeError(f"expected a URL or Upstream(...) for this request, got {type(upstream).__name__}")
+    url, unix = parse_upstream(upstream.url)
+    path = _path_there(url, request, strip_prefix)
+    own_query = url.query.decode("ascii")
+    query = "&".join(part for part in (own_query, request.query) if part)
+    raw = path + (f"?{query}" if query else "")
+    return Destination(url.copy_with(raw_path=raw.encode("ascii")), unix, httpx.Headers(upstream.headers))
+
+
+def _path_there(url: httpx.URL, request: ProxyRequest, strip_prefix: bool | str) -> str:
+    prefix = strip_prefix if isinstance(strip_prefix, str) else request.prefix
+    prefix = prefix.rstrip("/")
+    inside = bool(prefix) and (request.path == prefix or request.path.startswith(prefix + "/"))
+    rest = request.path
+    if inside and strip_prefix is not False:
+        rest = request.path[len(prefix) :]
+    base = url.raw_path.decode("ascii").partition("?")[0]
+    if base in ("", "/"):
+        return rest or "/"
+    return base.rstrip("/") + rest if inside else base

@@ -1,0 +1,126 @@
+"""The opening handshake with the upstream: asked in the client's name, judged, and left as a byte stream.
+
+Its Sec-WebSocket-Accept is checked before anybody hears of a 101, so that nothing but a WebSocket server is ever
+relayed to; everything else that comes is an HTTP response for the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpcore
+
+from ..client.network import AsyncioStream
+from ..client.route import Route
+from ..core.handshake import Response, check_switch
+from ..core.headers import Headers
+from ..errors import HandshakeError
+from .target import Destination
+
+__all__ = ["Refused", "Switched", "ask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """The upstream has switched to WebSocket.
+
+    Attributes:
+        fields: header fields of its 101.
+        streams: the way to it.
+        head: bytes that came with the 101.
+    """
+
+    fields: list[tuple[str, str]]
+    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    head: bytes
+
+    def close(self) -> None:
+        """Let the upstream go."""
+        self.streams[1].transport.abort()
+
+
+class Refused:
+    """The upstream has answered with something else.
+
+    Attributes:
+        status: HTTP status.
+        fields: header fields.
+    """
+
+    def __init__(self, response: httpcore.Response, patience: float) -> None:
+        self.status = response.status
+        self.fields = _fields(response)
+        self._response = response
+        self._patience = patience
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The body, as it comes; it ends early where the upstream breaks off, or falls silent."""
+        parts = aiter(self._response.stream)  # type: ignore[arg-type]
+        try:
+            while True:
+                async with asyncio.timeout(self._patience):
+                    part = await anext(parts)
+                yield part
+        except (StopAsyncIteration, OSError, httpcore.ProtocolError):
+            pass
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Let the upstream go."""
+        await self._response.aclose()
+
+
+def _fields(response: httpcore.Response) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
+
+
+async def ask(
+    to: Destination,
+    fields: list[tuple[str, str]],
+    key: str,
+    *,
+    context: ssl.SSLContext | None,
+    open_timeout: float,
+) -> Switched | Refused:
+    """Ask the upstream for the upgrade.
+
+    Args:
+        to: where it is.
+        fields: header fields of the request, those that ask for the upgrade included.
+        key: the Sec-WebSocket-Key among them.
+        context: for TLS with the upstream; None for one that verifies certificates.
+        open_timeout: seconds that it has to answer.
+
+    Raises:
+        HandshakeError: it cannot be reached or answers nonsense (502), or does not answer in time (504).
+    """
+    url = httpcore.URL(
+        scheme=to.url.raw_scheme,
+        host=to.url.raw_host,
+        port=to.url.port or (443 if to.url.scheme == "https" else 80),
+        target=to.url.raw_path,
+    )
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+    try:
+        async with asyncio.timeout(open_timeout):
+            response = await Route(context, to.unix).request(httpcore.Request(b"GET", url, headers=headers), None)
+    except TimeoutError:
+        raise HandshakeError("the upstream did not answer in time", status=504) from None
+    except OSError as error:
+        raise HandshakeError("the upstream cannot be reached", status=502) from error
+    except HandshakeError as error:
+        raise HandshakeError("the upstream does not answer with HTTP", status=502) from error
+    if response.status != 101:
+        return Refused(response, open_timeout)
+    answered = _fields(response)
+    try:
+        check_switch(Response(101, Headers(answered)), key)
+    except HandshakeError as error:
+        await response.aclose()
+        raise HandshakeError("the upstream does not answer with WebSocket", status=502) from error
+    streams, head = await AsyncioStream.take(response.extensions["network_stream"])
+    return Switched(answered, streams, head)
