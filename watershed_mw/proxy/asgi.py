@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import Any, cast
 
 from ..aio import AsyncConnection
@@ -60,7 +61,8 @@ class ASGIProxy:
             return
         try:
             request = request_of_scope(scope, upgrade.request.headers)
-            to = await plan.destination(request)
+            chosen = plan.chosen(request)
+            to = plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
             if plan.mode != "messages" and upgrade.native:
                 await self._relay_raw(upgrade, request, to)
             elif plan.mode != "raw":

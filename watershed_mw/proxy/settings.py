@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import httpx
@@ -57,19 +57,13 @@ class Plan:
             "max_bytes": self.max_bytes,
         }
 
-    async def destination(self, request: ProxyRequest) -> Destination:
-        """Where this request is to go.
+    def chosen(self, request: ProxyRequest) -> UpstreamLike | None | Awaitable[UpstreamLike | None]:
+        """What the application says of this request, in the thread that asks. Raises whatever its callable raises."""
+        return self.upstream(request) if callable(self.upstream) else self.upstream
 
-        Raises:
-            HandshakeError: the application refuses it.
-            Exception: whatever its callable raises.
-        """
-        chosen: Any = self.upstream
-        if callable(chosen):
-            chosen = chosen(request)
-            if isinstance(chosen, Awaitable):
-                chosen = await chosen
-        return destination(cast("UpstreamLike | None", chosen), request, self.strip_prefix)
+    def destination(self, chosen: UpstreamLike | None, request: ProxyRequest) -> Destination:
+        """Where this request is to go. Raises as :func:`~watershed_mw.proxy.target.destination`."""
+        return destination(chosen, request, self.strip_prefix)
 
     async def ask(
         self, to: Destination, request: ProxyRequest, key: str, handshake: Iterable[tuple[str, str]], *, raw: bool

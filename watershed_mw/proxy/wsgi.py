@@ -6,7 +6,7 @@ Upstreams are asked on the process's event loop, where the bytes are relayed as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from http import HTTPStatus
 from typing import cast
 
@@ -18,7 +18,7 @@ from ..transports import way_of
 from ..wsgi import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 from .forwarding import answer_fields, refusal_fields
 from .settings import Plan, request_of_environ
-from .target import Destination
+from .target import UpstreamLike
 from .upstream import Refused, Switched
 
 __all__ = ["WSGIProxy"]
@@ -58,12 +58,12 @@ class WSGIProxy:
         relayed: Relay | None = None
         try:
             forwarded = request_of_environ(environ, request.headers)
-
-            async def ask() -> tuple[Destination, Switched | Refused]:
-                to = await plan.destination(forwarded)
-                return to, await plan.ask(to, forwarded, key, _UPGRADE, raw=True)
-
-            to, answer = run_on_background_loop(ask())
+            # In this thread, which may wait, and has whatever the framework keeps for the request.
+            chosen = plan.chosen(forwarded)
+            if isinstance(chosen, Awaitable):
+                chosen = run_on_background_loop(_awaited(chosen))
+            to = plan.destination(chosen, forwarded)
+            answer = run_on_background_loop(plan.ask(to, forwarded, key, _UPGRADE, raw=True))
             if isinstance(answer, Refused):
                 return _refusal(answer, start_response)
             relayed = self._relay(upgrade, answer)
@@ -102,6 +102,10 @@ class WSGIProxy:
         if server.no_background(upgrade.environ):
             relayed.wait()  # the process ends with the request
         return relayed
+
+
+async def _awaited(chosen: Awaitable[UpstreamLike | None]) -> UpstreamLike | None:
+    return await chosen
 
 
 async def _close(answer: Switched) -> None:
