@@ -57,7 +57,7 @@ class Plan:
             "max_bytes": self.max_bytes,
         }
 
-    def chosen(self, request: ProxyRequest) -> UpstreamLike | None | Awaitable[UpstreamLike | None]:
+    def chosen(self, request: ProxyRequest) -> UpstreamLike | Awaitable[UpstreamLike | None] | None:
         """What the application says of this request, in the thread that asks. Raises whatever its callable raises."""
         return self.upstream(request) if callable(self.upstream) else self.upstream
 
