@@ -96,7 +96,8 @@ async def ask(
         open_timeout: seconds that it has to answer.
 
     Raises:
-        HandshakeError: it cannot be reached or answers nonsense (502), or does not answer in time (504).
+        HandshakeError: it cannot be reached or answers nonsense (502), or does not answer in time (504); or HTTP cannot
+            carry the request (400).
     """
     url = httpcore.URL(
         scheme=to.url.raw_scheme,
@@ -108,6 +109,8 @@ async def ask(
     try:
         async with asyncio.timeout(open_timeout):
             response = await Route(context, to.unix).request(httpcore.Request(b"GET", url, headers=headers), None)
+    except ValueError as error:
+        raise HandshakeError(f"the request cannot be forwarded: {error}", status=400) from error
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
     except OSError as error:
