@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -128,7 +128,7 @@ class Dialogue:
     # --- signals ---------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self, cancel: Callable[[], object]) -> Any:
+    def _signals(self, cancel: Callable[[], object]) -> Iterator[None]:
         """While it lasts, a signal ends the connection with 1000; the second one, or one without a connection, all."""
 
         def leave(number: int) -> None:

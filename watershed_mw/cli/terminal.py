@@ -79,7 +79,7 @@ class Terminal(Dialogue):
     async def run(self) -> int:
         """As the base class says; what is told meanwhile appears above the prompt."""
         # Raw, as the colours are ours and everything else is escaped; patch_stdout() would write five times a second.
-        with StdoutProxy(sleep_between_writes=0.02, raw=True) as proxy, contextlib.redirect_stdout(cast(TextIO, proxy)):
+        with StdoutProxy(sleep_between_writes=0.05, raw=True) as proxy, contextlib.redirect_stdout(cast(TextIO, proxy)):
             return await super().run()
 
     async def converse(self, connection: AsyncConnection) -> None:
@@ -92,23 +92,26 @@ class Terminal(Dialogue):
         typing = asyncio.create_task(self._type(connection))
         try:
             await asyncio.wait({typing, receiving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
             typing.cancel()  # which gives the terminal back
             await asyncio.wait({typing})
+            await receiving
+        finally:
+            typing.cancel()
             receiving.cancel()
-            await asyncio.wait({receiving})
+            await asyncio.wait({typing, receiving})
+        if not typing.cancelled():
+            typing.result()
 
     async def _type(self, connection: AsyncConnection) -> None:
-        """Obey line by line; once there is no more, end the connection and wait until it is gone."""
-        while not self.over:
-            try:
+        """Obey line by line, and end the connection once there is no more."""
+        try:
+            while not self.over:
                 line = await self._session.prompt_async(handle_sigint=False)
-            except (EOFError, KeyboardInterrupt):
-                self.over = True
-                connection.end()
-            else:
                 await self._obey(connection, line)
-        await connection.wait_closed()
+        except (EOFError, KeyboardInterrupt):
+            self.over = True
+        finally:
+            connection.end()
 
     def leave(self, connection: AsyncConnection) -> None:
         """As the base class says. While something is written Ctrl-C is a signal, and a key at all other times."""
