@@ -443,6 +443,23 @@ def test_options_of_the_proxy(proxied: list[Any]) -> None:
     }  # fmt: skip
 
 
+def test_proxy_stands_in_front_of_a_server(echo: int) -> None:
+    command = ("proxy", "--listen", "127.0.0.1:0", "--to", f"ws://127.0.0.1:{echo}", "--verbose")
+    with Program(*PROGRAM, *command) as program:
+        port = program.port()
+        done = connect(port, "--protocol", "chat.v1", stdin="Grüße\n".encode())
+        assert (done.returncode, done.stdout.decode()) == (0, "Grüße\n"), done.stderr
+        with Peer(port) as peer:
+            peer.open()
+            os.kill(program.pid, signal.SIGTERM)
+            assert peer.close() == (1012, "the server restarts")
+            peer.send(close(1012))
+            peer.end()
+            peer.sock.close()
+            assert program.wait() == 0
+        assert "Traceback" not in program.output
+
+
 # --- usage -------------------------------------------------------------------------------------------------------
 
 
@@ -457,7 +474,7 @@ def test_options_of_the_proxy(proxied: list[Any]) -> None:
         (["connect", "ws://x/", "--header", "Upgrade: x"], "expected header fields besides those"),
         (["connect", "ws://x/", "--protocol", "a b"], "expected subprotocol names"),
         (["connect", "ws://x/", "--timeout", "0"], "0.0 is not in the range x>0"),
-        (["connect", "ws://x/", "--proxy", "nowhere"], "expected the URL of a proxy"),
+        (["connect", "ws://x/", "--proxy", "nowhere"], "expected a proxy's URL"),
         (["connect", "ws://x/", "--binary", "--hex"], "expected --binary or --hex, got both"),
         (["connect", "ws://x/", "--insecure", "--cacert", __file__], "expected --insecure or --cacert, got both"),
         (["connect", "ws://x/", "--cacert", __file__], "expected certificates in PEM form"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .output import Failure
 from .parameters import Address, as_headers, client_context
 from .serving import serve, serving_options
 
@@ -30,7 +30,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     multiple=True,
     callback=as_headers,
     metavar="'NAME: VALUE'",
-    help="Add a header field; repeatable.",
+    help="A header field for the server, instead of the client's; repeatable.",
 )
 @click.option(
     "--open-timeout",
@@ -62,7 +62,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Let pages of this origin connect, '*' for all; repeatable. Unless given it is the upstream that decides.",
+    help="Let pages of this origin connect, '*' for all; repeatable. Its own pages always may.",
 )
 @click.option("-k", "--insecure", is_flag=True, help="Do not verify the upstream's certificate.")
 @click.option(
@@ -94,9 +94,12 @@ def proxy(
     if origins:
         options["origins"] = "*" if "*" in origins else list(origins)
     options["ssl"] = client_context(insecure, cacert)
-    make: Any = importlib.import_module("watershed_mw.proxy").WebSocketProxy
     try:
-        app = make(upstream, **options)
+        from ..proxy import WebSocketProxy  # takes its time, and needs httpx
+    except ImportError as error:
+        raise Failure(str(error)) from error
+    try:
+        app = WebSocketProxy(upstream, **options)
     except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
     serve(app, listen, tls_cert, tls_key, verbose)
