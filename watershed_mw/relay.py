@@ -267,11 +267,16 @@ class Relay:
             side.finish()
         self._update()
 
-    def lost(self, side: Side) -> None:
-        """The peer of ``side`` has broken the stream."""
+    def breaking(self) -> None:
+        """The peer of a side takes nothing any more; what it sent before that may still be there, for a while."""
         if self._end is None:
             self._end = RelayEnd.RESET
             self._until = time.monotonic() + self._close_timeout
+        self._set_alarm()
+
+    def lost(self, side: Side) -> None:
+        """The peer of ``side`` has broken the stream."""
+        self.breaking()
         side.close(True)
         side.other.shut()
         side.other.finish()
