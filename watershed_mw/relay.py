@@ -420,6 +420,7 @@ def relay(
         TypeError: one of the two is no stream that a relay knows.
         ValueError: it is no connected stream, both are the same, or a limit is not positive.
         ConnectionClosed: it has been closed.
+        NotImplementedError: the loop is Windows' ProactorEventLoop, which cannot wait for sockets of others.
     """
     limits = {
         "idle_timeout": idle_timeout,
@@ -439,6 +440,9 @@ def relay(
     for stream in (a, b):
         _check(stream, running)
     loop = running or background_loop()[0]
+    proactor: Any = getattr(asyncio, "ProactorEventLoop", None)
+    if proactor is not None and isinstance(loop, proactor):
+        raise NotImplementedError(f"expected an event loop with add_reader(), got {type(loop).__name__}")
     client, server = _side_of(a, loop, close_timeout), _side_of(b, loop, close_timeout)
     made = Relay(
         loop,

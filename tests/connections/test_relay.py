@@ -635,6 +635,12 @@ def test_transports_need_their_loop(loops: Callable[[str], LoopThread]) -> None:
         loops("asyncio").call(closing())
 
 
+def test_a_loop_that_cannot_wait_for_sockets_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio, "ProactorEventLoop", type(rig.loop.loop), raising=False)
+    with pytest.raises(NotImplementedError, match="expected an event loop with add_reader"):
+        rig.open()
+
+
 @ONCE
 def test_a_fork_begins_without_relays(rig: Rig) -> None:
     rig.open()
