@@ -41,8 +41,6 @@ Stream: TypeAlias = "socket.socket | asyncio.BaseTransport | tuple[asyncio.Strea
 
 # Seconds that a side has to close once all that came before the other's reset has been written to it.
 _LINGER = 1.0
-# Bytes unsent to a TLS socket above which the other side is not read.
-_HIGH_WATER = 64 * 2**10
 # Seconds between two looks of a greenlet, which another thread cannot wake.
 _LOOK_EVERY = 0.02
 
@@ -471,16 +469,6 @@ def live_relays() -> list[Relay]:
     return sorted(found, key=lambda relay: relay._began)
 
 
-class _PausingTransport(TLSSocketTransport):
-    """Says that the peer does not read also when that shows while it is waiting to write."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        super().write(data)
-        if self._writing and not self._protocol_paused and len(self._unsent) > _HIGH_WATER:
-            self._protocol_paused = True
-            self._protocol.pause_writing()
-
-
 def _check_limits(**limits: float | None) -> None:
     for name, limit in limits.items():
         if limit is not None and not limit > 0:
@@ -530,7 +518,7 @@ def _side_of(stream: Any, loop: asyncio.AbstractEventLoop, patience: float) -> S
         if not isinstance(stream, ssl.SSLSocket):
             return SocketSide(loop, stream, head)
         stream.__class__ = HeldTLSSocket
-        return TransportSide(loop, _PausingTransport(loop, stream), head, False, None, patience)
+        return TransportSide(loop, TLSSocketTransport(loop, stream), head, False, None, patience)
     transport, reader, writer = _parts(stream)
     plain = transport.get_extra_info("ssl_object") is None and transport.get_extra_info("socket") is not None
     if plain and not transport.is_closing() and not transport.get_write_buffer_size():

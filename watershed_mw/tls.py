@@ -101,8 +101,15 @@ class TLSSocketTransport(asyncio.Transport):
         if self._closing or self._lost:
             return
         self._unsent += data
-        if not self._writing:
+        if self._writing:
+            self._check_high_water()
+        else:
             self._write()
+
+    def _check_high_water(self) -> None:
+        if not self._protocol_paused and len(self._unsent) > _HIGH_WATER:
+            self._protocol_paused = True
+            self._protocol.pause_writing()
 
     def can_write_eof(self) -> bool:
         """TLS ends both directions at once."""
@@ -125,9 +132,7 @@ class TLSSocketTransport(asyncio.Transport):
             return
         if self._unsent:
             self._await_writable()
-            if not self._protocol_paused and len(self._unsent) > _HIGH_WATER:
-                self._protocol_paused = True
-                self._protocol.pause_writing()
+            self._check_high_water()
         elif self._closing:
             self._notify()
 
