@@ -503,7 +503,7 @@ def _way_behind(response: Any, sock: Any, detached: bool) -> tuple[BlockingTrans
     if hasattr(stream, "aclose"):
         if detached:
             raise UnsupportedServerError(
-                f"expected a stream with a socket for detached, got an awaited one: use httpx.Client"
+                "expected a stream with a socket for detached, got an awaited one: use httpx.Client"
             )
         return AsyncioTransport(NetworkStreamTransport(stream, getattr(response, "aclose", None))), b""
     taken, early = take_socket(stream)
