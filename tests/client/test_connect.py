@@ -375,9 +375,8 @@ def test_a_certificate_that_is_not_trusted(client: Client, serve: Serve, tls_con
 
 def test_tls_with_a_server_that_speaks_none(client: Client, serve: Serve) -> None:
     server = serve(lambda visit: visit.write(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
-    with pytest.raises(OSError, match=r".") as caught:
+    with pytest.raises((ssl.SSLError, ConnectionError)):
         client.open(server.url().replace("ws:", "wss:"))
-    assert not isinstance(caught.value, TimeoutError)
 
 
 def says_nothing(visit: Visit) -> None:

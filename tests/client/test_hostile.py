@@ -219,13 +219,13 @@ def test_a_bomb(either: Client, serve: Serve, pieces: int) -> None:
 
 
 @pytest.mark.advisory("CVE-2026-12151")
-@pytest.mark.parametrize("payload", [b"", b"x"])
-def test_a_flood_of_fragments(either: Client, serve: Serve, payload: bytes) -> None:
+@pytest.mark.parametrize("payload, most", [(b"", None), (b"x", 1000)], ids=["default", "option"])
+def test_a_flood_of_fragments(either: Client, serve: Serve, payload: bytes, most: int | None) -> None:
     def then(visit: Visit) -> None:
         visit.send(TEXT, payload, fin=False)
-        visit.write(visit.frame(CONTINUATION, payload, fin=False) * 132_000)
+        visit.write(visit.frame(CONTINUATION, payload, fin=False) * (most or 131_072))
 
-    fails_with(either, serve, 1008, then)
+    fails_with(either, serve, 1008, then, **({} if most is None else {"max_fragments": most}))
 
 
 @pytest.mark.parametrize(

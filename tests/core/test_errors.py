@@ -25,6 +25,7 @@ EXAMPLES = [
     LocalProtocolError("expected this, got that"),
     ConnectionClosed(1000, "bye"),
     UnsupportedServerError("not here"),
+    HandshakeError("expected 101, got 403", status=403, headers=[("X", "1")], body=b"no", response="an HTTP client's"),
 ]
 
 
@@ -57,7 +58,13 @@ def test_handshake_error_carries_an_http_answer() -> None:
 
 def test_handshake_error_is_a_400_unless_told() -> None:
     error = HandshakeError("no")
-    assert (error.status, error.headers) == (400, ())
+    assert (error.status, error.headers, error.body, error.response) == (400, (), b"no\n", None)
+
+
+def test_handshake_error_carries_what_a_client_got() -> None:
+    answer = object()
+    error = HandshakeError("no", status=403, body=b"", response=answer)
+    assert (error.body, error.response) == (b"", answer)  # an empty body is one
 
 
 def test_handshake_error_body_can_always_be_encoded() -> None:

@@ -72,16 +72,16 @@ def connect(
         headers: further header fields of the request.
         origin: Origin header, as browsers send one.
         auth: as in httpx: (name, password), or an ``httpx.Auth``.
-        cookies: as in httpx.
+        cookies: as in httpx; those without a domain are for the origin of ``url``, as a Cookie header is.
         http: an ``httpx.Client`` for ``with``, an ``httpx.AsyncClient`` for ``async with``, that sends the request
             with all that it is configured with; ``auth``, ``cookies``, ``ssl``, ``proxy``, ``unix`` and
             ``max_redirects`` are its own business then.
-        ssl: context for TLS; unless given httpx's default, which verifies certificates.
-        proxy: URL of an HTTP or SOCKS proxy; True, the default, for what the environment says (HTTPS_PROXY, ...), None
-            or False for none.
+        ssl: context for TLS with the server; unless given httpx's default, which verifies certificates.
+        proxy: URL of an HTTP or SOCKS5 proxy, or an ``httpx.Proxy``, which may have a TLS context of its own; True, the
+            default, for what the environment says (HTTPS_PROXY, ALL_PROXY, NO_PROXY ...), None or False for none.
         unix: path of a Unix socket to connect to instead of the URL's host.
         open_timeout: seconds for the whole opening handshake; default 10, None for no limit. Threads spend what name
-            resolution takes on top of it.
+            resolution takes on top of it, and with ``http`` it is for each step, as httpx's own time-outs are.
         max_redirects: redirects that are followed; default 10. Authorization and Cookie do not follow to another
             origin, and nothing follows from TLS to none.
         retry: asked by the iterators whether to connect again, with the exception of an attempt that failed, or the
@@ -96,8 +96,10 @@ def connect(
 
     Raises:
         ValueError, TypeError: an argument cannot be used; at once.
-        HandshakeError: on opening, that the server refused, with ``status``, ``headers``, ``body`` and ``response``.
+        HandshakeError: on opening, that the server refused, with ``status``, ``headers``, ``body`` and ``response``;
+            status 502 for what is no HTTP.
         TimeoutError: not open in time.
+        UnsupportedServerError: ``wss://`` through a proxy that is spoken to in TLS, by threads.
         OSError: no way there (``ConnectionRefusedError``, ``socket.gaierror``, ``ssl.SSLError`` ...).
     """
     target = as_http_url(url)
@@ -260,7 +262,10 @@ class Connect:
         await cast(AsyncConnection, self._leave()).__aexit__(kind, error, traceback)
 
     async def __aiter__(self) -> AsyncIterator[AsyncConnection]:
-        """One connection after the other, each ended when the loop comes back for the next."""
+        """One connection after the other, each ended when the loop comes back for the next, or is left.
+
+        What the body raises leaves the loop: where it receives, ``except ConnectionClosed: continue`` goes on.
+        """
         attempts = Attempts(self._backoff, self._retry)
         while True:
             try:
@@ -356,7 +361,10 @@ class Connect:
         cast(ThreadConnection, self._leave()).__exit__(kind, error, traceback)
 
     def __iter__(self) -> Iterator[ThreadConnection]:
-        """One connection after the other, each ended when the loop comes back for the next."""
+        """One connection after the other, each ended when the loop comes back for the next, or is left.
+
+        What the body raises leaves the loop: where it receives, ``except ConnectionClosed: continue`` goes on.
+        """
         attempts = Attempts(self._backoff, self._retry)
         while True:
             try:

@@ -51,6 +51,8 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Write it all."""
+        if not buffer:
+            return  # httpcore's empty body
         self.streams[1].write(buffer)
         try:
             async with asyncio.timeout(timeout):
@@ -116,6 +118,8 @@ class ThreadStream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write it all."""
+        if not buffer:
+            return  # httpcore's empty body, which would find out that the server has gone, and keep it from read()
         self._wait_at_most(timeout)
         try:
             self._socket.sendall(buffer)

@@ -50,7 +50,7 @@ cdef class Protocol(Conversation):
     cdef bytes _control
     cdef bytes _lone
     cdef list _outgoing
-    cdef bytes _keys
+    cdef list _keys
     cdef bytes _pending_pong
     cdef public bint read_paused
     cdef double _deadline

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import os
 from math import inf
+from struct import Struct
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .codes import decode_close, encode_close, encode_text, shorten
@@ -41,8 +42,8 @@ _CLOSE = 0x8
 _PING = 0x9
 _PONG = 0xA
 
-# The kernel gives random bytes by the system call: one call serves this many masking keys.
-_KEYS_PER_CALL = 256
+# The kernel gives random bytes by the system call: one call serves 64 masking keys, which take 3 KiB in the meantime.
+_KEYS = Struct("4s" * 64)
 # Unanswered PINGs whose send time is remembered; older ones merely give no latency.
 _MAX_PINGS = 16
 # Seconds after which contexts of zlib's that nobody has used are given back, where somebody asks.
@@ -107,7 +108,7 @@ class Protocol(Conversation):
         # What waits to be sent.
         self._lone = b""
         self._outgoing: list[bytes] | None = None  # only where it is more than one piece
-        self._keys = b""
+        self._keys: list[bytes] = []
         self._pending_pong: bytes | None = None
         self.read_paused = False
         # Times.
@@ -604,9 +605,9 @@ class Protocol(Conversation):
     def _next_key(self) -> bytes:
         # "The masking key needs to be unpredictable" (section 5.3): a strong source, 4 fresh bytes a frame.
         if not self._keys:
-            self._keys = os.urandom(4 * _KEYS_PER_CALL)
-        key = self._keys[:4]
-        self._keys = self._keys[4:]
+            # Cut all at once: to cut one off the rest each time took a seventh of what an echo takes here.
+            self._keys = list(_KEYS.unpack(os.urandom(_KEYS.size)))
+        key: bytes = self._keys.pop()
         return key
 
     # --- how it stands ---------------------------------------------------------------------------------
