@@ -34,9 +34,8 @@ __all__ = [
     "way_of",
 ]
 
-AsyncTransportLike: TypeAlias = (
-    "asyncio.BaseTransport | asyncio.StreamWriter | tuple[asyncio.StreamReader, asyncio.StreamWriter]"
-)
+AsyncTransportLike: TypeAlias = "asyncio.BaseTransport | asyncio.StreamWriter | _Streams | AsyncioTransport"
+_Streams: TypeAlias = "tuple[asyncio.StreamReader, asyncio.StreamWriter]"
 
 
 class BlockingTransport:
@@ -104,18 +103,21 @@ class AsyncioTransport:
     Args:
         transport: the transport, whoever its protocol is.
         streams: reader, if there is one, and writer that the transport belongs to; the reader may hold bytes already.
+        eof: whether the stream's end has been read: the transport will not tell of it again.
     """
 
-    __slots__ = ("_reader", "_streams", "_transport")
+    __slots__ = ("_eof", "_reader", "_streams", "_transport")
 
     def __init__(
         self,
         transport: asyncio.Transport,
         streams: tuple[asyncio.StreamReader | None, asyncio.StreamWriter] | None = None,
+        eof: bool = False,
     ) -> None:
         self._transport = transport
         self._streams = streams
         self._reader = None if streams is None else streams[0]
+        self._eof = eof
 
     def write(self, data: bytes) -> None:
         """Write everything.
@@ -144,8 +146,17 @@ class AsyncioTransport:
         details = Details(role, agreement, limits, request, remote, local, trace)
         connection = AsyncioConnection(details, _protocol(details), self._transport)
         head += drain_stream(self._reader)
-        connection.attach(head, self._streams, eof=self._reader is not None and self._reader.at_eof())
+        connection.attach(head, self._streams, eof=self._at_eof)
         return connection
+
+    @property
+    def _at_eof(self) -> bool:
+        """Whether the end has come, and nothing before it is still to be read."""
+        return self._eof or (self._reader is not None and self._reader.at_eof())
+
+    def abort(self) -> None:
+        """Drop the transport."""
+        self._transport.abort()
 
     def check_detachable(self) -> None:
         """Judge, before anything is answered, whether :meth:`detach` can work.
@@ -201,7 +212,7 @@ class AsyncioTransport:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         reader.feed_data(head)
-        if self._reader is not None and self._reader.at_eof():
+        if self._at_eof:
             reader.feed_eof()
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport.set_protocol(protocol)
@@ -216,6 +227,8 @@ def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
     Raises:
         TypeError: none that is known.
     """
+    if isinstance(sock, AsyncioTransport):
+        return sock
     if isinstance(sock, tuple) and len(sock) == 2 and isinstance(sock[1], asyncio.StreamWriter):
         reader, writer = sock
         return AsyncioTransport(_transport_of(writer), (reader, writer))

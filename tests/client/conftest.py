@@ -14,6 +14,7 @@ pytest.register_assert_rewrite("tests.connections.wire", "tests.connections.ways
 from tests.client.peers import FLAVOURS, Client, Script, Server, descriptors, left_tasks  # noqa: E402
 from tests.connections.ways import UVLoopThread, until  # noqa: E402
 from tests.support import LoopThread  # noqa: E402
+from watershed_mw.client import network  # noqa: E402
 
 Serve = Callable[..., Server]
 
@@ -66,10 +67,25 @@ def serve(nothing_left: None) -> Iterator[Serve]:
         yield start
 
 
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Have a flavour's streams made by the package that some have installed, or not; tells on which loop."""
+
+    def choose(flavour: str) -> str:
+        if flavour == "aiofastnet":
+            return "uvloop"
+        monkeypatch.setattr(network, "aiofastnet", None)
+        return flavour
+
+    return choose
+
+
 @pytest.fixture(params=FLAVOURS)
-def client(request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread]) -> Iterator[Client]:
+def client(
+    request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread], faster: Callable[[str], str]
+) -> Iterator[Client]:
     """A client of each flavour."""
-    client = Client(request.param, loops.get(request.param))
+    client = Client(request.param, loops.get(faster(request.param)))
     yield client
     client.close()
 
@@ -83,8 +99,10 @@ def either(request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopTh
 
 
 @pytest.fixture(params=FLAVOURS[1:])
-def async_client(request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread]) -> Iterator[Client]:
+def async_client(
+    request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread], faster: Callable[[str], str]
+) -> Iterator[Client]:
     """A client of each event loop."""
-    client = Client(request.param, loops[request.param])
+    client = Client(request.param, loops[faster(request.param)])
     yield client
     client.close()

@@ -26,7 +26,7 @@ from watershed_mw.client import Connect, connect
 from watershed_mw.core.states import Role
 
 Script = Callable[["Visit"], None]
-FLAVOURS = ("threads", "asyncio", "uvloop")
+FLAVOURS = ("threads", "asyncio", "uvloop", "aiofastnet")
 
 
 class Visit(WirePeer):
@@ -244,7 +244,7 @@ class Client:
     """One flavour of client, driven from outside in plain test code.
 
     Args:
-        flavour: "threads", "asyncio" or "uvloop".
+        flavour: "threads", "asyncio", "uvloop", or "aiofastnet" on top of uvloop.
         loop: where the last two live.
     """
 

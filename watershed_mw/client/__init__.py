@@ -319,11 +319,11 @@ class Connect:
             response = await client.send(order.request(client), stream=True)
             if response.status_code != 101:
                 raise await _refusal_within(response, limit)
-            streams, early = await AsyncioStream.take(response.extensions["network_stream"])
+            way, early = await AsyncioStream.take(response.extensions["network_stream"])
             try:
-                return order.shed.connect(response, streams, early)
+                return order.shed.connect(response, way, early)
             except BaseException:
-                streams[1].transport.abort()
+                way.abort()
                 raise
 
     # --- threads ---------------------------------------------------------------------------------------------

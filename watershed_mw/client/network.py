@@ -12,11 +12,17 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import httpcore
 
+try:
+    import aiofastnet
+except ImportError:
+    aiofastnet = None  # type: ignore[assignment]
+
 from ..errors import UnsupportedServerError
+from ..transports import AsyncioTransport
 
 __all__ = ["AsyncioBackend", "AsyncioStream", "ThreadBackend", "ThreadStream", "connect_asyncio", "connect_threads"]
 
@@ -24,46 +30,93 @@ __all__ = ["AsyncioBackend", "AsyncioStream", "ThreadBackend", "ThreadStream", "
 _BUFFER = 64 * 2**10
 
 
+class _Inbox(asyncio.Protocol):
+    """Keeps what comes until somebody asks for it."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.eof = False
+        self.transport: asyncio.Transport
+        self._error: Exception | None = None
+        self._news: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        if len(self.data) > _BUFFER:
+            self.transport.pause_reading()
+        self._tell()
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        self._tell()
+        return True  # whoever takes the transport decides what becomes of the other direction
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.eof = True
+        self._error = exc
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def read(self, size: int) -> bytes:
+        """Some bytes, empty at the end of the stream. Raises OSError where it broke."""
+        while not self.data:
+            if self._error is not None:
+                raise self._error
+            if self.eof:
+                return b""
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        self.transport.resume_reading()
+        data = bytes(self.data[:size])
+        del self.data[:size]
+        return data
+
+
 class AsyncioStream(httpcore.AsyncNetworkStream):
     """A stream of the running event loop; whoever waits for it sets the deadline (``asyncio.timeout``)."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.streams = (reader, writer)
+    def __init__(self, inbox: _Inbox) -> None:
+        self._inbox = inbox
         self._taken = False
 
     @classmethod
-    async def take(cls, stream: Any) -> tuple[tuple[asyncio.StreamReader, asyncio.StreamWriter], bytes]:
-        """Take the streams from under a response's network stream, and what HTTP has read past the response head.
+    async def take(cls, stream: Any) -> tuple[AsyncioTransport, bytes]:
+        """Take the transport from under a response's network stream, and what HTTP has read past the response head.
 
         What the HTTP layer closes from now on stays open.
         """
         inner = stream.get_extra_info("asyncio_stream")
         assert isinstance(inner, cls)
         inner._taken = True
-        return inner.streams, await stream.read(_BUFFER)  # this one has nothing to add any more
+        inbox = inner._inbox
+        inbox.transport.pause_reading()
+        head = await stream.read(_BUFFER)  # this one has nothing to add any more
+        return AsyncioTransport(inbox.transport, eof=inbox.eof), head + bytes(inbox.data)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # httpcore's own
         """Some bytes; empty at the end of the stream, or once it has been taken."""
         if self._taken:
             return b""
         async with asyncio.timeout(timeout):
-            return await self.streams[0].read(max_bytes)
+            return await self._inbox.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Write it all."""
-        if not buffer:
-            return  # httpcore's empty body
-        self.streams[1].write(buffer)
-        try:
-            async with asyncio.timeout(timeout):
-                await self.streams[1].drain()
-        except ConnectionError as error:
-            raise httpcore.WriteError(error) from error  # there may be an answer to read all the same
+        """Write it all; there is one request head to write, which waits for nothing."""
+        if self._inbox.transport.is_closing():
+            raise httpcore.WriteError("the stream is closed")  # there may be an answer to read all the same
+        if buffer:
+            self._inbox.transport.write(buffer)
 
     async def aclose(self) -> None:
         """Drop the stream, unless it has been taken; nobody waits for a server that does not let go."""
         if not self._taken:
-            self.streams[1].transport.abort()
+            self._inbox.transport.abort()
 
     async def start_tls(
         self,
@@ -72,9 +125,13 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> AsyncioStream:
         """Speak TLS from now on."""
+        inbox = self._inbox
         try:
             async with asyncio.timeout(timeout):
-                await self.streams[1].start_tls(ssl_context, server_hostname=server_hostname)
+                secured = await _start_tls(inbox, ssl_context, server_hostname)
+            if secured is None:  # so asyncio has it when the peer has gone meanwhile
+                raise ConnectionResetError("the server has gone during the TLS handshake")
+            inbox.transport = secured
         except BaseException:
             await self.aclose()
             raise
@@ -85,14 +142,26 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         if info == "asyncio_stream":
             return self
         names = {"client_addr": "sockname", "server_addr": "peername"}
-        return self.streams[1].get_extra_info(names.get(info, info))
+        return self._inbox.transport.get_extra_info(names.get(info, info))
 
 
 async def connect_asyncio(host: str, port: int, unix: str | None = None) -> AsyncioStream:
     """Connect to a host, by name or by address of either kind, or to a Unix socket. Raises OSError."""
+    loop = asyncio.get_running_loop()
     if unix is not None:
-        return AsyncioStream(*await asyncio.open_unix_connection(unix, limit=_BUFFER))
-    return AsyncioStream(*await asyncio.open_connection(host, port, limit=_BUFFER))
+        _, inbox = await loop.create_unix_connection(_Inbox, unix)
+    elif aiofastnet is None:
+        _, inbox = await loop.create_connection(_Inbox, host, port)
+    else:
+        _, inbox = await aiofastnet.create_connection(loop, _Inbox, host, port)
+    return AsyncioStream(inbox)
+
+
+async def _start_tls(inbox: _Inbox, context: ssl.SSLContext, name: str | None) -> asyncio.Transport | None:
+    loop, transport = asyncio.get_running_loop(), inbox.transport
+    if isinstance(transport, getattr(aiofastnet, "Transport", ())):
+        return await aiofastnet.start_tls(loop, transport, inbox, context, server_hostname=name)
+    return await loop.start_tls(transport, inbox, context, server_hostname=name)
 
 
 class ThreadStream(httpcore.NetworkStream):

@@ -18,6 +18,7 @@ from ..client.route import Route
 from ..core.handshake import Response, check_switch
 from ..core.headers import Headers
 from ..errors import HandshakeError
+from ..transports import AsyncioTransport
 from .target import Destination
 
 __all__ = ["Refused", "Switched", "ask"]
@@ -29,17 +30,17 @@ class Switched:
 
     Attributes:
         fields: header fields of its 101.
-        streams: the way to it.
+        streams: the transport to it.
         head: bytes that came with the 101.
     """
 
     fields: list[tuple[str, str]]
-    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    streams: AsyncioTransport
     head: bytes
 
     def close(self) -> None:
         """Let the upstream go."""
-        self.streams[1].transport.abort()
+        self.streams.abort()
 
 
 class Refused:
