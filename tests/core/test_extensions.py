@@ -195,18 +195,28 @@ def test_server_takes_the_first_of_a_thousand_offers_that_fits() -> None:
     "options, offer",
     [
         (FULL, f"{NAME}; client_max_window_bits"),
-        (DeflateOptions(), f"{NAME}; server_max_window_bits=12; client_max_window_bits=12"),
+        (
+            DeflateOptions(),
+            f"{NAME}; server_max_window_bits=12; client_max_window_bits=12, {NAME}; client_max_window_bits",
+        ),
         (
             DeflateOptions(window_bits=9, context_takeover=False),
             (
                 f"{NAME}; server_no_context_takeover; client_no_context_takeover; "
-                "server_max_window_bits=9; client_max_window_bits=9"
+                f"server_max_window_bits=9; client_max_window_bits=9, {NAME}; client_max_window_bits"
             ),
         ),
     ],
 )
 def test_client_offers_what_it_wants(options: DeflateOptions, offer: str) -> None:
     assert make_offer(options) == offer
+
+
+def test_client_takes_the_answer_of_a_server_that_ignores_what_it_is_asked_for() -> None:
+    offers = parsed(make_offer(DeflateOptions()))
+    agreed = check_answer(parsed(f"{NAME}; server_no_context_takeover"), offers, DeflateOptions())
+    assert agreed is not None
+    assert (agreed.remote_max_window_bits, agreed.local_max_window_bits) == (15, 12)
 
 
 @pytest.mark.parametrize(

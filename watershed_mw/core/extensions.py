@@ -130,7 +130,12 @@ def accept_offer(offers: Sequence[ExtensionOffer], options: DeflateOptions) -> t
 
 
 def make_offer(options: DeflateOptions) -> str:
-    """The Sec-WebSocket-Extensions value with which a client offers permessage-deflate."""
+    """The Sec-WebSocket-Extensions value with which a client offers permessage-deflate.
+
+    Where ``options`` ask something of the server, an offer without that comes second: some servers take the first one
+    and answer without what it asks for, which then is the answer to the second (RFC 7692 section 5).
+    """
+    anything = f"{NAME}; client_max_window_bits"
     offer = [NAME]
     if not options.context_takeover:
         offer += ["server_no_context_takeover", "client_no_context_takeover"]
@@ -139,7 +144,8 @@ def make_offer(options: DeflateOptions) -> str:
     offer.append(
         "client_max_window_bits" if options.window_bits == 15 else f"client_max_window_bits={options.window_bits}"
     )
-    return "; ".join(offer)
+    wanted = "; ".join(offer)
+    return wanted if wanted == anything else f"{wanted}, {anything}"
 
 
 def check_answer(
