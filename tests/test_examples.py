@@ -7,6 +7,7 @@ any.
 
 README: each block that is marked as `python` is a whole program. It speaks of the port 8000 of this machine,
 in those very digits, which are replaced by those of a free port; it runs as `main.py` in an empty directory.
+An upstream's port is 9000, which becomes that of an echo server.
 A block that calls something named `connect` is a client: it runs against an echo server, must end by itself
 with exit code 0, print something and have sent at least one message. Any other block is a server: it must
 listen on the port and send a text back, on the first path that it names in quotes ("/..."), or else on "/".
@@ -406,11 +407,11 @@ def snippets() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_readme_shows_two_doors_a_raw_socket_and_a_client() -> None:
+def test_readme_shows_two_doors_a_raw_socket_a_client_and_a_proxy() -> None:
     shown = snippets()
-    for what in ("WatershedASGI(", "WatershedWSGI(", ".accept(", "connect("):
+    for what in ("WatershedASGI(", "WatershedWSGI(", ".accept(", "connect(", "WebSocketProxy("):
         assert any(what in snippet for snippet in shown), f"README.md has no Python block with {what}"
-    assert len(shown) >= 4
+    assert len(shown) >= 5
 
 
 def wait_for_listener(program: Program, port: int) -> None:
@@ -430,7 +431,8 @@ def test_readme_snippet(number: int, tmp_path: Path, echo: Echo) -> None:
     client = CLIENT.search(snippet) is not None
     port = echo.port if client else free_port()
     script = tmp_path / "main.py"
-    script.write_text(re.sub(r"\b8000\b", str(port), snippet), encoding="utf-8")
+    ports = {"8000": str(port), "9000": str(echo.port)}
+    script.write_text(re.sub(r"\b[89]000\b", lambda match: ports[match[0]], snippet), encoding="utf-8")
     with Program(script, cwd=tmp_path) as program:
         if client:
             assert program.wait() == 0, program.output
