@@ -332,8 +332,10 @@ def test_the_log_lines_are_those_that_the_proxy_writes(seen: Seen, caplog: pytes
 def test_a_header_of_the_applications_stands_in_place_of_the_clients(seen: Seen) -> None:
     with Uvicorn(WebSocketProxy(f"ws://127.0.0.1:{seen.port}", headers={"X-User": "ann"}, keep_host=False)) as server:
         fields = {"X-User": "root", "TE": "trailers", "X-Forwarded-Host": "claimed", "Forwarded": "for=claimed"}
+        fields |= {"X_User": "root", "X_Forwarded_Host": "claimed"}  # which a WSGI server calls by the same names
         echoes(server.port, "/", additional_headers=fields)
     assert (seen.field("x-user"), seen.field("te")) == ("ann", "")
+    assert (seen.field("x_user"), seen.field("x_forwarded_host")) == ("", "")
     assert seen.field("host") == f"127.0.0.1:{seen.port}"
     assert seen.field("x-forwarded-host") == f"127.0.0.1:{server.port}"
     assert seen.field("forwarded").startswith("for=claimed, for=127.0.0.1;")
