@@ -172,7 +172,7 @@ def test_uvicorn_plain_example() -> None:
 
 
 @pytest.mark.parametrize("name", ["starlette_chat.py", "flask_rooms.py"])
-def test_chat_examples(name: str) -> None:
+def test_chat_examples_and_their_httpx_client(name: str) -> None:
     with Program(EXAMPLES / name, "0") as program:
         port = program.port()
         assert_refused(401, port, "/rooms/blue")
@@ -186,6 +186,9 @@ def test_chat_examples(name: str) -> None:
                 with dial(port, "/rooms/red", headers=cookies["ann"]) as elsewhere:
                     assert elsewhere.recv(LIMIT) == "ann has come"
             assert ann.recv(LIMIT) == "bob has left"
+        with Program(EXAMPLES / "httpx_client.py", str(port)) as client:
+            assert client.wait() == 0
+            assert client.output.splitlines() == ["ann has come", "ann: hello"]
         program.stop(signal.SIGINT)
         assert "Traceback" not in program.output
 
@@ -301,15 +304,6 @@ def test_client_example_meets_server_example() -> None:
             assert client.wait() == 0
             assert "Hello, watershed!" in client.output
         server.wait_for_line(re.compile("closed with 1000"))
-
-
-def test_httpx_client_example_meets_a_server_that_wants_a_login() -> None:
-    with (
-        Program(EXAMPLES / "starlette_chat.py", "0") as server,
-        Program(EXAMPLES / "httpx_client.py", str(server.port())) as client,
-    ):
-        assert client.wait() == 0
-        assert client.output.splitlines() == ["ann has come", "ann: hello"]
 
 
 def test_client_example_is_told_of_a_refusal() -> None:
