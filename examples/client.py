@@ -3,24 +3,17 @@
 import asyncio
 import sys
 
-from watershed_mw import HandshakeError, Watershed
-
-shed = Watershed(protocols=["echo.watershed"])
+from watershed_mw import HandshakeError
+from watershed_mw.client import connect
 
 
 async def main(port: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    key = shed.generate_key()
-    request = shed.request_head(f"ws://127.0.0.1:{port}/", key)
-    writer.write(request)
-    response = await reader.readuntil(b"\r\n\r\n")
     try:
-        conn = shed.connect(response, (reader, writer), key=key, request=request)
-    except HandshakeError as refusal:
-        sys.exit(f"no WebSocket: {refusal}")
-    async with conn:
-        await conn.send("Hello, watershed!")
-        print(f"{conn.protocol}: {await conn.receive()!r}")
+        async with connect(f"ws://127.0.0.1:{port}/", protocols=["echo.watershed"]) as conn:
+            await conn.send("Hello, watershed!")
+            print(f"{conn.protocol}: {await conn.receive()!r}")
+    except (HandshakeError, OSError) as error:
+        sys.exit(f"no WebSocket: {error}")
 
 
 if __name__ == "__main__":

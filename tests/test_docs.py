@@ -325,9 +325,9 @@ TESTS: dict[str, Callable[..., None]] = {
 }
 
 
-# The others are tests/test_docs_wsgi.py's.
-WSGI_PAGES = ("wsgi.md", "flask.md", "moving-wsgi.md")
-ASGI_PYTHON = [block for block in PYTHON if block.page.name not in WSGI_PAGES]
+# Those of tests/test_docs_wsgi.py and tests/test_docs_clients.py.
+ELSEWHERE = ("wsgi.md", "flask.md", "moving-wsgi.md", "clients.md", "proxy.md")
+ASGI_PYTHON = [block for block in PYTHON if block.page.name not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("block", ASGI_PYTHON, ids=str)

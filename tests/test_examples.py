@@ -7,6 +7,7 @@ any.
 
 README: each block that is marked as `python` is a whole program. It speaks of the port 8000 of this machine,
 in those very digits, which are replaced by those of a free port; it runs as `main.py` in an empty directory.
+An upstream's port is 9000, which becomes that of an echo server.
 A block that calls something named `connect` is a client: it runs against an echo server, must end by itself
 with exit code 0, print something and have sent at least one message. Any other block is a server: it must
 listen on the port and send a text back, on the first path that it names in quotes ("/..."), or else on "/".
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import runpy
 import signal
 import socket
 import threading
@@ -44,7 +46,12 @@ OTHERS = (
     "starlette_chat.py",
     "fastapi_rooms.py",
     "flask_rooms.py",
+    "starlette_notebooks.py",
+    "flask_notebooks.py",
+    "jupyter_like_kernel.py",
+    "jupyter_like_proxy.py",
     "client.py",
+    "httpx_client.py",
     "raw_socket.py",
     "demo.py",
     "demo.html",
@@ -165,14 +172,11 @@ def test_uvicorn_plain_example() -> None:
 
 
 @pytest.mark.parametrize("name", ["starlette_chat.py", "flask_rooms.py"])
-def test_chat_examples(name: str) -> None:
+def test_chat_examples_and_their_httpx_client(name: str) -> None:
     with Program(EXAMPLES / name, "0") as program:
         port = program.port()
         assert_refused(401, port, "/rooms/blue")
-        cookies = {}
-        for member in ("ann", "bob"):
-            with urlopen(f"http://127.0.0.1:{port}/login?name={member}", timeout=LIMIT) as answer:
-                cookies[member] = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+        cookies = {member: logged_in(port, member) for member in ("ann", "bob")}
         with dial(port, "/rooms/blue", headers=cookies["ann"]) as ann:
             assert ann.recv(LIMIT) == "ann has come"
             with dial(port, "/rooms/blue", headers=cookies["bob"]) as bob:
@@ -182,8 +186,67 @@ def test_chat_examples(name: str) -> None:
                 with dial(port, "/rooms/red", headers=cookies["ann"]) as elsewhere:
                     assert elsewhere.recv(LIMIT) == "ann has come"
             assert ann.recv(LIMIT) == "bob has left"
+        with Program(EXAMPLES / "httpx_client.py", str(port)) as client:
+            assert client.wait() == 0
+            assert client.output.splitlines() == ["ann has come", "ann: hello"]
         program.stop(signal.SIGINT)
         assert "Traceback" not in program.output
+
+
+def logged_in(port: int, name: str) -> dict[str, str]:
+    """The header fields of a client that has logged in."""
+    with urlopen(f"http://127.0.0.1:{port}/login?name={name}", timeout=LIMIT) as answer:
+        return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+
+
+@pytest.mark.parametrize("name", ["starlette_notebooks.py", "flask_notebooks.py"])
+def test_notebook_examples_lead_everybody_to_his_own_server(name: str) -> None:
+    with Program(EXAMPLES / name, "0") as program:
+        port = program.port()
+        page = f"http://127.0.0.1:{port}"
+        ann, bob, eve = (logged_in(port, user) for user in ("ann", "bob", "eve"))
+        assert_refused(401, port, "/notebook/")
+        assert_refused(404, port, "/notebook/", headers=eve)
+        assert_refused(403, port, "/notebook/", headers=ann, origin="http://elsewhere.example")
+        with (
+            dial(port, "/notebook/", headers=ann, origin=page) as first,
+            dial(port, "/notebook/work/a.ipynb", headers=ann) as second,
+            dial(port, "/notebook/", headers=bob) as third,
+        ):
+            for connection, number, owner in ((first, 1, "ann"), (second, 2, "ann"), (third, 1, "bob")):
+                connection.send("Grüße, 水")
+                assert connection.recv(LIMIT) == f"{owner}[{number}]: Grüße, 水"
+            first.close(4001, "bye")
+            assert (first.close_code, first.close_reason) == (4001, "bye")
+        program.stop(signal.SIGINT)
+        assert "Traceback" not in program.output
+
+
+def test_jupyter_like_examples_agree_on_a_subprotocol_end_to_end() -> None:
+    module: dict[str, Any] = runpy.run_path(str(EXAMPLES / "jupyter_like_kernel.py"))
+    pack, unpack, protocol = module["pack"], module["unpack"], module["PROTOCOL"]
+    port_of_kernel = free_port()
+    with (
+        Program(EXAMPLES / "jupyter_like_kernel.py", str(port_of_kernel)) as kernel,
+        Program(EXAMPLES / "jupyter_like_proxy.py", "0", str(port_of_kernel)) as proxy,
+    ):
+        port, path = proxy.port(), "/user/ann/api/kernels/1/channels"
+        assert kernel.port() == port_of_kernel
+        with dial(port, path, protocols=["kernel.v0", protocol]) as connection:
+            assert connection.subprotocol == protocol
+            for count in (1, 2):
+                request = {"msg_type": "execute_request", "msg_id": str(count)}
+                connection.send(pack("shell", request, {}, {}, {"code": "grüße"}))
+                answer = connection.recv(LIMIT)
+                result = {"execution_count": count, "data": {"text/plain": "GRÜSSE"}}
+                assert unpack(answer) == ("iopub", [{"msg_type": "execute_result"}, request, {}, result])
+        assert_refused(400, port, path, protocols=["kernel.v0"])
+        with dial(port, path) as connection:
+            connection.send("{}")
+            with pytest.raises(websockets.exceptions.ConnectionClosed):
+                connection.recv(LIMIT)
+            assert connection.close_code == 1003
+        assert "Traceback" not in kernel.output + proxy.output
 
 
 def test_flask_rooms_example_has_a_page_for_it() -> None:
@@ -338,11 +401,11 @@ def snippets() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_readme_shows_two_doors_a_raw_socket_and_a_client() -> None:
+def test_readme_shows_two_doors_a_raw_socket_a_client_and_a_proxy() -> None:
     shown = snippets()
-    for what in ("WatershedASGI(", "WatershedWSGI(", ".accept(", "connect("):
+    for what in ("WatershedASGI(", "WatershedWSGI(", ".accept(", "connect(", "WebSocketProxy("):
         assert any(what in snippet for snippet in shown), f"README.md has no Python block with {what}"
-    assert len(shown) >= 4
+    assert len(shown) >= 5
 
 
 def wait_for_listener(program: Program, port: int) -> None:
@@ -362,7 +425,8 @@ def test_readme_snippet(number: int, tmp_path: Path, echo: Echo) -> None:
     client = CLIENT.search(snippet) is not None
     port = echo.port if client else free_port()
     script = tmp_path / "main.py"
-    script.write_text(re.sub(r"\b8000\b", str(port), snippet), encoding="utf-8")
+    ports = {"8000": str(port), "9000": str(echo.port)}
+    script.write_text(re.sub(r"\b[89]000\b", lambda match: ports[match[0]], snippet), encoding="utf-8")
     with Program(script, cwd=tmp_path) as program:
         if client:
             assert program.wait() == 0, program.output

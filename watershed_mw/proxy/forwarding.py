@@ -49,11 +49,17 @@ def request_fields(
     """
     original = request.headers.get("host")
     fields = [pair for pair in end_to_end(request.headers) if pair[0].lower() not in ("host", "content-length")]
-    fields = [pair for pair in fields if pair[0].lower() not in drop]
+    dropped = {_plain(name) for name in drop}
+    fields = [pair for pair in fields if _plain(pair[0]) not in dropped]
     fields.insert(0, ("host", original if keep_host and original else host))
     fields = _forwarded(fields, request, original)
-    names = {name.lower() for name in extra}
-    return [pair for pair in fields if pair[0].lower() not in names] + [*extra.multi_items()]
+    names = {_plain(name) for name in extra}
+    return [pair for pair in fields if _plain(pair[0]) not in names] + [*extra.multi_items()]
+
+
+def _plain(name: str) -> str:
+    # To an upstream that is a WSGI or CGI program X_User is X-User.
+    return name.lower().replace("_", "-")
 
 
 def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str) -> list[tuple[str, str]]:
@@ -66,7 +72,7 @@ def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str) 
     said = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": request.prefix}
     grown = {"x-forwarded-for": client, "forwarded": element}
     known = Headers(fields)
-    kept = [pair for pair in fields if pair[0].lower() not in said and pair[0].lower() not in grown]
+    kept = [pair for pair in fields if (name := _plain(pair[0])) not in said and name not in grown]
     for name, value in grown.items():
         before = known.get(name)
         kept.append((name, f"{before}, {value}" if before else value))

@@ -53,8 +53,11 @@ class WSGIProxy:
     def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         upgrade = cast(WSGIUpgrade, environ["watershed"])
         plan = self._plan
-        request, key = upgrade.check()
-        plan.room.enter()
+        try:
+            request, key = upgrade.check()
+            plan.room.enter()
+        except HandshakeError as error:
+            return Rejection.of(error)(environ, start_response)
         relayed: Relay | None = None
         try:
             forwarded = request_of_environ(environ, request.headers)
@@ -75,6 +78,8 @@ class WSGIProxy:
         finally:
             if relayed is None:
                 plan.room.leave()
+        # For Flask alone, which calls what a view has returned and insists on an answer; it goes nowhere.
+        start_response("101 Switching Protocols", [])
         return ()
 
     def _relay(self, upgrade: WSGIUpgrade, answer: Switched) -> Relay:
