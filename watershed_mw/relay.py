@@ -469,12 +469,6 @@ def live_relays() -> list[Relay]:
     return sorted(found, key=lambda relay: relay._began)
 
 
-def _check_limits(**limits: float | None) -> None:
-    for name, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ValueError(f"expected {name} above 0, got {limit!r}")
-
-
 def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
     """Raises as :func:`relay`."""
     if isinstance(stream, socket.socket):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -308,12 +309,14 @@ class WSGIUpgrade:
             if detached:
                 return self._detach(response)
             server, way, head = self._take()
+            settings = shed.settings
+            if settings.shutdown_code is not None:
+                watch_process(server.stopping)  # first: the process may stop as soon as there is something to end
             try:
                 way.write(response)
             except ConnectionClosed:
                 self._drop()
                 raise
-            settings = shed.settings
             self._connection = way.connection(
                 Role.SERVER,
                 agreement,
@@ -326,8 +329,6 @@ class WSGIUpgrade:
                 settings.shutdown_code if settings.shutdown_code != 0 else 1001,
             )
             self._connection.no_background = server.no_background(self._environ)
-            if settings.shutdown_code is not None:
-                watch_process(server.stopping)
         finally:
             if self._connection is None:
                 room.leave()
@@ -363,6 +364,12 @@ class WSGIUpgrade:
     def server(self) -> WSGIServer:
         """The server's row in the table of servers."""
         return server_of(self._environ, self._start_response)
+
+    def client_descriptor(self) -> int:
+        """The client's socket by a descriptor of its own, which the caller closes; -1 where it cannot be had."""
+        client = self.server.client(self._environ, self._start_response)
+        number = client if isinstance(client, int) else client.fileno()
+        return os.dup(number) if number >= 0 else -1
 
     def _check_unanswered(self) -> None:
         if self.accepted:
