@@ -71,7 +71,13 @@ class Refused:
 
     async def aclose(self) -> None:
         """Let the upstream go."""
-        await self._response.aclose()
+        await _close(self._response)
+
+
+async def _close(response: httpcore.Response) -> None:
+    await response.aclose()
+    # There is no pool that could use it again, so httpcore leaves it open once the body is complete.
+    await response.extensions["network_stream"].aclose()
 
 
 def _fields(response: httpcore.Response) -> list[tuple[str, str]]:
@@ -102,7 +108,7 @@ async def ask(
         scheme=to.url.raw_scheme,
         host=to.url.raw_host,
         port=to.url.port or (443 if to.url.scheme == "https" else 80),
-        target=to.url.raw_path,
+        target=to.target.encode("ascii"),
     )
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
     try:
@@ -110,17 +116,17 @@ async def ask(
             response = await Route(context, to.unix).request(httpcore.Request(b"GET", url, headers=headers), None)
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a host whose name cannot be one
         raise HandshakeError("the upstream cannot be reached", status=502) from error
     except HandshakeError as error:
         raise HandshakeError("the upstream does not answer with HTTP", status=502) from error
-    if response.status != 101:
+    if response.status != 101 and 200 <= response.status < 600:
         return Refused(response, open_timeout)
     answered = _fields(response)
     try:
         check_switch(Response(101, Headers(answered)), key)
     except HandshakeError as error:
-        await response.aclose()
+        await _close(response)
         raise HandshakeError("the upstream does not answer with WebSocket", status=502) from error
     streams, head = await AsyncioStream.take(response.extensions["network_stream"])
     return Switched(answered, streams, head)

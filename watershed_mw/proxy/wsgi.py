@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Iterable, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import cast
 
@@ -40,6 +41,7 @@ class WSGIProxy:
         self._alone = WatershedWSGI(self._serve, **plan.options)
         code = self._alone.shed.settings.shutdown_code
         self._shutdown_code = 1001 if code == 0 else code
+        self._told_mode = False
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -53,10 +55,12 @@ class WSGIProxy:
     def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         upgrade = cast(WSGIUpgrade, environ["watershed"])
         plan = self._plan
-        request, key = upgrade.check()
-        plan.room.enter()
         relayed: Relay | None = None
+        entered = False
         try:
+            request, key = upgrade.check()
+            plan.room.enter()
+            entered = True
             forwarded = request_of_environ(environ, request.headers)
             # In this thread, which may wait, and has whatever the framework keeps for the request.
             chosen = plan.chosen(forwarded)
@@ -66,19 +70,24 @@ class WSGIProxy:
             answer = run_on_background_loop(plan.ask(to, forwarded, key, _UPGRADE, raw=True))
             if isinstance(answer, Refused):
                 return _refusal(answer, start_response)
-            relayed = self._relay(upgrade, answer)
+            relayed = self._relay(upgrade, answer, f"{forwarded.path} relayed to {to.shown}")
             logger.info("%s relays to %s (raw bytes)", forwarded.path, to.shown)
         except HandshakeError as error:
             if error.status >= 500:
                 logger.warning("%s not proxied: %s (%s)", environ.get("PATH_INFO"), error, error.__cause__ or "")
             return Rejection.of(error)(environ, start_response)
         finally:
-            if relayed is None:
+            if entered and relayed is None:
                 plan.room.leave()
+        # To frameworks this is an answer like any other.
+        start_response("101 Switching Protocols", [])
         return ()
 
-    def _relay(self, upgrade: WSGIUpgrade, answer: Switched) -> Relay:
+    def _relay(self, upgrade: WSGIUpgrade, answer: Switched, what: str) -> Relay:
         plan = self._plan
+        if not self._told_mode:
+            self._told_mode = True
+            logger.info("the proxy relays raw bytes")
         fields, others = answer_fields(answer.fields)
         server = upgrade.server
         try:
@@ -96,12 +105,16 @@ class WSGIProxy:
         except BaseException:
             sock.close()
             raise
-        relayed.when_gone(plan.room.leave)
+        relayed.when_gone(partial(self._ended, what, relayed))
         if self._shutdown_code is not None:
             watch_process(server.stopping)
         if server.no_background(upgrade.environ):
             relayed.wait()  # the process ends with the request
         return relayed
+
+    def _ended(self, what: str, relayed: Relay) -> None:
+        self._plan.room.leave()
+        logger.info("%s: %s", what, relayed.result)
 
 
 async def _awaited(chosen: Awaitable[UpstreamLike | None]) -> UpstreamLike | None:
