@@ -50,7 +50,7 @@ class WebSocketProxy:
     Args:
         upstream: URL (``ws://``, ``wss://``, or ``unix:/path/of/socket``), :class:`Upstream`, or a callable, which may
             be a coroutine function: it is given a :class:`ProxyRequest`, and returns one of these, or refuses by None
-            (404) or by raising ``HandshakeError(message, status=403)``. A path with dot segments is refused (400) by itself.
+            (404) or by raising ``HandshakeError(message, status=403)``. Paths with dot segments are refused (400).
         keep_host: True, the default, for the client's own Host, by which the upstream can judge an Origin; False for
             the upstream's.
         strip_prefix: True, the default, to leave out of the path what the proxy is mounted under; False to keep it; or
@@ -60,8 +60,8 @@ class WebSocketProxy:
             ``("x-forwarded-for", "forwarded")``.
         ssl: context for TLS with the upstream; one that verifies certificates unless given.
         mode: ``"auto"``, the default, for raw bytes where the server gives its socket and messages elsewhere; ``"raw"``
-            to refuse (501) elsewhere, ``"messages"`` to relay messages everywhere. Under WSGI there is
-            always a socket, and bytes are relayed.
+            to refuse (501) elsewhere, ``"messages"`` to relay messages everywhere. Under WSGI there is always a
+            socket, and bytes are relayed.
         open_timeout: seconds that the upstream has to answer; default 10.
         close_timeout: seconds that both sides have to end when the server stops, and the second side when the first has
             ended; default 10.
