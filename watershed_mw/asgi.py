@@ -314,7 +314,7 @@ class ASGIUpgrade:
             raise LocalProtocolError(f"expected one answer to a request, got {what} after another one")
 
     async def _answer(self, agreement: Agreement, headers: list[tuple[str, str]]) -> None:
-        await self._take_connect()
+        await self.take_connect()
         await self._send(
             {
                 "type": "websocket.accept",
@@ -348,7 +348,7 @@ class ASGIUpgrade:
             LocalProtocolError: the request has been answered before.
         """
         self._check_unanswered("reject")
-        await self._take_connect()
+        await self.take_connect()
         self.refused = True
         if "websocket.http.response" not in (self._scope.get("extensions") or {}):
             await self._send({"type": "websocket.close", "code": 1008})
@@ -374,8 +374,16 @@ class ASGIUpgrade:
             fields = list(error.headers)
         await self.reject(error.status, error.body, [*fields, ("content-type", "text/plain; charset=utf-8")])
 
-    async def _take_connect(self) -> None:
-        # The application may have received it itself.
+    async def wait_gone(self) -> None:
+        """Wait until the client leaves, or the server refuses it, after :meth:`take_connect` and before an answer.
+
+        To be cancelled before that answer, as nobody else may receive meanwhile.
+        """
+        while (await self._receive())["type"] != "websocket.disconnect":
+            pass
+
+    async def take_connect(self) -> None:
+        """Take the first message, unless the application has. Raises ConnectionClosed: the client has gone."""
         if self._connected or (self._door is not None and self._door.connected):
             return
         self._connected = True

@@ -105,12 +105,14 @@ def _wait_until_gone(connections: list[WatershedConnection | Relay], patience: f
         time.sleep(0.01)
 
 
-def catch_signals() -> None:
+def catch_signals(*, interrupt: bool = True) -> None:
     """Drain before the process ends by a signal that nobody else has a handler for; from the main thread only.
 
-    SIGINT among them: a server that has the KeyboardInterrupt may wait for handlers in other threads before it ends.
+    Args:
+        interrupt: whether by SIGINT as well: a server that has the KeyboardInterrupt may wait for handlers in other
+            threads before it ends. asyncio has a better handler, but only where it finds Python's own.
     """
-    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+    for name in ("SIGTERM", "SIGHUP", "SIGINT")[: 3 if interrupt else 2]:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             try:

@@ -11,6 +11,7 @@ import _thread
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import sys
 import threading
@@ -23,6 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 __all__ = [
     "Workers",
     "background_loop",
+    "new_poll",
     "on_background_loop",
     "run_on_background_loop",
     "start_thread",
@@ -134,14 +136,17 @@ def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
         work.close()
         raise RuntimeError("expected a thread that may wait, got the one of the process's event loop")
     future = asyncio.run_coroutine_threadsafe(work, loop)
-    if threads_are_greenlets():
-        # What a future waits with is gevent's or eventlet's here, which no other thread can wake; a socket is.
-        ours, theirs = socket.socketpair()
-        bell = _socket.socket(fileno=theirs.detach())
-        future.add_done_callback(lambda _: bell.close())
-        with ours:
-            ours.recv(1)
-    return future.result()
+    try:
+        if threads_are_greenlets():
+            # What a future waits with is gevent's or eventlet's here, which no other thread can wake; a socket is.
+            ours, theirs = socket.socketpair()
+            bell = _socket.socket(fileno=theirs.detach())
+            future.add_done_callback(lambda _: bell.close())
+            with ours:
+                ours.recv(1)
+        return future.result()
+    finally:
+        future.cancel()  # no effect, unless this thread or greenlet is not to wait any longer
 
 
 def on_background_loop() -> bool:
@@ -160,6 +165,13 @@ def start_thread(run: Callable[[], None]) -> None:
         threading.Thread(target=run, name="watershed-loop", daemon=True).start()
         return
     _original("_thread", "start_new_thread")(run, ())
+
+
+def new_poll() -> Any:
+    """A ``select.poll()`` that is one, under gevent and eventlet as well; None where the platform has none."""
+    if threads_are_greenlets():
+        return _original("select", "poll")()
+    return select.poll() if hasattr(select, "poll") else None
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -268,11 +268,16 @@ class Relay:
             side.finish()
         self._update()
 
-    def lost(self, side: Side) -> None:
-        """The peer of ``side`` has broken the stream."""
+    def breaking(self) -> None:
+        """The peer of a side takes nothing any more; what it sent before that may still be there, for a while."""
         if self._end is None:
             self._end = RelayEnd.RESET
             self._until = time.monotonic() + self._close_timeout
+        self._set_alarm()
+
+    def lost(self, side: Side) -> None:
+        """The peer of ``side`` has broken the stream."""
+        self.breaking()
         side.close(True)
         side.other.shut()
         side.other.finish()
@@ -416,6 +421,7 @@ def relay(
         TypeError: one of the two is no stream that a relay knows.
         ValueError: it is no connected stream, both are the same, or a limit is not positive.
         ConnectionClosed: it has been closed.
+        NotImplementedError: the loop is Windows' ProactorEventLoop, which cannot wait for sockets of others.
     """
     limits = {
         "idle_timeout": idle_timeout,
@@ -435,6 +441,9 @@ def relay(
     for stream in (a, b):
         _check(stream, running)
     loop = running or background_loop()[0]
+    proactor: Any = getattr(asyncio, "ProactorEventLoop", None)
+    if proactor is not None and isinstance(loop, proactor):
+        raise NotImplementedError(f"expected an event loop with add_reader(), got {type(loop).__name__}")
     client, server = _side_of(a, loop, close_timeout), _side_of(b, loop, close_timeout)
     made = Relay(
         loop,
@@ -470,12 +479,6 @@ class _PausingTransport(TLSSocketTransport):
         if self._writing and not self._protocol_paused and len(self._unsent) > _HIGH_WATER:
             self._protocol_paused = True
             self._protocol.pause_writing()
-
-
-def _check_limits(**limits: float | None) -> None:
-    for name, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ValueError(f"expected {name} above 0, got {limit!r}")
 
 
 def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:

@@ -45,6 +45,9 @@ _LOW_WATER = 16 * 2**10
 _TLS_LINGER = 1.0
 # Seconds of silence after which the kernel asks whether the peer is there, and between two times of asking; how often.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+# libuv, hence uvloop, tells of a socket that has an error once and never again. If there were bytes to read before it,
+# the error would not be seen: so who has got bytes looks again, after so many seconds at least and twice that at most.
+_LOOK_AGAIN = 0.125
 # What reading and writing come to besides a number of bytes.
 _NOTHING_NOW = -1
 _BROKEN = -2
@@ -82,9 +85,9 @@ class Side:
         loop: what it runs on.
 
     Attributes:
-        relay: what it tells that its peer has ended the stream (``ended``), that it has gone (``lost``), that the end
-            of what it was to write has been written (``finished``), that its Close has come (``answered``), and asks
-            whether bytes may pass (``allows``).
+        relay: what it tells that its peer has ended the stream (``ended``), that it takes nothing any more
+            (``breaking``), that it has gone (``lost``), that the end of what it was to write has been written
+            (``finished``), that its Close has come (``answered``), and asks whether bytes may pass (``allows``).
         other: the other side.
         boundaries: of the frames that come from here.
         phase: of the bytes that come from here.
@@ -239,7 +242,7 @@ class SocketSide(Side):
         head: bytes that came from it early.
     """
 
-    __slots__ = ("_fd", "_head", "_memory", "_queue", "_socket")
+    __slots__ = ("_broken", "_fd", "_head", "_looking", "_memory", "_queue", "_socket")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, head: bytes) -> None:
         super().__init__(loop)
@@ -248,6 +251,8 @@ class SocketSide(Side):
         self._socket.setblocking(False)
         self._fd = self._socket.fileno()
         self._head = head
+        self._broken = False  # whether the kernel takes no more
+        self._looking = isinstance(loop, asyncio.BaseEventLoop)  # whether no other look is needed
         self._queue: bytearray | None = None
         self._memory = bytearray()
         keep_alive(self._socket)
@@ -264,13 +269,30 @@ class SocketSide(Side):
     def _readable(self) -> None:
         size = self._receive()
         if size > 0:
+            if not self._looking:
+                self._look_later()
             self.came(self._memory, size)
         elif size == 0:
             self.pause()
             self.at_end = True
-            self.relay.ended(self)
+            if self._broken:
+                self.relay.lost(self)
+            else:
+                self.relay.ended(self)
         elif size == _BROKEN:
             self.relay.lost(self)
+
+    def _look_later(self) -> None:
+        # At the same time as others of this loop.
+        self._looking = True
+        when = (monotonic() // _LOOK_AGAIN + 2) * _LOOK_AGAIN
+        alarm_of(self._loop).set(when, _look_again, self)
+
+    def look_again(self) -> None:
+        """Read what is there, though nobody has said that there is."""
+        self._looking = False
+        if not self._paused and not self.at_end:
+            self._readable()
 
     def _receive(self) -> int:
         """How many bytes came into the shared memory, 0 at the end of the stream; or one of the two below."""
@@ -308,7 +330,7 @@ class SocketSide(Side):
             if sent == size:
                 return
             if sent == _BROKEN:
-                self.relay.lost(self)
+                self._break()
                 return
             self._queue = bytearray(memoryview(data)[sent:size])
             self._loop.add_writer(self._fd, self._writable)
@@ -337,7 +359,7 @@ class SocketSide(Side):
         queue = cast(bytearray, self._queue)
         sent = self._send(queue, len(queue))
         if sent == _BROKEN:
-            self.relay.lost(self)
+            self._break()
             return
         self.active = monotonic()
         del queue[:sent]
@@ -349,6 +371,22 @@ class SocketSide(Side):
         if self.full and len(queue) <= _LOW_WATER:
             self.full = False
             self.other.resume()
+
+    def _break(self) -> None:
+        # Who has gone may have said something before: reading comes to that, and then to the end.
+        self._broken = self.finishing = self.finished = True
+        self.full = False
+        if self._queue is not None:
+            self._queue = None
+            self._loop.remove_writer(self._fd)
+        self.other.shut()
+        if self.at_end:
+            self.relay.lost(self)
+            return
+        if not self._paused:
+            self.pause()
+            self.resume()  # see _LOOK_AGAIN
+        self.relay.breaking()
 
     def finish(self) -> None:
         """As :meth:`Side.finish`."""
@@ -380,6 +418,10 @@ class SocketSide(Side):
             if abort:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
             self._socket.close()
+
+
+def _look_again(side: SocketSide) -> None:
+    side.look_again()
 
 
 class TransportSide(Side):

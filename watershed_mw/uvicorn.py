@@ -79,6 +79,8 @@ class _Stage(Enum):
 class _Relay(Protocol):
     """What goes on with the raw socket, as far as the shutdown is concerned."""
 
+    shutdown_code: int | None
+
     def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
         """End it with a Close to both sides."""
 
@@ -290,7 +292,8 @@ class WatershedProtocol(asyncio.Protocol):
         if self._connection is not None:
             self._connection.end("the server restarts", code=self.settings.shutdown_code or 1012)
         elif self._relay is not None:
-            self._relay.begin_end("the server restarts", code=self.settings.shutdown_code or 1012)
+            code = self._relay.shutdown_code or self.settings.shutdown_code or 1012
+            self._relay.begin_end("the server restarts", code=code)
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse(HandshakeError("the server is shutting down: try again", status=503))
         else:

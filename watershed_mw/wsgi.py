@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -363,6 +364,12 @@ class WSGIUpgrade:
     def server(self) -> WSGIServer:
         """The server's row in the table of servers."""
         return server_of(self._environ, self._start_response)
+
+    def client_descriptor(self) -> int:
+        """The client's socket by a descriptor of its own, which the caller closes; -1 where it cannot be had."""
+        client = self.server.client(self._environ, self._start_response)
+        number = client if isinstance(client, int) else client.fileno()
+        return os.dup(number) if number >= 0 else -1
 
     def _check_unanswered(self) -> None:
         if self.accepted:

@@ -37,6 +37,7 @@ class WSGIServer:
         take: takes the socket over; None where it cannot be had.
         reason: why it cannot, and what to do instead.
         stopping: gives what tells whether the server is stopping, where there is such a thing.
+        client: gives the client's socket, or its descriptor, which stays the server's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class WSGIServer:
     take: Callable[[Environ, Any], Takeover] | None = None
     reason: str = ""
     stopping: Callable[[], Callable[[], bool] | None] = lambda: None
+    client: Callable[[Environ, Any], Any] = lambda environ, start_response: -1
 
     def no_background(self, environ: Environ) -> str:
         """Why a connection cannot outlive its request here; empty where it can."""
@@ -98,7 +100,31 @@ def let_go(environ: dict[str, Any]) -> None:
     environ["wsgi.input"] = io.BytesIO()  # one of its own, which an application may close
 
 
-# --- how each lets go --------------------------------------------------------------------------------------
+# --- where each has the client's socket, and how it lets go --------------------------------------------------
+
+
+def _entry(key: str) -> Callable[[Environ, Any], Any]:
+    return lambda environ, start_response: environ[key]
+
+
+def _under_file(environ: Environ, start_response: Any) -> Any:
+    return environ["wsgi.input"].raw._sock
+
+
+def _of_channel(environ: Environ, start_response: Any) -> Any:
+    return environ["waitress.client_disconnected"].__self__.socket
+
+
+def _of_connection(environ: Environ, start_response: Any) -> Any:
+    return start_response.__self__.req.conn.socket
+
+
+def _of_eventlet(environ: Environ, start_response: Any) -> Any:
+    return environ["eventlet.input"].get_socket()
+
+
+def _of_uwsgi(environ: Environ, start_response: Any) -> Any:
+    return importlib.import_module("uwsgi").connection_fd()
 
 
 def _werkzeug(environ: Environ, start_response: Any) -> Takeover:
@@ -120,9 +146,8 @@ def _gunicorn(environ: Environ, start_response: Any) -> Takeover:
 
 
 def _file(environ: Environ, start_response: Any) -> Takeover:
-    rfile = environ["wsgi.input"]
-    sock = rfile.raw._sock
-    return take_socket(sock, drain_file(rfile, sock))
+    sock = _under_file(environ, start_response)
+    return take_socket(sock, drain_file(environ["wsgi.input"], sock))
 
 
 def _waitress(environ: Environ, start_response: Any) -> Takeover:
@@ -139,13 +164,13 @@ def _cheroot(environ: Environ, start_response: Any) -> Takeover:
 
 
 def _eventlet(environ: Environ, start_response: Any) -> Takeover:
-    green = environ["eventlet.input"].get_socket()
+    green = _of_eventlet(environ, start_response)
     # A TLS socket of eventlet's is one of the ssl module's, changed; a plain one goes round the real one.
     return take_socket(getattr(green, "fd", green), drain_file(environ["eventlet.input"].rfile, green))
 
 
 def _uwsgi(environ: Environ, start_response: Any) -> Takeover:
-    return take_descriptor(importlib.import_module("uwsgi").connection_fd(), writes_late=True)
+    return take_descriptor(_of_uwsgi(environ, start_response), writes_late=True)
 
 
 def _gunicorn_stopping() -> Callable[[], bool] | None:
@@ -191,18 +216,24 @@ def _is_cheroots(environ: Environ, start_response: Any) -> bool:
 
 
 _SERVERS: Final = (
-    WSGIServer("werkzeug", _has("werkzeug.socket"), _werkzeug),
-    WSGIServer("gunicorn", _has("gunicorn.socket"), _gunicorn, stopping=_gunicorn_stopping),
-    WSGIServer("waitress", _has("waitress.client_disconnected"), _waitress),
-    WSGIServer("cheroot", _is_cheroots, _cheroot),
+    WSGIServer("werkzeug", _has("werkzeug.socket"), _werkzeug, client=_entry("werkzeug.socket")),
+    WSGIServer(
+        "gunicorn",
+        _has("gunicorn.socket"),
+        _gunicorn,
+        stopping=_gunicorn_stopping,
+        client=_entry("gunicorn.socket"),
+    ),
+    WSGIServer("waitress", _has("waitress.client_disconnected"), _waitress, client=_of_channel),
+    WSGIServer("cheroot", _is_cheroots, _cheroot, client=_of_connection),
     WSGIServer(
         "cheroot",
         _calls_itself("cheroot/"),
         None,
         "another middleware hides its start_response: make WatershedWSGI the outermost one",
     ),
-    WSGIServer("eventlet", _has("eventlet.input"), _eventlet),
-    WSGIServer("uWSGI", _has("uwsgi.version"), _uwsgi),
+    WSGIServer("eventlet", _has("eventlet.input"), _eventlet, client=_of_eventlet),
+    WSGIServer("uWSGI", _has("uwsgi.version"), _uwsgi, client=_of_uwsgi),
     WSGIServer(
         "mod_wsgi", _has("mod_wsgi.version"), None, f"Apache keeps the client's connection to itself: {_INSTEAD}"
     ),
@@ -222,5 +253,5 @@ _SERVERS: Final = (
         + _INSTEAD,
     ),
     # wsgiref, gevent's pywsgi, and whoever else hands the connection's own buffered file to the application.
-    WSGIServer("this WSGI server", _reads_a_socket, _file, stopping=_gunicorn_stopping),
+    WSGIServer("this WSGI server", _reads_a_socket, _file, stopping=_gunicorn_stopping, client=_under_file),
 )

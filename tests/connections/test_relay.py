@@ -192,6 +192,34 @@ def test_reset_ends_the_other_side_after_what_came_before(rig: Rig, first: str) 
     assert made.wait(LIMIT).end is RelayEnd.RESET
 
 
+def test_reset_is_found_out_by_writing_and_yet_what_came_before_passes(rig: Rig) -> None:
+    client, server, made = rig.open()
+
+    async def at_once() -> None:
+        # The loop will find both sides readable, the server's first.
+        server.sendall(b"to nobody")
+        client.sendall(b"the last")
+        reset(client)
+
+    rig.loop.call(at_once())
+    assert to_the_end(server) == b"the last"
+    server.close()
+    assert made.wait(LIMIT).end is RelayEnd.RESET
+
+
+def test_reset_that_comes_together_with_bytes(rig: Rig) -> None:
+    client, server, made = rig.open()
+
+    async def at_once() -> None:
+        client.sendall(b"the last")
+        reset(client)
+
+    rig.loop.call(at_once())
+    assert to_the_end(server) == b"the last"
+    server.close()
+    assert made.wait(LIMIT).end is RelayEnd.RESET
+
+
 @ONCE
 def test_reset_while_the_other_side_does_not_read(rig: Rig) -> None:
     client, server, made = rig.open(small=True, close_timeout=SHORT)
@@ -605,6 +633,12 @@ def test_transports_need_their_loop(loops: Callable[[str], LoopThread]) -> None:
             await writer.wait_closed()
 
         loops("asyncio").call(closing())
+
+
+def test_a_loop_that_cannot_wait_for_sockets_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio, "ProactorEventLoop", type(rig.loop.loop), raising=False)
+    with pytest.raises(NotImplementedError, match="expected an event loop with add_reader"):
+        rig.open()
 
 
 @ONCE

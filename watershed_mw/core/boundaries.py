@@ -41,7 +41,7 @@ class Boundaries:
         return self._payload == 0 and not self._header and self._missing == 0
 
     def feed(self, data: bytes | bytearray, start: int, stop: int) -> None:
-        """Pass over ``data[start:stop]``."""
+        """Pass over ``data[start:stop]``, all of which must be there."""
         self._walk(data, start, stop, False)
 
     def feed_to_boundary(self, data: bytes | bytearray, start: int, stop: int) -> int:

@@ -12,12 +12,12 @@ from ..asgi import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
 from ..core.handshake import offered_subprotocols
 from ..errors import HandshakeError
 from ..relay import Relay, relay
-from ..transports import way_of
 from .forwarding import answer_fields, refusal_fields
 from .messages import relay_messages
 from .settings import Plan, request_of_scope
 from .target import Destination, ProxyRequest
-from .upstream import Refused, Switched
+from .upstream import Refused, Switched, drop
+from .waiting import while_there
 
 __all__ = ["ASGIProxy"]
 
@@ -61,12 +61,11 @@ class ASGIProxy:
             return
         try:
             request = request_of_scope(scope, upgrade.request.headers)
-            chosen = plan.chosen(request)
-            to = plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
+            await upgrade.take_connect()
             if plan.mode != "messages" and upgrade.native:
-                await self._relay_raw(upgrade, request, to)
+                await self._relay_raw(upgrade, request)
             elif plan.mode != "raw":
-                await self._relay_messages(upgrade, request, to)
+                await self._relay_messages(upgrade, request)
             else:
                 raise HandshakeError(f"the proxy needs raw sockets, which {upgrade.server.name} has not", status=501)
         except HandshakeError as error:
@@ -78,26 +77,37 @@ class ASGIProxy:
         finally:
             plan.room.leave()
 
-    async def _relay_raw(self, upgrade: ASGIUpgrade, request: ProxyRequest, to: Destination) -> None:
+    async def _destination(self, request: ProxyRequest) -> Destination:
+        chosen = self._plan.chosen(request)
+        return self._plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
+
+    async def _relay_raw(self, upgrade: ASGIUpgrade, request: ProxyRequest) -> None:
         plan = self._plan
         self._tell_mode("raw bytes", upgrade)
-        answer = await plan.ask(to, request, upgrade.key, _UPGRADE, raw=True)
+        async with while_there(upgrade.wait_gone):
+            to = await self._destination(request)
+            answer = await plan.ask(to, request, upgrade.key, _UPGRADE, raw=True)
         if isinstance(answer, Refused):
             await _pass_refusal(upgrade, answer)
             return
         fields, others = answer_fields(answer.fields)
+        upstream = answer.detach()  # before the 101: an upstream that has gone meanwhile gets the client none
+        code = plan.options["shutdown_code"] or None
         relays: list[Relay] = []
 
-        def begin(sock: Any) -> Relay:
-            upstream = way_of(answer.streams).detach(answer.head)
-            relays.append(relay(sock, upstream, **plan.limits))
+        def begin(client: Any) -> Relay:
+            try:
+                relays.append(relay(client, upstream, shutdown_code=code, **plan.limits))
+            except BaseException:
+                drop(client)
+                raise
             return relays[0]
 
         try:
             await upgrade.hand_over(fields, others, begin)
         finally:
             if not relays:
-                answer.close()
+                drop(upstream)
         logger.info("%s relays to %s (raw bytes)", request.path, to.shown)
         try:
             ended = await relays[0]
@@ -106,7 +116,7 @@ class ASGIProxy:
             raise
         logger.info("%s relayed to %s: %s", request.path, to.shown, ended)
 
-    async def _relay_messages(self, upgrade: ASGIUpgrade, request: ProxyRequest, to: Destination) -> None:
+    async def _relay_messages(self, upgrade: ASGIUpgrade, request: ProxyRequest) -> None:
         plan = self._plan
         try:
             asyncio.get_running_loop()
@@ -116,7 +126,9 @@ class ASGIProxy:
         key = plan.shed.generate_key()
         offered = offered_subprotocols(request.headers)
         handshake = plan.shed.request_headers(key, offered)
-        answer = await plan.ask(to, request, key, handshake, raw=False)
+        async with while_there(upgrade.wait_gone):
+            to = await self._destination(request)
+            answer = await plan.ask(to, request, key, handshake, raw=False)
         if isinstance(answer, Refused):
             await _pass_refusal(upgrade, answer)
             return

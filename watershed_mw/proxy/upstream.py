@@ -7,9 +7,11 @@ relayed to; everything else that comes is an HTTP response for the client.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import httpcore
 
@@ -17,10 +19,13 @@ from ..client.network import AsyncioStream
 from ..client.route import Route
 from ..core.handshake import Response, check_switch
 from ..core.headers import Headers
-from ..errors import HandshakeError
+from ..errors import ConnectionClosed, HandshakeError
+from ..transports import DetachedStreams, way_of
 from .target import Destination
 
-__all__ = ["Refused", "Switched", "ask"]
+__all__ = ["Raw", "Refused", "Switched", "ask", "drop"]
+
+Raw: TypeAlias = "socket.socket | DetachedStreams"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,28 @@ class Switched:
     streams: tuple[asyncio.StreamReader, asyncio.StreamWriter]
     head: bytes
 
+    def detach(self) -> Raw:
+        """The raw socket, or what is raw over TLS, as a relay takes it.
+
+        Raises:
+            HandshakeError: the upstream has gone already (502).
+        """
+        try:
+            return way_of(self.streams).detach(self.head)
+        except ConnectionClosed as error:
+            raise HandshakeError("the upstream has gone", status=502) from error
+
     def close(self) -> None:
         """Let the upstream go."""
         self.streams[1].transport.abort()
+
+
+def drop(stream: Raw) -> None:
+    """Let go of a stream that no relay has taken."""
+    if isinstance(stream, socket.socket):
+        stream.close()
+    else:
+        stream[1].transport.abort()
 
 
 class Refused:

@@ -6,27 +6,32 @@ Upstreams are asked on the process's event loop, where the bytes are relayed as 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Iterable, Iterator
 from functools import partial
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
-from ..drain import watch_process
-from ..errors import HandshakeError
+from ..drain import catch_signals, watch_process
+from ..errors import ConnectionClosed, HandshakeError
 from ..loop_thread import run_on_background_loop
 from ..relay import Relay, relay
-from ..transports import way_of
+from ..watershed import Options
 from ..wsgi import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 from .forwarding import answer_fields, refusal_fields
 from .settings import Plan, request_of_environ
-from .target import UpstreamLike
-from .upstream import Refused, Switched
+from .target import Destination, ProxyRequest
+from .upstream import Raw, Refused, drop
+from .waiting import left, while_there
 
 __all__ = ["WSGIProxy"]
 
 logger = logging.getLogger("watershed_mw.proxy")
 
 _UPGRADE = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+# As nginx logs it; no client sees it.
+_CLIENT_GONE = 499
 
 
 class WSGIProxy:
@@ -38,10 +43,14 @@ class WSGIProxy:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._alone = WatershedWSGI(self._serve, **plan.options)
-        code = self._alone.shed.settings.shutdown_code
+        code = plan.options["shutdown_code"]
         self._shutdown_code = 1001 if code == 0 else code
         self._told_mode = False
+        # Not by the middleware, whose threads' connections need more than a relay does: this may be an ASGI process.
+        options: Options = {**plan.options, "shutdown_code": None}
+        self._alone = WatershedWSGI(self._serve, **options)
+        if self._shutdown_code is not None:
+            catch_signals(interrupt=False)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -64,14 +73,15 @@ class WSGIProxy:
             forwarded = request_of_environ(environ, request.headers)
             # In this thread, which may wait, and has whatever the framework keeps for the request.
             chosen = plan.chosen(forwarded)
-            if isinstance(chosen, Awaitable):
-                chosen = run_on_background_loop(_awaited(chosen))
-            to = plan.destination(chosen, forwarded)
-            answer = run_on_background_loop(plan.ask(to, forwarded, key, _UPGRADE, raw=True))
+            to, answer = self._ask(upgrade, forwarded, key, chosen)
             if isinstance(answer, Refused):
                 return _refusal(answer, start_response)
-            relayed = self._relay(upgrade, answer, f"{forwarded.path} relayed to {to.shown}")
+            relayed = self._relay(upgrade, *answer, f"{forwarded.path} relayed to {to.shown}")
             logger.info("%s relays to %s (raw bytes)", forwarded.path, to.shown)
+        except ConnectionClosed as error:
+            if not upgrade.accepted:
+                gone = HandshakeError(f"nobody is there to be answered: {error}", status=_CLIENT_GONE)
+                return Rejection.of(gone)(environ, start_response)
         except HandshakeError as error:
             if error.status >= 500:
                 logger.warning("%s not proxied: %s (%s)", environ.get("PATH_INFO"), error, error.__cause__ or "")
@@ -83,27 +93,45 @@ class WSGIProxy:
         start_response("101 Switching Protocols", [])
         return ()
 
-    def _relay(self, upgrade: WSGIUpgrade, answer: Switched, what: str) -> Relay:
+    def _ask(
+        self, upgrade: WSGIUpgrade, request: ProxyRequest, key: str, chosen: Any
+    ) -> tuple[Destination, Refused | tuple[list[tuple[str, str]], Raw]]:
+        """Where the request goes, and the answer from there: a refusal, or header fields and the raw stream."""
+        plan = self._plan
+        descriptor = upgrade.client_descriptor()
+
+        async def ask() -> tuple[Destination, Refused | tuple[list[tuple[str, str]], Raw]]:
+            async with while_there(partial(left, descriptor)):
+                to = plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
+                answer = await plan.ask(to, request, key, _UPGRADE, raw=True)
+            # Before the 101: an upstream that has gone meanwhile gets the client none.
+            return to, answer if isinstance(answer, Refused) else (answer.fields, answer.detach())
+
+        try:
+            return run_on_background_loop(ask())
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _relay(self, upgrade: WSGIUpgrade, answered: list[tuple[str, str]], upstream: Raw, what: str) -> Relay:
         plan = self._plan
         if not self._told_mode:
             self._told_mode = True
             logger.info("the proxy relays raw bytes")
-        fields, others = answer_fields(answer.fields)
+        fields, others = answer_fields(answered)
         server = upgrade.server
+        sock: socket.socket | None = None
+
+        async def begin(client: socket.socket) -> Relay:
+            return relay(client, upstream, shutdown_code=self._shutdown_code, **plan.limits)
+
         try:
             sock = upgrade.hand_over(fields, others)
+            relayed = run_on_background_loop(begin(sock))
         except BaseException:
-            run_on_background_loop(_close(answer))
-            raise
-
-        async def begin() -> Relay:
-            upstream = way_of(answer.streams).detach(answer.head)
-            return relay(sock, upstream, shutdown_code=self._shutdown_code, **plan.limits)
-
-        try:
-            relayed = run_on_background_loop(begin())
-        except BaseException:
-            sock.close()
+            if sock is not None:
+                sock.close()
+            run_on_background_loop(_drop(upstream))
             raise
         relayed.when_gone(partial(self._ended, what, relayed))
         if self._shutdown_code is not None:
@@ -117,12 +145,8 @@ class WSGIProxy:
         logger.info("%s: %s", what, relayed.result)
 
 
-async def _awaited(chosen: Awaitable[UpstreamLike | None]) -> UpstreamLike | None:
-    return await chosen
-
-
-async def _close(answer: Switched) -> None:
-    answer.close()
+async def _drop(upstream: Raw) -> None:
+    drop(upstream)
 
 
 def _refusal(refused: Refused, start_response: StartResponse) -> Iterable[bytes]:
