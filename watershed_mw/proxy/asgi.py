@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, cast
 
 from ..aio import AsyncConnection
@@ -24,6 +24,8 @@ __all__ = ["ASGIProxy"]
 logger = logging.getLogger("watershed_mw.proxy")
 
 _UPGRADE = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+# Bytes of a refusal's body up to which it is one message: granian takes no second one.
+_AT_ONCE = 64 * 2**10
 
 
 class ASGIProxy:
@@ -165,10 +167,26 @@ class ASGIProxy:
 
 
 async def _pass_refusal(upgrade: ASGIUpgrade, refused: Refused) -> None:
+    fields = refusal_fields(refused.fields)
     try:
-        await upgrade.reject(refused.status, refused.body(), refusal_fields(refused.fields))
+        parts = refused.body()
+        begin = b""
+        async for part in parts:
+            begin += part
+            if len(begin) > _AT_ONCE:
+                await upgrade.reject(refused.status, _chained(begin, parts), fields)
+                return
+        if not refused.complete:
+            raise HandshakeError("the upstream broke off in its answer", status=502)
+        await upgrade.reject(refused.status, begin, fields)
     finally:
         await refused.aclose()
+
+
+async def _chained(begin: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield begin
+    async for part in parts:
+        yield part
 
 
 async def _refuse_http(send: Send) -> None:

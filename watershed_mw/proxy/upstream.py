@@ -72,9 +72,11 @@ class Refused:
     Attributes:
         status: HTTP status.
         fields: header fields.
+        complete: whether the body has come to its end.
     """
 
     def __init__(self, response: httpcore.Response, patience: float) -> None:
+        self.complete = False
         self.status = response.status
         self.fields = _fields(response)
         self._response = response
@@ -88,7 +90,9 @@ class Refused:
                 async with asyncio.timeout(self._patience):
                     part = await anext(parts)
                 yield part
-        except (StopAsyncIteration, OSError, httpcore.ProtocolError):
+        except StopAsyncIteration:
+            self.complete = True
+        except (OSError, httpcore.ProtocolError):
             pass
         finally:
             await self.aclose()
