@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 import trustme
 from flask import Flask, abort, request
@@ -145,7 +146,7 @@ def test_messages_have_a_handshake_of_their_own_with_the_upstream(messages: Fron
         assert peer.close() == (1000, "")
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(24)
 @pytest.mark.advisory("upgrade smuggling")
 @pytest.mark.parametrize(
     "answer",
@@ -183,7 +184,7 @@ def test_an_upstream_that_closes_at_once_is_a_502(some: Front, serve: Serve) -> 
     assert ask(some).status == 502
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(24)
 def test_an_upstream_that_is_not_there_is_a_502(front: Front, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     front.serve(WebSocketProxy(f"ws://127.0.0.1:{free_port()}"))
@@ -192,7 +193,7 @@ def test_an_upstream_that_is_not_there_is_a_502(front: Front, caplog: pytest.Log
     assert errors_in(caplog.records) == []
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(24)
 def test_an_upstream_that_says_nothing_is_a_504(front: Front, serve: Serve) -> None:
     gone: list[bool] = []
 
@@ -254,6 +255,16 @@ def test_refusals_of_other_kinds(some: Front, serve: Serve, status: str) -> None
     assert answer.body == b""
 
 
+def test_a_refusal_that_breaks_off_is_never_taken_for_whole(some: Front, serve: Serve) -> None:
+    part = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\npart"
+    some.serve(WebSocketProxy(serve(lambda visit: visit.request().write(part)).url()))
+    if some.asgi:
+        assert ask(some).status == 502
+    else:
+        with pytest.raises(h11.RemoteProtocolError):  # its length is not what was announced
+            ask(some)
+
+
 def test_a_long_refusal_is_passed_on_as_it_comes(some: Front, serve: Serve) -> None:
     body = bytes(range(256)) * 2**13
     some.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=body)).url()))
@@ -294,7 +305,6 @@ def conversed(front: Front, upstream: Server, path: str = "/", **changes: Any) -
     return dict(fields)
 
 
-@pytest.mark.need(24)
 def test_the_head_that_the_upstream_gets(front: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     front.serve(front.mounted(WebSocketProxy(upstream.url()), "/mount"))
@@ -324,7 +334,6 @@ def test_the_head_that_the_upstream_gets(front: Front, serve: Serve) -> None:
     }
 
 
-@pytest.mark.need(24)
 def test_options_for_header_fields(some: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     proxy = WebSocketProxy(
@@ -387,7 +396,6 @@ PATHS: list[tuple[str, bool | str, str, str, str]] = [
 ]
 
 
-@pytest.mark.need(24)
 def test_paths(front: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     for mount, strip, base, path, expected in PATHS:
@@ -397,7 +405,6 @@ def test_paths(front: Front, serve: Serve) -> None:
         assert target_of(upstream) == expected, (mount, strip, base, path)
 
 
-@pytest.mark.need(24)
 @pytest.mark.advisory("upgrade smuggling")
 @pytest.mark.parametrize(
     "path",
@@ -443,7 +450,6 @@ def test_bytes_that_no_target_has(front: Front, serve: Serve, path: str, caplog:
 # --- whom it asks -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.need(24)
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
 def test_the_application_chooses(some: Front, serve: Serve, kind: str) -> None:
     upstream, asked = serve(echoing), []
@@ -530,7 +536,6 @@ def test_a_page_request_is_a_426(front: Front, serve: Serve) -> None:
     assert upstream.visits == 0
 
 
-@pytest.mark.need(23)
 def test_one_connection_too_many_is_a_503(front: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     front.serve(WebSocketProxy(upstream.url(), max_connections=1))
@@ -608,7 +613,6 @@ class _Backend:
         return AuthCredentials(["authenticated"]), SimpleUser("ann")
 
 
-@pytest.mark.need(24)
 @pytest.mark.parametrize("around", ["nothing", "our middleware"])
 @pytest.mark.parametrize("name", ["raw-h11", "uvicorn-own", "hypercorn"])
 def test_behind_starlettes_authentication(
@@ -651,7 +655,6 @@ def test_behind_starlettes_authentication(
     assert [line for line in errors_in(caplog.records) if line != expected] == []
 
 
-@pytest.mark.need(24)
 @pytest.mark.parametrize("around", ["nothing", "our middleware"])
 def test_inside_of_a_flask_view(
     start: Callable[[str], Front], serve: Serve, around: str, caplog: pytest.LogCaptureFixture
@@ -685,7 +688,7 @@ def test_inside_of_a_flask_view(
 # --- bytes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(25)
 def test_bytes_pass_as_they_are(raw: Front, serve: Serve) -> None:
     """No frame is looked into: reserved bits, masks and lengths are between the peers."""
     odd = b"\xff\x03abc" + b"\x81\xfe\0\5\1\2\3\4hello" + bytes(range(256))
@@ -708,7 +711,7 @@ def test_bytes_pass_as_they_are(raw: Front, serve: Serve) -> None:
     assert got == [odd * 2]
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(25)
 def test_no_message_is_too_long_for_raw_bytes(raw: Front, serve: Serve) -> None:
     message = bytes(20 * MIB)
     frame = b"\x82\x7f" + len(message).to_bytes(8, "big") + message
@@ -744,7 +747,6 @@ def test_a_message_that_is_too_long(messages: Front, serve: Serve) -> None:
     assert eventually(lambda: told) == [1009]
 
 
-@pytest.mark.need(25)
 @pytest.mark.parametrize(
     "limit, code", [({"idle_timeout": 0.1}, 1001), ({"max_duration": 0.1}, 1001), ({"max_bytes": 100}, 1008)]
 )
@@ -776,7 +778,7 @@ def test_limits(some: Front, serve: Serve, limit: dict[str, Any], code: int) -> 
 # --- messages -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(24)
 @pytest.mark.parametrize("code", [None, 1000, 1001, 1011, 3000, 4999])
 def test_close_codes_of_the_upstream_are_carried_over(front: Front, serve: Serve, code: int | None) -> None:
     reason = "" if code is None else "enough, Grüße"
@@ -794,7 +796,7 @@ def test_close_codes_of_the_upstream_are_carried_over(front: Front, serve: Serve
         peer.end()
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(24)
 @pytest.mark.parametrize("code", [1000, 1001, 3000, 4999])
 def test_close_codes_of_the_client_are_carried_over(front: Front, serve: Serve, code: int) -> None:
     told: list[bytes] = []
@@ -813,7 +815,7 @@ def test_close_codes_of_the_client_are_carried_over(front: Front, serve: Serve, 
     assert eventually(lambda: told)[0][:2] == (code if front.codes else 1001).to_bytes(2, "big")
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(24)
 def test_an_upstream_that_vanishes(front: Front, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.switch().send(TEXT, "last words")
@@ -828,7 +830,7 @@ def test_an_upstream_that_vanishes(front: Front, serve: Serve) -> None:
             assert peer.close()[0] == 1014
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(24)
 def test_a_client_that_vanishes(front: Front, serve: Serve) -> None:
     told: list[object] = []
 
@@ -850,6 +852,7 @@ def test_a_client_that_vanishes(front: Front, serve: Serve) -> None:
     assert eventually(lambda: told) in ([["vanished"]] if front.raw else [[1001], [0]])
 
 
+@pytest.mark.need(24)
 def test_pings_are_answered(front: Front, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.switch().send(PING, b"up")
@@ -877,6 +880,7 @@ def test_pings_are_answered(front: Front, serve: Serve) -> None:
         assert peer.close() == (1000, "")
 
 
+@pytest.mark.need(25)
 def test_where_there_is_a_socket_messages_are_relayed_if_asked_for(raw: Front, serve: Serve) -> None:
     if not raw.asgi:
         return  # no WSGI server has anything but its socket
@@ -912,7 +916,7 @@ def test_raw_bytes_or_nothing(messages: Front, serve: Serve) -> None:
     assert upstream.visits == 0
 
 
-@pytest.mark.need(23)
+@pytest.mark.need(25)
 def test_the_log_says_how(front: Front, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "watershed_mw.proxy")
     upstream = serve(echoing)
@@ -945,7 +949,6 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.need(23)
 def test_an_upstream_with_tls(some: Front, serve: Serve, authority: trustme.CA, server_tls: ssl.SSLContext) -> None:
     upstream = serve(echoing, tls=server_tls)
     assert upstream.url().startswith("wss://")
@@ -963,7 +966,6 @@ def test_an_upstream_with_tls(some: Front, serve: Serve, authority: trustme.CA, 
         assert peer.close() == (4001, "enough")
 
 
-@pytest.mark.need(23)
 @pytest.mark.parametrize("inner", ["plain", "tls"])
 def test_a_client_with_tls(
     tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, serve: Serve, inner: str, server_tls: ssl.SSLContext,
@@ -984,7 +986,6 @@ def test_a_client_with_tls(
         peer.end()
 
 
-@pytest.mark.need(23)
 def test_an_upstream_on_a_unix_socket(some: Front, serve: Serve, tmp_path: Path) -> None:
     place = tmp_path / "upstream"
     upstream = serve(echoing, unix=place)
