@@ -907,6 +907,29 @@ def test_where_there_is_a_socket_messages_are_relayed_if_asked_for(raw: Front, s
         assert peer.close() == (1000, "")
 
 
+@pytest.mark.parametrize("name", ["raw-h11", "raw-httptools"])
+def test_pings_do_not_pile_up(start: Callable[[str], Front], serve: Serve, name: str) -> None:
+    front = start(name)
+
+    def script(visit: Visit) -> None:
+        visit.switch().expect(PING, b"0")
+        visit.expect(TEXT, "that was all")
+        visit.send(PONG, b"0")
+        visit.expect(PING, b"999")
+        visit.send(TEXT, "and no more")
+        visit.answer_close()
+
+    front.serve(WebSocketProxy(serve(script).url(), mode="messages"))
+    with Peer(front.port) as peer:
+        peer.open()
+        peer.send(b"".join(ping(str(number).encode()) for number in range(1000)) + text("that was all"))
+        while (frame := peer.frame()).opcode is Opcode.PONG:
+            pass
+        assert bytes(frame.data) == b"and no more"
+        peer.send(close())
+        assert peer.close() == (1000, "")
+
+
 def test_raw_bytes_or_nothing(messages: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     messages.serve(WebSocketProxy(upstream.url(), mode="raw"))
