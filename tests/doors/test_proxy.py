@@ -731,17 +731,23 @@ def test_no_message_is_too_long_for_raw_bytes(raw: Front, serve: Serve) -> None:
         peer.end()
 
 
-def test_a_message_that_is_too_long(messages: Front, serve: Serve) -> None:
-    told: list[int] = []
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("name", ["raw-h11", "uvicorn-own", "hypercorn"])
+def test_a_message_that_is_too_long(start: Callable[[str], Front], serve: Serve, name: str, direction: str) -> None:
+    front, told = start(name), list[int]()
 
     def script(visit: Visit) -> None:
-        visit.switch().send(TEXT, "x" * 101)
+        visit.switch()
+        if direction == "down":
+            visit.send(TEXT, "x" * 101)
         frame = visit.read()
         told.append(int.from_bytes(frame.payload[:2], "big"))
 
-    messages.serve(WebSocketProxy(serve(script).url(), max_message_size=100))
-    with Peer(messages.port) as peer:
+    front.serve(WebSocketProxy(serve(script).url(), mode="messages", max_message_size=100, close_timeout=0.5))
+    with Peer(front.port) as peer:
         peer.open()
+        if direction == "up":
+            peer.send(text("x" * 101))
         assert peer.close()[0] == 1009
         peer.send(close(1009))
     assert eventually(lambda: told) == [1009]

@@ -19,7 +19,7 @@ import httpx
 from ..core.headers import check_outgoing
 from ..relay import Relay, RelayEnd, RelayResult, live_relays, relay
 from ..room import Room
-from ..watershed import Options, Watershed
+from ..watershed import ConnectionOptions, Options, Watershed
 from .asgi import ASGIProxy
 from .settings import Mode, Plan
 from .target import Choice, Fields, ProxyRequest, Upstream, UpstreamLike, parse_upstream
@@ -114,6 +114,7 @@ class WebSocketProxy:
         extra = httpx.Headers(headers)
         check_outgoing(extra.multi_items())
         options: Options = {"origins": origins, "max_connections": None, "shutdown_code": shutdown_code}
+        both: ConnectionOptions = {"max_message_size": max_message_size, "close_timeout": close_timeout}
         plan = Plan(
             upstream=upstream,
             keep_host=keep_host,
@@ -128,7 +129,8 @@ class WebSocketProxy:
             max_duration=max_duration,
             max_bytes=max_bytes,
             options=options,
-            shed=Watershed(max_message_size=max_message_size, close_timeout=close_timeout),
+            both=both,
+            shed=Watershed(**both),
             room=Room(max_connections),
         )
         self._asgi = ASGIProxy(plan)

@@ -137,7 +137,7 @@ class ASGIProxy:
         upstream = await self._connect(answer, key, handshake)
         try:
             others = answer_fields(answer.fields)[1] if upgrade.server.accept_headers else []
-            client = await upgrade.accept_as(upstream.protocol, others)
+            client = await upgrade.accept_as(upstream.protocol, others, **plan.both)
             logger.info("%s relays to %s (messages)", request.path, to.shown)
             await relay_messages(client, upstream, **plan.limits)
             logger.info("%s relayed to %s: %s", request.path, to.shown, upstream.stats)

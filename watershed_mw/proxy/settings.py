@@ -13,7 +13,7 @@ import httpx
 from ..core.headers import Headers, check_outgoing
 from ..errors import HandshakeError
 from ..room import Room
-from ..watershed import Options, Watershed
+from ..watershed import ConnectionOptions, Options, Watershed
 from .forwarding import request_fields
 from .target import Choice, Destination, ProxyRequest, UpstreamLike, destination
 from .upstream import Refused, Switched, ask
@@ -45,6 +45,8 @@ class Plan:
     max_duration: float | None
     max_bytes: int | None
     options: Options
+    both: ConnectionOptions
+    """Of both connections where messages are relayed."""
     shed: Watershed
     """For the upstream's end of relayed messages."""
     room: Room
