@@ -15,7 +15,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 
-# The list of needs has thirty rows. The test client for Starlette (19), fan-out (21, 22), the proxy (23 to 25) and
+# The list of needs has thirty rows. The test client for Starlette (19), fan-out (21, 22) and
 # typed messages (29) are parts of their own.
 ROWS = 30
 SERVER_ROWS = {
@@ -38,6 +38,9 @@ SERVER_ROWS = {
     17: "idle time-outs of proxies",
     18: "compression's memory is bounded and paid for when used",
     20: "a test client for Flask",
+    23: "a proxy whose upstream picks the subprotocol before the 101 goes out",
+    24: "a proxy that passes on close codes, pings and dead backends",
+    25: "a proxy without a size cap of its own, on raw sockets",
     26: "clients come back after a reload, each in its own time",
     27: "limits on connections and message rate",
     28: "open and close lines, and live connections",
@@ -61,11 +64,11 @@ SERVER_ADVISORIES = frozenset({
     "aiohttp#13487",
     "engine.io 4.x",
     "node ws 3.3.1",
+    "upgrade smuggling",
 })  # fmt: skip
 CLIENT_ADVISORIES = frozenset({
     "CVE-2026-12151",
     "CVE-2026-1526",
-    "upgrade smuggling",
     "websockets 16.1",
 })  # fmt: skip
 # Of passwords: a test may carry it, and none is asked for yet.

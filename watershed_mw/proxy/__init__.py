@@ -19,7 +19,7 @@ import httpx
 from ..core.headers import check_outgoing
 from ..relay import Relay, RelayEnd, RelayResult, live_relays, relay
 from ..room import Room
-from ..watershed import Options, Watershed
+from ..watershed import ConnectionOptions, Options, Watershed
 from .asgi import ASGIProxy
 from .settings import Mode, Plan
 from .target import Choice, Fields, ProxyRequest, Upstream, UpstreamLike, parse_upstream
@@ -50,16 +50,18 @@ class WebSocketProxy:
     Args:
         upstream: URL (``ws://``, ``wss://``, or ``unix:/path/of/socket``), :class:`Upstream`, or a callable, which may
             be a coroutine function: it is given a :class:`ProxyRequest`, and returns one of these, or refuses by None
-            (404) or by raising ``HandshakeError(message, status=403)``.
+            (404) or by raising ``HandshakeError(message, status=403)``. Paths with dot segments are refused (400).
         keep_host: True, the default, for the client's own Host, by which the upstream can judge an Origin; False for
             the upstream's.
         strip_prefix: True, the default, to leave out of the path what the proxy is mounted under; False to keep it; or
             a prefix to leave out.
         headers: further header fields for the upstream, in place of the client's of the same name.
-        drop_headers: names of fields that do not go to the upstream, such as ``("cookie",)``.
+        drop_headers: names of fields that do not go to the upstream, such as ``("cookie",)`` or
+            ``("x-forwarded-for", "forwarded")``.
         ssl: context for TLS with the upstream; one that verifies certificates unless given.
         mode: ``"auto"``, the default, for raw bytes where the server gives its socket and messages elsewhere; ``"raw"``
-            to refuse (501) elsewhere, ``"messages"`` to relay messages everywhere.
+            to refuse (501) elsewhere, ``"messages"`` to relay messages everywhere. Under WSGI there is always a
+            socket, and bytes are relayed.
         open_timeout: seconds that the upstream has to answer; default 10.
         close_timeout: seconds that both sides have to end when the server stops, and the second side when the first has
             ended; default 10.
@@ -112,6 +114,7 @@ class WebSocketProxy:
         extra = httpx.Headers(headers)
         check_outgoing(extra.multi_items())
         options: Options = {"origins": origins, "max_connections": None, "shutdown_code": shutdown_code}
+        both: ConnectionOptions = {"max_message_size": max_message_size, "close_timeout": close_timeout}
         plan = Plan(
             upstream=upstream,
             keep_host=keep_host,
@@ -126,7 +129,8 @@ class WebSocketProxy:
             max_duration=max_duration,
             max_bytes=max_bytes,
             options=options,
-            shed=Watershed(max_message_size=max_message_size, close_timeout=close_timeout),
+            both=both,
+            shed=Watershed(**both),
             room=Room(max_connections),
         )
         self._asgi = ASGIProxy(plan)

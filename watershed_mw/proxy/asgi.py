@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, cast
 
 from ..aio import AsyncConnection
@@ -16,7 +16,7 @@ from .forwarding import answer_fields, refusal_fields
 from .messages import relay_messages
 from .settings import Plan, request_of_scope
 from .target import Destination, ProxyRequest
-from .upstream import Refused, Switched, drop
+from .upstream import Refused, Switched, described, drop
 from .waiting import while_there
 
 __all__ = ["ASGIProxy"]
@@ -24,6 +24,8 @@ __all__ = ["ASGIProxy"]
 logger = logging.getLogger("watershed_mw.proxy")
 
 _UPGRADE = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+# Bytes of a refusal's body up to which it is one message: granian takes no second one.
+_AT_ONCE = 64 * 2**10
 
 
 class ASGIProxy:
@@ -72,7 +74,7 @@ class ASGIProxy:
             if upgrade.accepted or upgrade.refused:
                 raise
             if error.status >= 500:
-                logger.warning("%s not proxied: %s (%s)", scope["path"], error, error.__cause__ or "")
+                logger.warning("%s not proxied: %s", scope["path"], described(error))
             await upgrade.refuse(error)
         finally:
             plan.room.leave()
@@ -135,7 +137,7 @@ class ASGIProxy:
         upstream = await self._connect(answer, key, handshake)
         try:
             others = answer_fields(answer.fields)[1] if upgrade.server.accept_headers else []
-            client = await upgrade.accept_as(upstream.protocol, others)
+            client = await upgrade.accept_as(upstream.protocol, others, **plan.both)
             logger.info("%s relays to %s (messages)", request.path, to.shown)
             await relay_messages(client, upstream, **plan.limits)
             logger.info("%s relayed to %s: %s", request.path, to.shown, upstream.stats)
@@ -165,10 +167,26 @@ class ASGIProxy:
 
 
 async def _pass_refusal(upgrade: ASGIUpgrade, refused: Refused) -> None:
+    fields = refusal_fields(refused.fields)
     try:
-        await upgrade.reject(refused.status, refused.body(), refusal_fields(refused.fields))
+        parts = refused.body()
+        begin = b""
+        async for part in parts:
+            begin += part
+            if len(begin) > _AT_ONCE:
+                await upgrade.reject(refused.status, _chained(begin, parts), fields)
+                return
+        if not refused.complete:
+            raise HandshakeError("the upstream broke off in its answer", status=502)
+        await upgrade.reject(refused.status, begin, fields)
     finally:
         await refused.aclose()
+
+
+async def _chained(begin: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield begin
+    async for part in parts:
+        yield part
 
 
 async def _refuse_http(send: Send) -> None:

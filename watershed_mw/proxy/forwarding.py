@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import httpx
 
-from ..core.headers import Headers
+from ..core.headers import Headers, is_token
 from .target import ProxyRequest
 
 __all__ = ["answer_fields", "refusal_fields", "request_fields"]
@@ -32,7 +32,9 @@ def end_to_end(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     named = {
         token.strip().lower() for name, value in fields if name.lower() == "connection" for token in value.split(",")
     }
-    return [pair for pair in fields if (name := pair[0].lower()) not in _HOP_BY_HOP and name not in named]
+    # The handshake is not for a peer to take apart.
+    named = {name for name in named if not name.startswith("sec-websocket-")} | _HOP_BY_HOP
+    return [pair for pair in fields if pair[0].lower() not in named]
 
 
 def request_fields(
@@ -50,9 +52,8 @@ def request_fields(
     original = request.headers.get("host")
     fields = [pair for pair in end_to_end(request.headers) if pair[0].lower() not in ("host", "content-length")]
     dropped = {_plain(name) for name in drop}
-    fields = [pair for pair in fields if _plain(pair[0]) not in dropped]
+    fields = [pair for pair in _forwarded(fields, request, original) if _plain(pair[0]) not in dropped]
     fields.insert(0, ("host", original if keep_host and original else host))
-    fields = _forwarded(fields, request, original)
     names = {_plain(name) for name in extra}
     return [pair for pair in fields if _plain(pair[0]) not in names] + [*extra.multi_items()]
 
@@ -66,21 +67,25 @@ def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str) 
     """Add who asked, by which scheme and for which host (RFC 7239, and the older X-Forwarded-*)."""
     client = request.client or "unknown"
     scheme = "https" if request.secure else "http"
-    node = f'"[{client}]"' if ":" in client else client
+    # A server that trusts the proxy in front of it may have been told any address.
+    node = _quoted(f"[{client}]" if ":" in client else client)
     element = f"for={node};proto={scheme}" + (f";host={_quoted(host)}" if host else "")
     # A list of hops grows; what is said of this request is said by this server alone, as a client may say anything.
     said = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": request.prefix}
     grown = {"x-forwarded-for": client, "forwarded": element}
     known = Headers(fields)
+    if known.get("x-forwarded-for").rpartition(",")[2].strip() == client:
+        # The server has believed the proxy in front of it, whose word this is: a hop is named once.
+        grown["x-forwarded-for"] = ""
     kept = [pair for pair in fields if (name := _plain(pair[0])) not in said and name not in grown]
     for name, value in grown.items():
-        before = known.get(name)
-        kept.append((name, f"{before}, {value}" if before else value))
+        kept.append((name, ", ".join(part for part in (known.get(name), value) if part)))
     return kept + [(name, value) for name, value in said.items() if value]
 
 
 def _quoted(host: str) -> str:
-    if all(character.isalnum() or character in "!#$%&'*+-.^_`|~" for character in host):
+    """As a value of RFC 7239."""
+    if is_token(host):
         return host
     return '"' + host.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -96,4 +101,8 @@ def answer_fields(fields: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, st
 
 def refusal_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """The fields of another answer of the upstream's, for ours."""
-    return [pair for pair in end_to_end(fields) if pair[0].lower() not in _SAID_HERE]
+    fields = list(fields)
+    left_out = set(_SAID_HERE)
+    if any(name.lower() == "transfer-encoding" for name, _ in fields):
+        left_out.add("content-length")  # the other one counts (RFC 9112 section 6.3)
+    return [pair for pair in end_to_end(fields) if pair[0].lower() not in left_out]

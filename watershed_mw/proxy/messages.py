@@ -65,7 +65,7 @@ async def relay_messages(
     """
     limits = _Limits(idle_timeout, max_duration, max_bytes)
     for one, other in ((client, upstream), (upstream, client)):
-        _pass_pings(one, other)
+        _Pings(one, other)
     ways = [
         asyncio.ensure_future(_pass_messages(client, upstream, limits, _CLIENT_GONE)),
         asyncio.ensure_future(_pass_messages(upstream, client, limits, _UPSTREAM_GONE)),
@@ -88,15 +88,34 @@ async def relay_messages(
                 _end(connection, CloseCode.GOING_AWAY, "")
 
 
-def _pass_pings(one: AsyncConnection, other: AsyncConnection) -> None:
-    """A PING is answered here, and passed on where both sides can: it shows that the whole way is alive."""
+class _Pings:
+    """A PING of ``one`` is answered here, and passed on where both sides can: it shows that the whole way is alive.
 
-    def ping(payload: bytes) -> None:
+    The next one waits for an answer to that, and only the latest waits (RFC 6455 section 5.5.3 lets peers do the same):
+    nothing piles up for who does not read.
+    """
+
+    def __init__(self, one: AsyncConnection, other: AsyncConnection) -> None:
+        self._other = other
+        self._unanswered = False
+        self._latest: bytes | None = None
+        with contextlib.suppress(UnsupportedServerError):
+            other.on("pong", self._pong)
+            one.on("ping", self._ping)
+
+    def _ping(self, payload: bytes) -> None:
+        if self._unanswered:
+            self._latest = payload
+            return
+        self._unanswered = True
         with contextlib.suppress(ConnectionClosed, UnsupportedServerError):
-            other.ping(payload)
+            self._other.ping(payload)
 
-    with contextlib.suppress(UnsupportedServerError):
-        one.on("ping", ping)
+    def _pong(self, _: bytes) -> None:
+        self._unanswered = False
+        if self._latest is not None:
+            payload, self._latest = self._latest, None
+            self._ping(payload)
 
 
 async def _pass_messages(one: AsyncConnection, other: AsyncConnection, limits: _Limits, gone: dict[int, int]) -> None:

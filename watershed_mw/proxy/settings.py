@@ -6,14 +6,14 @@ import ssl
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 import httpx
 
 from ..core.headers import Headers, check_outgoing
 from ..errors import HandshakeError
 from ..room import Room
-from ..watershed import Options, Watershed
+from ..watershed import ConnectionOptions, Options, Watershed
 from .forwarding import request_fields
 from .target import Choice, Destination, ProxyRequest, UpstreamLike, destination
 from .upstream import Refused, Switched, ask
@@ -24,6 +24,8 @@ Mode: TypeAlias = Literal["auto", "raw", "messages"]
 
 # Characters of a path that stay as they are (RFC 3986 section 3.3).
 _PATH_SAFE = "/:@!$&'()*+,;=-._~"
+# Whatever is visible but "#", which no request has.
+_VISIBLE = "!\"$%&'()*+,/:;<=>?@[\\]^`{|}~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Plan:
     max_duration: float | None
     max_bytes: int | None
     options: Options
+    both: ConnectionOptions
+    """Of both connections where messages are relayed."""
     shed: Watershed
     """For the upstream's end of relayed messages."""
     room: Room
@@ -96,16 +100,17 @@ class Plan:
 
 def request_of_scope(scope: Mapping[str, Any], headers: Headers) -> ProxyRequest:
     """The request that an ASGI scope tells of, with its header fields as they were parsed."""
-    raw = scope.get("raw_path")
     prefix = quote(str(scope.get("root_path") or ""), _PATH_SAFE)
-    path = bytes(raw).decode("latin-1").partition("?")[0] if raw else quote(scope["path"], _PATH_SAFE)
-    if not path.isascii() or not path.startswith(prefix):
+    raw = bytes(scope.get("raw_path") or b"").partition(b"?")[0]
+    path = quote(raw, _VISIBLE)
+    # A middleware may have changed the path, and need not have changed both.
+    if not path.startswith(prefix) or unquote(raw.decode("latin-1")) != scope["path"]:
         path = quote(scope["path"], _PATH_SAFE)
     return ProxyRequest(
         headers=headers,
         path=path,
         prefix=prefix,
-        query=bytes(scope.get("query_string") or b"").decode("latin-1"),
+        query=quote(bytes(scope.get("query_string") or b""), _VISIBLE),
         secure=scope.get("scheme") in ("wss", "https"),
         client=str((scope.get("client") or ("",))[0]),
         scope=scope,
@@ -115,12 +120,19 @@ def request_of_scope(scope: Mapping[str, Any], headers: Headers) -> ProxyRequest
 def request_of_environ(environ: Mapping[str, Any], headers: Headers) -> ProxyRequest:
     """The request that a WSGI environ tells of."""
     names = ("SCRIPT_NAME", "PATH_INFO")
-    prefix, rest = (quote(str(environ.get(name, "")).encode("latin-1"), _PATH_SAFE) for name in names)
+    mounted, rest = (str(environ.get(name, "")).encode("latin-1") for name in names)
+    prefix = quote(mounted, _PATH_SAFE)
+    # PEP 3333 has the path decoded, in which %2F and "/" are the same; many servers tell what came as well.
+    told = str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")
+    raw = told.partition("?")[0].encode("latin-1", "replace")
+    path = quote(raw, _VISIBLE)
+    if not path.startswith(prefix) or unquote_to_bytes(raw) != mounted + rest:
+        path = quote(mounted + rest, _PATH_SAFE)
     return ProxyRequest(
         headers=headers,
-        path=prefix + rest or "/",
+        path=path or "/",
         prefix=prefix,
-        query=str(environ.get("QUERY_STRING", "")),
+        query=quote(str(environ.get("QUERY_STRING", "")).encode("latin-1"), _VISIBLE),
         secure=environ.get("wsgi.url_scheme") == "https",
         client=str(environ.get("REMOTE_ADDR", "")),
         environ=environ,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import httpx
 
@@ -81,12 +82,14 @@ class Destination:
     """The upstream of one request.
 
     Attributes:
-        url: URL of the request there, its scheme ``http`` or ``https``.
+        url: URL of the upstream, its scheme ``http`` or ``https``.
+        target: path and query of the request there, percent-encoded.
         unix: path of the Unix socket, or None.
         headers: further header fields.
     """
 
     url: httpx.URL
+    target: str
     unix: str | None
     headers: httpx.Headers
 
@@ -96,7 +99,7 @@ class Destination:
         if self.unix is not None:
             return f"unix:{self.unix}"
         scheme = "wss" if self.url.scheme == "https" else "ws"
-        return str(self.url.copy_with(scheme=scheme, username=None, password=None, query=None))
+        return f"{scheme}://{self.url.netloc.decode('ascii')}{self.target.partition('?')[0]}"
 
 
 @lru_cache(maxsize=256)
@@ -111,7 +114,10 @@ def parse_upstream(url: str) -> tuple[httpx.URL, str | None]:
         if not path.startswith("/"):
             raise ValueError(f"expected the absolute path of a Unix socket, such as unix:/run/app.sock, got {url!r}")
         return httpx.URL("http://localhost"), path
-    return as_http_url(url), None
+    parsed = as_http_url(url)
+    if parsed.userinfo:
+        raise ValueError("expected a URL without user and password: give headers={'Authorization': ...} instead")
+    return parsed, None
 
 
 def destination(upstream: UpstreamLike | None, request: ProxyRequest, strip_prefix: bool | str) -> Destination:
@@ -123,7 +129,7 @@ def destination(upstream: UpstreamLike | None, request: ProxyRequest, strip_pref
         strip_prefix: True to leave out what the proxy is mounted under, False to keep it, or the prefix to leave out.
 
     Raises:
-        HandshakeError: there is none; status 404.
+        HandshakeError: there is none; status 404. Or the path could lead out of where it belongs; status 400.
         ValueError, TypeError: it is no URL.
     """
     if upstream is None:
@@ -133,11 +139,25 @@ def destination(upstream: UpstreamLike | None, request: ProxyRequest, strip_pref
     if not isinstance(upstream, Upstream):
         raise TypeError(f"expected a URL or Upstream(...) for this request, got {type(upstream).__name__}")
     url, unix = parse_upstream(upstream.url)
+    _check_path(request.path)
     path = _path_there(url, request, strip_prefix)
     own_query = url.query.decode("ascii")
     query = "&".join(part for part in (own_query, request.query) if part)
-    raw = path + (f"?{query}" if query else "")
-    return Destination(url.copy_with(raw_path=raw.encode("ascii")), unix, httpx.Headers(upstream.headers))
+    target = path + (f"?{query}" if query else "")
+    return Destination(url, target, unix, httpx.Headers(upstream.headers))
+
+
+def _check_path(path: str) -> None:
+    """Refuse a path that the upstream could read as one outside of the part that it stands for.
+
+    Browsers resolve dot segments before they ask, those of ``%2e`` and backslashes included.
+    """
+    if not path.startswith("/"):
+        raise HandshakeError("expected a request for a path, got one for something else", status=400)
+    segments = unquote(path).replace("\\", "/").split("/")
+    # Some servers take ";..." away before they resolve.
+    if any(segment.partition(";")[0] in (".", "..") for segment in segments):
+        raise HandshakeError("expected a path without dot segments, got one with them", status=400)
 
 
 def _path_there(url: httpx.URL, request: ProxyRequest, strip_prefix: bool | str) -> str:

@@ -23,7 +23,7 @@ from ..errors import ConnectionClosed, HandshakeError
 from ..transports import AsyncioTransport, DetachedStreams
 from .target import Destination
 
-__all__ = ["Raw", "Refused", "Switched", "ask", "drop"]
+__all__ = ["Raw", "Refused", "Switched", "ask", "described", "drop"]
 
 Raw: TypeAlias = "socket.socket | DetachedStreams"
 
@@ -72,9 +72,11 @@ class Refused:
     Attributes:
         status: HTTP status.
         fields: header fields.
+        complete: whether the body has come to its end.
     """
 
     def __init__(self, response: httpcore.Response, patience: float) -> None:
+        self.complete = False
         self.status = response.status
         self.fields = _fields(response)
         self._response = response
@@ -88,18 +90,31 @@ class Refused:
                 async with asyncio.timeout(self._patience):
                     part = await anext(parts)
                 yield part
-        except (StopAsyncIteration, OSError, httpcore.ProtocolError):
+        except StopAsyncIteration:
+            self.complete = True
+        except (OSError, httpcore.ProtocolError):
             pass
         finally:
             await self.aclose()
 
     async def aclose(self) -> None:
         """Let the upstream go."""
-        await self._response.aclose()
+        await _close(self._response)
+
+
+async def _close(response: httpcore.Response) -> None:
+    await response.aclose()
+    # There is no pool that could use it again, so httpcore leaves it open once the body is complete.
+    await response.extensions["network_stream"].aclose()
 
 
 def _fields(response: httpcore.Response) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
+
+
+def described(error: HandshakeError) -> str:
+    """For logs: what the client is told, and what it is not to know."""
+    return f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
 
 
 async def ask(
@@ -127,7 +142,7 @@ async def ask(
         scheme=to.url.raw_scheme,
         host=to.url.raw_host,
         port=to.url.port or (443 if to.url.scheme == "https" else 80),
-        target=to.url.raw_path,
+        target=to.target.encode("ascii"),
     )
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
     try:
@@ -137,17 +152,17 @@ async def ask(
         raise HandshakeError(f"the request cannot be forwarded: {error}", status=400) from error
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a host whose name cannot be one
         raise HandshakeError("the upstream cannot be reached", status=502) from error
     except HandshakeError as error:
         raise HandshakeError("the upstream does not answer with HTTP", status=502) from error
-    if response.status != 101:
+    if response.status != 101 and 200 <= response.status < 600:
         return Refused(response, open_timeout)
     answered = _fields(response)
     try:
         check_switch(Response(101, Headers(answered)), key)
     except HandshakeError as error:
-        await response.aclose()
+        await _close(response)
         raise HandshakeError("the upstream does not answer with WebSocket", status=502) from error
     streams, head = await AsyncioStream.take(response.extensions["network_stream"])
     return Switched(answered, streams, head)

@@ -22,7 +22,7 @@ from ..wsgi import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade
 from .forwarding import answer_fields, refusal_fields
 from .settings import Plan, request_of_environ
 from .target import Destination, ProxyRequest
-from .upstream import Raw, Refused, drop
+from .upstream import Raw, Refused, described, drop
 from .waiting import left, while_there
 
 __all__ = ["WSGIProxy"]
@@ -45,6 +45,7 @@ class WSGIProxy:
         self._plan = plan
         code = plan.options["shutdown_code"]
         self._shutdown_code = 1001 if code == 0 else code
+        self._told_mode = False
         # Not by the middleware, whose threads' connections need more than a relay does: this may be an ASGI process.
         options: Options = {**plan.options, "shutdown_code": None}
         self._alone = WatershedWSGI(self._serve, **options)
@@ -63,20 +64,19 @@ class WSGIProxy:
     def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         upgrade = cast(WSGIUpgrade, environ["watershed"])
         plan = self._plan
+        relayed: Relay | None = None
+        entered = False
         try:
             request, key = upgrade.check()
             plan.room.enter()
-        except HandshakeError as error:
-            return Rejection.of(error)(environ, start_response)
-        relayed: Relay | None = None
-        try:
+            entered = True
             forwarded = request_of_environ(environ, request.headers)
             # In this thread, which may wait, and has whatever the framework keeps for the request.
             chosen = plan.chosen(forwarded)
             to, answer = self._ask(upgrade, forwarded, key, chosen)
             if isinstance(answer, Refused):
                 return _refusal(answer, start_response)
-            relayed = self._relay(upgrade, *answer)
+            relayed = self._relay(upgrade, *answer, f"{forwarded.path} relayed to {to.shown}")
             logger.info("%s relays to %s (raw bytes)", forwarded.path, to.shown)
         except ConnectionClosed as error:
             if not upgrade.accepted:
@@ -84,12 +84,12 @@ class WSGIProxy:
                 return Rejection.of(gone)(environ, start_response)
         except HandshakeError as error:
             if error.status >= 500:
-                logger.warning("%s not proxied: %s (%s)", environ.get("PATH_INFO"), error, error.__cause__ or "")
+                logger.warning("%s not proxied: %s", environ.get("PATH_INFO"), described(error))
             return Rejection.of(error)(environ, start_response)
         finally:
-            if relayed is None:
+            if entered and relayed is None:
                 plan.room.leave()
-        # For Flask alone, which calls what a view has returned and insists on an answer; it goes nowhere.
+        # To frameworks this is an answer like any other.
         start_response("101 Switching Protocols", [])
         return ()
 
@@ -113,8 +113,11 @@ class WSGIProxy:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def _relay(self, upgrade: WSGIUpgrade, answered: list[tuple[str, str]], upstream: Raw) -> Relay:
+    def _relay(self, upgrade: WSGIUpgrade, answered: list[tuple[str, str]], upstream: Raw, what: str) -> Relay:
         plan = self._plan
+        if not self._told_mode:
+            self._told_mode = True
+            logger.info("the proxy relays raw bytes")
         fields, others = answer_fields(answered)
         server = upgrade.server
         sock: socket.socket | None = None
@@ -132,10 +135,14 @@ class WSGIProxy:
                 sock.close()
             run_on_background_loop(_drop(upstream))
             raise
-        relayed.when_gone(plan.room.leave)
+        relayed.when_gone(partial(self._ended, what, relayed))
         if server.no_background(upgrade.environ):
             relayed.wait()  # the process ends with the request
         return relayed
+
+    def _ended(self, what: str, relayed: Relay) -> None:
+        self._plan.room.leave()
+        logger.info("%s: %s", what, relayed.result)
 
 
 async def _drop(upstream: Raw) -> None:

@@ -23,10 +23,10 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
 
 
-def _uvicorn(*options: str) -> tuple[str, ...]:
+def _uvicorn(*options: str, program: str = "asgi") -> tuple[str, ...]:
     return _module(
         "uvicorn",
-        "tests.autobahn.doors.asgi:application",
+        f"tests.autobahn.doors.{program}:application",
         *("--ws", "watershed_mw.uvicorn:WatershedProtocol"),
         *("--host", "127.0.0.1", "--port", "0"),
         *("--log-level", "info", "--no-access-log"),
@@ -54,6 +54,7 @@ DOORS = (
     Door("uvicorn-h11", _uvicorn("--http", "h11", "--loop", "asyncio")),
     Door("uvicorn-httptools", _uvicorn("--http", "httptools", "--loop", "uvloop")),
     *_wsgi(),
+    Door("proxy", _uvicorn("--http", "httptools", "--loop", "uvloop", program="proxied")),
     Door("client-asyncio", _module("tests.autobahn.doors.client_asyncio"), client=True),
     Door("client-threads", _module("tests.autobahn.doors.client_threads"), client=True),
 )
