@@ -318,7 +318,7 @@ def test_the_log_lines_are_those_that_the_proxy_writes(seen: Seen, caplog: pytes
         nobody = listener.getsockname()[1]
     ports = {"/notebook/a": seen.port, "/notebook/b": nobody}
     caplog.set_level(logging.INFO, "watershed_mw.proxy")
-    proxy = WebSocketProxy(lambda request: f"ws://me:secret@127.0.0.1:{ports[request.path]}", strip_prefix="/notebook")
+    proxy = WebSocketProxy(lambda request: f"ws://127.0.0.1:{ports[request.path]}", strip_prefix="/notebook")
     with Uvicorn(proxy) as server:
         echoes(server.port, "/notebook/a?token=secret")
         assert refusal(server.port, "/notebook/b")[0] == 502

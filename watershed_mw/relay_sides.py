@@ -560,7 +560,12 @@ class TransportSide(Side):
 
     def unsent(self) -> int:
         """As :meth:`Side.unsent`."""
-        return 0 if self.closed else int(self._transport.get_write_buffer_size())
+        if self.closed:
+            return 0
+        try:
+            return int(self._transport.get_write_buffer_size())
+        except AttributeError:
+            return 0  # so says asyncio's TLS transport once it has closed, before it tells of that
 
     def close(self, abort: bool) -> None:
         """As :meth:`Side.close`; ``closed`` is for the transport to say."""

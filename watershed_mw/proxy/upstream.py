@@ -148,12 +148,12 @@ async def ask(
     try:
         async with asyncio.timeout(open_timeout):
             response = await Route(context, to.unix).request(httpcore.Request(b"GET", url, headers=headers), None)
-    except ValueError as error:
-        raise HandshakeError(f"the request cannot be forwarded: {error}", status=400) from error
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
     except (OSError, UnicodeError) as error:  # the latter of a host whose name cannot be one
         raise HandshakeError("the upstream cannot be reached", status=502) from error
+    except ValueError as error:
+        raise HandshakeError(f"the request cannot be forwarded: {error}", status=400) from error
     except HandshakeError as error:
         raise HandshakeError("the upstream does not answer with HTTP", status=502) from error
     if response.status != 101 and 200 <= response.status < 600:
