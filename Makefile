@@ -31,7 +31,7 @@ NOT_RUN := 77
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-micro coverage clean
+.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-micro coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,6 +117,9 @@ bench: $(VENV)/.dev $(VENV)/.built ## every door beside its peers and the limit:
 
 bench-wsgi: $(VENV)/.dev $(VENV)/.built ## the WSGI door beside flask-sock: CPU and memory, as ratios in one run
 	@$(PY) -m tests.benchmarks.wsgi $(ARGS)
+
+bench-relays: $(VENV)/.dev $(VENV)/.built ## the proxy beside nginx and HAProxy, where they are installed: a table in docs/
+	@$(PY) -m tests.benchmarks.relays --docs docs $(ARGS)
 
 bench-micro: $(VENV)/.dev $(VENV)/.built ## codec, masking, handshake and deflate alone, on both builds
 	@$(PY) -m pytest -q --benchmark-storage=build/benchmarks/micro tests/benchmarks/micro/bench_core.py $(ARGS)

@@ -167,6 +167,26 @@ def start_thread(run: Callable[[], None]) -> None:
     _original("_thread", "start_new_thread")(run, ())
 
 
+class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
+    """Looks names up in threads that are some: asyncio's own pool is one of greenlets, which nothing here would run."""
+
+    async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
+        """As ``socket.getaddrinfo``."""
+        future = self.create_future()
+        look_up = _original("socket", "getaddrinfo")
+
+        def run() -> None:
+            try:
+                found = look_up(*args, **options)
+            except Exception as error:  # noqa: BLE001  # it is raised where the result is waited for
+                self.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                self.call_soon_threadsafe(_settle, future, found, None)
+
+        start_thread(run)
+        return await future
+
+
 def new_poll() -> Any:
     """A ``select.poll()`` that is one, under gevent and eventlet as well; None where the platform has none."""
     if threads_are_greenlets():
@@ -182,7 +202,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     else:
         return uvloop.new_event_loop()
     if threads_are_greenlets():
-        return asyncio.SelectorEventLoop(_original("selectors", "DefaultSelector")())
+        return _LoopBesideGreenlets(_original("selectors", "DefaultSelector")())
     return asyncio.new_event_loop()
 
 

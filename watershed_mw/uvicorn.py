@@ -172,6 +172,7 @@ class WatershedProtocol(asyncio.Protocol):
         "_scope",
         "_server_state",
         "_stage",
+        "_stopping",
         "_task",
         "_transport",
         "answer",
@@ -196,6 +197,7 @@ class WatershedProtocol(asyncio.Protocol):
         self.detached = False
         self.answer: list[tuple[str, str]] | None = None
         self._relay: _Relay | None = None
+        self._stopping = False
         self.result: Any = None
         self.told_connect = False
         self._app_state = app_state
@@ -265,7 +267,7 @@ class WatershedProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; after the accept the connection tells so."""
-        if self._relay is None:
+        if not self._given_to_relay:
             self._server_state.connections.discard(self)
         if self._denial is not None:
             self._denial.connection_lost()
@@ -291,9 +293,9 @@ class WatershedProtocol(asyncio.Protocol):
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
         if self._connection is not None:
             self._connection.end("the server restarts", code=self.settings.shutdown_code or 1012)
-        elif self._relay is not None:
-            code = self._relay.shutdown_code or self.settings.shutdown_code or 1012
-            self._relay.begin_end("the server restarts", code=code)
+        elif self._given_to_relay:
+            self._stopping = True
+            self._end_relay()
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse(HandshakeError("the server is shutting down: try again", status=503))
         else:
@@ -302,6 +304,16 @@ class WatershedProtocol(asyncio.Protocol):
             # uvicorn waits for applications without a limit of its own, and some never look at their connection again.
             patience = time.monotonic() + self.settings.limits.close_timeout
             self._patience = alarm_of(self._loop).set(patience, WatershedProtocol._cancel_app, self)
+
+    @property
+    def _given_to_relay(self) -> bool:
+        """Whether the client has the 101 of another server: then the socket is a relay's, or about to be."""
+        return self.detached and self.answer is not None and self._stage is _Stage.OPEN
+
+    def _end_relay(self) -> None:
+        if self._stopping and self._relay is not None:
+            code = self._relay.shutdown_code or self.settings.shutdown_code or 1012
+            self._relay.begin_end("the server restarts", code=code)
 
     # --- the request ---------------------------------------------------------------------------------------
 
@@ -331,7 +343,7 @@ class WatershedProtocol(asyncio.Protocol):
     def keep(self, relay: _Relay) -> None:
         """As :meth:`NativeDoor.keep`, until the application returns."""
         self._relay = relay
-        self._server_state.connections.add(self)  # type: ignore[arg-type]
+        self._end_relay()  # in case that the shutdown came between the 101 and this
 
     def _check_concurrency(self) -> None:
         """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
@@ -389,7 +401,7 @@ class WatershedProtocol(asyncio.Protocol):
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._server_state.tasks.discard(task)
         self._task = None
-        if self._relay is not None:
+        if self._given_to_relay:
             self._relay = None
             self._server_state.connections.discard(self)
         if self._connection is not None:
@@ -474,7 +486,8 @@ class WatershedProtocol(asyncio.Protocol):
             raise ConnectionClosed(1006, "the client has gone before the accept")
         if self.detached:
             self.result = self.way.detach(self._early, response)
-            self._server_state.connections.discard(self)  # nothing of it is uvicorn's to end any more
+            if self.answer is None:
+                self._server_state.connections.discard(self)  # nothing of it is uvicorn's to end any more
         else:
             self.way.write(response)
             assert self._messages is not None

@@ -309,12 +309,14 @@ class WSGIUpgrade:
             if detached:
                 return self._detach(response)
             server, way, head = self._take()
+            settings = shed.settings
+            if settings.shutdown_code is not None:
+                watch_process(server.stopping)  # first: the process may stop as soon as there is something to end
             try:
                 way.write(response)
             except ConnectionClosed:
                 self._drop()
                 raise
-            settings = shed.settings
             self._connection = way.connection(
                 Role.SERVER,
                 agreement,
@@ -327,8 +329,6 @@ class WSGIUpgrade:
                 settings.shutdown_code if settings.shutdown_code != 0 else 1001,
             )
             self._connection.no_background = server.no_background(self._environ)
-            if settings.shutdown_code is not None:
-                watch_process(server.stopping)
         finally:
             if self._connection is None:
                 room.leave()

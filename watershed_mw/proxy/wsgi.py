@@ -126,6 +126,8 @@ class WSGIProxy:
             return relay(client, upstream, shutdown_code=self._shutdown_code, **plan.limits)
 
         try:
+            if self._shutdown_code is not None:
+                watch_process(server.stopping)  # first: the process may stop as soon as there is something to end
             sock = upgrade.hand_over(fields, others)
             relayed = run_on_background_loop(begin(sock))
         except BaseException:
@@ -134,8 +136,6 @@ class WSGIProxy:
             run_on_background_loop(_drop(upstream))
             raise
         relayed.when_gone(partial(self._ended, what, relayed))
-        if self._shutdown_code is not None:
-            watch_process(server.stopping)
         if server.no_background(upgrade.environ):
             relayed.wait()  # the process ends with the request
         return relayed
