@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from websockets.frames import Opcode
 
 from tests.client.peers import Server, Visit, echoing
 from tests.connections.wire import CLOSE, PING, PONG, TEXT
-from tests.support import free_port
+from tests.support import LIMIT, free_port
 from watershed_mw import HandshakeError, WatershedASGI, WatershedWSGI
 from watershed_mw.proxy import ProxyRequest, Upstream, WebSocketProxy, live_relays
+from watershed_mw.proxy.settings import Mode
 
 from .proxy_support import FRONTS, Front, WSGIFront, fields_of, refusing, saying, target_of
 from .support import KEY, Peer, Receive, Scope, Send, Uvicorn, close, errors_in, eventually, head, ping, text
+from .test_portable import Hypercorn
+from .test_servers import Stream
 
 MIB = 2**20
 Serve = Callable[..., Server]
@@ -361,6 +365,13 @@ def test_an_address_that_somebody_made_up_stays_a_value(start: Callable[[str], F
     assert got["forwarded"].startswith('for="x\\";proto=https";proto=')
     got = conversed(front, upstream, X_Forwarded_For="2001:db8::1", X_Forwarded_Proto="http")
     assert got["forwarded"].startswith('for="[2001:db8::1]";proto=')
+
+
+def test_fields_that_cannot_be_written_do_not_get_anywhere(some: Front, serve: Serve) -> None:
+    upstream = serve(echoing)
+    some.serve(WebSocketProxy(lambda asked: Upstream(upstream.url(), {"X-Tenant": f"a\r\nX-Admin: {asked.query}"})))
+    assert ask(some).status == 500
+    assert not upstream.heads
 
 
 @pytest.mark.parametrize("field", [("X", "a\r\nb: c"), ("a b", "c")])
@@ -781,6 +792,25 @@ def test_limits(some: Front, serve: Serve, limit: dict[str, Any], code: int) -> 
     assert eventually(lambda: told) == [code]
 
 
+@pytest.mark.parametrize("name, mode", [("raw-httptools", "raw"), ("wsgi", "raw"), ("raw-h11", "messages")])
+def test_peers_that_never_answer_a_close(start: Callable[[str], Front], serve: Serve, name: str, mode: Mode) -> None:
+    front, gone = start(name), list[float]()
+
+    def script(visit: Visit) -> None:
+        visit.switch().expect_close(1001)
+        visit.wait_until_gone()
+        gone.append(time.monotonic())
+
+    front.serve(WebSocketProxy(serve(script).url(), mode=mode, idle_timeout=0.1, close_timeout=0.2))
+    with Peer(front.port) as peer:
+        peer.open()
+        begun = time.monotonic()
+        assert peer.close()[0] == 1001
+        peer.end()
+        assert time.monotonic() - begun < LIMIT / 2
+    assert eventually(lambda: gone)[0] - begun < LIMIT / 2
+
+
 # --- messages -----------------------------------------------------------------------------------------------
 
 
@@ -961,6 +991,38 @@ def test_the_log_says_how(front: Front, serve: Serve, caplog: pytest.LogCaptureF
     assert len([line for line in said() if line.endswith(f"relays to {upstream.url('/app')} ({way})")]) == 2
     eventually(lambda: len([line for line in said() if "relayed to" in line]) == 2, "two ends in the log")
     assert not [line for line in said() if "secret" in line]
+
+
+def test_where_there_is_no_asyncio(serve: Serve) -> None:
+    upstream = serve(echoing)
+    with Hypercorn("trio") as server:
+        server.run(WebSocketProxy(upstream.url()))
+        with Peer(server.port) as peer:
+            peer.send(head())
+            answer = peer.answer()
+    assert answer.status == 501
+    assert b"needs asyncio" in answer.body
+    assert upstream.visits == 0
+
+
+def test_a_client_that_speaks_http_2(start: Callable[[str], Front], serve: Serve) -> None:
+    front, upstream = (
+        start("hypercorn"),
+        serve(lambda visit: visit.switch(("Sec-WebSocket-Protocol", "chat.v1")).echo()),
+    )
+    front.serve(front.mounted(WebSocketProxy(upstream.url()), "/m"))
+    with socket.create_connection(("127.0.0.1", front.port), LIMIT) as sock:
+        stream = Stream(sock, front.port, "/m/x?y")
+        assert (stream.answer[b":status"], stream.answer[b"sec-websocket-protocol"]) == (b"200", b"chat.v1")
+        stream.send(text("hi"))
+        stream.receive(b"\x81\x02hi")
+        stream.send(close(1000))
+        stream.receive(b"\x88\x02\x03\xe8")
+    fields = dict(fields_of(upstream))
+    assert target_of(upstream) == "/x?y"
+    assert fields["host"] == f"127.0.0.1:{front.port}"
+    assert fields["sec-websocket-version"] == "13"
+    assert not [name for name in fields if name.startswith(":")]
 
 
 # --- TLS and unix sockets -----------------------------------------------------------------------------------
