@@ -85,7 +85,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client.route",),
     ("client.opening",),
     ("asgi", "wsgi", "uvicorn", "client"),
-    ("proxy.target", "proxy.messages"),
+    ("proxy.target", "proxy.messages", "proxy.waiting"),
     ("proxy.forwarding", "proxy.upstream"),
     ("proxy.settings",),
     ("proxy.asgi", "proxy.wsgi"),
