@@ -10,6 +10,7 @@ import _socket
 import _thread
 import asyncio
 import contextlib
+import importlib.util
 import os
 import select
 import socket
@@ -202,8 +203,26 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     else:
         return uvloop.new_event_loop()
     if threads_are_greenlets():
-        return _LoopBesideGreenlets(_original("selectors", "DefaultSelector")())
+        return _LoopBesideGreenlets(_new_selector())
     return asyncio.new_event_loop()
+
+
+def _new_selector() -> Any:
+    """The platform's best, as ``selectors`` would have it where nobody had patched ``select``."""
+    gevent_monkey: Any = sys.modules.get("gevent.monkey")
+    if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
+        return _original("selectors", "DefaultSelector")()
+    # Eventlet's copy of the original module is made with a patched one inside, which has nothing but a select().
+    patcher: Any = sys.modules["eventlet.patcher"]
+    spec: Any = importlib.util.find_spec("selectors")
+    module = importlib.util.module_from_spec(spec)
+    patched = sys.modules["select"]
+    sys.modules["select"] = patcher.original("select")
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules["select"] = patched
+    return module.DefaultSelector()
 
 
 def _original(module: str, name: str) -> Any:

@@ -8,6 +8,7 @@ raised.
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import contextlib
 import os
@@ -471,7 +472,7 @@ def live_relays() -> list[Relay]:
 
 def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
     """Raises as :func:`relay`."""
-    if isinstance(stream, socket.socket):
+    if _is_socket(stream):
         if stream.fileno() == -1:
             raise ConnectionClosed(1006, f"expected a connected socket, got a closed {type(stream).__name__}")
         if stream.type != socket.SOCK_STREAM or _listens(stream):
@@ -484,6 +485,11 @@ def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
         raise ValueError(f"expected sockets where no event loop is running, got {type(stream).__name__}")
     if transport.is_closing():
         raise ConnectionClosed(1006, f"expected an open transport, got a closing {type(transport).__name__}")
+
+
+def _is_socket(stream: Any) -> bool:
+    # Eventlet replaces the class in the module; its TLS sockets are none of that class.
+    return isinstance(stream, (socket.socket, _socket.socket))
 
 
 def _listens(sock: socket.socket) -> bool:
@@ -507,7 +513,7 @@ def _parts(stream: Any) -> tuple[Any, asyncio.StreamReader | None, asyncio.Strea
 
 def _side_of(stream: Any, loop: asyncio.AbstractEventLoop, patience: float) -> Side:
     """The stream as a side of a relay, out of the reach of whoever had it."""
-    if isinstance(stream, socket.socket):
+    if _is_socket(stream):
         head = bytes(getattr(stream, "head", b""))
         if not isinstance(stream, ssl.SSLSocket):
             return SocketSide(loop, stream, head)

@@ -1,7 +1,7 @@
 """What the programs of test_proxy_faults.py serve: a proxy to $UPSTREAM, and at /own an echo of this package's.
 
-Run as a module it is werkzeug's server with the WSGI application. Nothing is imported above that must not be imported
-before gevent has patched the process.
+Run as a module it is werkzeug's server with the WSGI application, or with a certificate eventlet's. Nothing is imported
+above that must not be imported before gevent or eventlet have patched the process.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
-if os.environ.get("WITHOUT_UVLOOP"):
-    sys.modules["uvloop"] = None  # type: ignore[assignment]
+# Not every process has uvloop; and eventlet's patches break trio, which httpcore imports where it is installed.
+for name in os.environ.get("WITHOUT", "").split():
+    sys.modules[name] = None  # type: ignore[assignment]
 
 
 def proxy() -> Any:
@@ -45,9 +47,6 @@ def wsgi() -> Any:
     forward = proxy()
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/threads":
-            start_response("200 OK", [("Content-Type", "text/plain")])
-            return [str(len(os.listdir("/proc/self/task"))).encode()]
         if environ["PATH_INFO"] != "/own":
             answered: Iterable[bytes] = forward(environ, start_response)
             return answered
@@ -69,7 +68,19 @@ def wsgi_after_a_loop() -> Any:
     return wsgi()
 
 
-if __name__ == "__main__":
+def serve_by_eventlet(certificate: str) -> None:
+    """Serve with eventlet over TLS."""
+    eventlet: Any = import_module("eventlet")
+    eventlet.monkey_patch()
+    listener = eventlet.listen(("127.0.0.1", 0))
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    listener = eventlet.wrap_ssl(listener, certfile=certificate, server_side=True)
+    import_module("eventlet.wsgi").server(listener, wsgi())
+
+
+if __name__ == "__main__" and len(sys.argv) > 1:
+    serve_by_eventlet(sys.argv[1])
+elif __name__ == "__main__":
     from werkzeug.serving import make_server
 
     server = make_server("127.0.0.1", 0, wsgi(), threaded=True)
