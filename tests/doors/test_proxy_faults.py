@@ -55,6 +55,8 @@ SWITCH = (
 ).encode()
 APP = "tests.doors.proxy_faults_app"
 _BIN = Path(sys.executable).parent
+ENDLESS = b"\x82\x7f" + (2**60).to_bytes(8, "big")
+"""The header of a frame that is never over: what follows costs nobody more than bytes."""
 SOON = 1.0  # seconds within which a side learns that the other has gone
 
 
@@ -247,6 +249,7 @@ def test_a_client_learns_at_once_that_its_upstream_was_killed(door: Door, victim
             if stage == "idle":
                 assert client.frame().data == b"here"
             if stage == "flood":
+                client.send(ENDLESS)
                 client.sock.setblocking(False)
                 while select.select([], [client.sock], [], 0.05)[1]:
                     with contextlib.suppress(BlockingIOError):
@@ -448,6 +451,7 @@ def test_who_never_reads_costs_little_and_ends(door: Door, upstream: Upstream, s
     talker = server if silent == "client" else client.sock
     before = resident()
     block = bytes(2**20)
+    talker.sendall(ENDLESS)
     with contextlib.suppress(ConnectionError):
         while True:  # until the relay has had enough of it
             talker.send(block)
