@@ -545,7 +545,7 @@ def served(kind: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> It
         application = f"{APP}:wsgi()"
         if worker == "preload":
             options[1], application = "gthread", f"{APP}:wsgi_after_a_loop()"
-            options += ["--preload", "--workers", "2"]
+            options.append("--preload")
         with Program(_BIN / "gunicorn", application, "--bind", "127.0.0.1:0", *options) as program:
             port = int(program.wait_for_line(re.compile(r"Listening at: http://127\.0\.0\.1:(\d+)"))[1])
             yield program, port
