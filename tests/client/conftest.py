@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("tests.connections.wire", "tests.connections.ways", "tests.client.peers")
+pytest.register_assert_rewrite(
+    *("tests.core.support", "tests.core.wire", "tests.connections.wire", "tests.connections.ways", "tests.client.peers")
+)
 
 from tests.client.peers import FLAVOURS, Client, Script, Server, descriptors, left_tasks  # noqa: E402
 from tests.connections.ways import UVLoopThread, until  # noqa: E402
