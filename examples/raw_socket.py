@@ -7,9 +7,9 @@ import contextlib
 import socket
 import socketserver
 import sys
-import threading
 
 from watershed_mw import HandshakeError, Watershed
+from watershed_mw.relay import relay
 
 shed = Watershed(compression=False)  # what is relayed unread must mean the same on both sides
 PORT = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
@@ -26,14 +26,6 @@ def read_head(sock: socket.socket) -> tuple[bytes, bytes]:
     return data[:end], data[end:]
 
 
-def pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
-
-
 def dial() -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", UPSTREAM))
     key = shed.generate_key()
@@ -47,12 +39,11 @@ class Relay(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         try:
             request, rest = read_head(self.request)
-            upstream = dial()  # first: once we have said 101, it is too late to say no
-            with upstream, shed.accept(request, self.request, head=rest, detached=True) as client:
-                back = threading.Thread(target=pump, args=(upstream, client))
-                back.start()
-                pump(client, upstream)
-                back.join()
+            with contextlib.ExitStack() as refused:
+                upstream = refused.enter_context(dial())  # first: once we have said 101, it is too late to say no
+                client = shed.accept(request, self.request, head=rest, detached=True)
+                refused.pop_all()
+            relay(client, upstream)  # on the process's event loop from now on: this thread has nothing more to do
         except HandshakeError as refusal:  # the client's has been answered already
             print(f"refused: {refusal}")
         except ConnectionError as error:
