@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 from weakref import ref
 
 from .alarm import alarm_of
+from .connection import logger
 from .core.codes import CloseCode, Opcode, encode_close
 from .core.frames import encode_frame
 from .errors import ConnectionClosed
@@ -90,6 +91,7 @@ class Relay:
     """Bytes on their way between a client and a server. Made by :func:`relay`; awaiting it gives the result.
 
     Attributes:
+        close_timeout: seconds that peers have at the end.
         shutdown_code: close code with which it ends where the process does; None where that is not ours to do.
     """
 
@@ -98,7 +100,6 @@ class Relay:
         "_alarm_at",
         "_began",
         "_client",
-        "_close_timeout",
         "_closing",
         "_end",
         "_idle_timeout",
@@ -109,6 +110,7 @@ class Relay:
         "_result",
         "_server",
         "_until",
+        "close_timeout",
         "shutdown_code",
     )
 
@@ -128,7 +130,7 @@ class Relay:
         self._client = client
         self._server = server
         self._idle_timeout = inf if idle_timeout is None else idle_timeout
-        self._close_timeout = close_timeout
+        self.close_timeout = close_timeout
         self._max_bytes = max_bytes
         self._began = time.monotonic()
         self._max_until = inf if max_duration is None else self._began + max_duration
@@ -193,8 +195,12 @@ class Relay:
                 time.sleep(_LOOK_EVERY)
         else:
             event = threading.Event()
-            self.when_gone(event.set)
-            event.wait(timeout)
+            call = event.set
+            self.when_gone(call)
+            try:
+                event.wait(timeout)
+            finally:
+                self._forget(call)
         if self._result is None:
             raise TimeoutError(f"expected the relay to end within {timeout} seconds")
         return self._result
@@ -213,7 +219,10 @@ class Relay:
                 loop.call_soon_threadsafe(settle)
 
         self.when_gone(wake)
-        yield from waiter
+        try:
+            yield from waiter
+        finally:
+            self._forget(wake)
         assert self._result is not None
         return self._result
 
@@ -223,10 +232,20 @@ class Relay:
         if self._result is not None:
             self._tell()
 
+    def _forget(self, call: Callable[[], object]) -> None:
+        with contextlib.suppress(ValueError):  # it has been called
+            self._listeners.remove(call)
+
     def _tell(self) -> None:
-        with contextlib.suppress(IndexError):  # empty
-            while True:
-                self._listeners.popleft()()
+        while True:
+            try:
+                call = self._listeners.popleft()
+            except IndexError:
+                return
+            try:
+                call()
+            except Exception:  # noqa: BLE001  # the others are waiting as well
+                logger.exception("%r raised, which was to hear of a relay's end", call)
 
     def _call(self, call: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed, and with it all that is here to end
@@ -262,6 +281,7 @@ class Relay:
     def ended(self, side: Side) -> None:
         """The peer of ``side`` has ended its direction of the stream."""
         side.phase = Phase.SHUT
+        side.active = time.monotonic()  # from now on the other direction has its time
         side.other.finish()
         if self._end is not None:
             side.finish()
@@ -271,7 +291,7 @@ class Relay:
         """The peer of a side takes nothing any more; what it sent before that may still be there, for a while."""
         if self._end is None:
             self._end = RelayEnd.RESET
-            self._until = time.monotonic() + self._close_timeout
+            self._until = time.monotonic() + self.close_timeout
         self._set_alarm()
 
     def lost(self, side: Side) -> None:
@@ -298,7 +318,7 @@ class Relay:
         if self._end is not None or self._result is not None:
             return
         self._end = end
-        self._until = time.monotonic() + self._close_timeout
+        self._until = time.monotonic() + self.close_timeout
         # Whatever comes from a side goes to the other: towards the server we are the client, which masks.
         self._server.cut(encode_frame(Opcode.CLOSE, payload, None), patient)
         self._client.cut(encode_frame(Opcode.CLOSE, payload, os.urandom(4)), patient)
@@ -332,7 +352,7 @@ class Relay:
         """Close both sides; if it is ``late``, what is unsent has had its time, and has it once only."""
         abort, self._closing = late and self._closing, True
         self._end = self._end or end
-        self._until = time.monotonic() + self._close_timeout
+        self._until = time.monotonic() + self.close_timeout
         for side in self._sides:
             # The peer is not to think that it has had everything.
             side.close(abort or (late and side.unsent() > 0))
@@ -352,7 +372,7 @@ class Relay:
         # Who waits for the second end after the first waits no longer than for an answer.
         patience = self._idle_timeout
         if self._client.at_end or self._server.at_end:
-            patience = min(patience, self._close_timeout)
+            patience = min(patience, self.close_timeout)
         return max(self._client.active, self._server.active) + patience
 
     def _set_alarm(self) -> None:

@@ -79,6 +79,7 @@ class _Stage(Enum):
 class _Relay(Protocol):
     """What goes on with the raw socket, as far as the shutdown is concerned."""
 
+    close_timeout: float
     shutdown_code: int | None
 
     def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
@@ -300,10 +301,22 @@ class WatershedProtocol(asyncio.Protocol):
             self._refuse(HandshakeError("the server is shutting down: try again", status=503))
         else:
             self._answer().hurry()
-        if self._task is not None and not self._task.done():
-            # uvicorn waits for applications without a limit of its own, and some never look at their connection again.
-            patience = time.monotonic() + self.settings.limits.close_timeout
-            self._patience = alarm_of(self._loop).set(patience, WatershedProtocol._cancel_app, self)
+        self._limit_app()
+
+    def _limit_app(self) -> None:
+        """Cancel the application in time: uvicorn waits without a limit, and some never look at their connection."""
+        if self._task is None or self._task.done():
+            return
+        if self._patience is not None:
+            alarm_of(self._loop).cancel(self._patience, self)
+        until = time.monotonic() + self._seconds_to_return()
+        self._patience = alarm_of(self._loop).set(until, WatershedProtocol._cancel_app, self)
+
+    def _seconds_to_return(self) -> float:
+        if self._relay is None:
+            return self.settings.limits.close_timeout
+        # It ends by itself: first its peers have their time, then their streams have.
+        return 2 * self._relay.close_timeout + 1.0
 
     @property
     def _given_to_relay(self) -> bool:
@@ -344,6 +357,8 @@ class WatershedProtocol(asyncio.Protocol):
         """As :meth:`NativeDoor.keep`, until the application returns."""
         self._relay = relay
         self._end_relay()  # in case that the shutdown came between the 101 and this
+        if self._stopping:
+            self._limit_app()
 
     def _check_concurrency(self) -> None:
         """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
@@ -394,7 +409,7 @@ class WatershedProtocol(asyncio.Protocol):
             _logger.warning(
                 "The application on WebSocket %s has not returned %g seconds after the shutdown began: cancelled",
                 self._shown_path(),
-                self.settings.limits.close_timeout,
+                self._seconds_to_return(),
             )
             self._task.cancel()
 

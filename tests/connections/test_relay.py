@@ -172,6 +172,39 @@ def test_half_close_leaves_the_other_direction(rig: Rig, first: str) -> None:
 
 
 @ONCE
+def test_a_silence_before_the_first_end_leaves_the_second_its_time(rig: Rig) -> None:
+    client, server, made = rig.open(close_timeout=4 * SHORT)
+    time.sleep(5 * SHORT)  # the silence itself
+    client.shutdown(socket.SHUT_WR)
+    assert to_the_end(server) == b""
+    assert not select.select([client], [], [], SHORT)[0]
+    server.sendall(b"an answer")
+    assert exactly(client, 9) == b"an answer"
+    server.close()
+    assert made.wait(LIMIT).end is RelayEnd.ENDED
+
+
+@ONCE
+def test_those_who_hear_of_the_end(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    client, server, made = rig.open()
+    heard = threading.Event()
+
+    def fail() -> None:
+        raise IndexError("not of the relay's own")
+
+    made.when_gone(fail)
+    made.when_gone(heard.set)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            made.wait(0.001)
+    assert len(made._listeners) == 2
+    client.close()
+    server.close()
+    assert heard.wait(LIMIT)
+    until(lambda: "not of the relay's own" in caplog.text)
+
+
+@ONCE
 def test_nobody_waits_for_ever_for_the_second_end(rig: Rig) -> None:
     client, server, made = rig.open(close_timeout=SHORT)
     client.shutdown(socket.SHUT_WR)

@@ -374,6 +374,27 @@ def test_fields_that_cannot_be_written_do_not_get_anywhere(some: Front, serve: S
     assert not upstream.heads
 
 
+@pytest.mark.parametrize("token", ["s3cret\n", "s3cret "])
+def test_a_secret_that_cannot_be_written_is_told_to_nobody(
+    some: Front, serve: Serve, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream = serve(echoing)
+    some.serve(WebSocketProxy(lambda _: Upstream(upstream.url(), {"Authorization": token})))
+    refusal = ask(some)
+    assert refusal.status == 500
+    assert b"s3cret" not in refusal.body
+    assert "authorization" in caplog.text.lower()
+    assert "s3cret" not in caplog.text
+    assert not upstream.heads
+
+
+def test_a_path_stays_in_its_line_of_the_log(some: Front, caplog: pytest.LogCaptureFixture) -> None:
+    some.serve(WebSocketProxy("ws://127.0.0.1:1"))
+    assert ask(some, path="/a%0aERROR%20forged").status == 502
+    [told] = [record.getMessage() for record in caplog.records if "not proxied" in record.getMessage()]
+    assert told.startswith("/a%0AERROR%20forged not proxied: ")
+
+
 @pytest.mark.parametrize("field", [("X", "a\r\nb: c"), ("a b", "c")])
 def test_fields_that_cannot_be_written_are_refused_at_once(field: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="header"):
@@ -399,6 +420,11 @@ PATHS: list[tuple[str, bool | str, str, str, str]] = [
     ("/m", False, "", "/m/a/b", "/m/a/b"),
     ("/m", False, "/app", "/m/a", "/app/m/a"),
     ("/m", True, "", "/m/a%2Fb%20c%3Fd%23e", "/a%2Fb%20c%3Fd%23e"),
+    # Whoever routes by the decoded path has routed these here.
+    ("/m", True, "", "/m%2Fa", "/a"),
+    ("/m", True, "/app", "/m%2fa", "/app/a"),
+    ("", "/m", "", "/%6d/a", "/a"),
+    ("", "/m", "/app", "/%6d/a", "/app/a"),
     ("/m", True, "", "/m/%E6%B0%B4?%E6%B0%B4=%FF", "/%E6%B0%B4?%E6%B0%B4=%FF"),
     ("/m", True, "", "/m//evil.example/a", "//evil.example/a"),
     ("", "/m", "", "/m/%00%0d%0aX:y?%0d%0aZ:z", "/%00%0d%0aX:y?%0d%0aZ:z"),
@@ -412,8 +438,11 @@ def test_paths(front: Front, serve: Serve) -> None:
     for mount, strip, base, path, expected in PATHS:
         proxy = WebSocketProxy(upstream.url(base), strip_prefix=strip)
         front.serve(front.mounted(proxy, mount) if mount else proxy)
-        conversed(front, upstream, path)
+        got = conversed(front, upstream, path)
         assert target_of(upstream) == expected, (mount, strip, base, path)
+        prefix = mount if strip is True else str(strip or "").rstrip("/")
+        left_out = strip is not False and not path.startswith("/xy")
+        assert got.get("x-forwarded-prefix", "") == (prefix if left_out else ""), (mount, strip, base, path)
 
 
 @pytest.mark.advisory("upgrade smuggling")

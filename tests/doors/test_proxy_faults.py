@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from websockets.frames import Frame, Opcode
@@ -27,6 +27,8 @@ from websockets.frames import Frame, Opcode
 from tests.support import LIMIT, Program
 from watershed_mw.loop_thread import background_loop
 from watershed_mw.proxy import ProxyRequest, WebSocketProxy, live_relays
+from watershed_mw.uvicorn import WatershedProtocol
+from watershed_mw.watershed import ConnectionOptions
 
 from .conftest import Start
 from .support import (
@@ -495,6 +497,28 @@ def test_a_stopping_server_does_not_wait_for_an_answer(upstream: Upstream) -> No
             assert to_the_end(asked) == b""
             server.wait_stopped()
             assert time.monotonic() - began < 2 * SOON
+
+
+class Hurried(WatershedProtocol):
+    """A class whose applications get less time than the proxy's peers do."""
+
+    options: ClassVar[ConnectionOptions] = {"close_timeout": 0.05}
+
+
+def test_peers_that_do_not_answer_a_close_have_the_proxys_time(
+    upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Uvicorn(ws=Hurried) as server:
+        server.run(WebSocketProxy(upstream.url, close_timeout=0.3))
+        client, asked = upstream.open(server.port)
+        began = time.monotonic()
+        server.begin_stop()
+        assert client.close() == (1012, "the server restarts")
+        server.wait_stopped()
+        assert time.monotonic() - began > 0.3
+        assert "has not returned" not in caplog.text
+        client.sock.close()
+        asked.close()
 
 
 def test_a_server_that_stops_between_the_101_and_the_relay_tells_both_sides(upstream: Upstream) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, cast
+from urllib.parse import quote
 
 from ..aio import AsyncConnection
 from ..asgi import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
@@ -74,7 +75,7 @@ class ASGIProxy:
             if upgrade.accepted or upgrade.refused:
                 raise
             if error.status >= 500:
-                logger.warning("%s not proxied: %s", scope["path"], described(error))
+                logger.warning("%s not proxied: %s", quote(scope["path"]), described(error))
             await upgrade.refuse(error)
         finally:
             plan.room.leave()

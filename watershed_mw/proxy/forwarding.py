@@ -38,13 +38,14 @@ def end_to_end(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def request_fields(
-    request: ProxyRequest, host: str, *, keep_host: bool, drop: frozenset[str], extra: httpx.Headers
+    request: ProxyRequest, host: str, prefix: str, *, keep_host: bool, drop: frozenset[str], extra: httpx.Headers
 ) -> list[tuple[str, str]]:
     """The header fields of the request to the upstream, all but those that ask for the upgrade.
 
     Args:
         request: the client's request.
         host: Host of the upstream.
+        prefix: what was left out of the path.
         keep_host: whether the upstream is told the client's Host instead.
         drop: names, in lower case, that do not go on.
         extra: fields of the application, in place of those of the same name.
@@ -52,7 +53,7 @@ def request_fields(
     original = request.headers.get("host")
     fields = [pair for pair in end_to_end(request.headers) if pair[0].lower() not in ("host", "content-length")]
     dropped = {_plain(name) for name in drop}
-    fields = [pair for pair in _forwarded(fields, request, original) if _plain(pair[0]) not in dropped]
+    fields = [pair for pair in _forwarded(fields, request, original, prefix) if _plain(pair[0]) not in dropped]
     fields.insert(0, ("host", original if keep_host and original else host))
     names = {_plain(name) for name in extra}
     return [pair for pair in fields if _plain(pair[0]) not in names] + [*extra.multi_items()]
@@ -63,7 +64,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str) -> list[tuple[str, str]]:
+def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str, prefix: str) -> list[tuple[str, str]]:
     """Add who asked, by which scheme and for which host (RFC 7239, and the older X-Forwarded-*)."""
     client = request.client or "unknown"
     scheme = "https" if request.secure else "http"
@@ -71,7 +72,7 @@ def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str) 
     node = _quoted(f"[{client}]" if ":" in client else client)
     element = f"for={node};proto={scheme}" + (f";host={_quoted(host)}" if host else "")
     # A list of hops grows; what is said of this request is said by this server alone, as a client may say anything.
-    said = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": request.prefix}
+    said = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": prefix}
     grown = {"x-forwarded-for": client, "forwarded": element}
     known = Headers(fields)
     if known.get("x-forwarded-for").rpartition(",")[2].strip() == client:

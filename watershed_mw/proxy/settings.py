@@ -10,20 +10,18 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 import httpx
 
-from ..core.headers import Headers, check_outgoing
+from ..core.headers import Headers, check_outgoing, shown
 from ..errors import HandshakeError
 from ..room import Room
 from ..watershed import ConnectionOptions, Options, Watershed
 from .forwarding import request_fields
-from .target import Choice, Destination, ProxyRequest, UpstreamLike, destination
+from .target import PATH_SAFE, Choice, Destination, ProxyRequest, UpstreamLike, destination, is_inside
 from .upstream import Refused, Switched, ask
 
 __all__ = ["Mode", "Plan", "request_of_environ", "request_of_scope"]
 
 Mode: TypeAlias = Literal["auto", "raw", "messages"]
 
-# Characters of a path that stay as they are (RFC 3986 section 3.3).
-_PATH_SAFE = "/:@!$&'()*+,;=-._~"
 # Whatever is visible but "#", which no request has.
 _VISIBLE = "!\"$%&'()*+,/:;<=>?@[\\]^`{|}~"
 
@@ -87,25 +85,34 @@ class Plan:
         extra = httpx.Headers(self.headers)
         extra.update(to.headers)
         host = to.url.netloc.decode("ascii")
-        fields = request_fields(request, host, keep_host=self.keep_host, drop=self.drop_headers, extra=extra)
+        fields = request_fields(request, host, to.prefix, keep_host=self.keep_host, drop=self.drop_headers, extra=extra)
         if not raw:
             fields = [pair for pair in fields if not pair[0].lower().startswith("sec-websocket-")]
         fields += handshake
-        try:
-            check_outgoing(fields)
-        except ValueError as error:
-            raise HandshakeError(f"the proxy cannot pass a header field on: {error}", status=500) from error
+        for name, value in fields:
+            _check_field(name, value)
         return await ask(to, fields, key, context=self.ssl, open_timeout=self.open_timeout)
+
+
+def _check_field(name: str, value: str) -> None:
+    try:
+        check_outgoing([(name, value)])
+        written = value == value.strip(" \t")
+    except ValueError:
+        written = False
+    if not written:
+        # Not what it holds, neither to the client nor to the log: it may be the application's own secret.
+        raise HandshakeError(f"the proxy cannot write the header field {shown(name)}", status=500)
 
 
 def request_of_scope(scope: Mapping[str, Any], headers: Headers) -> ProxyRequest:
     """The request that an ASGI scope tells of, with its header fields as they were parsed."""
-    prefix = quote(str(scope.get("root_path") or ""), _PATH_SAFE)
+    prefix = quote(str(scope.get("root_path") or ""), PATH_SAFE)
     raw = bytes(scope.get("raw_path") or b"").partition(b"?")[0]
     path = quote(raw, _VISIBLE)
     # A middleware may have changed the path, and need not have changed both.
-    if not path.startswith(prefix) or unquote(raw.decode("latin-1")) != scope["path"]:
-        path = quote(scope["path"], _PATH_SAFE)
+    if not is_inside(path, prefix) or unquote(raw.decode("latin-1")) != scope["path"]:
+        path = quote(scope["path"], PATH_SAFE)
     return ProxyRequest(
         headers=headers,
         path=path,
@@ -121,13 +128,13 @@ def request_of_environ(environ: Mapping[str, Any], headers: Headers) -> ProxyReq
     """The request that a WSGI environ tells of."""
     names = ("SCRIPT_NAME", "PATH_INFO")
     mounted, rest = (str(environ.get(name, "")).encode("latin-1") for name in names)
-    prefix = quote(mounted, _PATH_SAFE)
+    prefix = quote(mounted, PATH_SAFE)
     # PEP 3333 has the path decoded, in which %2F and "/" are the same; many servers tell what came as well.
     told = str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")
     raw = told.partition("?")[0].encode("latin-1", "replace")
     path = quote(raw, _VISIBLE)
-    if not path.startswith(prefix) or unquote_to_bytes(raw) != mounted + rest:
-        path = quote(mounted + rest, _PATH_SAFE)
+    if not is_inside(path, prefix) or unquote_to_bytes(raw) != mounted + rest:
+        path = quote(mounted + rest, PATH_SAFE)
     return ProxyRequest(
         headers=headers,
         path=path or "/",

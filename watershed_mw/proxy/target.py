@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 import httpx
 
@@ -16,6 +16,9 @@ from ..core.headers import Headers
 from ..errors import HandshakeError
 
 __all__ = ["Choice", "Destination", "ProxyRequest", "Upstream", "UpstreamLike", "destination", "parse_upstream"]
+
+# Characters of a path that stay as they are (RFC 3986 section 3.3).
+PATH_SAFE = "/:@!$&'()*+,;=-._~"
 
 Fields: TypeAlias = "Mapping[str, str] | Sequence[tuple[str, str]]"
 
@@ -84,12 +87,14 @@ class Destination:
     Attributes:
         url: URL of the upstream, its scheme ``http`` or ``https``.
         target: path and query of the request there, percent-encoded.
+        prefix: what was left out of the path, percent-encoded; empty for nothing.
         unix: path of the Unix socket, or None.
         headers: further header fields.
     """
 
     url: httpx.URL
     target: str
+    prefix: str
     unix: str | None
     headers: httpx.Headers
 
@@ -140,11 +145,11 @@ def destination(upstream: UpstreamLike | None, request: ProxyRequest, strip_pref
         raise TypeError(f"expected a URL or Upstream(...) for this request, got {type(upstream).__name__}")
     url, unix = parse_upstream(upstream.url)
     _check_path(request.path)
-    path = _path_there(url, request, strip_prefix)
+    path, left_out = _path_there(url, request, strip_prefix)
     own_query = url.query.decode("ascii")
     query = "&".join(part for part in (own_query, request.query) if part)
     target = path + (f"?{query}" if query else "")
-    return Destination(url, target, unix, httpx.Headers(upstream.headers))
+    return Destination(url, target, left_out, unix, httpx.Headers(upstream.headers))
 
 
 def _check_path(path: str) -> None:
@@ -160,14 +165,25 @@ def _check_path(path: str) -> None:
         raise HandshakeError("expected a path without dot segments, got one with them", status=400)
 
 
-def _path_there(url: httpx.URL, request: ProxyRequest, strip_prefix: bool | str) -> str:
-    prefix = strip_prefix if isinstance(strip_prefix, str) else request.prefix
-    prefix = prefix.rstrip("/")
-    inside = bool(prefix) and (request.path == prefix or request.path.startswith(prefix + "/"))
-    rest = request.path
-    if inside and strip_prefix is not False:
-        rest = request.path[len(prefix) :]
+def _path_there(url: httpx.URL, request: ProxyRequest, strip_prefix: bool | str) -> tuple[str, str]:
+    """The path of the request at the upstream, and the prefix that was left out of it."""
+    prefix = (strip_prefix if isinstance(strip_prefix, str) else request.prefix).rstrip("/")
+    path = request.path
+    if not is_inside(path, prefix):
+        # Frameworks compare decoded paths: whatever was routed here by its prefix may spell that otherwise.
+        path = quote(unquote_to_bytes(path), PATH_SAFE)
+    inside = bool(prefix) and is_inside(path, prefix)
+    if not inside:
+        path = request.path
+    left_out = prefix if inside and strip_prefix is not False else ""
+    rest = path[len(left_out) :]
     base = url.raw_path.decode("ascii").partition("?")[0]
     if base in ("", "/"):
-        return rest or "/"
-    return base.rstrip("/") + rest if inside else base
+        return rest or "/", left_out
+    return (base.rstrip("/") + rest, left_out) if inside else (base, "")
+
+
+def is_inside(path: str, prefix: str) -> bool:
+    """Whether the path, spelled as it is, begins with the prefix."""
+    prefix = prefix.rstrip("/")
+    return path == prefix or path.startswith(prefix + "/")

@@ -152,8 +152,9 @@ async def ask(
         raise HandshakeError("the upstream did not answer in time", status=504) from None
     except (OSError, UnicodeError) as error:  # the latter of a host whose name cannot be one
         raise HandshakeError("the upstream cannot be reached", status=502) from error
-    except ValueError as error:
-        raise HandshakeError(f"the request cannot be forwarded: {error}", status=400) from error
+    except ValueError:
+        # Not what is wrong with it: that quotes the request, which may hold a token.
+        raise HandshakeError("the request cannot be forwarded, as HTTP cannot carry it", status=400) from None
     except HandshakeError as error:
         raise HandshakeError("the upstream does not answer with HTTP", status=502) from error
     if response.status != 101 and 200 <= response.status < 600:

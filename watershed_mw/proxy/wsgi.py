@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Iterable, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import quote
 
 from ..drain import catch_signals, watch_process
 from ..errors import ConnectionClosed, HandshakeError
@@ -76,15 +77,15 @@ class WSGIProxy:
             to, answer = self._ask(upgrade, forwarded, key, chosen)
             if isinstance(answer, Refused):
                 return _refusal(answer, start_response)
-            relayed = self._relay(upgrade, *answer, f"{forwarded.path} relayed to {to.shown}")
-            logger.info("%s relays to %s (raw bytes)", forwarded.path, to.shown)
+            relayed = self._relay(upgrade, *answer, forwarded.path, to.shown)
         except ConnectionClosed as error:
             if not upgrade.accepted:
                 gone = HandshakeError(f"nobody is there to be answered: {error}", status=_CLIENT_GONE)
                 return Rejection.of(gone)(environ, start_response)
         except HandshakeError as error:
             if error.status >= 500:
-                logger.warning("%s not proxied: %s", environ.get("PATH_INFO"), described(error))
+                path = quote(str(environ.get("PATH_INFO", "")).encode("latin-1"))
+                logger.warning("%s not proxied: %s", path, described(error))
             return Rejection.of(error)(environ, start_response)
         finally:
             if entered and relayed is None:
@@ -113,7 +114,9 @@ class WSGIProxy:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def _relay(self, upgrade: WSGIUpgrade, answered: list[tuple[str, str]], upstream: Raw, what: str) -> Relay:
+    def _relay(
+        self, upgrade: WSGIUpgrade, answered: list[tuple[str, str]], upstream: Raw, path: str, where: str
+    ) -> Relay:
         plan = self._plan
         if not self._told_mode:
             self._told_mode = True
@@ -135,7 +138,8 @@ class WSGIProxy:
                 sock.close()
             run_on_background_loop(_drop(upstream))
             raise
-        relayed.when_gone(partial(self._ended, what, relayed))
+        logger.info("%s relays to %s (raw bytes)", path, where)
+        relayed.when_gone(partial(self._ended, f"{path} relayed to {where}", relayed))
         if server.no_background(upgrade.environ):
             relayed.wait()  # the process ends with the request
         return relayed
