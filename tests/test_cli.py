@@ -6,6 +6,7 @@ Two servers stand on the other side: the command ``echo``, and an application th
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pty
 import re
@@ -52,6 +53,17 @@ def connect(
     url = f"ws://127.0.0.1:{where}{path}" if isinstance(where, int) else where
     command = [*PROGRAM, "connect", url, "--wait", "0", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, cwd=PROJECT, timeout=LIMIT)
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_uvicorn() -> Iterator[None]:
+    """Commands that run in this process give uvicorn's loggers a handler on a stderr that the test closes."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
