@@ -518,6 +518,14 @@ def test_an_address_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == f"watershed-mw: cannot listen on {where}: Address already in use\n"
 
 
+def test_a_proxy_in_the_environment_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "foo://x")
+    done = connect("ws://127.0.0.1:9/")
+    assert done.returncode == 1
+    [line] = done.stderr.decode().splitlines()
+    assert "expected a proxy's URL" in line
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith(f"watershed-mw {__version__} (")

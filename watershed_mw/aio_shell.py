@@ -122,7 +122,7 @@ class AsyncioShell(OrderedHandlers):
         self._previous = None if previous is self else previous
         self._keep = keep
         self._transport.set_protocol(cast(asyncio.Protocol, self))
-        if head:
+        if head and not self._transport.is_closing():
             self._transport.pause_reading()  # what came first is read first
         # Handlers that are registered in this turn of the loop must see what came with the handshake.
         self._loop.call_soon(self._start_reading, head, eof)
@@ -132,7 +132,7 @@ class AsyncioShell(OrderedHandlers):
             if head and not self._lost:
                 self.data_received(head)
         finally:
-            if not self._lost and not self._core.read_paused:
+            if not self._lost and not self._core.read_paused and not self._transport.is_closing():
                 self._transport.resume_reading()
         if eof and not self._lost:
             self.eof_received()
@@ -341,7 +341,9 @@ class AsyncioShell(OrderedHandlers):
         pause = self._queue.full and core.state is _OPEN
         if pause is not core.read_paused and not self._lost:
             core.read_paused = pause
-            if pause:
+            if self._transport.is_closing():
+                pass  # some that have closed, and have yet to tell of it, cannot be asked any more
+            elif pause:
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()

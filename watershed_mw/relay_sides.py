@@ -454,7 +454,8 @@ class TransportSide(Side):
         self._keep = keep
         self._patience = patience
         self._previous = transport.get_protocol()
-        transport.pause_reading()
+        if not transport.is_closing():
+            transport.pause_reading()
         transport.set_protocol(self)
         with contextlib.suppress(NotImplementedError):
             transport.set_write_buffer_limits(high=_HIGH_WATER, low=_LOW_WATER)

@@ -75,7 +75,7 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 
     def choose(flavour: str) -> str:
         if flavour == "aiofastnet":
-            return "uvloop"
+            return "asyncio"
         monkeypatch.setattr(network, "aiofastnet", None)
         return flavour
 

@@ -244,7 +244,7 @@ class Client:
     """One flavour of client, driven from outside in plain test code.
 
     Args:
-        flavour: "threads", "asyncio", "uvloop", or "aiofastnet" on top of uvloop.
+        flavour: "threads", "asyncio", "uvloop", or "aiofastnet" on top of asyncio.
         loop: where the last two live.
     """
 

@@ -7,6 +7,7 @@ import base64
 import re
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -301,6 +302,72 @@ def test_a_close_in_one_piece_with_the_head(client: Client, serve: Serve) -> Non
     assert caught.value.code == 4001
 
 
+def test_a_close_and_the_end_of_tls_in_one_piece_with_the_head(
+    client: Client, serve: Serve, tls_contexts: Contexts
+) -> None:
+    def script(visit: Visit) -> None:
+        visit.switch(then=frames("bye") + b"\x88\x02\x0f\xa1")
+        with suppress(OSError):
+            cast(ssl.SSLSocket, visit.sock).unwrap()
+
+    talk = client.open(serve(script, tls=tls_contexts[1]).url(), ssl=tls_contexts[0])
+    assert talk.receive() == "bye"
+    with pytest.raises(ConnectionClosed) as caught:
+        talk.receive()
+    assert caught.value.code == 4001
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_reset_behind_bytes_is_noticed(async_client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+    """Both come while the loop is busy, and nobody sends a PING."""
+    go, gone = threading.Event(), threading.Event()
+
+    def script(visit: Visit) -> None:
+        visit.switch()
+        assert go.wait(LIMIT)
+        visit.write(frames("last words"))
+        visit.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        visit.sock.close()
+        gone.set()
+
+    server = serve(script, tls=tls_contexts[1] if tls else None)
+
+    async def talk() -> tuple[list[str | bytes], int | None]:
+        conn = await connect(server.url(), ssl=tls_contexts[0] if tls else None, ping_interval=None)
+        go.set()
+        assert gone.wait(LIMIT)
+        async with asyncio.timeout(LIMIT):
+            return [message async for message in conn], conn.close_code
+
+    assert async_client.run(talk()) == (["last words"], 1006)
+
+
+def test_a_refusal_over_tls_that_ends_before_it_is_read(
+    async_client: Client, serve: Serve, tls_contexts: Contexts
+) -> None:
+    asked, said = threading.Event(), threading.Event()
+
+    def script(visit: Visit) -> None:
+        visit.request()
+        asked.set()
+        visit.answer("403 Forbidden", ("Connection", "close"), body=bytes(60_000))
+        visit.sock.close()
+        said.set()
+
+    server = serve(script, tls=tls_contexts[1])
+
+    async def refused() -> HandshakeError:
+        opening = asyncio.ensure_future(connect(server.url(), ssl=tls_contexts[0])._open_asyncio())
+        assert await asyncio.to_thread(asked.wait, LIMIT)
+        assert said.wait(LIMIT)  # the loop is busy
+        with pytest.raises(HandshakeError) as caught:
+            await opening
+        return caught.value
+
+    error = async_client.run(refused())
+    assert (error.status, error.body) == (403, bytes(60_000))
+
+
 @pytest.mark.need(16)
 def test_keepalive_of_a_client(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
@@ -361,6 +428,11 @@ def test_nobody_listens(client: Client) -> None:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         client.open(f"ws://127.0.0.1:{port}")
+
+
+def test_no_host_can_have_this_name(client: Client) -> None:
+    with pytest.raises(socket.gaierror, match="cannot be one"):
+        client.open(f"ws://{'a' * 64}.example/")
 
 
 def test_no_unix_socket_there(client: Client, tmp_path: Path) -> None:

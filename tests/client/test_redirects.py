@@ -11,7 +11,8 @@ import pytest
 from tests.client.conftest import Serve
 from tests.client.peers import Client, Server, Visit, echoing
 from tests.connections.wire import header
-from watershed_mw import HandshakeError
+from watershed_mw import HandshakeError, Watershed
+from watershed_mw.client.opening import Journey
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 SECRETS: dict[str, Any] = {
@@ -63,6 +64,16 @@ def test_every_kind_of_location(either: Client, serve: Serve, location: str) -> 
         either.open(serve(script).url())
     assert caught.value.status == 403
     assert [response.status_code for response in caught.value.response.history] == [302]
+
+
+@pytest.mark.advisory("websockets 16.1")
+def test_authorization_does_not_follow_from_none_to_tls() -> None:
+    """The library lets it, between the usual ports of one host."""
+    headers = httpx.Headers({"Authorization": "Bearer hidden"})
+    journey = Journey(Watershed(), httpx.URL("http://a.example/"), headers, fixed=False)
+    redirected = httpx.Request("GET", "https://a.example/", headers=headers)
+    journey.prepare(redirected)
+    assert "authorization" not in redirected.headers
 
 
 @pytest.mark.advisory("websockets 16.1")

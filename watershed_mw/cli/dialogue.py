@@ -107,7 +107,7 @@ class Dialogue:
                 status = self._tell_end(connection)
                 if self.over:
                     break
-        except (OSError, WatershedError) as error:
+        except (OSError, ValueError, WatershedError) as error:  # a ValueError of the environment's proxy, say
             raise Failure(_describe_failure(error, self.order.url)) from error
         return 128 + self.signal if self.signal else status
 

@@ -102,6 +102,8 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
         # create_server puts the address into strerror as well.
         why = os.strerror(error.errno) if error.errno and not isinstance(error, socket.gaierror) else error.strerror
         raise Failure(f"cannot listen on {listen.host or '*'}:{listen.port}: {why}") from error
+    except UnicodeError as error:
+        raise Failure(f"cannot listen on {listen.host}: the host's name cannot be one") from error
     Server(config).run(sockets)
 
 

@@ -2,7 +2,8 @@
 
 httpcore is given its network by us, as its documentation provides for, for two reasons: the data path shall be the
 event loop's own transport, or the bare socket, with nothing of HTTP around it; and each stream has one deadline for all
-that is waited for, however slowly a server trickles. Errors of the network stay what they are: OSErrors.
+that is waited for, however slowly a server trickles. Errors of the network stay what they are: OSErrors. Where the
+package aiofastnet is installed, asyncio's own loops get its transports, which cost less, most of all with TLS.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class _Inbox(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.eof = True
         self._tell()
-        return True  # whoever takes the transport decides what becomes of the other direction
+        # Whoever takes the transport decides what becomes of the other direction, where there is one: TLS has none.
+        return self.transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.eof = True
@@ -72,7 +74,8 @@ class _Inbox(asyncio.Protocol):
                 return b""
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        self.transport.resume_reading()
+        if not self.transport.is_closing():  # one of aiofastnet's with TLS cannot be asked any more once it has closed
+            self.transport.resume_reading()
         data = bytes(self.data[:size])
         del self.data[:size]
         return data
@@ -95,7 +98,8 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         assert isinstance(inner, cls)
         inner._taken = True
         inbox = inner._inbox
-        inbox.transport.pause_reading()
+        if not inbox.transport.is_closing():
+            inbox.transport.pause_reading()
         head = await stream.read(_BUFFER)  # this one has nothing to add any more
         return AsyncioTransport(inbox.transport, eof=inbox.eof), head + bytes(inbox.data)
 
@@ -150,10 +154,11 @@ async def connect_asyncio(host: str, port: int, unix: str | None = None) -> Asyn
     loop = asyncio.get_running_loop()
     if unix is not None:
         _, inbox = await loop.create_unix_connection(_Inbox, unix)
-    elif aiofastnet is None:
-        _, inbox = await loop.create_connection(_Inbox, host, port)
-    else:
+    elif isinstance(loop, asyncio.BaseEventLoop) and aiofastnet is not None:
+        # Not on uvloop: libuv tells a reader of an error once, so that a reset behind bytes would go unnoticed.
         _, inbox = await aiofastnet.create_connection(loop, _Inbox, host, port)
+    else:
+        _, inbox = await loop.create_connection(_Inbox, host, port)
     return AsyncioStream(inbox)
 
 

@@ -102,6 +102,7 @@ class Journey:
             )
         if not same:
             self._secrets.clear()
+            request.headers.pop("authorization", None)  # httpx lets it go from http to https of the same host
         if "authorization" in self._secrets:
             # httpx drops it where only the name of the scheme differs.
             request.headers.setdefault("authorization", self._secrets["authorization"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import socket
 import ssl
 from dataclasses import dataclass
 from functools import lru_cache
@@ -211,6 +212,8 @@ def _plainly(error: BaseException, socks: bool) -> BaseException:
     """What httpcore and its SOCKS raise, as :meth:`Route.request` says; the error itself if it is none of theirs."""
     if isinstance(error, (OSError, WatershedError)) or not isinstance(error, Exception):
         return error
+    if isinstance(error, UnicodeError):
+        return socket.gaierror(socket.EAI_NONAME, "the host's name cannot be one")
     said = str(error) or type(error).__name__
     said = said if len(said) <= _MOST_OF_A_FAULT else said[:_MOST_OF_A_FAULT] + "..."
     if isinstance(error, httpcore.LocalProtocolError):
