@@ -31,7 +31,7 @@ NOT_RUN := 77
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-micro coverage clean
+.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-clients bench-micro coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -124,6 +124,9 @@ bench-wsgi: $(VENV)/.dev $(VENV)/.built ## the WSGI door beside flask-sock: CPU 
 
 bench-relays: $(VENV)/.dev $(VENV)/.built ## the proxy beside nginx and HAProxy, where they are installed: a table in docs/
 	@$(PY) -m tests.benchmarks.relays --docs docs $(ARGS)
+
+bench-clients: $(VENV)/.dev $(VENV)/.built ## the client beside picows' and websockets': a table in docs/
+	@$(PY) -m tests.benchmarks.clients --docs docs $(ARGS)
 
 bench-micro: $(VENV)/.dev $(VENV)/.built ## codec, masking, handshake and deflate alone, on both builds
 	@$(PY) -m pytest -q --benchmark-storage=build/benchmarks/micro tests/benchmarks/micro/bench_core.py $(ARGS)

@@ -1,6 +1,6 @@
 """Our client beside those of picows and websockets: CPU of the client's process per echoed message.
 
-    python -m tests.benchmarks.clients [--rounds 5] [--only REGEX] [--results FILE]
+    python -m tests.benchmarks.clients [--rounds 5] [--only REGEX] [--results FILE] [--docs DIRECTORY]
 
 The server is the same for all: `echo.c`, and for TLS the server `raw`, pinned to one core; each client is a process of
 its own on the other one, on uvloop, without compression and keepalive. The contestants of a cell take turns within each
@@ -25,8 +25,10 @@ from typing import Any
 
 import uvloop
 
+from .__main__ import machine
 from .contestants import CONTESTANTS, Setting, started
 from .load import BUILD, CFLAGS, ROOT
+from .table import heading
 
 SOURCE = Path(__file__).with_name("echo.c")
 SIZES = {"32 B": 32, "4 KiB": 4096, "64 KiB": 2**16, "1 MiB": 2**20}
@@ -251,6 +253,32 @@ def report(cell: Cell, times: dict[str, list[float]]) -> dict[str, Any]:
     return {"cell": cell.name, "microseconds": medians, "ratios": compared, "rounds": times}
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """The page docs/performance_clients.md."""
+    about = (
+        "Written by `make bench-clients`. CPU time of the client's process for a message that it sends to an echo and "
+        "gets back, on uvloop, without compression: `callbacks` is a handler of messages on what `connect()` gives, "
+        "`receive` awaits each. The server is a small C program, for TLS the benchmark's `raw`. Ratios are medians of "
+        "those of one round; bold ones are above what is asked for, 1.0 of picows and 0.333 of websockets."
+    )
+    lines = ["| load | " + " | ".join(f"{name}, us" for name in CLIENTS) + " | of picows | of websockets |"]
+    lines.append("|---|" + "---:|" * len(CLIENTS) + "---|---|")
+    for row in results["cells"]:
+        figures = [f"{row['microseconds'][name]:.3g}" for name in CLIENTS]
+        shares = [
+            " / ".join(_judged(row["ratios"][f"{ours}/{theirs}"], bar) for ours in ("callbacks", "receive"))
+            for theirs, bar in BARS.items()
+        ]
+        lines.append(f"| {row['cell']} | " + " | ".join([*figures, *shares]) + " |")
+    where = "\n".join([*heading(results).split("\n")[:2], f"{results['rounds']} rounds for each load"])
+    parts = ["# The client beside picows' and websockets'", about, f"```text\n{where}\n```", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _judged(ratio: float, bar: float) -> str:
+    return f"{ratio:.2f}" if ratio <= bar else f"**{ratio:.2f}**"
+
+
 def main() -> None:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser()
@@ -258,6 +286,7 @@ def main() -> None:
     parser.add_argument("--only", type=re.compile, default=re.compile(""))
     parser.add_argument("--names", nargs="*", default=list(CLIENTS))
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--docs", type=Path, metavar="DIRECTORY", help="where to write performance_clients.md")
     parser.add_argument("--client", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
@@ -265,7 +294,7 @@ def main() -> None:
         size, window, rounds = map(int, numbers)
         run_client(name, url, size, window, rounds)
         return
-    results = []
+    cells = []
     for cell in CELLS:
         if not options.only.search(cell.name):
             continue
@@ -274,9 +303,12 @@ def main() -> None:
             for _ in range(options.rounds):
                 for name, values in times.items():
                     values.append(measure(name, url, cell, 1))
-        results.append(report(cell, times))
+        cells.append(report(cell, times))
+    results = {"machine": machine(), "rounds": options.rounds, "seconds": 0.25, "cells": cells}
     if options.results:
         options.results.write_text(json.dumps(results, indent=1) + "\n")
+    if options.docs:
+        options.docs.joinpath("performance_clients.md").write_text(markdown(results))
 
 
 if __name__ == "__main__":
