@@ -22,7 +22,7 @@ SOURCES := $(TYPES) $(TYPES:.pxd=.py)
 PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py --ignore=tests/test_docs.py \
     --ignore=tests/doors/test_servers.py --ignore=tests/doors/test_wsgi_servers.py \
     --ignore=tests/doors/test_wsgi_process.py --ignore=tests/doors/test_django.py --ignore=tests/test_docs_wsgi.py \
-    --ignore=tests/doors/test_proxy_faults.py --ignore=tests/doors/test_proxy_servers.py --ignore=tests/test_cli.py
+    --ignore=tests/doors/test_proxy_servers.py --ignore=tests/test_cli.py
 LOGS := build/logs
 CONFORMANCE = $(PY) -m tests.autobahn
 # Without a Python 2.7 there is no Autobahn: it says so in one line, and nothing counts as passed.

@@ -9,12 +9,13 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+import httpcore
 import httpx
 import pytest
 from websockets.sync.server import ServerConnection
@@ -28,6 +29,7 @@ from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, DeflateOptions, HandshakeError, Watershed, WatershedConnection
 from watershed_mw.client import Connect, connect
 from watershed_mw.client.opening import as_http_url, shown
+from watershed_mw.client.route import Route
 from watershed_mw.core.states import Role
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
@@ -342,30 +344,39 @@ def test_a_reset_behind_bytes_is_noticed(async_client: Client, serve: Serve, tls
     assert async_client.run(talk()) == (["last words"], 1006)
 
 
-def test_a_refusal_over_tls_that_ends_before_it_is_read(
+def test_a_body_over_tls_that_ends_before_it_is_read(
     async_client: Client, serve: Serve, tls_contexts: Contexts
 ) -> None:
-    asked, said = threading.Event(), threading.Event()
+    go = threading.Event()
 
     def script(visit: Visit) -> None:
         visit.request()
-        asked.set()
-        visit.answer("403 Forbidden", ("Connection", "close"), body=bytes(60_000))
+        visit.write(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 50000\r\n\r\n")
+        assert go.wait(LIMIT)
+        visit.write(bytes(50_000))
         visit.sock.close()
-        said.set()
 
     server = serve(script, tls=tls_contexts[1])
 
-    async def refused() -> HandshakeError:
-        opening = asyncio.ensure_future(connect(server.url(), ssl=tls_contexts[0])._open_asyncio())
-        assert await asyncio.to_thread(asked.wait, LIMIT)
-        assert said.wait(LIMIT)  # the loop is busy
-        with pytest.raises(HandshakeError) as caught:
-            await opening
-        return caught.value
+    async def body() -> bytes:
+        request = httpcore.Request(b"GET", server.url(scheme="http"), headers=[(b"Host", b"x")])
+        response = await Route(tls_contexts[0]).request(request, None)
+        inbox = response.extensions["network_stream"].get_extra_info("asyncio_stream")._inbox
+        lost, gone = inbox.connection_lost, asyncio.Event()
 
-    error = async_client.run(refused())
-    assert (error.status, error.body) == (403, bytes(60_000))
+        def note(error: Exception | None) -> None:
+            lost(error)
+            gone.set()
+
+        inbox.connection_lost = note
+        go.set()
+        async with asyncio.timeout(LIMIT):
+            await gone.wait()
+            read = b"".join([part async for part in cast(AsyncIterable[bytes], response.stream)])
+        await response.aclose()
+        return read
+
+    assert async_client.run(body()) == bytes(50_000)
 
 
 @pytest.mark.need(16)
