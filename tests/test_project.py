@@ -34,6 +34,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HOT_PATH: tuple[str, ...] = ast.literal_eval(
     re.search(r"^MODULES = (\(.*?\))$", (ROOT / "setup.py").read_text(), re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
 )
+# What C has and compiled modules call; nothing that runs.
+DECLARATIONS = {"system_calls"}
 
 # The rooms in reading order: a module may import from the floors above its own, never from its own floor
 # nor from one below. A new module gets its place here first.
@@ -190,9 +192,9 @@ def test_chooser_is_small() -> None:
 
 
 def test_types_of_the_compiled_modules_hold_no_logic() -> None:
-    assert {_module_name(path) for path in TYPES} == set(HOT_PATH)
+    assert {_module_name(path) for path in TYPES} == set(HOT_PATH) | DECLARATIONS
     for path in TYPES:
-        assert path.with_suffix(".py").exists()
+        assert path.with_suffix(".py").exists() is (_module_name(path) not in DECLARATIONS)
         assert not re.search(r"^\s*(return|if|for|while|inline)\b", path.read_text(), re.MULTILINE), path.name
 
 

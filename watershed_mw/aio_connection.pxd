@@ -11,6 +11,8 @@ cdef object _OPEN
 
 
 cdef class AsyncioConnection(AsyncioShell):
+    cdef dict _own
+
     cpdef object send(self, object data)
     @cython.locals(core=Protocol, frame=bytes)
     cpdef _send_shared(self, SharedMessage shared)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from .aio_shell import SENDS_PER_TURN, AsyncioShell
 from .awaitables import READY, NextTurn, Pending
@@ -24,6 +25,7 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
     from . import _interpreted as cython
 
 if cython.compiled:
+    from cython.cimports.cpython.object import PyObject_GenericSetAttr
     from cython.cimports.cpython.pythread import PyThread_get_thread_ident as get_ident
 else:
     from threading import get_ident
@@ -37,7 +39,34 @@ _OPEN = State.OPEN
 class AsyncioConnection(AsyncioShell):
     """An :class:`~watershed_mw.AsyncConnection` that owns a transport of an event loop."""
 
-    __slots__ = ()
+    __slots__ = ("__dict__",)  # for what an application keeps there
+
+    if cython.compiled:
+        # An extension type makes its dictionary with the object, and where there is one each call between methods
+        # looks for another method in it first: 80 bytes and half a microsecond for each message. So it is made here,
+        # when it is needed.
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "__dict__":
+                if self._own is None:
+                    self._own = {}
+                return self._own
+            if self._own is not None and name in self._own:
+                return self._own[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                PyObject_GenericSetAttr(self, name, value)
+            except AttributeError:
+                if hasattr(type(self), name):
+                    raise  # it cannot be set
+                self.__dict__[name] = value
+
+        def __delattr__(self, name: str) -> None:
+            if self._own is None or name not in self._own:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r} of its own")
+            del self._own[name]
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""
@@ -108,7 +137,7 @@ class AsyncioConnection(AsyncioShell):
             self._trace("send-text" if isinstance(shared.message, str) else "send-binary", self, shared.payload)
         if frame:
             # As a lone reply, and past the queue: that would take as long as all else here.
-            self._transport.write(frame)
+            self._write(frame)
             if self._writing_paused:
                 self._check_unsent()
         elif not (self._reading or self._flush_set):

@@ -3,6 +3,7 @@ cimport cython
 
 from .aio_handlers cimport OrderedHandlers
 from .core.protocol cimport Protocol
+from .system_calls cimport call_send
 
 cdef Py_ssize_t _WRITE_NOW
 cdef Py_ssize_t _WORTH_A_PIECE
@@ -14,9 +15,11 @@ cdef object _CLOSED
 
 cdef class AsyncioShell(OrderedHandlers):
     cdef public object _armed_state
+    cdef public bint _behind
     cdef public tuple _closers
     cdef public object _closing
     cdef public tuple _drainers
+    cdef public int _fd
     cdef public bint _filling
     cdef public bint _flush_set
     cdef public bint _half_closed
@@ -41,6 +44,8 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _end_turn(self)
     @cython.locals(core=Protocol, pieces=list, size=Py_ssize_t)
     cpdef _flush(self)
+    @cython.locals(sent=Py_ssize_t)
+    cpdef _write(self, bytes data)
     @cython.locals(core=Protocol)
     cpdef _update_reading(self)
     @cython.locals(filling=bint)

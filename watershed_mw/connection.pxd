@@ -7,7 +7,6 @@ from .core.shared cimport SharedMessage
 
 
 cdef class WatershedConnection:
-    cdef dict __dict__
     cdef object __weakref__
     cdef public bint _close_traced
     cdef public object _closed_as

@@ -133,9 +133,7 @@ class WatershedConnection:
         protocol: the negotiated subprotocol, or None.
     """
 
-    # No dictionary per connection, until an application keeps something of its own there.
     __slots__ = (
-        "__dict__",
         "__weakref__",
         "_close_traced",
         "_closed_as",

@@ -44,6 +44,7 @@ class PortableConnection(AsyncConnection):
     """
 
     __slots__ = (
+        "__dict__",
         "_asgi_receive",
         "_asgi_send",
         "_behind",

@@ -30,7 +30,7 @@ _CLOSED = State.CLOSED
 class ThreadConnection(ThreadsShell):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread."""
 
-    __slots__ = ()
+    __slots__ = ("__dict__",)  # for what an application keeps there
 
     def receive(self, timeout: float | None = None) -> str | bytes:
         """Wait for the next message: ``str`` for TEXT, ``bytes`` for BINARY.
