@@ -26,7 +26,7 @@ from watershed_mw.client import Connect, connect
 from watershed_mw.core.states import Role
 
 Script = Callable[["Visit"], None]
-FLAVOURS = ("threads", "asyncio", "uvloop", "aiofastnet")
+FLAVOURS = ("threads", "asyncio", "uvloop", "asyncio and aiofastnet", "uvloop and aiofastnet")
 
 
 class Visit(WirePeer):
@@ -244,8 +244,8 @@ class Client:
     """One flavour of client, driven from outside in plain test code.
 
     Args:
-        flavour: "threads", "asyncio", "uvloop", or "aiofastnet" on top of asyncio.
-        loop: where the last two live.
+        flavour: one of ``FLAVOURS``.
+        loop: where all but threads live.
     """
 
     def __init__(self, flavour: str, loop: LoopThread | None) -> None:

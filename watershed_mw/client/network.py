@@ -3,7 +3,7 @@
 httpcore is given its network by us, as its documentation provides for, for two reasons: the data path shall be the
 event loop's own transport, or the bare socket, with nothing of HTTP around it; and each stream has one deadline for all
 that is waited for, however slowly a server trickles. Errors of the network stay what they are: OSErrors. Where the
-package aiofastnet is installed, asyncio's own loops get its transports, which cost less, most of all with TLS.
+package aiofastnet is installed TLS is its, which costs less, and on asyncio's own loops plain streams are as well.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ async def connect_asyncio(host: str, port: int, unix: str | None = None) -> Asyn
 
 async def _start_tls(inbox: _Inbox, context: ssl.SSLContext, name: str | None) -> asyncio.Transport | None:
     loop, transport = asyncio.get_running_loop(), inbox.transport
-    if isinstance(transport, getattr(aiofastnet, "Transport", ())):
+    if aiofastnet is not None:
+        # On top of any loop's transport.
         return await aiofastnet.start_tls(loop, transport, inbox, context, server_hostname=name)
     return await loop.start_tls(transport, inbox, context, server_hostname=name)
 
