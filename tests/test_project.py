@@ -198,6 +198,13 @@ def test_types_of_the_compiled_modules_hold_no_logic() -> None:
         assert not re.search(r"^\s*(return|if|for|while|inline)\b", path.read_text(), re.MULTILINE), path.name
 
 
+def test_a_compiled_connection_comes_without_a_dictionary() -> None:
+    """Where there is one, each call between its methods looks for another method in it first."""
+    compiled = importlib.import_module(PACKAGE).implementation == "compiled"
+    connection = importlib.import_module(f"{PACKAGE}.aio_connection").AsyncioConnection
+    assert (connection.__dictoffset__ == 0) is compiled
+
+
 def test_public_names() -> None:
     package = importlib.import_module(PACKAGE)
     names = package.__all__

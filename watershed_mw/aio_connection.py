@@ -40,6 +40,7 @@ class AsyncioConnection(AsyncioShell):
     """An :class:`~watershed_mw.AsyncConnection` that owns a transport of an event loop."""
 
     __slots__ = ("__dict__",)  # for what an application keeps there
+    _own: dict[str, Any] | None
 
     if cython.compiled:
         # An extension type makes its dictionary with the object, and where there is one each call between methods

@@ -342,10 +342,9 @@ class AsyncioShell(OrderedHandlers):
         What the kernel does not take, and whatever is wrong, is the transport's business.
         """
         if cython.compiled and self._fd >= 0:
-            # In a loop that runs: one that was closed has closed the descriptor, and it may be another's by now.
             if self._behind and self._transport.get_write_buffer_size() == 0:
                 self._behind = False
-            if not self._behind and (self._reading or self._loop.is_running()):
+            if not self._behind:
                 sent = call_send(self._fd, cython.cast("const char *", data), len(data))  # type: ignore[name-defined]  # noqa: F821
                 if sent == len(data):
                     return

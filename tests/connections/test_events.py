@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
+from weakref import ref
 
 import pytest
 
-from tests.connections.ways import CLIENT, FEW, PULLING, SERVER, Link, Log, Way, until
+from tests.connections.ways import CLIENT, FEW, PULLING, SERVER, Link, Log, Opener, Way, until
 from tests.connections.wire import (
     BINARY,
     CLOSE,
@@ -277,6 +279,37 @@ def test_counters(link: Link, way: Way) -> None:
     mask = 4 if way.role is CLIENT else 0
     sent = (2 + mask) + (4 + mask + 200)
     assert live.conn.stats == Stats(4, 2, 1, 1, sum(map(len, came)), sent)
+
+
+def test_an_application_keeps_its_own_with_a_connection(link: Link) -> None:
+    live, _ = link()
+    conn = live.conn
+    kept = set(vars(conn))
+    conn.user = "Ann"
+    conn.user = conn.room = "Ben"
+    assert (conn.user, conn.room) == ("Ben", "Ben")
+    assert set(vars(conn)) - kept == {"user", "room"}
+    del conn.user
+    assert not hasattr(conn, "user")
+    with pytest.raises(AttributeError, match="user"):
+        del conn.user
+    with pytest.raises(AttributeError, match="closed"):
+        conn.closed = True
+    assert not conn.closed
+    assert conn.room == "Ben"
+
+
+def test_what_an_application_keeps_does_not_keep_the_connection(opener: Opener, way: Way) -> None:
+    live, peer = opener.open(way, setup=lambda conn: conn.on("text", conn.send))
+    live.conn.myself = live.conn
+    conn = ref(live.conn)
+    over = live.run()
+    peer.begin_close()
+    peer.close()
+    over.result(LIMIT)
+    opener.close()
+    del live, over
+    until(lambda: gc.collect() >= 0 and conn() is None, "a connection that holds itself is collected")
 
 
 # --- trace --------------------------------------------------------------------------------------------------
