@@ -44,6 +44,7 @@ MODULES = (
     "aio_shell",
     "aio_connection",
     "asgi_messages",
+    "broadcast",
     "relay_sides",
 )
 ROOT = Path(__file__).resolve().parent
