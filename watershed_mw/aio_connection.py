@@ -112,7 +112,8 @@ class AsyncioConnection(AsyncioShell):
 
     def _next_message(self) -> str | bytes:
         message = self._take_message()
-        self._update_reading()
+        if not self._reading:  # else its turn ends with it: to stop and begin again within costs two system calls
+            self._update_reading()
         return message
 
     def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:

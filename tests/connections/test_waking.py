@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import ON_LOOP, Link
+from tests.connections.ways import ON_LOOP, SERVER, Link, Way
 from tests.connections.wire import KEY, PING, TEXT, request_head
 from tests.support import LIMIT
 from watershed_mw.aio_shell import SENDS_PER_TURN
@@ -160,3 +160,27 @@ def test_leaving_the_program_leaves_the_program(loop: str) -> None:
     """Not only the connection whose message made it leave."""
     program = EXITS.format(loop=loop, request=request_head(), frame=encode_frame(TEXT, b"leave", KEY))
     assert subprocess.run([sys.executable, "-c", program], timeout=LIMIT, capture_output=True).returncode == 7
+
+
+@pytest.mark.parametrize("way", [Way("asyncio", "transport", False, SERVER)], ids=str)
+def test_who_takes_a_burst_at_once_stops_no_reading(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is longer than the queue: nothing is read meanwhile, and to stop and to begin are two system calls."""
+    live, peer = link(max_queued_messages=4)
+    burst = [str(number) for number in range(50)]
+
+    async def receive(conn: Any) -> list[str]:
+        return [await conn.receive() for _ in burst]
+
+    received = live.do(receive)
+    live.flush()
+    stops: list[object] = []
+    real = asyncio.selector_events._SelectorSocketTransport.pause_reading  # type: ignore[attr-defined]
+
+    def stop(transport: Any) -> None:
+        stops.append(transport)
+        real(transport)
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.pause_reading", stop)
+    peer.write(b"".join(peer.frame(TEXT, text) for text in burst))
+    assert received.result(LIMIT) == burst
+    assert stops == []
