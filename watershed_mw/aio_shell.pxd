@@ -23,16 +23,18 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public bint _filling
     cdef public bint _flush_set
     cdef public bint _half_closed
+    cdef public bint _in_place
     cdef public object _keep
     cdef public object _previous
     cdef public bint _reading
     cdef public double _rings_at
+    cdef public object _scratch
     cdef public long _sends
     cdef public unsigned long _thread
     cdef public object _transport
 
     cpdef data_received(self, bytes data)
-    cpdef filled(self, Py_ssize_t size)
+    cpdef filled(self, Py_ssize_t nbytes)
     cpdef _receive_events(self, list events)
     @cython.locals(core=Protocol)
     cpdef _settle(self)
@@ -48,5 +50,5 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _write(self, bytes data)
     @cython.locals(core=Protocol)
     cpdef _update_reading(self)
-    @cython.locals(filling=bint)
+    @cython.locals(filling=bint, to_come="long long")
     cpdef _update_filling(self)

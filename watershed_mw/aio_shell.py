@@ -22,7 +22,7 @@ from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
 from .core.states import State
 from .errors import LocalProtocolError
-from .filling import Filling
+from .filling import Filling, scratch_of
 
 try:
     import cython
@@ -80,10 +80,12 @@ class AsyncioShell(OrderedHandlers):
         "_filling",
         "_flush_set",
         "_half_closed",
+        "_in_place",
         "_keep",
         "_previous",
         "_reading",
         "_rings_at",
+        "_scratch",
         "_sends",
         "_thread",
         "_transport",
@@ -110,6 +112,8 @@ class AsyncioShell(OrderedHandlers):
         self._reading = False
         self._half_closed = False
         self._filling = False
+        self._in_place = False
+        self._scratch: memoryview | None = None
         self._closing: asyncio.TimerHandle | None = None
         # None or more; an empty list takes 64 bytes.
         self._drainers: tuple[asyncio.Future[None], ...] = ()
@@ -156,13 +160,22 @@ class AsyncioShell(OrderedHandlers):
             self._trace("read-buffer", self, data)
         self._receive_events(self._core.receive_data(data, monotonic()))
 
-    def space(self) -> memoryview:
-        """Where the next bytes of a large payload are to go."""
-        return self._core.space()
+    def space(self, _sizehint: int) -> memoryview:
+        """Where the next bytes are to go."""
+        if self._core.payload_to_come():
+            return self._core.space()
+        if self._scratch is None:
+            self._scratch = scratch_of(self._loop)
+        return self._scratch
 
-    def filled(self, size: int) -> None:
-        """Bytes of a large payload came from the peer, to where the core wants them: as :meth:`data_received`."""
-        self._receive_events(self._core.receive_in_place(size, monotonic()))
+    def filled(self, nbytes: int) -> None:
+        """Bytes came from the peer to :meth:`space`: as :meth:`data_received`."""
+        self._in_place = self._core.payload_to_come() > 0
+        if self._in_place:
+            self._receive_events(self._core.receive_in_place(nbytes, monotonic()))
+        else:
+            assert self._scratch is not None
+            self.data_received(bytes(self._scratch[:nbytes]))
 
     def _receive_events(self, events: list[Event]) -> None:
         self._reading = True
@@ -377,19 +390,21 @@ class AsyncioShell(OrderedHandlers):
                 self._transport.resume_reading()
 
     def _update_filling(self) -> None:
-        filling = self._core.payload_to_come() >= (1 if self._filling else _WORTH_FILLING)
+        to_come = self._core.payload_to_come()
+        # One large message is often followed by another: only what is read besides shows that it was not.
+        filling = (to_come > 0 or self._in_place) if self._filling else to_come >= _WORTH_FILLING
         if filling is self._filling:
             return
         transport = self._transport
-        if filling and (self._trace is not None or transport.get_extra_info("ssl_object") is not None):
-            return  # The trace is to see what came, and TLS has to make it first.
-        if transport.is_closing():
+        if transport.is_closing() or (filling and self._trace is not None):  # the trace is to see what came
             return
         self._filling = filling
-        # uvloop looks at its protocol when reading begins.
-        transport.pause_reading()
+        # uvloop looks at its protocol when reading begins; TLS does each time.
+        plain = transport.get_extra_info("ssl_object") is None
+        if plain:
+            transport.pause_reading()
         transport.set_protocol(Filling(self) if filling else cast(asyncio.Protocol, self))
-        if not self._core.read_paused:
+        if plain and not self._core.read_paused:
             transport.resume_reading()
 
     # --- waiting -----------------------------------------------------------------------------------------

@@ -1,24 +1,40 @@
 """A large payload on its way from the socket to where it stays.
 
 An event loop makes an object of every chunk that it has read, which then is copied to where the message is put
-together. While much of a message is to come, its own memory is what the loop reads into.
+together. While much of a message is to come, its own memory is what the loop reads into. What comes between two such
+messages goes through memory that all connections of a loop share.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
-__all__ = ["Filling", "Target"]
+__all__ = ["Filling", "Target", "scratch_of"]
+
+# The beginning of a large message, which is copied from there to where it stays: little enough for the processor's
+# cache, and enough to give a message of 1 MiB its memory in one piece.
+_SCRATCH = 128 * 2**10
+
+_scratches: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
+
+
+def scratch_of(loop: asyncio.AbstractEventLoop) -> memoryview:
+    """Memory that is the loop's own between ``get_buffer`` and ``buffer_updated``, which nothing comes between."""
+    scratch = _scratches.get(loop)
+    if scratch is None:
+        scratch = _scratches[loop] = memoryview(bytearray(_SCRATCH))
+    return scratch
 
 
 class Target(Protocol):
-    """What is filled, and hears of everything else."""
+    """What is filled, and hears of everything else: an ``asyncio.Protocol`` that could be a buffered one."""
 
-    def space(self) -> memoryview:
+    def space(self, sizehint: int) -> memoryview:
         """Memory for the next bytes."""
 
-    def filled(self, size: int) -> None:
+    def filled(self, nbytes: int) -> None:
         """So many bytes have come."""
 
     def data_received(self, data: bytes) -> None:
@@ -38,32 +54,23 @@ class Target(Protocol):
 
 
 class Filling(asyncio.BufferedProtocol):
-    """Stands in for its target at the transport."""
+    """Stands in for its target at the transport: its methods are the target's own, with no call in between."""
+
+    __slots__ = (
+        "buffer_updated",
+        "connection_lost",
+        "data_received",
+        "eof_received",
+        "get_buffer",
+        "pause_writing",
+        "resume_writing",
+    )
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.get_buffer = target.space  # type: ignore[method-assign]
+        self.buffer_updated = target.filled  # type: ignore[method-assign]
         self.data_received = target.data_received
-
-    def get_buffer(self, _sizehint: int) -> memoryview:
-        """Where the next bytes are to go."""
-        return self._target.space()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """They have come."""
-        self._target.filled(nbytes)
-
-    def eof_received(self) -> bool:
-        """The peer has ended its direction of the stream."""
-        return self._target.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone."""
-        self._target.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The peer does not read."""
-        self._target.pause_writing()
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        self._target.resume_writing()
+        self.eof_received = target.eof_received  # type: ignore[method-assign]
+        self.connection_lost = target.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = target.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = target.resume_writing  # type: ignore[method-assign]

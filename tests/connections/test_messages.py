@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 
-from tests.connections.ways import FEW, IN_BACKGROUND, PULLING, Both, Link, Live, Opener, until
+from tests.connections.ways import FEW, IN_BACKGROUND, PULLING, Both, Link, Live, Opener, Way, until
 from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError
@@ -82,6 +83,46 @@ def test_bytes_may_come_one_at_a_time(link: Link) -> None:
         peer.write(bytes([octet]))
     assert receiving.result(LIMIT) == "slow"
     assert live.receive() == b"slower"
+
+
+# Larger than what is read at a time, and smaller; several large ones in a row, and small ones between.
+SIZES = (300_000, 300_001, 5, 200_000, 0, 1_000_000, 1_000_000, 131_072, 131_058, 70, 65_536, 250_000, 126, 400_000)
+PIECES = (1, 50_000, 131_072, 3, 400_000, 131_071, 14, 262_144)
+
+
+@pulling
+def test_large_messages_follow_each_other_with_small_ones_between(opener: Opener, way: Way) -> None:
+    """In pieces that fit neither the messages nor what is read at a time; on two connections of one loop in turns."""
+    live, peer = zip(*(opener.open(way) for _ in range(2)), strict=True)
+    messages = [
+        [
+            bytes((number + size + index) % 256 for index in range(251)) * (size // 251) + bytes(size % 251)
+            for size in SIZES
+        ]
+        for number in range(2)
+    ]
+
+    async def on_loop(conn: Any) -> list[bytes]:
+        return [await conn.receive() for _ in SIZES]
+
+    def in_threads(conn: Any) -> list[bytes]:
+        return [conn.receive() for _ in SIZES]
+
+    receiving = [end.do(on_loop if way.on_loop else in_threads) for end in live]
+    streams = [
+        memoryview(b"".join(end.frame(BINARY, data) + end.frame(PING) for data in stream))
+        for end, stream in zip(peer, messages, strict=True)
+    ]
+    for size in itertools.cycle(PIECES):
+        for number, end in enumerate(peer):
+            end.write(bytes(streams[number][:size]))
+            streams[number] = streams[number][size:]
+        if not any(streams):
+            break
+    assert [future.result(LIMIT) for future in receiving] == messages
+    for end in peer:
+        for _ in SIZES:
+            end.expect(PONG)
 
 
 def test_two_flavours_of_ours_understand_each_other(both: Both) -> None:
