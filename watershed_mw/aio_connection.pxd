@@ -9,6 +9,9 @@ from .news cimport News
 
 cdef object _OPEN
 
+cdef extern from "Python.h":
+    int delete_attribute "PyObject_GenericSetAttr"(object target, object name, void *nothing) except -1
+
 
 cdef class AsyncioConnection(AsyncioShell):
     cdef dict _own

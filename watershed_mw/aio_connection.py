@@ -60,14 +60,15 @@ class AsyncioConnection(AsyncioShell):
             try:
                 PyObject_GenericSetAttr(self, name, value)
             except AttributeError:
-                if hasattr(type(self), name):
+                if any(name in vars(kind) for kind in type(self).__mro__):
                     raise  # it cannot be set
                 self.__dict__[name] = value
 
         def __delattr__(self, name: str) -> None:
-            if self._own is None or name not in self._own:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r} of its own")
-            del self._own[name]
+            if self._own is not None and name in self._own:
+                del self._own[name]
+            else:
+                delete_attribute(self, name, cython.NULL)  # type: ignore[name-defined]  # noqa: F821
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""

@@ -354,7 +354,8 @@ class AsyncioShell(OrderedHandlers):
 
         What the kernel does not take, and whatever is wrong, is the transport's business.
         """
-        if cython.compiled and self._fd >= 0:
+        # uvloop closes the descriptors of a loop that is closed, and tells nobody.
+        if cython.compiled and self._fd >= 0 and not self._loop.is_closed():
             if self._behind and self._transport.get_write_buffer_size() == 0:
                 self._behind = False
             if not self._behind:
@@ -362,7 +363,10 @@ class AsyncioShell(OrderedHandlers):
                 if sent == len(data):
                     return
                 if sent > 0:
-                    data = data[sent:]
+                    self._behind = True
+                    # No copy: of a large broadcast everybody who does not read keeps some.
+                    self._transport.write(memoryview(data)[sent:])
+                    return
         self._behind = True
         self._transport.write(data)
 

@@ -33,12 +33,16 @@ def broadcast(connections: Iterable[WatershedConnection], message: str | bytes |
 
     Raises:
         LocalProtocolError: the text cannot be encoded; nobody has been sent anything.
-        TypeError: neither text nor bytes.
+        TypeError: neither text nor bytes, or not all are connections; nobody has been sent anything.
         UnsupportedServerError: an empty message, and a server that cannot send one; the others have been sent it.
     """
     shared = SharedMessage(checked_message(message))
+    members = tuple(connections)
+    for member in members:
+        if not issubclass(type(member), WatershedConnection):  # a weakref.proxy says of itself that it is an instance
+            raise TypeError(f"expected connections to broadcast to, got {type(member).__name__} among them")
     failure: UnsupportedServerError | None = None
-    for connection in tuple(connections):
+    for connection in members:
         try:
             connection._send_shared(shared)
         except ConnectionClosed:

@@ -27,7 +27,7 @@ from tests.connections.ways import in_thread, until
 from tests.connections.wire import PING, TEXT, WirePeer
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, DeflateOptions, HandshakeError, Watershed, WatershedConnection
-from watershed_mw.client import Connect, connect
+from watershed_mw.client import Connect, connect, network
 from watershed_mw.client.opening import as_http_url, shown
 from watershed_mw.client.route import Route
 from watershed_mw.core.states import Role
@@ -454,6 +454,37 @@ def test_no_unix_socket_there(client: Client, tmp_path: Path) -> None:
 def test_a_certificate_that_is_not_trusted(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         client.open(serve(echoing, tls=tls_contexts[1]).url())
+
+
+class Elsewhere(ssl.SSLContext):
+    """Has another context do what it stands for, as truststore's does, which asks the system about certificates."""
+
+    inner: ssl.SSLContext
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        return self.inner.wrap_bio(*args, **options)
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        return self.inner.wrap_socket(*args, **options)
+
+
+def test_a_context_that_does_it_in_its_own_way(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+    context = Elsewhere(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody, itself
+    context.inner = tls_contexts[0]
+    client.open(serve(echoing, tls=tls_contexts[1]).url(), ssl=context).echo()
+
+
+def test_tls_on_a_stream_that_has_ended(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+    server = serve(lambda visit: visit.reset())
+
+    async def start() -> None:
+        stream = await network.connect_asyncio("127.0.0.1", server.port, faster=network.is_faster([tls_contexts[0]]))
+        while await stream.read(1):
+            pass
+        await stream.start_tls(tls_contexts[0], "127.0.0.1")
+
+    with pytest.raises(ConnectionResetError):
+        async_client.run(start())
 
 
 def test_tls_with_a_server_that_speaks_none(client: Client, serve: Serve) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import weakref
 import zlib
 from typing import Any
 
@@ -107,6 +109,9 @@ def test_a_message_that_cannot_be_sent_is_sent_to_nobody(opener: Opener) -> None
         broadcast([live.conn], "\ud800")
     with pytest.raises(TypeError):
         broadcast([live.conn], 5)  # type: ignore[arg-type]
+    for stranger in (None, object(), weakref.proxy(live.conn, lambda _: None)):
+        with pytest.raises(TypeError, match="expected connections to broadcast to"):
+            broadcast([live.conn, stranger], "not for all of these")  # type: ignore[list-item]
     live.send("still there")
     peer.expect(TEXT, "still there")
 
@@ -124,6 +129,22 @@ def test_a_peer_that_does_not_read_is_given_up_and_delays_nobody(opener: Opener)
         assert sent < 40, "expected max_unsent_bytes to hold"
     slow_peer.close()
     assert isinstance(slow.endings.wait(lambda events: events)[0][1], LocalProtocolError)
+
+
+def test_who_does_not_read_keeps_no_copy(opener: Opener) -> None:
+    """What the kernel has not taken of a broadcast is the same bytes for all."""
+    opened = [opener.open(ON_UVLOOP, small=True) for _ in range(20)]
+    lives = [live for live, _ in opened]
+    message = bytes(2 * 2**20)
+    tracemalloc.start()
+    try:
+        on_their_loop(lives[0], lives, message)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5 * len(message)
+    for _, peer in opened:
+        peer.expect(BINARY, message)
 
 
 def test_compressed_once_and_the_own_messages_go_on(opener: Opener) -> None:

@@ -295,7 +295,11 @@ def test_an_application_keeps_its_own_with_a_connection(link: Link) -> None:
         del conn.user
     with pytest.raises(AttributeError, match="closed"):
         conn.closed = True
+    with pytest.raises(AttributeError, match="closed"):
+        del conn.closed
     assert not conn.closed
+    conn.mro = "a name that classes have, not connections"
+    assert conn.mro.startswith("a name")
     assert conn.room == "Ben"
 
 

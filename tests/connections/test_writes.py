@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from tests.connections.ways import SERVER, Link, Way, in_thread
-from tests.connections.wire import TEXT, Frame
-from tests.support import LIMIT
+from tests.connections.wire import TEXT, Frame, request_head, tcp_pair
+from tests.support import LIMIT, LoopThread
+from watershed_mw import AsyncConnection, Watershed, implementation
 
-plain = pytest.mark.parametrize(
-    "way",
-    [Way(loop, carrier, False, SERVER) for loop in ("asyncio", "uvloop") for carrier in ("streams", "transport")],
-    ids=str,
-)
+PLAIN = [Way(loop, carrier, False, SERVER) for loop in ("asyncio", "uvloop") for carrier in ("streams", "transport")]
+plain = pytest.mark.parametrize("way", PLAIN, ids=str)
 
 
 def numbered(count: int) -> list[str]:
@@ -39,3 +41,90 @@ def test_order_stays_when_the_kernel_is_full_and_when_it_has_room_again(link: Li
     reading = in_thread(lambda: [peer.read() for _ in messages])
     live.do(lambda conn: send(conn, messages[1000:])).result(LIMIT)
     assert reading.result(LIMIT) == [Frame(TEXT, message.encode()) for message in messages]
+
+
+@plain
+def test_order_stays_between_large_messages_and_small_ones(link: Link) -> None:
+    """The large ones are written in pieces, of which some wait where the small ones could pass them."""
+    live, peer = link(small=True)
+    messages = [f"{number} ".ljust(100_000 if number % 4 == 0 else 50, "*") for number in range(400)]
+
+    async def send(conn: Any) -> None:
+        for message in messages:
+            await conn.send(message)
+            await asyncio.sleep(0)
+
+    reading = in_thread(lambda: [peer.read() for _ in messages])
+    live.do(send).result(LIMIT)
+    assert [frame.payload[:50] for frame in reading.result(LIMIT)] == [text[:50].encode() for text in messages]
+
+
+@pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
+def test_the_answer_to_the_handshake_comes_before_all_else(flavour: str, loops: Callable[[str], LoopThread]) -> None:
+    """Though it is still waiting in the transport when the first message is sent, and the kernel has room again."""
+    ours, theirs = tcp_pair(small=True)
+    before = b"x" * 2**20
+    taken: list[int] = []
+
+    async def accept() -> AsyncConnection:
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
+        transport.write(before)
+        conn = Watershed(origins="*").accept(request_head(), transport)
+        assert isinstance(conn, AsyncConnection)
+        # The kernel has room now, and the loop has not been told of it.
+        taken.append(len(theirs.recv(2**18)))
+        conn.send("hello")
+        return conn
+
+    conn = loops(flavour).call(accept())
+    try:
+        stream = theirs.makefile("rb")
+        rest = stream.read(len(before) - taken[0])
+        head = b"".join(iter(stream.readline, b"\r\n"))
+        assert rest == b"x" * len(rest)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert stream.read(7) == b"\x81\x05hello"
+    finally:
+        conn.destroy()
+        theirs.close()
+
+
+@pytest.mark.parametrize("way", [*PLAIN, Way("uvloop", "transport", True, SERVER)], ids=str)
+def test_which_transports_are_passed_by(link: Link, way: Way) -> None:
+    """Those that would do the same: should one of them get another name, writes are slower, and nothing else shows."""
+    live, _ = link()
+    assert (live.conn._fd >= 0) is (implementation == "compiled" and not way.tls)
+
+
+def test_nothing_goes_to_who_has_the_descriptor_of_a_loop_that_is_closed() -> None:
+    """A loop of uvloop closes its sockets with itself, and tells nobody."""
+    ours, theirs = tcp_pair()
+    number = ours.fileno()
+
+    async def accept() -> AsyncConnection:
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
+        conn = Watershed(origins="*").accept(request_head(), transport)
+        assert isinstance(conn, AsyncConnection)
+        await asyncio.sleep(0)  # it begins to read
+        return conn
+
+    with (
+        warnings.catch_warnings(action="ignore", category=ResourceWarning),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        conn = runner.run(accept())
+    ours.detach()
+    taken: list[socket.socket] = []
+    while all(end.fileno() != number for end in taken):
+        taken += socket.socketpair()
+        assert len(taken) < 100, "expected the descriptor to be used again"
+    try:
+        with pytest.raises(RuntimeError):
+            conn.send("not for a stranger")
+        for end in taken:
+            end.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                end.recv(1)
+    finally:
+        for end in (theirs, *taken):
+            end.close()

@@ -25,7 +25,15 @@ except ImportError:
 from ..errors import UnsupportedServerError
 from ..transports import AsyncioTransport
 
-__all__ = ["AsyncioBackend", "AsyncioStream", "ThreadBackend", "ThreadStream", "connect_asyncio", "connect_threads"]
+__all__ = [
+    "AsyncioBackend",
+    "AsyncioStream",
+    "ThreadBackend",
+    "ThreadStream",
+    "connect_asyncio",
+    "connect_threads",
+    "is_faster",
+]
 
 # What the HTTP layer may hold of a server that floods before the handshake is over.
 _BUFFER = 64 * 2**10
@@ -84,8 +92,9 @@ class _Inbox(asyncio.Protocol):
 class AsyncioStream(httpcore.AsyncNetworkStream):
     """A stream of the running event loop; whoever waits for it sets the deadline (``asyncio.timeout``)."""
 
-    def __init__(self, inbox: _Inbox) -> None:
+    def __init__(self, inbox: _Inbox, faster: bool) -> None:
         self._inbox = inbox
+        self._faster = faster
         self._taken = False
 
     @classmethod
@@ -132,7 +141,9 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         inbox = self._inbox
         try:
             async with asyncio.timeout(timeout):
-                secured = await _start_tls(inbox, ssl_context, server_hostname)
+                if inbox.transport.is_closing():
+                    raise ConnectionResetError("the server has gone before the TLS handshake")
+                secured = await self._secure(ssl_context, server_hostname)
             if secured is None:  # so asyncio has it when the peer has gone meanwhile
                 raise ConnectionResetError("the server has gone during the TLS handshake")
             inbox.transport = secured
@@ -140,6 +151,12 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             await self.aclose()
             raise
         return self
+
+    async def _secure(self, context: ssl.SSLContext, name: str | None) -> asyncio.Transport | None:
+        loop, inbox = asyncio.get_running_loop(), self._inbox
+        if self._faster:  # on top of any loop's transport
+            return await aiofastnet.start_tls(loop, inbox.transport, inbox, context, server_hostname=name)
+        return await loop.start_tls(inbox.transport, inbox, context, server_hostname=name)
 
     def get_extra_info(self, info: str) -> Any:
         """What httpcore and httpx ask for; ``"asyncio_stream"`` gives this object, whatever is around it."""
@@ -149,25 +166,38 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         return self._inbox.transport.get_extra_info(names.get(info, info))
 
 
-async def connect_asyncio(host: str, port: int, unix: str | None = None) -> AsyncioStream:
-    """Connect to a host, by name or by address of either kind, or to a Unix socket. Raises OSError."""
+def is_faster(contexts: Iterable[ssl.SSLContext]) -> bool:
+    """Whether aiofastnet is there, and may speak TLS with each of these contexts.
+
+    It takes what OpenSSL knows of a context, and passes by what a subclass does in its own way, as truststore's does.
+    """
+    return aiofastnet is not None and all(  # type: ignore[redundant-expr]
+        getattr(type(context).wrap_bio, "__module__", None) == "ssl" and context.sslobject_class.__module__ == "ssl"
+        for context in contexts
+    )
+
+
+async def connect_asyncio(host: str, port: int, unix: str | None = None, *, faster: bool) -> AsyncioStream:
+    """Connect to a host, by name or by address of either kind, or to a Unix socket.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        unix: path of a Unix socket, in place of the two.
+        faster: what :func:`is_faster` says of the contexts that TLS will be started with.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
     loop = asyncio.get_running_loop()
     if unix is not None:
         _, inbox = await loop.create_unix_connection(_Inbox, unix)
-    elif isinstance(loop, asyncio.BaseEventLoop) and aiofastnet is not None:
+    elif isinstance(loop, asyncio.BaseEventLoop) and faster:
         # Not on uvloop: libuv tells a reader of an error once, so that a reset behind bytes would go unnoticed.
         _, inbox = await aiofastnet.create_connection(loop, _Inbox, host, port)
     else:
         _, inbox = await loop.create_connection(_Inbox, host, port)
-    return AsyncioStream(inbox)
-
-
-async def _start_tls(inbox: _Inbox, context: ssl.SSLContext, name: str | None) -> asyncio.Transport | None:
-    loop, transport = asyncio.get_running_loop(), inbox.transport
-    if aiofastnet is not None:
-        # On top of any loop's transport.
-        return await aiofastnet.start_tls(loop, transport, inbox, context, server_hostname=name)
-    return await loop.start_tls(transport, inbox, context, server_hostname=name)
+    return AsyncioStream(inbox, faster)
 
 
 class ThreadStream(httpcore.NetworkStream):
@@ -286,11 +316,15 @@ SocketOptions = Iterable[httpcore.SOCKET_OPTION]
 class AsyncioBackend(httpcore.AsyncNetworkBackend):
     """Connects for those parts of httpcore that connect by themselves, and forget what they leave open.
 
+    Args:
+        faster: as for :func:`connect_asyncio`.
+
     Attributes:
         stream: what it has connected, None before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, faster: bool) -> None:
+        self._faster = faster
         self.stream: AsyncioStream | None = None
 
     async def connect_tcp(
@@ -303,7 +337,7 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
     ) -> AsyncioStream:
         """As :func:`connect_asyncio`."""
         async with asyncio.timeout(timeout):
-            self.stream = await connect_asyncio(host, port)
+            self.stream = await connect_asyncio(host, port, faster=self._faster)
         return self.stream
 
 

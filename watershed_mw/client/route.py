@@ -10,6 +10,7 @@ import base64
 import importlib.util
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias, cast
@@ -91,15 +92,16 @@ class Route:
         """
         target = request.url.origin
         socks = proxy is not None and proxy.url.scheme.startswith("socks")
-        backend = network.AsyncioBackend()
+        faster = network.is_faster(self._contexts(target, proxy))
+        backend = network.AsyncioBackend(faster)
         stream: network.AsyncioStream | None = None
         try:
             if socks:
                 return await self._socks_async(cast(httpx.Proxy, proxy), backend).handle_async_request(request)
             if proxy is None:
-                stream = await network.connect_asyncio(_host(target), target.port, self.unix)
+                stream = await network.connect_asyncio(_host(target), target.port, self.unix, faster=faster)
             else:
-                stream = await network.connect_asyncio(proxy.url.host, _port(proxy))
+                stream = await network.connect_asyncio(proxy.url.host, _port(proxy), faster=faster)
                 if proxy.url.scheme == "https":
                     stream = await stream.start_tls(_for_proxy(proxy), proxy.url.host)
                 tunnel = httpcore.AsyncHTTP11Connection(_origin(proxy), stream)
@@ -142,6 +144,13 @@ class Route:
             if (plain := _plainly(error, socks)) is not error:
                 raise plain from error
             raise
+
+    def _contexts(self, target: httpcore.Origin, proxy: httpx.Proxy | None) -> Iterator[ssl.SSLContext]:
+        """What TLS will be spoken with on the way to ``target``."""
+        if proxy is not None and proxy.url.scheme == "https":
+            yield _for_proxy(proxy)
+        if target.scheme == b"https":
+            yield self.context or _default_context()
 
     def _socks_async(self, proxy: httpx.Proxy, backend: network.AsyncioBackend) -> httpcore.AsyncSOCKSProxy:
         return httpcore.AsyncSOCKSProxy(

@@ -4,8 +4,8 @@ cimport cython
 
 cdef Py_ssize_t _FIRST_ROOM
 cdef Py_ssize_t _GROWTH
-cdef Py_ssize_t _MOST_KEPT
-cdef list _kept
+cdef Py_ssize_t _LARGE
+cdef list _freed
 
 
 @cython.locals(size=Py_ssize_t, result=bytes, source="const unsigned char *")

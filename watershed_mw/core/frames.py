@@ -29,15 +29,22 @@ __all__ = ["FrameReader", "encode_frame", "encode_header", "mask"]
 # peer that only declares a length must not cost memory.
 _FIRST_ROOM = 4096
 _GROWTH = 16
-# The newest large message stays in memory until the next, one per process: glibc gives the end of its heap back to the
-# kernel when some messages' worth of it are free, and the page faults of the next ones cost more than all else about
-# them (an echo of 1 MiB took 900 us of CPU, and takes 390).
-_MOST_KEPT = 4 * 2**20
-_kept = [b""]
+# From so many bytes on a message is large to the heap.
+_LARGE = 64 * 2**10
+# glibc gives the end of its heap back to the kernel as soon as twice the largest block that it had for itself and got
+# back is free there (mallopt(3), M_TRIM_THRESHOLD), and then pays for each page of the next large message: more than
+# all else about that takes. So one block of this size is freed with the first of them, which no byte is written to (an
+# echo of 1 MiB of text took 1,350 us of CPU, and takes 410).
+_BLOCK_TO_FREE = 4 * 2**20
+_freed: list[int] = []
 # The interpreted form exclusive-ors so many bytes at a time, with a key times this number: the key again and again.
 _BLOCK = 16 * 2**10
 _MOST_SCRATCH = 256 * 2**10
 _ONES = int.from_bytes(b"\x01\x00\x00\x00" * (_BLOCK // 4), "little")
+
+
+def _prepare_heap() -> None:
+    _freed.append(len(bytes(_BLOCK_TO_FREE)))
 
 
 def mask(data: bytes | bytearray, start: int, stop: int, key: bytes, phase: int) -> bytes:
@@ -124,6 +131,8 @@ def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bit
     if isinstance(payload, str) and not payload.isascii():
         raise ValueError(f"expected ASCII alone where a frame's payload is text, got {payload!r}: encode it first")
     size = len(payload)
+    if size >= _LARGE and not _freed:
+        _prepare_heap()
     if cython.compiled:
         # One copy of the payload, from where the message has it: large ones are paid for by the page.
         if isinstance(payload, str):
@@ -251,6 +260,8 @@ class FrameReader:
         if self.first:
             self.kept = 0
             self.gathered = b""
+            if self.length >= _LARGE and not _freed:
+                _prepare_heap()
         size = self._size
         if cython.compiled:
             if self.kept + size > len(self.gathered):
@@ -311,8 +322,6 @@ class FrameReader:
         """The payload of the frame, all of whose pieces have been gathered; once."""
         payload = bytes(self.gathered)
         self.gathered = self._scratch = b""
-        if len(payload) <= _MOST_KEPT:
-            _kept[0] = payload
         return payload
 
     def forget(self) -> None:
