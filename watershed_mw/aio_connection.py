@@ -73,7 +73,7 @@ class AsyncioConnection(AsyncioShell):
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""
         self._check_pull()
-        while not self._queue:
+        while self._queue._count == 0:
             news = self._expect_news()
             if timeout is None:
                 await news
@@ -85,7 +85,7 @@ class AsyncioConnection(AsyncioShell):
     async def __anext__(self) -> str | bytes:
         # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
         self._check_pull()
-        while not self._queue:
+        while self._queue._count == 0:
             if self._is_over():
                 raise StopAsyncIteration
             await self._expect_news()

@@ -73,7 +73,7 @@ class OrderedHandlers(AsyncConnection):
         try:
             if self._push:
                 # While the peer does not read, replies would only pile up: it has to wait for its own.
-                while self._queue and self._busy is None and not (self._writing_paused and not self._lost):
+                while self._queue._count > 0 and self._busy is None and not (self._writing_paused and not self._lost):
                     self._await_results(self._emit_event(self._queue.take()))
                 if core.state is not _OPEN and not self._queue and self._busy is None:
                     core.messages_handed_over(monotonic())

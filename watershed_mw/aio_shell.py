@@ -181,7 +181,7 @@ class AsyncioShell(OrderedHandlers):
         self._reading = True
         try:
             self._tell(self._take(events))
-            if self._queue and not self._push:
+            if self._queue._count > 0 and not self._push:
                 self._news.tell()
             self._advance()
         finally:
@@ -315,7 +315,7 @@ class AsyncioShell(OrderedHandlers):
             self._flush()
         elif self._reading or self._flush_set:
             return  # data_received ends its turn when it is done
-        elif self._sends == 1 and not self._queue:
+        elif self._sends == 1 and self._queue._count == 0:
             self._flush()  # A lone reply: to wait for company would cost as much as it takes.
         else:
             self._flush_set = True

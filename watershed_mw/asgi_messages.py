@@ -48,7 +48,7 @@ class ASGIMessages:
         assert connection is not None
         if connection._push:
             connection._check_pull()
-        while not connection._queue:
+        while connection._queue._count == 0:
             if connection._is_over():
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}

@@ -156,7 +156,8 @@ MEASURES: dict[str, Callable[[Server, Load, Setting, Pace], Figures]] = {
 
 
 def able(contestant: Contestant, setting: Setting, load: Load) -> bool:
-    needs = {"tls": setting.tls, "deflate": load.deflate, "text": load.text, "broadcast": load.kind == "broadcast"}
+    needs = {"echo": load.kind != "open", "broadcast": load.kind == "broadcast"}
+    needs |= {"tls": setting.tls, "deflate": load.deflate, "text": load.text}
     return {setting.loop, *(name for name, needed in needs.items() if needed)} <= contestant.supports
 
 

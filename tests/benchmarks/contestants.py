@@ -1,8 +1,8 @@
 """Who is measured, and how each is started: `python -m tests.benchmarks.contestants` tries them all once.
 
-Every contestant is an echo server of one process (behind a WSGI server of one worker), on one event loop: at the path /
-it sends text back as text and binary as binary, up to 16 MiB. Those that broadcast send whatever comes in at /broadcast
-to everybody who is connected there.
+Every contestant is a server of one process (behind a WSGI server of one worker), on one event loop. But for `bare`,
+which answers the upgrade alone, it echoes at the path /: text as text and binary as binary, up to 16 MiB. Those that
+broadcast send whatever comes in at /broadcast to everybody who is connected there.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Contestant:
 
     Attributes:
         command: what starts it; `{port}` in it stands for its port.
-        supports: of "tls", "deflate", "asyncio", "uvloop", "text", "broadcast". A server that has no event loop of
-            Python's, or brings its own, is the same under either name and lists only "uvloop".
+        supports: of "echo", "tls", "deflate", "asyncio", "uvloop", "text", "broadcast". A server that has no event loop
+            of Python's, or brings its own, is the same under either name and lists only "uvloop".
     """
 
     name: str
@@ -135,12 +135,13 @@ def node_ws(setting: Setting) -> list[str]:
 # --- the table ---------------------------------------------------------------------------------------------------
 
 LOOPS = {"uvloop", "asyncio"}
-FULL = frozenset({"tls", "deflate", "text", *LOOPS})
+FULL = frozenset({"echo", "tls", "deflate", "text", *LOOPS})
 
 CONTESTANTS: dict[str, Contestant] = {
     contestant.name: contestant
     for contestant in (
         Contestant("raw", "limit", program("raw"), FULL - {"deflate"}),
+        Contestant("bare", "limit", uvicorn("asgi:app", f"{SERVERS}.bare:BareProtocol"), frozenset(LOOPS)),
         Contestant("asgi", "ours", uvicorn("asgi:app", OUR_CLASS), FULL),
         Contestant("starlette", "ours", uvicorn("starlette_app:app", OUR_CLASS), FULL),
         Contestant("native", "ours", uvicorn("native:callbacks_app", OUR_CLASS), FULL | {"broadcast"}),

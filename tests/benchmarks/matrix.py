@@ -99,6 +99,7 @@ NEAR = (LIMIT, "native", "native-iter", "asgi", "starlette", "picows", SANSIO, "
 FAR = ("websockets", "granian", "hypercorn", "node-ws", "flask-sock", "wsgi-blocking", "wsgi-background", "wsgi-async")
 CORE = (LIMIT, "native", "asgi", "picows", SANSIO, "aiohttp")
 JSON_BURST, JSON_MANY = echo(10, 8, 2**12, text=True, deflate=True), echo(100, 1, 2**12, text=True, deflate=True)
+OPENED = ("native", "asgi", "starlette", "picows", SANSIO, "wsproto", "websockets", "aiohttp", "node-ws", "flask-sock")
 PLAIN = Load("opened", connections=1500, kind="memory")
 USED = replace(PLAIN, name="after one message", messages=1, quick=False)
 DEFLATE = replace(PLAIN, name="opened, with deflate", deflate=True, quick=False)
@@ -203,7 +204,7 @@ SERIES = (
     Series(
         "handshakes",
         "opening handshakes of one client, one after another, uvloop",
-        ("native", "asgi", "starlette", "picows", SANSIO, "wsproto", "websockets", "aiohttp", "node-ws", "flask-sock"),
+        ("bare", *OPENED),
         (HANDSHAKES, Load("with one message and a closing handshake", kind="churn")),
         (Bar(HANDSHAKES.name, "asgi", 1.6, SANSIO, at_least=True),),
         metric="rate",

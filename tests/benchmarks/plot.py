@@ -178,7 +178,8 @@ def scale(panel: Axes, middles: list[float], logarithmic: bool) -> None:
 def draw_limit(panel: Axes, below: float, group: Group, row: Group) -> None:
     middle = statistics.median(values_of(group, row))
     panel.axvline(middle, color=COLOURS["limit"], linewidth=1.2, linestyle="--", zorder=3)
-    text = f"{row['contestant']} TCP: {label(group, row)}"
+    what = "TCP" if row["contestant"] == "raw" else "upgrade"
+    text = f"{row['contestant']} {what}: {label(group, row)}"
     at = (middle, below - 0.25)
     panel.annotate(text, at, (4, 0), "data", "offset points", va="center", fontsize=8, color=COLOURS["limit"])
 
