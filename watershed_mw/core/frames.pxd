@@ -4,7 +4,6 @@ cimport cython
 
 cdef Py_ssize_t _FIRST_ROOM
 cdef Py_ssize_t _GROWTH
-cdef Py_ssize_t _LARGE
 cdef list _freed
 
 
