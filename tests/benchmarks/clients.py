@@ -4,12 +4,14 @@
 
 The server is the same for all: `echo.c`, and for TLS the server `raw`, pinned to one core; each client is a process of
 its own on the other one, on uvloop, without compression and keepalive. The contestants of a cell take turns within each
-round, and the ratios are medians of the rounds' own. The bars: at most 1.0 of picows, at most a third of websockets.
+round, and the ratios are medians of the rounds' own. The bars: at most 1.0 of picows, at most a third of websockets;
+the limit, a bare protocol, shows what they leave room for.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import ssl
@@ -22,12 +24,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiofastnet
 import uvloop
+
+from watershed_mw.core.frames import encode_frame
 
 from .__main__ import machine
 from .contestants import CONTESTANTS, Setting, started
 from .load import BUILD, CFLAGS, ROOT
+from .servers.process import REQUEST
 from .table import heading
 
 SOURCE = Path(__file__).with_name("echo.c")
@@ -179,11 +186,69 @@ async def picows(url: str, tls: ssl.SSLContext | None, data: bytes, window: int,
     return course
 
 
+class RawProtocol(asyncio.Protocol):
+    """Sends frames that were made before, and counts the bytes that come back."""
+
+    def __init__(self, data: bytes, window: int, course: Course) -> None:
+        self._frame = encode_frame(2, data, b"mask")
+        self._window = window
+        self._course = course
+        self._head = b""
+        self._have = 0
+        self.gone = asyncio.get_running_loop().create_future()
+
+    def begin(self, transport: asyncio.Transport) -> None:
+        """Ask for the upgrade."""
+        self._transport = transport
+        transport.write(REQUEST)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._head.endswith(b"\r\n\r\n"):
+            self._head += data  # nothing comes behind it before a frame has been sent
+            if self._head.endswith(b"\r\n\r\n"):
+                self._send(self._window)
+            return
+        self._have += len(data)
+        size = len(self._frame) - 4  # without the mask
+        while self._have >= size:
+            self._have -= size
+            more = self._course.back()
+            if more < 0:
+                self._transport.abort()
+            elif more:
+                self._send(more)
+
+    def _send(self, count: int) -> None:
+        if count == 1:
+            self._transport.write(self._frame)
+        else:
+            self._transport.writelines([self._frame] * count)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set_result(None)
+
+
+async def raw(url: str, tls: ssl.SSLContext | None, data: bytes, window: int, rounds: int) -> Course:
+    """The limit: the loop's own stream, with TLS of aiofastnet as ours has it, and no WebSocket."""
+    course = Course(window, rounds)
+    protocol = RawProtocol(data, window, course)
+    loop = asyncio.get_running_loop()
+    host, port = "127.0.0.1", urlsplit(url).port
+    assert port is not None
+    transport, _ = await loop.create_connection(lambda: protocol, host, port)
+    if tls is not None:
+        transport = await aiofastnet.start_tls(loop, transport, protocol, tls, server_hostname=host)
+    protocol.begin(transport)
+    await protocol.gone
+    return course
+
+
 CLIENTS: dict[str, Client] = {
     "callbacks": callbacks,
     "receive": receive,
     "picows": picows,
     "websockets": websockets,
+    "raw": raw,
 }
 
 
@@ -244,7 +309,7 @@ def report(cell: Cell, times: dict[str, list[float]]) -> dict[str, Any]:
     compared = {
         f"{ours}/{theirs}": ratios(times, ours, theirs)
         for theirs in BARS
-        for ours in ("callbacks", "receive")
+        for ours in ("callbacks", "receive", "raw")
         if ours in times and theirs in times
     }
     figures = " ".join(f"{name} {value:9.2f}" for name, value in medians.items())
@@ -259,16 +324,19 @@ def markdown(results: dict[str, Any]) -> str:
         "Written by `make bench-clients`. CPU time of the client's process for a message that it sends to an echo and "
         "gets back, on uvloop, without compression: `callbacks` is a handler of messages on what `connect()` gives, "
         "`receive` awaits each. The server is a small C program, for TLS the benchmark's `raw`. Ratios are medians of "
-        "those of one round; bold ones are above what is asked for, 1.0 of picows and 0.333 of websockets."
+        "those of one round; bold ones are above what is asked for, 1.0 of picows and 0.333 of websockets. `raw` is no "
+        "client: a protocol on the same loop's stream that sends frames made before, and counts the bytes that return."
     )
-    lines = ["| load | " + " | ".join(f"{name}, us" for name in CLIENTS) + " | of picows | of websockets |"]
-    lines.append("|---|" + "---:|" * len(CLIENTS) + "---|---|")
+    columns = [*(f"{name}, us" for name in CLIENTS), *(f"of {name}" for name in BARS)]
+    columns += [f"raw of {name}" for name in BARS]
+    lines = [f"| load | {' | '.join(columns)} |", "|---|" + "---:|" * len(CLIENTS) + "---|---|---:|---:|"]
     for row in results["cells"]:
         figures = [f"{row['microseconds'][name]:.3g}" for name in CLIENTS]
         shares = [
             " / ".join(_judged(row["ratios"][f"{ours}/{theirs}"], bar) for ours in ("callbacks", "receive"))
             for theirs, bar in BARS.items()
         ]
+        shares += [f"{row['ratios'][f'raw/{theirs}']:.2f}" for theirs in BARS]
         lines.append(f"| {row['cell']} | " + " | ".join([*figures, *shares]) + " |")
     where = "\n".join([*heading(results).split("\n")[:2], f"{results['rounds']} rounds for each load"])
     parts = ["# The client beside picows' and websockets'", about, f"```text\n{where}\n```", "\n".join(lines)]
