@@ -175,6 +175,8 @@ class AsyncioShell(OrderedHandlers):
             self._receive_events(self._core.receive_in_place(nbytes, monotonic()))
         else:
             assert self._scratch is not None
+            # Whoever has filled it may go on at once, and has to find a buffer here again.
+            self._in_place = nbytes == len(self._scratch)
             self.data_received(bytes(self._scratch[:nbytes]))
 
     def _receive_events(self, events: list[Event]) -> None:

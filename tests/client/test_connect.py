@@ -344,6 +344,31 @@ def test_a_reset_behind_bytes_is_noticed(async_client: Client, serve: Serve, tls
     assert async_client.run(talk()) == (["last words"], 1006)
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_flood_of_small_messages_behind_a_large_one(
+    async_client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
+) -> None:
+    """There is more of them than is read at a time, and what is read ends between two of them."""
+    messages: list[str | bytes] = [bytes(MIB), *[""] * 200_000]
+    came: list[str | bytes] = []
+    stream = (frames(messages[0]) + frames("") * (len(messages) - 1)) * 4
+
+    def script(visit: Visit) -> None:
+        visit.switch(then=stream)
+        visit.begin_close()
+
+    server = serve(script, tls=tls_contexts[1] if tls else None)
+
+    async def talk() -> tuple[int, str]:
+        conn = await connect(server.url(), ssl=tls_contexts[0] if tls else None)
+        conn.on("text", came.append)
+        conn.on("binary", came.append)
+        return await conn.run()
+
+    assert async_client.run(talk()) == (1000, "")
+    assert came == messages * 4
+
+
 def test_a_body_over_tls_that_ends_before_it_is_read(
     async_client: Client, serve: Serve, tls_contexts: Contexts
 ) -> None:
