@@ -25,6 +25,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public bint _half_closed
     cdef public bint _in_place
     cdef public object _keep
+    cdef public bint _let_go_of
     cdef public object _previous
     cdef public bint _reading
     cdef public double _rings_at

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from math import inf
 from typing import Any, cast
 
@@ -54,11 +55,16 @@ _PLAIN_TRANSPORTS = {
     ("uvloop.loop", "TCPTransport"),
     ("uvloop.loop", "UnixTransport"),
 }
+# TLS that goes on reading from its socket when it is resumed, past what it has decrypted already: what a buffer that is
+# full has left there would be told of with the peer's next bytes.
+_LEAVES_BYTES = {("aiofastnet.ssl_transport", "SSLTransport_Socket")}
 # asyncio's own writelines() never says that the peer does not read (CVE-2024-12254).
 _NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
 # What is to come of a message is read to where it stays from so many bytes on: to begin and to end that takes 2 us.
 _WORTH_FILLING = 64 * 2**10
 
+# Whose protocol a transport has when its connection is over.
+_GONE = cast(asyncio.Protocol, asyncio.BufferedProtocol())
 # Looked up once: a member of an Enum costs more than a call.
 _OPEN = State.OPEN
 _CLOSED = State.CLOSED
@@ -82,6 +88,7 @@ class AsyncioShell(OrderedHandlers):
         "_half_closed",
         "_in_place",
         "_keep",
+        "_let_go_of",
         "_previous",
         "_reading",
         "_rings_at",
@@ -113,6 +120,7 @@ class AsyncioShell(OrderedHandlers):
         self._half_closed = False
         self._filling = False
         self._in_place = False
+        self._let_go_of = False
         self._scratch: memoryview | None = None
         self._closing: asyncio.TimerHandle | None = None
         # None or more; an empty list takes 64 bytes.
@@ -213,6 +221,10 @@ class AsyncioShell(OrderedHandlers):
             # Whoever had the transport before may be waiting for its end, as StreamWriter.wait_closed does.
             self._previous.connection_lost(exc)
         self._previous = self._keep = None
+        if self._let_go_of:
+            # TLS keeps the methods that it read by: connection and transport would keep each other.
+            with suppress(AttributeError):  # it has let go of everything
+                self._transport.set_protocol(_GONE)
 
     def pause_writing(self) -> None:
         """The peer does not read as fast as we write."""
@@ -402,13 +414,17 @@ class AsyncioShell(OrderedHandlers):
         if filling is self._filling:
             return
         transport = self._transport
-        if transport.is_closing() or (filling and self._trace is not None):  # the trace is to see what came
+        if transport.is_closing():
             return
+        if filling and (self._trace is not None or _kind(transport) in _LEAVES_BYTES):
+            return  # the trace is to see what came
         self._filling = filling
         # uvloop looks at its protocol when reading begins; TLS does each time.
         plain = transport.get_extra_info("ssl_object") is None
         if plain:
             transport.pause_reading()
+        else:
+            self._let_go_of = True
         transport.set_protocol(Filling(self) if filling else cast(asyncio.Protocol, self))
         if plain and not self._core.read_paused:
             transport.resume_reading()
@@ -436,9 +452,13 @@ class AsyncioShell(OrderedHandlers):
         _wake(waiters)
 
 
+def _kind(transport: asyncio.Transport) -> tuple[str, str]:
+    return type(transport).__module__, type(transport).__qualname__
+
+
 def _descriptor(transport: asyncio.Transport) -> int:
     """The descriptor of a transport that sends bytes as they are; -1 for any other."""
-    if (type(transport).__module__, type(transport).__qualname__) not in _PLAIN_TRANSPORTS or transport.is_closing():
+    if _kind(transport) not in _PLAIN_TRANSPORTS or transport.is_closing():
         return -1
     return int(transport.get_extra_info("socket").fileno())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -48,6 +49,22 @@ def test_through_a_proxy_that_is_spoken_to_in_tls(
     talk = client.open(server.url(), proxy=proxy, ssl=tls_contexts[0])
     talk.echo("x" * 200_000)
     assert talk.end() == 1000
+
+
+def test_bytes_of_a_proxy_are_not_taken_for_the_servers(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+    """More than one read's worth comes with the tunnel, without TLS; what is behind would be read as an answer."""
+    forged = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\nforged"
+
+    def script(visit: Visit) -> None:
+        visit.request()
+        head = b"HTTP/1.1 200 Connection established\r\n\r\n"
+        visit.write(head.ljust(2**16, b"x") + forged)
+        with suppress(OSError), tls_contexts[1].wrap_socket(visit.sock, server_side=True) as sock:
+            sock.recv(2**16)
+
+    with pytest.raises((OSError, HandshakeError)) as caught:
+        client.open("wss://127.0.0.1:9/", proxy=serve(script).url("", scheme="http"), ssl=tls_contexts[0])
+    assert not isinstance(caught.value, HandshakeError) or caught.value.status != 403
 
 
 def test_redirects_go_through_it_as_well(client: Client, serve: Serve) -> None:

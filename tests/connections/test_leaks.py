@@ -9,11 +9,12 @@ import sys
 import threading
 import tracemalloc
 from typing import Any
+from weakref import ref
 
 import pytest
 
 from tests.connections.ways import SERVER, Opener, Way, tasks_are_gone, until
-from tests.connections.wire import TEXT
+from tests.connections.wire import BINARY, TEXT
 from watershed_mw import WatershedConnection
 from watershed_mw.alarm import alarm_of
 from watershed_mw.loop_thread import background_loop
@@ -54,6 +55,27 @@ def connections() -> int:
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
+def test_who_has_received_large_messages_is_gone_without_a_collection(opener: Opener, flavour: str, tls: bool) -> None:
+    """Transports keep the methods that they have read a large message by."""
+    live, peer = opener.open(Way(flavour, "transport", tls, SERVER))
+    conn = ref(live.conn)
+    for _ in range(2):
+        peer.send(BINARY, bytes(2**20))
+        assert live.receive() == bytes(2**20)
+    ending = live.begin("end")
+    peer.answer_close()
+    ending.result(10)
+    gc.disable()
+    try:
+        opener.close()
+        del live, ending
+        until(lambda: conn() is None, "the connection is gone")
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

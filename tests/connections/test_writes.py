@@ -6,6 +6,7 @@ import asyncio
 import socket
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import uvloop
 from tests.connections.ways import SERVER, Link, Way, in_thread
 from tests.connections.wire import TEXT, Frame, request_head, tcp_pair
 from tests.support import LIMIT, LoopThread
-from watershed_mw import AsyncConnection, Watershed, implementation
+from watershed_mw import AsyncConnection, Watershed, implementation, live_connections
 
 PLAIN = [Way(loop, carrier, False, SERVER) for loop in ("asyncio", "uvloop") for carrier in ("streams", "transport")]
 plain = pytest.mark.parametrize("way", PLAIN, ids=str)
@@ -126,5 +127,8 @@ def test_nothing_goes_to_who_has_the_descriptor_of_a_loop_that_is_closed() -> No
             with pytest.raises(BlockingIOError):
                 end.recv(1)
     finally:
+        with suppress(RuntimeError):
+            conn.destroy()  # or it would be listed among the living
+        assert conn not in live_connections()
         for end in (theirs, *taken):
             end.close()

@@ -143,6 +143,9 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             async with asyncio.timeout(timeout):
                 if inbox.transport.is_closing():
                     raise ConnectionResetError("the server has gone before the TLS handshake")
+                if inbox.data:
+                    # A proxy's, or somebody's on the way to it: later they would be taken for the server's answer.
+                    raise ConnectionAbortedError("expected nothing before the TLS handshake, got bytes without TLS")
                 secured = await self._secure(ssl_context, server_hostname)
             if secured is None:  # so asyncio has it when the peer has gone meanwhile
                 raise ConnectionResetError("the server has gone during the TLS handshake")
@@ -172,7 +175,7 @@ def is_faster(contexts: Iterable[ssl.SSLContext]) -> bool:
     It takes what OpenSSL knows of a context, and passes by what a subclass does in its own way, as truststore's does.
     """
     return aiofastnet is not None and all(  # type: ignore[redundant-expr]
-        getattr(type(context).wrap_bio, "__module__", None) == "ssl" and context.sslobject_class.__module__ == "ssl"
+        getattr(context.wrap_bio, "__module__", None) == "ssl" and context.sslobject_class.__module__ == "ssl"
         for context in contexts
     )
 
