@@ -758,7 +758,9 @@ def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
             while (frame := old.frame()).opcode is Opcode.PING:
                 pass
             assert frame.opcode is Opcode.CLOSE
-            assert bytes(frame.data)[:2] == (1001).to_bytes(2, "big")
+            # Caddy 2.6 writes the same unmasked Close (88 02 03 e9) to the server as well, which may not take it (RFC
+            # 6455 section 5.1) and fails the connection with 1002: either Close may be the first that the client sees.
+            assert int.from_bytes(bytes(frame.data)[:2], "big") in (1001, 1002)
         else:
             still_there(old)
         new.open("/alive", Host=proxy.host)
