@@ -759,7 +759,7 @@ def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
                 pass
             assert frame.opcode is Opcode.CLOSE
             # Caddy 2.6 writes the same unmasked Close (88 02 03 e9) to the server as well, which may not take it (RFC
-            # 6455 section 5.1) and fails the connection: either Close may be the first that the client sees, and no other.
+            # 6455 section 5.1) and fails the connection: either Close may be the first that the client sees, no other.
             unmasked = (1002).to_bytes(2, "big") + b"expected a masked frame, got an unmasked one"
             assert bytes(frame.data) in ((1001).to_bytes(2, "big"), unmasked)
         else:
