@@ -150,7 +150,10 @@ class ThreadConnection(ThreadsShell):
         self._wind_down()
 
     def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
-        """Send a Close frame as :meth:`end` does, and wait for nothing; whoever is waiting sees the end through."""
+        """Send a Close frame as :meth:`end` does, and wait for nothing; whoever is waiting sees the end through.
+
+        It learns of ``close_timeout`` when it wakes: by what the peer does, or when keepalive is due.
+        """
         if self._background is not None:
             self._background.call_soon("end", reason, code=code)
             return

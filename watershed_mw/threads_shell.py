@@ -158,10 +158,16 @@ class ThreadsShell(WatershedConnection):
         self._news.wait(patience)
 
     def _tell(self, at_once: tuple[Event, ...]) -> None:
+        self._wake_at_the_end()
         if self._core.unsent_size:
             self._flush(wait=False)
         for event in at_once:
             self._emit_event(event)
+
+    def _wake_at_the_end(self) -> None:
+        """Whoever sees a time-out pass wakes the others, who have older deadlines in mind, or none."""
+        if self._core.state is State.CLOSED:
+            self._socket.shutdown()
 
     # --- writing -----------------------------------------------------------------------------------------
 
@@ -201,8 +207,6 @@ class ThreadsShell(WatershedConnection):
             with self._state:
                 at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
             self._tell(at_once)
-            if self._core.state is State.CLOSED:
-                self._socket.shutdown()  # wakes the writer, who had an older deadline in mind
         return True
 
     def _write(self, data: bytes) -> None:
@@ -257,6 +261,7 @@ class ThreadsShell(WatershedConnection):
             with self._state:
                 at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
         self._heard += at_once
+        self._wake_at_the_end()
         return self._core.state is not State.CLOSED
 
     # --- the end -----------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 
-from tests.connections.ways import ALL, CLIENT, FEW, PULLING, SERVER, Link, Way, until
+from tests.connections.ways import ALL, CLIENT, FEW, IN_THREADS, PULLING, SERVER, Link, Way, until
 from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WirePeer, close_payload
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError
@@ -241,6 +242,22 @@ def test_a_peer_that_never_reads_cannot_hold_the_end_up(link: Link) -> None:
     ending.result(LIMIT)
     assert over.result(LIMIT) == (1006, "")
     assert not peer.silent()
+
+
+@pytest.mark.parametrize("way", IN_THREADS, ids=str)
+def test_who_waits_without_a_limit_learns_of_the_time_out_that_another_thread_sees(link: Link) -> None:
+    live, peer = link(small=True, close_timeout=0.05, ping_interval=None)
+    over = live.run()
+    sending = live.begin("send", b"x" * MIB)
+    until(lambda: live.conn.stats.messages_sent == 1)
+    live.call("begin_end")
+    peer.sock.settimeout(0.01)
+    with contextlib.suppress(TimeoutError):
+        for _ in range(64):
+            peer.sock.recv(2**13)  # the writer writes on, and waits for no longer than close_timeout from now on
+    with pytest.raises(ConnectionClosed):
+        sending.result(LIMIT)
+    assert over.result(LIMIT) == (1006, "")
 
 
 # --- the peer vanishes ----------------------------------------------------------------------------------
