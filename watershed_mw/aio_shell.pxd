@@ -8,7 +8,10 @@ from .system_calls cimport call_send
 cdef Py_ssize_t _WRITE_NOW
 cdef Py_ssize_t _WORTH_A_PIECE
 cdef bint _NEVER_PAUSES
-cdef long long _WORTH_FILLING
+cdef Py_ssize_t _LITTLE
+cdef Py_ssize_t _MUCH
+cdef int _PATIENCE
+cdef Py_ssize_t _WORTH_ITS_OWN_READ
 cdef object _OPEN
 cdef object _CLOSED
 
@@ -26,6 +29,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public bint _in_place
     cdef public object _keep
     cdef public bint _let_go_of
+    cdef public int _patience
     cdef public object _previous
     cdef public bint _reading
     cdef public double _rings_at
@@ -51,5 +55,5 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _write(self, bytes data)
     @cython.locals(core=Protocol)
     cpdef _update_reading(self)
-    @cython.locals(filling=bint, to_come="long long")
+    @cython.locals(filling=bint)
     cpdef _update_filling(self)

@@ -1,8 +1,8 @@
-"""A large payload on its way from the socket to where it stays.
+"""Much on its way from the socket to where it stays.
 
-An event loop makes an object of every chunk that it has read, which then is copied to where the message is put
-together. While much of a message is to come, its own memory is what the loop reads into. What comes between two such
-messages goes through memory that all connections of a loop share.
+An event loop makes an object of every chunk that it has read, of which the messages are copied once more. While much
+comes, it reads into memory of ours instead: into a large message's own, and else into what all connections of a loop
+share, from where each message is copied once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 __all__ = ["Filling", "Target", "scratch_of"]
 
-# The beginning of a large message, which is copied from there to where it stays: little enough for the processor's
-# cache, and enough to give a message of 1 MiB its memory in one piece.
-_SCRATCH = 128 * 2**10
+# As much as asyncio and uvloop read at a time; it stays in the processor's cache, and with its first bytes there a
+# message of 1 MiB gets its memory in one piece.
+_SCRATCH = 256 * 2**10
 
 _scratches: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
 

@@ -125,6 +125,19 @@ def test_large_messages_follow_each_other_with_small_ones_between(opener: Opener
             end.expect(PONG)
 
 
+@pulling
+def test_large_messages_and_small_ones_take_turns(link: Link) -> None:
+    """So many small ones, one at a time, that reading is as it was before the large one."""
+    live, peer = link()
+    for number in range(3):
+        large = bytes([number]) * 200_000
+        peer.send(BINARY, large)
+        assert live.receive() == large
+        for text in map(str, range(40)):
+            peer.send(TEXT, text)
+            assert live.receive() == text
+
+
 def test_two_flavours_of_ours_understand_each_other(both: Both) -> None:
     """Compression included, which the peer by hand does not know."""
     live, other = both(setup=echo, compression=True)

@@ -183,6 +183,17 @@ def feed(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START
     return events
 
 
+def lend(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START) -> list[Event]:
+    """As :func:`feed`, each in the same memory, which has other bytes behind it and is overwritten afterwards."""
+    events: list[Event] = []
+    memory = bytearray(max(map(len, chunks), default=0) + 1)
+    for chunk in filter(None, chunks):
+        memory[: len(chunk)] = chunk
+        events += subject.receive_borrowed(memory, len(chunk), now)
+        memory[:] = b"\xff" * len(memory)
+    return events
+
+
 def deliver(make: Callable[[], protocol.Protocol], data: bytes, role: Role = Role.SERVER) -> Outcome:
     """Feed ``data`` to a new protocol in every chunking, and with bytes behind it; all must come to the same.
 
@@ -194,9 +205,10 @@ def deliver(make: Callable[[], protocol.Protocol], data: bytes, role: Role = Rol
     subject = make()
     expected = outcome(subject, subject.receive_data(data, START))
     for chunks in chunkings(data):
-        subject = make()
-        seen = outcome(subject, feed(subject, chunks))
-        assert seen == expected, f"in chunks of {[len(chunk) for chunk in chunks][:50]}"
+        for give in (feed, lend):
+            subject = make()
+            seen = outcome(subject, give(subject, chunks))
+            assert seen == expected, f"{give.__name__} in chunks of {[len(chunk) for chunk in chunks][:50]}"
     over = expected.state not in (State.OPEN, State.CLOSING)
     pong = wire.frame(wire.PONG, b"behind", key=peer_key(role))
     _deliver_with_trailing_bytes(make(), data, pong[:1], expected.events)

@@ -42,7 +42,9 @@ cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int fi
 cdef class FrameReader:
     cdef bint _masked
     cdef bint _rsv1_allowed
-    cdef bytes _data
+    cdef object _owner
+    cdef const unsigned char *_data
+    cdef Py_ssize_t _end
     cdef Py_ssize_t _position
     cdef long long _remaining
     cdef unsigned int _key
@@ -60,12 +62,13 @@ cdef class FrameReader:
     cdef public bint last
 
     cpdef feed(self, bytes data)
+    cpdef borrow(self, object data, Py_ssize_t size)
 
     @cython.locals(available=Py_ssize_t, size="long long")
     cpdef bint read(self) except -1
 
     @cython.locals(
-        start=Py_ssize_t, stop=Py_ssize_t, piece=bytes, target="unsigned char *", source="const unsigned char *",
+        start=Py_ssize_t, piece=bytes, target="unsigned char *", source="const unsigned char *",
     )
     cpdef bytes take(self)
 
@@ -74,6 +77,7 @@ cdef class FrameReader:
 
     @cython.locals(room=Py_ssize_t, grown=bytes)
     cdef _make_room(self, Py_ssize_t whole)
+    cpdef Py_ssize_t room(self)
     cpdef object space(self)
     @cython.locals(target="unsigned char *")
     cpdef filled(self, Py_ssize_t size)
@@ -82,6 +86,7 @@ cdef class FrameReader:
     cpdef bytes take_gathered(self)
 
     cpdef forget(self)
+    @cython.locals(rest=bytes)
     cdef _keep_rest(self)
 
     @cython.locals(

@@ -188,7 +188,9 @@ class FrameReader:
             _freed.append(len(bytes(_BLOCK_TO_FREE)))
         self._masked = masked
         self._rsv1_allowed = rsv1
-        self._data = b""
+        self._owner: bytes | bytearray = b""
+        self._data: bytes | bytearray = self._owner  # compiled, a pointer into it
+        self._end = 0
         self._position = 0
         self._remaining = 0
         self._key = 0
@@ -207,7 +209,15 @@ class FrameReader:
 
     def feed(self, data: bytes) -> None:
         """Add bytes that came from the peer; call :meth:`read` until it returns False before the next."""
-        self._data = self._data + data if self._data else data
+        self.borrow(data, len(data))
+
+    def borrow(self, data: bytes | bytearray, size: int) -> None:
+        """As :meth:`feed` the first ``size`` bytes of ``data``, which the caller may change once ``read`` is False."""
+        if self._end > 0:
+            data = self._owner + data[:size]
+            size = len(data)
+        self._owner = self._data = data
+        self._end = size
 
     def read(self) -> bool:
         """Go to the next piece, which may be empty; False when more bytes are needed.
@@ -215,12 +225,12 @@ class FrameReader:
         Raises:
             RemoteProtocolError: the frame breaks a rule that its header alone shows.
         """
-        available = len(self._data) - self._position
+        available = self._end - self._position
         if self.last:
             if available < 2 or not self._read_header(available):
                 self._keep_rest()
                 return False
-            available = len(self._data) - self._position
+            available = self._end - self._position
             self.first = True
         elif available == 0:
             self._keep_rest()
@@ -238,15 +248,17 @@ class FrameReader:
     def take(self) -> bytes:
         """The piece, unmasked; once."""
         start = self._start
-        stop = start + self._size
-        if not self._masked:
-            return self._data[start:stop]
         if cython.compiled:
+            source: Any = self._data + start  # type: ignore[operator]
+            if not self._masked:
+                return PyBytes_FromStringAndSize(cython.cast("char *", source), self._size)  # type: ignore[no-any-return]
             piece = PyBytes_FromStringAndSize(cython.NULL, self._size)
             target = cython.cast("unsigned char *", PyBytes_AS_STRING(piece))
-            source = cython.cast("const unsigned char *", PyBytes_AS_STRING(self._data)) + start
             _mask_to(target, source, self._size, self._key, self._phase)
         else:
+            stop = start + self._size
+            if not self._masked:
+                return bytes(self._data[start:stop])
             piece = mask(self._data, start, stop, self._key.to_bytes(4, "little"), self._phase)
         self._phase = (self._phase + self._size) & 3
         return piece  # type: ignore[no-any-return]
@@ -261,7 +273,7 @@ class FrameReader:
             if self.kept + size > len(self.gathered):
                 self._make_room(self.kept + size)
             target = cython.cast("unsigned char *", PyBytes_AS_STRING(self.gathered)) + self.kept
-            source = cython.cast("const unsigned char *", PyBytes_AS_STRING(self._data)) + self._start
+            source: Any = self._data + self._start  # type: ignore[operator]
             if self._masked:
                 _mask_to(target, source, size, self._key, self._phase)
                 self._phase = (self._phase + size) & 3
@@ -272,6 +284,12 @@ class FrameReader:
                 self.gathered = bytearray()
             self.gathered += self.take()
         self.kept += size
+
+    def room(self) -> int:
+        """Bytes that :meth:`space` has without getting more memory."""
+        if cython.compiled:
+            return len(self.gathered) - self.kept
+        return min(self._remaining, self.length, _MOST_SCRATCH)
 
     def space(self) -> memoryview:
         """Memory for what is still to come of the frame that is being gathered; at least a byte of it.
@@ -320,12 +338,15 @@ class FrameReader:
 
     def forget(self) -> None:
         """Let go of every byte: nothing more will be read."""
-        self._data = self.gathered = self._scratch = b""
-        self._position = 0
+        self.gathered = self._scratch = b""
+        self._position = self._end
+        self._keep_rest()
 
     def _keep_rest(self) -> None:
         # At most 13 bytes of a header; an idle connection must not hold on to a whole read's worth.
-        self._data = self._data[self._position :] if self._position < len(self._data) else b""
+        rest = b"" if self._position == self._end else bytes(self._data[self._position : self._end])
+        self._owner = self._data = rest
+        self._end = len(rest)
         self._position = 0
 
     def _read_header(self, available: int) -> bool:

@@ -62,8 +62,9 @@ cdef class Protocol(Conversation):
     cdef dict _pings
     cdef long long _keepalives
 
-    @cython.locals(events=list)
     cpdef list receive_data(self, bytes data, double now)
+    @cython.locals(events=list)
+    cpdef list receive_borrowed(self, object data, Py_ssize_t size, double now)
 
     @cython.locals(reader=FrameReader, piece=bytes, message=bytes, room=Py_ssize_t, last=bint, start=Py_ssize_t)
     cdef _receive_payload(self, list events)
@@ -71,6 +72,7 @@ cdef class Protocol(Conversation):
     @cython.locals(reader=FrameReader, message=bytes)
     cdef _take_gathered(self, list events, Py_ssize_t start)
     cpdef long long payload_to_come(self) except -1
+    cpdef Py_ssize_t room(self) except -1
     cpdef object space(self)
     @cython.locals(reader=FrameReader, events=list, start=Py_ssize_t)
     cpdef list receive_in_place(self, Py_ssize_t size, double now)

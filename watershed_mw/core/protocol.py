@@ -128,15 +128,17 @@ class Protocol(Conversation):
 
         Bytes after the peer's Close or its violation mean nothing and are dropped (section 5.5.1).
         """
-        if not data:
-            return []
-        self.bytes_received += len(data)
+        return self.receive_borrowed(data, len(data), now) if data else []
+
+    def receive_borrowed(self, data: bytes | bytearray, size: int, now: float) -> list[Event]:
+        """As :meth:`receive_data`, the first ``size`` bytes, at least one, of memory that stays the caller's."""
+        self.bytes_received += size
         self._last_received = now
         events: list[Event] = []
         if self.state is not _OPEN and self.state is not _CLOSING:
             return events
         try:
-            self._reader.feed(data)
+            self._reader.borrow(data, size)
             while self._reader.read():
                 if self._reader.opcode >= 8:
                     if not self._receive_control(events, now):
@@ -210,6 +212,10 @@ class Protocol(Conversation):
             return 0
         return self._reader.length - self._reader.kept
 
+    def room(self) -> int:
+        """Bytes of :meth:`payload_to_come` for which there is memory already."""
+        return 0 if self.payload_to_come() == 0 else self._reader.room()
+
     def space(self) -> memoryview:
         """Memory to read some of :meth:`payload_to_come` into, to be followed by :meth:`receive_in_place`."""
         return self._reader.space()
@@ -219,6 +225,8 @@ class Protocol(Conversation):
         self.bytes_received += size
         self._last_received = now
         events: list[Event] = []
+        if self.payload_to_come() == 0:
+            return events  # It has ended since, and the memory is gone.
         reader = self._reader
         start = reader.kept
         reader.filled(size)
