@@ -8,6 +8,7 @@ from .news cimport News
 
 
 cdef object _OPEN
+cdef long _MOST_SENDS
 
 cdef extern from "Python.h":
     int delete_attribute "PyObject_GenericSetAttr"(object target, object name, void *nothing) except -1

@@ -32,6 +32,7 @@ else:
 
 __all__ = ["AsyncioConnection"]
 
+_MOST_SENDS = SENDS_PER_TURN
 # Looked up once: a member of an Enum costs more than a call.
 _OPEN = State.OPEN
 
@@ -104,9 +105,9 @@ class AsyncioConnection(AsyncioShell):
             raise self._closed_error()
         if self._flush_set:
             self._flush()  # it has said what it had to say
-        if self._news.awaited:
+        if self._news.is_awaited():
             raise LocalProtocolError("expected one task to receive at a time, got a second one")
-        if not self._news.idle:
+        if not self._news.is_idle():
             # Whoever waited before, and was told or cancelled in this turn of the loop, has yet to hear of it.
             self._news = News(self._loop)
         return self._news
@@ -126,7 +127,7 @@ class AsyncioConnection(AsyncioShell):
         self._wrote()
         if self._writing_paused:
             return Pending(self._drained)
-        return READY if self._sends < SENDS_PER_TURN else NextTurn()
+        return READY if self._sends < _MOST_SENDS else NextTurn()
 
     def _send_shared(self, shared: SharedMessage) -> None:
         if get_ident() != self._thread:

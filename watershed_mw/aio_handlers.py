@@ -77,10 +77,10 @@ class OrderedHandlers(AsyncConnection):
                     self._await_results(self._emit_event(self._queue.take()))
                 if core.state is not _OPEN and not self._queue and self._busy is None:
                     core.messages_handed_over(monotonic())
-            elif self._news.awaited:
-                if core.state is not _OPEN and not self._queue:
+            elif self._news.is_awaited():
+                if core.state is not _OPEN and self._queue._count == 0:
                     core.messages_handed_over(monotonic())
-                if self._queue or core.ended:
+                if self._queue._count > 0 or (core.state is not _OPEN and core.ended):
                     self._news.tell_soon()
             self._advance_to_end()
         finally:

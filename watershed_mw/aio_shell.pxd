@@ -8,6 +8,7 @@ from .system_calls cimport call_send
 cdef Py_ssize_t _WRITE_NOW
 cdef Py_ssize_t _WORTH_A_PIECE
 cdef bint _NEVER_PAUSES
+cdef long _SENDS_PER_WRITE
 cdef Py_ssize_t _LITTLE
 cdef Py_ssize_t _MUCH
 cdef int _PATIENCE
@@ -38,7 +39,11 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public unsigned long _thread
     cdef public object _transport
 
+    @cython.locals(core=Protocol)
     cpdef data_received(self, bytes data)
+    @cython.locals(core=Protocol)
+    cpdef object space(self, object _sizehint)
+    @cython.locals(core=Protocol)
     cpdef filled(self, Py_ssize_t nbytes)
     cpdef _receive_events(self, list events)
     @cython.locals(core=Protocol)
@@ -55,5 +60,5 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _write(self, bytes data)
     @cython.locals(core=Protocol)
     cpdef _update_reading(self)
-    @cython.locals(filling=bint)
+    @cython.locals(core=Protocol, filling=bint)
     cpdef _update_filling(self)

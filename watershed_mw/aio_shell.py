@@ -49,6 +49,7 @@ _WORTH_A_PIECE = 16 * 2**10
 # After this many messages in one turn of the loop, or two such writes, the application's `await send()` lets others
 # have theirs: one that only sends would never hear that its peer has gone.
 SENDS_PER_TURN = 256
+_SENDS_PER_WRITE = SENDS_PER_TURN // 2
 
 # What is known to do nothing but send, to a descriptor that is its own until it says that it is lost.
 _PLAIN_TRANSPORTS = {
@@ -175,13 +176,15 @@ class AsyncioShell(OrderedHandlers):
         if self._trace is not None:
             self._trace("read-buffer", self, data)
         self._patience = _PATIENCE if len(data) >= _MUCH else 0
-        self._receive_events(self._core.receive_data(data, monotonic()))
+        core = self._core
+        self._receive_events(core.receive_data(data, monotonic()))
 
     def space(self, _sizehint: int) -> memoryview:
         """Where the next bytes are to go."""
-        self._in_place = self._core.room() >= _WORTH_ITS_OWN_READ
+        core = self._core
+        self._in_place = core.room() >= _WORTH_ITS_OWN_READ
         if self._in_place:
-            return self._core.space()
+            return core.space()
         if self._scratch is None:
             self._scratch = scratch_of(self._loop)
         return self._scratch
@@ -193,14 +196,15 @@ class AsyncioShell(OrderedHandlers):
             self._patience = _PATIENCE
         elif self._patience > 0:
             self._patience -= 1
+        core = self._core
         if self._in_place:
-            self._receive_events(self._core.receive_in_place(nbytes, monotonic()))
+            self._receive_events(core.receive_in_place(nbytes, monotonic()))
         else:
             assert self._scratch is not None
             if self._trace is not None:
                 self._trace("read-buffer", self, bytes(self._scratch[:nbytes]))
             memory: Any = self._scratch.obj
-            self._receive_events(self._core.receive_borrowed(memory, nbytes, monotonic()))
+            self._receive_events(core.receive_borrowed(memory, nbytes, monotonic()))
 
     def _receive_events(self, events: list[Event]) -> None:
         self._reading = True
@@ -340,7 +344,7 @@ class AsyncioShell(OrderedHandlers):
 
     def _wrote(self) -> None:
         if self._core.unsent_size >= _WRITE_NOW:
-            self._sends += SENDS_PER_TURN // 2
+            self._sends += _SENDS_PER_WRITE
             self._flush()
         elif self._reading or self._flush_set:
             return  # data_received ends its turn when it is done
@@ -383,8 +387,8 @@ class AsyncioShell(OrderedHandlers):
 
         What the kernel does not take, and whatever is wrong, is the transport's business.
         """
-        # uvloop closes the descriptors of a loop that is closed, and tells nobody.
-        if cython.compiled and self._fd >= 0 and not self._loop.is_closed():
+        # uvloop closes the descriptors of a loop that is closed, and tells nobody. One that has brought bytes is open.
+        if cython.compiled and self._fd >= 0 and (self._reading or not self._loop.is_closed()):
             if self._behind and self._transport.get_write_buffer_size() == 0:
                 self._behind = False
             if not self._behind:
@@ -423,7 +427,8 @@ class AsyncioShell(OrderedHandlers):
                 self._transport.resume_reading()
 
     def _update_filling(self) -> None:
-        filling = self._patience > 0 or self._core.payload_to_come() >= 2 * _MUCH
+        core = self._core
+        filling = self._patience > 0 or core.payload_to_come() >= 2 * _MUCH
         if filling is self._filling:
             return
         transport = self._transport
@@ -439,7 +444,7 @@ class AsyncioShell(OrderedHandlers):
         else:
             self._let_go_of = True
         transport.set_protocol(Filling(self) if filling else cast(asyncio.Protocol, self))
-        if plain and not self._core.read_paused:
+        if plain and not core.read_paused:
             transport.resume_reading()
 
     # --- waiting -----------------------------------------------------------------------------------------

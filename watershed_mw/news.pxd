@@ -1,9 +1,15 @@
 # C types of news.py; the logic stands there and nowhere else.
 
+cdef extern from "Python.h":
+    int enter_context "PyContext_Enter"(object context) except -1
+    int exit_context "PyContext_Exit"(object context) except -1
+
+
 cdef int _IDLE
 cdef int _AWAITED
 cdef int _TOLD
 cdef int _CANCELLED
+cdef object _DONE
 
 
 cdef class News:
@@ -14,6 +20,8 @@ cdef class News:
     cdef int _state
     cdef object _wakeup
 
+    cpdef bint is_awaited(self)
+    cpdef bint is_idle(self)
     cpdef tell(self)
     cpdef tell_soon(self)
     cdef _wake_soon(self)

@@ -10,7 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, cast
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from . import _interpreted as cython
 
 __all__ = ["News"]
 
@@ -18,6 +23,19 @@ _IDLE = 0
 _AWAITED = 1
 _TOLD = 2
 _CANCELLED = 3
+
+
+class _NoLoop:
+    """What a future that is done wants of its loop."""
+
+    def get_debug(self) -> bool:
+        """As an event loop."""
+        return False
+
+
+# Tasks ask a future of asyncio's own for its result without a call, and there is nothing to tell but that it has one.
+_DONE: asyncio.Future[None] = asyncio.Future(loop=cast(asyncio.AbstractEventLoop, _NoLoop()))
+_DONE.set_result(None)
 
 
 class News:
@@ -39,13 +57,11 @@ class News:
         self._message: object = None  # of who cancels
         self._asyncio_future_blocking = False
 
-    @property
-    def awaited(self) -> bool:
+    def is_awaited(self) -> bool:
         """Whether a task waits and has not been told."""
         return self._state == _AWAITED
 
-    @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether the next task may wait: nobody does, and nobody has yet to hear of what he was told."""
         return self._state == _IDLE
 
@@ -59,7 +75,15 @@ class News:
         if self._wakeup is None or self._context is None:
             return  # driven by hand, not by a task
         try:
-            self._context.run(self._wakeup, self)
+            if cython.compiled:
+                context = self._context
+                enter_context(context)  # type: ignore[name-defined]  # noqa: F821
+                try:
+                    self._wakeup(_DONE)
+                finally:
+                    exit_context(context)  # type: ignore[name-defined]  # noqa: F821
+            else:
+                self._context.run(self._wakeup, _DONE)
         except RuntimeError:
             # What a task's own code raises stays with the task: it has not begun.
             self._wake_soon()
