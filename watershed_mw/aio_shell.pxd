@@ -52,6 +52,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _arm(self)
     cpdef _cancel_ring(self)
     cpdef _ring(self)
+    @cython.locals(large=bint)
     cpdef _wrote(self)
     cpdef _end_turn(self)
     @cython.locals(core=Protocol, pieces=list, size=Py_ssize_t)

@@ -343,12 +343,13 @@ class AsyncioShell(OrderedHandlers):
     # --- writing and reading -----------------------------------------------------------------------------
 
     def _wrote(self) -> None:
-        if self._core.unsent_size >= _WRITE_NOW:
+        large = self._core.unsent_size >= _WRITE_NOW
+        if large:
             self._sends += _SENDS_PER_WRITE
             self._flush()
-        elif self._reading or self._flush_set:
+        if self._reading or self._flush_set:
             return  # data_received ends its turn when it is done
-        elif self._sends == 1 and self._queue._count == 0:
+        if self._sends == 1 and self._queue._count == 0 and not large:
             self._flush()  # A lone reply: to wait for company would cost as much as it takes.
         else:
             self._flush_set = True

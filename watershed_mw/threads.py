@@ -59,14 +59,18 @@ class ThreadConnection(ThreadsShell):
                 alone = idle and self._begin_reading()
             if alone:
                 # Nothing else to see to: most messages come this way.
-                data = self._await_bytes(core.next_deadline())
-                with self._state:
-                    events = self._take_bytes(data)
-                    if len(events) == 1 and self._trace is None and not core.unsent_size:
-                        event = events[0]
-                        if isinstance(event, (str, bytes)):
-                            return event  # past the queue, as nobody else has read meanwhile
-                    at_once = self._take(events)
+                try:
+                    data = self._await_bytes(core.next_deadline())
+                    with self._state:
+                        events = self._take_bytes(data)
+                        if len(events) == 1 and self._trace is None and not core.unsent_size:
+                            event = events[0]
+                            if isinstance(event, (str, bytes)):
+                                return event  # past the queue, as nobody else has read meanwhile
+                        at_once = self._take(events)
+                except BaseException:
+                    self._read_no_more()
+                    raise
                 self._tell(at_once)
                 continue
             if core.unsent_size:

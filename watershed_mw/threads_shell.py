@@ -25,6 +25,8 @@ __all__ = ["LOOK_EVERY", "ThreadsShell"]
 
 # A thread that only sends looks this often, in seconds, whether the peer has gone: looking costs a system call.
 LOOK_EVERY = 0.05
+# Seconds within which a thread that waits to write has learnt that the stream is broken.
+_AWAKE = 1.0
 
 
 class ThreadsShell(WatershedConnection):
@@ -57,7 +59,7 @@ class ThreadsShell(WatershedConnection):
         # _state guards the core and the queue, and is never held while waiting or while calling a handler.
         self._state = threading.RLock()
         self._news: threading.Condition | None = None  # for those who wait while another thread reads
-        self._reading = False
+        self._reading = 0  # the ident of the one thread that does
         self._writing = threading.Lock()
         self._looked = 0.0
         self._unsent = 0
@@ -102,9 +104,19 @@ class ThreadsShell(WatershedConnection):
 
     def _receive(self, deadline: float | None) -> tuple[Event, ...]:
         """Read once, as the one thread that has claimed to be the reader, and give the core what came."""
-        data = self._await_bytes(deadline)
+        try:
+            data = self._await_bytes(deadline)
+            with self._state:
+                return self._take(self._take_bytes(data))
+        except BaseException:
+            self._read_no_more()
+            raise
+
+    def _read_no_more(self) -> None:
+        """A signal's handler or a time-out of gevent's has raised: somebody may read again, from what was not taken."""
         with self._state:
-            return self._take(self._take_bytes(data))
+            if self._reading == threading.get_ident():
+                self._stop_reading()
 
     def _await_bytes(self, deadline: float | None) -> bytes | None:
         """Wait for bytes as the reader; None where nothing came in time, empty at the end of the stream."""
@@ -113,13 +125,11 @@ class ThreadsShell(WatershedConnection):
             deadline = rest_due
         try:
             data = self._head or self._socket.receive(deadline)
-            self._head = b""
+            self._head = data or b""  # until it is taken
             if data and self._trace is not None:
                 self._trace("read-buffer", self, data)
         except BaseException:
-            # A time-out of gevent's, or what a signal's handler raises: somebody may read again.
-            with self._state:
-                self._stop_reading()
+            self._read_no_more()
             raise
         return data
 
@@ -127,6 +137,7 @@ class ThreadsShell(WatershedConnection):
         """Give the core what was read, and be the reader no more; with the state locked, until all is taken."""
         now = self._looked = time.monotonic()
         events: list[Event] = []
+        self._head = b""
         if data:
             events = self._core.receive_data(data, now)
         elif data is not None:
@@ -135,6 +146,7 @@ class ThreadsShell(WatershedConnection):
             self._core.rest(now)
         if due := self._core.handle_timeout(now, self._unsent):
             events += due
+        self._wake_at_the_end()
         self._stop_reading()
         return events
 
@@ -142,12 +154,12 @@ class ThreadsShell(WatershedConnection):
         """Claim to be the one thread that reads, unless another one does; with the state locked."""
         if self._reading:
             return False
-        self._reading = True
+        self._reading = threading.get_ident()
         return True
 
     def _stop_reading(self) -> None:
         """Let another thread read; with the state locked."""
-        self._reading = False
+        self._reading = 0
         if self._news is not None:
             self._news.notify_all()
 
@@ -167,7 +179,8 @@ class ThreadsShell(WatershedConnection):
     def _wake_at_the_end(self) -> None:
         """Whoever sees a time-out pass wakes the others, who have older deadlines in mind, or none."""
         if self._core.state is State.CLOSED:
-            self._socket.shutdown()
+            with self._state:  # under which it is closed: the number may soon be another socket's
+                self._socket.shutdown()
 
     # --- writing -----------------------------------------------------------------------------------------
 
@@ -217,6 +230,7 @@ class ThreadsShell(WatershedConnection):
                 if sent is None:
                     with self._state:
                         self._core.receive_eof()
+                    self._wake_at_the_end()
                     break
                 if sent == len(rest):
                     break
@@ -283,10 +297,16 @@ class ThreadsShell(WatershedConnection):
 
     def _close_socket(self) -> None:
         self._socket.shutdown()  # wakes whoever waits on it, as a descriptor must not be closed under them
-        with self._writing, self._state:
-            while self._reading:
-                self._wait_for_news()
-            self._socket.close()
+        if not self._writing.acquire(timeout=_AWAKE):
+            return  # A signal's handler, say, has called us in the midst of writing: who writes will close it.
+        try:
+            with self._state:
+                while self._reading and self._reading != threading.get_ident():
+                    self._wait_for_news()
+                if not self._reading:
+                    self._socket.close()
+        finally:
+            self._writing.release()
 
     def _finish(self) -> None:
         """Tell the handlers the rest, once; where a thread is in ``run``, that is its part."""

@@ -128,6 +128,27 @@ def test_what_interrupts_a_receive_loses_nothing(link: Link, interrupt: Interrup
 
 
 @in_threads
+def test_what_interrupts_a_reader_that_has_read_loses_nothing(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    live, peer = link()
+    peer.send(TEXT, "heard")
+    with monkeypatch.context() as patch:
+        patch.setattr(live.conn, "_take_bytes", lambda data: signal.default_int_handler(signal.SIGINT, None))
+        with pytest.raises(KeyboardInterrupt):
+            live.conn.receive()
+    assert live.receive() == "heard"
+
+
+@in_threads
+def test_destroy_from_within_reading(link: Link) -> None:
+    """As in a signal's handler, which runs in the thread that it interrupts."""
+    live, peer = link(trace=lambda probe, conn, data: probe == "read-buffer" and conn.destroy())
+    receiving = live.begin("receive")
+    peer.send(TEXT, "too late")
+    assert isinstance(receiving.exception(LIMIT), ConnectionClosed)
+    assert live.ended() == (1006, "")
+
+
+@in_threads
 def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
     live, peer = link(small=True)
     sending = live.begin("send", bytes(8 * 2**20))

@@ -248,6 +248,8 @@ def test_a_peer_that_never_reads_cannot_hold_the_end_up(link: Link) -> None:
 def test_who_waits_without_a_limit_learns_of_the_time_out_that_another_thread_sees(link: Link) -> None:
     live, peer = link(small=True, close_timeout=0.05, ping_interval=None)
     over = live.run()
+    peer.send(PING)
+    peer.expect(PONG)  # it reads
     sending = live.begin("send", b"x" * MIB)
     until(lambda: live.conn.stats.messages_sent == 1)
     live.call("begin_end")

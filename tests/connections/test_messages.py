@@ -126,16 +126,22 @@ def test_large_messages_follow_each_other_with_small_ones_between(opener: Opener
 
 
 @pulling
-def test_large_messages_and_small_ones_take_turns(link: Link) -> None:
+def test_large_messages_and_small_ones_take_turns(link: Link, way: Way) -> None:
     """So many small ones, one at a time, that reading is as it was before the large one."""
     live, peer = link()
+
+    def reads_in_place() -> bool:
+        return way.on_loop and live.do(lambda conn: conn._filling).result(LIMIT) is True
+
     for number in range(3):
         large = bytes([number]) * 200_000
         peer.send(BINARY, large)
         assert live.receive() == large
+        assert reads_in_place() is way.on_loop
         for text in map(str, range(40)):
             peer.send(TEXT, text)
             assert live.receive() == text
+        assert not reads_in_place()
 
 
 def test_two_flavours_of_ours_understand_each_other(both: Both) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import zlib
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from watershed_mw.core.events import CloseReceived, Ping, Pong
 from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.flow import MessageRate
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.states import Role, State
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
@@ -119,6 +121,18 @@ def test_what_a_peer_declares_costs_no_memory_in_place(build: Build) -> None:
     subject.receive_data(frame(BINARY, b"", key=wire.KEY, declared=2**40), START)
     assert subject.payload_to_come() == 2**40
     assert len(subject.space()) <= 256 * 2**10
+
+
+def test_what_interrupts_the_reading_of_borrowed_memory_ends_it(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's handler may raise anywhere: what it leaves behind is not read from memory that others write to."""
+    subject = build.make(limits=Limits(max_message_rate=100))
+    memory = bytearray(frame(TEXT, b"one", key=wire.KEY) * 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(MessageRate, "spend", lambda rate, now: signal.default_int_handler(signal.SIGINT, None))
+        with pytest.raises(KeyboardInterrupt):
+            subject.receive_borrowed(memory, len(memory), START)
+    assert subject.close_code == 1006
+    assert subject.receive_borrowed(memory, len(memory), START) == []
 
 
 def test_only_messages_in_one_frame_come_in_place(build: Build) -> None:

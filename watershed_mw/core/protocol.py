@@ -147,6 +147,11 @@ class Protocol(Conversation):
                     self._receive_payload(events)
         except RemoteProtocolError as error:
             self._fail(error, now, events)
+        except BaseException:
+            # A signal's handler, or no memory: the events are lost, and what is left is where others will write.
+            self._reader.forget()
+            self.receive_eof()
+            raise
         return events
 
     def _fail(self, error: RemoteProtocolError, now: float, events: list[Event]) -> None:
