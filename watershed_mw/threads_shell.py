@@ -34,6 +34,7 @@ class ThreadsShell(WatershedConnection):
 
     __slots__ = (
         "_background",
+        "_closing",
         "_details",
         "_finished",
         "_half_closed",
@@ -67,6 +68,7 @@ class ThreadsShell(WatershedConnection):
         self._half_closed = False
         self._running = False
         self._finished = False
+        self._closing = False
         self._background: Background | None = None
         self.in_background = False
         self.no_background = ""
@@ -171,6 +173,8 @@ class ThreadsShell(WatershedConnection):
 
     def _tell(self, at_once: tuple[Event, ...]) -> None:
         self._wake_at_the_end()
+        if self._closing:
+            self._close_socket()
         if self._core.unsent_size:
             self._flush(wait=False)
         for event in at_once:
@@ -205,6 +209,8 @@ class ThreadsShell(WatershedConnection):
         if heard:
             self._heard = ()
         self._writing.release()
+        if self._closing:
+            self._close_socket()
         if heard:
             self._tell(heard)
 
@@ -296,14 +302,17 @@ class ThreadsShell(WatershedConnection):
         self._finish()
 
     def _close_socket(self) -> None:
-        self._socket.shutdown()  # wakes whoever waits on it, as a descriptor must not be closed under them
+        """Close it under nobody: where a signal's handler calls in the midst of a call, that call does so at its end."""
+        self._closing = True
+        self._socket.shutdown()  # wakes whoever waits on it
         if not self._writing.acquire(timeout=_AWAKE):
-            return  # A signal's handler, say, has called us in the midst of writing: who writes will close it.
+            return
         try:
             with self._state:
                 while self._reading and self._reading != threading.get_ident():
                     self._wait_for_news()
                 if not self._reading:
+                    self._closing = False
                     self._socket.close()
         finally:
             self._writing.release()

@@ -149,6 +149,21 @@ def test_destroy_from_within_reading(link: Link) -> None:
 
 
 @in_threads
+def test_destroy_from_within_a_look_before_sending(link: Link) -> None:
+    live, peer = link(trace=lambda probe, conn, data: probe == "read-buffer" and conn.destroy())
+    peer.send(TEXT, "too late")
+    until(lambda: isinstance(live.begin("send", "looks").exception(LIMIT), ConnectionClosed))
+    assert live.ended() == (1006, "")
+
+
+@in_threads
+def test_destroy_from_within_writing(link: Link) -> None:
+    live, _ = link(trace=lambda probe, conn, data: probe == "send-close" and conn.destroy())
+    live.call("end")
+    assert live.ended() == (1006, "")
+
+
+@in_threads
 def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
     live, peer = link(small=True)
     sending = live.begin("send", bytes(8 * 2**20))
