@@ -302,7 +302,7 @@ class ThreadsShell(WatershedConnection):
         self._finish()
 
     def _close_socket(self) -> None:
-        """Close it under nobody: where a signal's handler calls in the midst of a call, that call does so at its end."""
+        """Close it under nobody: where a signal's handler asks in the midst of a call, that call does so at its end."""
         self._closing = True
         self._socket.shutdown()  # wakes whoever waits on it
         if not self._writing.acquire(timeout=_AWAKE):

@@ -153,6 +153,7 @@ def test_destroy_from_within_a_look_before_sending(link: Link) -> None:
     live, peer = link(trace=lambda probe, conn, data: probe == "read-buffer" and conn.destroy())
     peer.send(TEXT, "too late")
     until(lambda: isinstance(live.begin("send", "looks").exception(LIMIT), ConnectionClosed))
+    live.gone()
     assert live.ended() == (1006, "")
 
 
@@ -160,6 +161,7 @@ def test_destroy_from_within_a_look_before_sending(link: Link) -> None:
 def test_destroy_from_within_writing(link: Link) -> None:
     live, _ = link(trace=lambda probe, conn, data: probe == "send-close" and conn.destroy())
     live.call("end")
+    live.gone()
     assert live.ended() == (1006, "")
 
 

@@ -170,6 +170,10 @@ class Live:
         *_, (_, code, reason) = self.endings.wait_for("end")
         return code, reason
 
+    def gone(self) -> None:
+        """Wait until the socket is closed."""
+        until(lambda: self._sock.fileno() == -1, "the socket is closed")
+
     def close(self) -> None:
         """Destroy the connection; then nothing of it may be left."""
         self.call("destroy")
@@ -178,7 +182,7 @@ class Live:
             with contextlib.suppress(Exception):
                 future.exception(LIMIT)
             assert future.done(), "a call is still waiting on a connection that was destroyed"
-        until(lambda: self._sock.fileno() == -1, "the socket is closed")
+        self.gone()
         names = [event[0] for event in self.endings.events]
         assert names in (["end"], ["error", "end"], ["connection_reset", "end"])
 
