@@ -32,7 +32,7 @@ else:
 
 __all__ = ["AsyncioConnection"]
 
-_MOST_SENDS = SENDS_PER_TURN
+_MOST_SENDS = SENDS_PER_TURN  # a number of C's where this is compiled
 # Looked up once: a member of an Enum costs more than a call.
 _OPEN = State.OPEN
 

@@ -1,10 +1,5 @@
 # C types of news.py; the logic stands there and nowhere else.
 
-cdef extern from "Python.h":
-    int enter_context "PyContext_Enter"(object context) except -1
-    int exit_context "PyContext_Exit"(object context) except -1
-
-
 cdef int _IDLE
 cdef int _AWAITED
 cdef int _TOLD

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.connections.ways import ON_LOOP, SERVER, Link, Way
-from tests.connections.wire import KEY, PING, TEXT, request_head
+from tests.connections.wire import BINARY, KEY, PING, TEXT, request_head
 from tests.support import LIMIT
 from watershed_mw.aio_shell import SENDS_PER_TURN
 from watershed_mw.core.frames import encode_frame
@@ -153,6 +153,26 @@ def test_what_send_ping_and_end_return_may_be_a_task_an_awaitable_or_let_go(link
     peer.send_close(1000)
     peer.close()
     working.result(LIMIT)
+
+
+@on_loop
+def test_a_turn_of_large_sends_ends_as_any_other(link: Link) -> None:
+    """What was sent in it does not count in the next."""
+    live, peer = link()
+    data = bytes(300_000)
+
+    async def two_turns(conn: Any) -> tuple[int, int]:
+        sent = conn.send(data)
+        counted = conn._sends
+        await sent
+        await asyncio.sleep(0)
+        return counted, conn._sends
+
+    counting = live.do(two_turns)
+    peer.expect(BINARY, data)
+    counted, left = counting.result(LIMIT)
+    assert counted > 0
+    assert left == 0
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -123,6 +123,16 @@ def test_what_a_peer_declares_costs_no_memory_in_place(build: Build) -> None:
     assert len(subject.space()) <= 256 * 2**10
 
 
+def test_what_comes_in_place_when_it_has_ended_is_dropped(build: Build) -> None:
+    subject = build.make()
+    subject.receive_data(frame(BINARY, bytes(1000), key=wire.KEY)[:500], START)
+    size = subject.payload_to_come()
+    subject.space()[:size] = bytes(size)
+    subject.abort()
+    assert subject.receive_in_place(size, START) == []
+    assert subject.messages_received == 0
+
+
 def test_what_interrupts_the_reading_of_borrowed_memory_ends_it(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal's handler may raise anywhere: what it leaves behind is not read from memory that others write to."""
     subject = build.make(limits=Limits(max_message_rate=100))

@@ -189,7 +189,7 @@ class FrameReader:
         self._masked = masked
         self._rsv1_allowed = rsv1
         self._owner: bytes | bytearray = b""
-        self._data: bytes | bytearray = self._owner  # compiled, a pointer into it
+        self._data: Any = self._owner  # compiled, a pointer into it
         self._end = 0
         self._position = 0
         self._remaining = 0
@@ -249,7 +249,7 @@ class FrameReader:
         """The piece, unmasked; once."""
         start = self._start
         if cython.compiled:
-            source: Any = self._data + start  # type: ignore[operator]
+            source = self._data + start
             if not self._masked:
                 return PyBytes_FromStringAndSize(cython.cast("char *", source), self._size)  # type: ignore[no-any-return]
             piece = PyBytes_FromStringAndSize(cython.NULL, self._size)
@@ -273,7 +273,7 @@ class FrameReader:
             if self.kept + size > len(self.gathered):
                 self._make_room(self.kept + size)
             target = cython.cast("unsigned char *", PyBytes_AS_STRING(self.gathered)) + self.kept
-            source: Any = self._data + self._start  # type: ignore[operator]
+            source = self._data + self._start
             if self._masked:
                 _mask_to(target, source, size, self._key, self._phase)
                 self._phase = (self._phase + size) & 3
@@ -289,7 +289,7 @@ class FrameReader:
         """Bytes that :meth:`space` has without getting more memory."""
         if cython.compiled:
             return len(self.gathered) - self.kept
-        return min(self._remaining, self.length, _MOST_SCRATCH)
+        return min(self._remaining, _MOST_SCRATCH)
 
     def space(self) -> memoryview:
         """Memory for what is still to come of the frame that is being gathered; at least a byte of it.
