@@ -171,6 +171,16 @@ def test_the_star_switches_the_check_off() -> None:
         ("[::1]:3000", "http://[::1]:3000"),
         ("http://[::1]:3000", "http://[::1]:3000"),
         ("null", "null"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("ionic://localhost", "ionic://localhost"),
+        ("tauri://localhost", "tauri://localhost"),
+        ("app://obsidian.md", "app://obsidian.md"),
+        ("app://localhost:3000", "app://localhost:3000"),
+        ("file://", "file://"),
+        ("vscode-webview://0f3a", "vscode-webview://0f3a"),
+        ("safari-web-extension://A1B2-C3", "safari-web-extension://A1B2-C3"),
+        ("chrome-extension://abc", "chrome-extension://abc"),
+        ("moz-extension://6f4a-1b", "moz-extension://6f4a-1b"),
     ],
 )
 def test_a_pattern_lets_its_origins_in(pattern: str, origin: str) -> None:
@@ -202,6 +212,18 @@ def test_a_pattern_lets_its_origins_in(pattern: str, origin: str) -> None:
         ("null", ""),
         ("a.example", "null"),
         ("a.example", "a.example"),
+        # The host of an application's origin is opaque: no case, port or name in front is passed over.
+        ("capacitor://localhost", "http://localhost"),
+        ("capacitor://localhost", "ionic://localhost"),
+        ("capacitor://localhost", "capacitor://localhost:80"),
+        ("capacitor://localhost", "capacitor://a.localhost"),
+        ("capacitor://localhost", "capacitor://localhost/"),
+        ("safari-web-extension://A1B2", "safari-web-extension://a1b2"),
+        ("localhost:*", "capacitor://localhost"),
+        ("localhost", "capacitor://localhost"),
+        ("*.b.example", "app://a.b.example"),
+        ("file://", "file:///etc/passwd"),
+        ("file://", "null"),
     ],
 )
 def test_a_pattern_keeps_others_out(pattern: str, origin: str) -> None:
@@ -241,6 +263,16 @@ def test_a_string_is_no_list(origins: str) -> None:
         ":8000",
         ":*",
         "https://:*",
+        "htps://a.example",
+        "htttp://a.example",
+        "Capacitor://localhost",
+        "capacitor:localhost",
+        "capacitor://local host",
+        "capacitor://localhost/",
+        "capacitor://localhost:*",
+        "capacitor://user@localhost",
+        "chrome-extension://*",
+        "file:///",
     ],
 )
 def test_a_malformed_pattern_is_refused_when_it_is_set(pattern: str) -> None:

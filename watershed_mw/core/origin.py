@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 from ..errors import HandshakeError
@@ -17,9 +18,13 @@ from .headers import Headers, shown
 __all__ = ["check_origin", "check_origins"]
 
 _ORIGIN = re.compile(r"[a-z]+://[^\x00-\x20\x7f-\U0010ffff/?#@]+")
-# Browser extensions have origins too, without a host name to match by: they are compared to the letter.
-_EXTENSION = re.compile(r"[a-z]+-extension://[A-Za-z0-9-]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+# Pages of extensions (chrome-extension, safari-web-extension) and of applications (capacitor, ionic, tauri, app, file,
+# vscode-webview, and each other name that an application registers) have origins as well, in which the host is opaque
+# (WHATWG URL section 3.5), and may be empty, as in "file://": they are compared to the letter.
+_APPLICATION = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://[A-Za-z0-9._~-]*(:[0-9]{1,5})?")
+# Those of the web's own special schemes (WHATWG URL section 3.1) are compared part by part, or are none.
+_NO_APPLICATIONS = frozenset({*_DEFAULT_PORTS, "ftp"})
 
 
 def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
@@ -28,7 +33,7 @@ def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] 
     Raises:
         ValueError: it is neither None, nor ``"*"``, nor a list of patterns such as
             ``"https://a.example"``, ``"https://a.example:8443"``, ``"*.b.example"``, ``"localhost:*"``,
-            ``"chrome-extension://abc"`` or ``"null"``.
+            ``"chrome-extension://abc"``, ``"capacitor://localhost"``, ``"file://"`` or ``"null"``.
     """
     if origins is None or origins == "*":
         return origins
@@ -37,11 +42,25 @@ def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] 
     for pattern in origins:
         if pattern == "*":
             raise ValueError("expected origins='*' to allow every origin, got '*' inside a list")
-        if pattern != "null" and not _EXTENSION.fullmatch(pattern) and _pattern(pattern) is None:
+        if pattern == "null" or (_is_application(pattern) and not _misspelt(pattern)):
+            continue
+        if _pattern(pattern) is None:
             raise ValueError(
-                f"expected an origin such as 'https://a.example', '*.b.example' or 'localhost:*', got {pattern!r}"
+                "expected an origin such as 'https://a.example', '*.b.example', 'localhost:*' or "
+                f"'capacitor://localhost', got {pattern!r}"
             )
     return tuple(origins)
+
+
+def _is_application(pattern: str) -> bool:
+    """Whether this is the origin of an application's or an extension's pages."""
+    match = _APPLICATION.fullmatch(pattern)
+    return match is not None and match["scheme"] not in _NO_APPLICATIONS
+
+
+def _misspelt(pattern: str) -> bool:
+    """Whether "htps://a.example" or the like was meant for a web page; as an application's it would never match."""
+    return bool(get_close_matches(pattern.partition("://")[0], ("http", "https"), cutoff=0.8))
 
 
 def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
@@ -61,7 +80,7 @@ def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
         if own is not None and own[1:] == (host, port):
             return
     for pattern in allowed or ():
-        if pattern == "null" or _EXTENSION.fullmatch(pattern):
+        if pattern == "null" or _is_application(pattern):
             if origin == pattern:
                 return
         elif parts is not None and _matches(pattern, *parts):
