@@ -25,7 +25,7 @@ from .requests import as_request
 from .room import Room
 from .sockets import address
 from .transports import DetachedStreams
-from .watershed import ConnectionOptions, Options, Settings, Watershed
+from .watershed import ConnectionOptions, Options, Settings, Watershed, check_options
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -234,6 +234,7 @@ class ASGIUpgrade:
             TypeError, ValueError: an option is unknown or cannot have its value.
         """
         self._check_unanswered("accept")
+        check_options(options, ConnectionOptions.__optional_keys__, "accept()")
         headers = list(headers)
         try:
             agreement, _ = self.middleware.shed.agree(self.request, self._key, protocols)

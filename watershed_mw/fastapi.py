@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 from .aio import AsyncConnection
 from .asgi import ASGIUpgrade
 from .starlette import upgrade_of
-from .watershed import ConnectionOptions
+from .watershed import ConnectionOptions, check_connection_options
 
 __all__ = ["Accepted", "upgrade"]
 
@@ -29,9 +29,13 @@ class Accepted:
     Args:
         protocols: subprotocols that are supported here; those of the middleware in front unless given.
         options: options of these connections, such as ``ping_interval=5.0``.
+
+    Raises:
+        TypeError, ValueError: an option is not one of a connection, or cannot have its value; at once.
     """
 
     def __init__(self, protocols: Sequence[str] | None = None, **options: Unpack[ConnectionOptions]) -> None:
+        check_connection_options(options, "Accepted()")
         self._protocols = protocols
         self._options = options
 

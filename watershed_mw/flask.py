@@ -21,7 +21,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from .aio import AsyncConnection, AsyncHandler
 from .errors import ConnectionClosed
 from .threads import ThreadConnection
-from .watershed import ConnectionOptions, Options
+from .watershed import ConnectionOptions, Options, check_connection_options
 from .wsgi import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 
 __all__ = ["Shed", "UpgradeResponse"]
@@ -96,7 +96,11 @@ class Shed:
             endpoint: name for ``url_for``; the function's unless given.
             connection_options: options of these connections, such as ``{"ping_interval": 5.0}``.
             rule_options: as in ``Flask.route``.
+
+        Raises:
+            TypeError, ValueError: an option is not one of a connection, or cannot have its value; at once.
         """
+        check_connection_options(connection_options or {}, "a connection")
 
         def decorate(function: _F) -> _F:
             view = self._view(function, accept, protocols, connection_options)
@@ -153,11 +157,16 @@ class UpgradeResponse(Response):
         handler: called with the connection; a coroutine function is run on the process's event loop.
         protocols: subprotocols that are supported here.
         options: options of this connection.
+
+    Raises:
+        TypeError, ValueError: an option is not one of a connection, or cannot have its value.
     """
 
     def __init__(
         self, handler: Handler, protocols: Sequence[str] | None = None, **options: Unpack[ConnectionOptions]
     ) -> None:
+        if options:
+            check_connection_options(options, "UpgradeResponse()")
         super().__init__(status=101)
         self._handler = handler
         self._protocols = protocols

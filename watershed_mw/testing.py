@@ -17,7 +17,7 @@ from werkzeug.test import Client
 
 from .errors import ConnectionClosed, HandshakeError
 from .threads import ThreadConnection
-from .watershed import ConnectionOptions, Watershed
+from .watershed import ClientOptions, Watershed, check_options
 
 __all__ = ["TestConnection", "connect"]
 
@@ -47,7 +47,7 @@ def connect(
     protocols: Sequence[str] = (),
     headers: Iterable[tuple[str, str]] = (),
     timeout: float = 5.0,
-    **options: Unpack[ConnectionOptions],
+    **options: Unpack[ClientOptions],
 ) -> Iterator[TestConnection]:
     """Open a WebSocket through a test client of werkzeug's or Flask's, with its cookies.
 
@@ -66,6 +66,7 @@ def connect(
         HandshakeError: the application refused; with the response's ``status``, ``headers`` and ``body``.
         TimeoutError: something took too long.
     """
+    check_options(options, ClientOptions.__optional_keys__, "connect()")
     options.setdefault("close_timeout", timeout)
     shed = Watershed(**options)
     key = shed.generate_key()

@@ -218,13 +218,21 @@ class WatershedProtocol(asyncio.Protocol):
         self._decided: asyncio.Future[None] | None = None
         self._patience: float | None = None
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._check_options()
+
     @classmethod
-    def _options(cls, config: Config) -> Options:
+    def _check_options(cls) -> None:
         if unknown := cls.options.keys() - ConnectionOptions.__optional_keys__:
             raise TypeError(
                 f"expected {cls.__name__}.options among {', '.join(sorted(ConnectionOptions.__optional_keys__))}; "
                 f"got {', '.join(sorted(unknown))}: origins, protocols and max_connections belong to WatershedASGI"
             )
+
+    @classmethod
+    def _options(cls, config: Config) -> Options:
+        cls._check_options()  # it may have been set after the class was made
         return cast(Options, {**options_of(config), **cls.options})
 
     def own_options(self) -> Options:

@@ -13,7 +13,8 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
+from difflib import get_close_matches
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, overload
 from urllib.parse import urlsplit
 
 from .aio import AsyncConnection
@@ -48,13 +49,21 @@ from .requests import (
 from .threads import ThreadConnection
 from .transports import AsyncioTransport, AsyncTransportLike, BlockingTransport, DetachedStreams, drain_request, way_of
 
-__all__ = ["ConnectionOptions", "Options", "Settings", "Watershed"]
+__all__ = [
+    "ClientOptions",
+    "ConnectionOptions",
+    "Options",
+    "Settings",
+    "Watershed",
+    "check_connection_options",
+    "check_options",
+]
 
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
 
-class ConnectionOptions(TypedDict, total=False):
-    """The options that one connection may have for itself; see :class:`Options`."""
+class ClientOptions(TypedDict, total=False):
+    """The options that a client's connection may have; see :class:`Options`."""
 
     compression: bool | DeflateOptions
     trace: Trace | None
@@ -68,6 +77,11 @@ class ConnectionOptions(TypedDict, total=False):
     max_queued_messages: int
     max_queued_bytes: int
     max_unsent_bytes: int
+
+
+class ConnectionOptions(ClientOptions, total=False):
+    """The options that one accepted connection may have for itself; see :class:`Options`."""
+
     shutdown_code: int | None
 
 
@@ -120,9 +134,7 @@ class Settings:
     @classmethod
     def of(cls, options: Options) -> Settings:
         """The settings that ``options`` stand for."""
-        known = Options.__optional_keys__
-        if unknown := [name for name in options if name not in known]:
-            raise TypeError(f"expected options among {', '.join(sorted(known))}; got {', '.join(unknown)}")
+        check_options(options, Options.__optional_keys__)
         most: Any = options.get("max_connections", _MAX_CONNECTIONS)
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
             raise ValueError(f"expected max_connections as a whole number above 0, or None, got {most!r}")
@@ -141,6 +153,41 @@ class Settings:
             max_connections=most,
             shutdown_code=_checked_shutdown_code(options.get("shutdown_code", 0)),
         )
+
+
+def check_options(given: Iterable[str], known: frozenset[str], where: str = "") -> None:
+    """Refuse options that ``where`` does not have, before any of them could pass without an effect.
+
+    Args:
+        given: names of options.
+        known: those that there are.
+        where: what takes them, such as ``"connect()"``; empty for what takes all of :class:`Options`.
+
+    Raises:
+        TypeError: for each name that is not known it says what was probably meant, or where that option belongs.
+    """
+    if unknown := [name for name in given if name not in known]:
+        taken = f"options of {where}" if where else "options"
+        got = ", ".join(name + _hint(name, known) for name in unknown)
+        raise TypeError(f"expected {taken} among {', '.join(sorted(known))}; got {got}")
+
+
+def check_connection_options(options: ConnectionOptions, where: str) -> None:
+    """Check the options of one accept where they are written down, before there is a connection to accept.
+
+    Raises:
+        TypeError: it is no option of one connection.
+        ValueError: an option has a value that it cannot have.
+    """
+    check_options(options, ConnectionOptions.__optional_keys__, where)
+    Settings.of(cast(Options, options))
+
+
+def _hint(name: str, known: frozenset[str]) -> str:
+    if name in Options.__optional_keys__:
+        return " (an option of WatershedASGI and WatershedWSGI)"
+    close = get_close_matches(name, known, 1, cutoff=0.75)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _checked_shutdown_code(code: Any) -> int | None:

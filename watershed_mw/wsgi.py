@@ -25,7 +25,7 @@ from .room import Room
 from .takeover import Takeover
 from .threads import ThreadConnection
 from .transports import BlockingTransport
-from .watershed import ConnectionOptions, Options, Watershed
+from .watershed import ConnectionOptions, Options, Watershed, check_options
 from .wsgi_servers import WSGIServer, let_go, server_of, take_over
 
 __all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI", "asks_for_upgrade"]
@@ -296,6 +296,7 @@ class WSGIUpgrade:
         self._check_unanswered()
         shed, room = self._middleware.shed, self._middleware.room
         if options:
+            check_options(options, ConnectionOptions.__optional_keys__, "accept()")
             shed = Watershed(**cast(Options, {**self._middleware.options, **options}))
         try:
             request, key = shed.check(self._environ)

@@ -400,8 +400,12 @@ def test_and_those_of_the_middleware_before_both() -> None:
 
 @pytest.mark.parametrize("name", ["origins", "max_connections", "colour"])
 def test_an_option_that_is_not_the_classes_is_a_clear_error(name: str) -> None:
-    wrong = type("Wrong", (WatershedProtocol,), {"options": {name: 1}})
-    with pytest.raises(TypeError, match=f"expected Wrong.options among close_timeout, .*; got {name}: origins, "):
+    error = f"expected {{}}.options among close_timeout, .*; got {name}: origins, "
+    with pytest.raises(TypeError, match=error.format("Wrong")):
+        type("Wrong", (WatershedProtocol,), {"options": {name: 1}})
+    wrong = type("SetLate", (WatershedProtocol,), {})
+    wrong.options = {name: 1}  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=error.format("SetLate")):
         wrong(uvicorn.Config(echo), uvicorn.server.ServerState(), {})
 
 

@@ -30,7 +30,7 @@ from ..aio import AsyncConnection
 from ..core.headers import check_outgoing
 from ..errors import HandshakeError
 from ..threads import ThreadConnection
-from ..watershed import ConnectionOptions, Options, Watershed
+from ..watershed import ClientOptions, Watershed, check_options
 from .network import AsyncioStream
 from .opening import AsyncioOpening, Journey, ThreadOpening, as_http_url, read_refusal, read_refusal_blocking, shown
 from .retry import Attempts, Backoff, Retry, worth_retrying
@@ -61,7 +61,7 @@ def connect(
     max_redirects: int = _MAX_REDIRECTS,
     retry: Retry = worth_retrying,
     backoff: Backoff | None = None,
-    **options: Unpack[ConnectionOptions],
+    **options: Unpack[ClientOptions],
 ) -> Connect:
     """A connection to ``url``, opened when it is entered (``async with``, ``with``), awaited, or iterated over.
 
@@ -88,7 +88,8 @@ def connect(
             ``ConnectionClosed`` of a connection that ended; default :func:`worth_retrying`. Never asked for 401, 403
             and 404, which end the iteration.
         backoff: how long the iterators wait; default ``Backoff()``: at random up to 1, 2, 4 ... 60 seconds.
-        options: options of the connection, such as ``compression=False``; see :class:`~watershed_mw.Options`.
+        options: options of the connection, such as ``compression=False``; see :class:`~watershed_mw.Options`. Those
+            of a server (``origins``, ``max_connections``, ``shutdown_code``) are refused.
 
     Returns:
         what can be entered, awaited (``conn = await connect(...)``), opened (``conn = connect(...).open()``), or
@@ -102,12 +103,13 @@ def connect(
         UnsupportedServerError: ``wss://`` through a proxy that is spoken to in TLS, by threads.
         OSError: no way there (``ConnectionRefusedError``, ``socket.gaierror``, ``ssl.SSLError`` ...).
     """
+    check_options(options, _OPTIONS, "connect()")
     target = as_http_url(url)
     if http is not None and not isinstance(http, (httpx.Client, httpx.AsyncClient)):
         raise TypeError(f"expected http to be an httpx.Client or httpx.AsyncClient, got {type(http).__name__}")
     if ssl is not None and not isinstance(ssl, tls.SSLContext):
         raise TypeError(f"expected ssl to be an ssl.SSLContext, got {type(ssl).__name__}")
-    shed = Watershed(**cast(Options, {**options, "protocols": protocols}))
+    shed = Watershed(**options, protocols=protocols)
     given = httpx.Headers(headers)
     if not_yours := sorted(_OURS.intersection(given)):
         raise ValueError(f"expected header fields besides those of the opening handshake, got {', '.join(not_yours)}")
@@ -135,6 +137,10 @@ def connect(
         retry,
         backoff or Backoff(),
     )
+
+
+# All that can be given to connect(), for the error that a misspelt one gets.
+_OPTIONS: Final = frozenset(connect.__kwdefaults__ or ()) | ClientOptions.__optional_keys__
 
 
 def _for_the_origin(url: httpx.URL, cookies: Any, headers: httpx.Headers) -> httpx.Cookies:
