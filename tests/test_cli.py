@@ -496,6 +496,8 @@ def test_proxy_stands_in_front_of_a_server(echo: int) -> None:
         (["echo", "--tls-key", __file__], "expected --tls-cert with --tls-key"),
         (["echo", "--tls-cert", __file__], "expected a certificate and its key in PEM form"),
         (["proxy", "--listen", ":0"], "Missing option '--to'"),
+        (["proxy", "--to", "ws://x/"], "Missing option '--listen'"),
+        (["proxy"], "Missing option '--"),
         (["proxy", "--listen", ":0", "--to", "nowhere"], "expected a URL, got 'nowhere'"),
     ],
 )

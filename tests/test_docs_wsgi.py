@@ -259,6 +259,8 @@ ROWS = {
     "waitress": "waitress",
     "cheroot": "cheroot",
     "wsgiref": "wsgiref",
+    "Django's `runserver`": "django",
+    "Django's `runserver --nothreading`": "django-nothreading",
     "eventlet": "eventlet",
     "uWSGI, `--http-socket`": "uwsgi",
     "uWSGI, `--http`": "uwsgi-router",

@@ -409,6 +409,12 @@ def _ring(relay: Relay) -> None:
     relay._ring()
 
 
+def can_relay(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this event loop waits for the sockets of a relay: Windows' ProactorEventLoop has no ``add_reader()``."""
+    proactor: Any = getattr(asyncio, "ProactorEventLoop", None)
+    return proactor is None or not isinstance(loop, proactor)
+
+
 def relay(
     a: Stream,
     b: Stream,
@@ -460,8 +466,7 @@ def relay(
     for stream in (a, b):
         _check(stream, running)
     loop = running or background_loop()[0]
-    proactor: Any = getattr(asyncio, "ProactorEventLoop", None)
-    if proactor is not None and isinstance(loop, proactor):
+    if not can_relay(loop):
         raise NotImplementedError(f"expected an event loop with add_reader(), got {type(loop).__name__}")
     client, server = _side_of(a, loop, close_timeout), _side_of(b, loop, close_timeout)
     made = Relay(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import _socket
 import contextlib
 import os
-import select
 import socket
 import ssl
 import sys
@@ -31,6 +30,9 @@ _GEVENT_TLS = (
 
 # Where a server waits with select(), which knows no number above 1,023, a socket must not hold a low one for long.
 _LOW_NUMBERS = 2048
+
+# Windows knows sockets by handles, which are no numbers that dup2() could replace.
+_SOCKETS_ARE_DESCRIPTORS = sys.platform != "win32"
 
 
 class Takeover:
@@ -60,7 +62,25 @@ class Takeover:
                 _lingering.append(self._other_end)
                 _close_lingering()
         else:
+            _discard(self._other_end)
             self._other_end.close()
+
+
+def _discard(other_end: _socket.socket) -> bool:
+    """Read what a server has written to its dummy; whether it has closed its side.
+
+    A socket that is closed with unread bytes resets the connection: a server that looks for a next request would find
+    an error there in place of the end.
+    """
+    other_end.setblocking(False)
+    try:
+        while other_end.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 # Seconds of silence after which a server has nothing more to say, though it has not closed its side.
@@ -69,7 +89,7 @@ _SILENCE = 30.0
 
 def _swallow(other_end: _socket.socket) -> None:
     # As the threads of this process wait: under gevent and eventlet this is a greenlet's socket.
-    sink = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=other_end.detach())
+    sink = _as_threads_wait(other_end)
     sink.settimeout(_SILENCE)
 
     def read() -> None:
@@ -91,9 +111,7 @@ _lingering_lock = threading.Lock()
 def _close_lingering() -> None:
     """Close those whose server has closed its side; the last one waits for the next connection's end."""
     for other_end in tuple(_lingering):
-        poll = select.poll()
-        poll.register(other_end, 0)
-        if poll.poll(0):  # nothing but the end of both directions is reported unasked
+        if _discard(other_end):
             _lingering.remove(other_end)
             other_end.close()
 
@@ -120,7 +138,15 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
         number: descriptor of a plain socket.
         head: bytes that the server has read already.
         writes_late: whether the server writes its answer only when it has closed the body.
+
+    Raises:
+        UnsupportedServerError: sockets have no such number here (Windows); nothing has changed.
     """
+    if not _SOCKETS_ARE_DESCRIPTORS:
+        raise UnsupportedServerError(
+            "expected a platform whose sockets are file descriptors, where this server's could be replaced behind its "
+            "back, got Windows: use werkzeug, cheroot or Django's development server there, or serve by ASGI"
+        )
     dummy, other_end = _dummy()
     try:
         taken = socket.socket(fileno=_moved_up(number))
@@ -132,9 +158,36 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
 
 def _dummy() -> tuple[_socket.socket, _socket.socket]:
     # Made by the C module: no monkey patching turns these into something else.
-    dummy, other_end = _socket.socketpair()
+    dummy, other_end = _socket.socketpair() if hasattr(_socket, "socketpair") else _pair_by_tcp()
     other_end.shutdown(_socket.SHUT_WR)
     return dummy, other_end
+
+
+def _pair_by_tcp() -> tuple[_socket.socket, _socket.socket]:
+    """Two connected sockets where the C module makes none (Windows), as the socket module makes them there."""
+    listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    dummy = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    try:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        dummy.connect(listener.getsockname())
+        number, address = cast(Any, listener)._accept()
+        other_end = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fileno=number)
+        if address != dummy.getsockname():
+            other_end.close()
+            raise ConnectionError("expected a connection from this process to itself, got another program's")
+    except BaseException:
+        dummy.close()
+        raise
+    finally:
+        listener.close()
+    return dummy, other_end
+
+
+def _as_threads_wait(sock: _socket.socket) -> socket.socket:
+    """The same socket as the socket module's, which under gevent and eventlet is a greenlet's."""
+    family, kind, proto = sock.family, sock.type, sock.proto
+    return socket.socket(family, kind, proto, fileno=sock.detach())
 
 
 def _moved_up(number: int) -> int:
@@ -143,7 +196,7 @@ def _moved_up(number: int) -> int:
 
         return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOW_NUMBERS)
     except (ImportError, OSError):
-        return os.dup(number)  # Windows; or the limit on descriptors is lower
+        return os.dup(number)  # no such call here, or the limit on descriptors is lower
 
 
 def _how(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
@@ -170,7 +223,8 @@ def _take_plain(sock: Any, dummy: _socket.socket) -> socket.socket:
     timeout = sock.gettimeout()
     taken = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
     # The same object, so that every reference that the server holds (files made of it too) meets the dummy.
-    type(sock).__init__(sock, socket.AF_UNIX, socket.SOCK_STREAM, 0, dummy.detach())
+    family, kind, proto = dummy.family, dummy.type, dummy.proto
+    type(sock).__init__(sock, family, kind, proto, dummy.detach())
     sock.settimeout(timeout)
     return taken
 
@@ -181,7 +235,7 @@ def _take_tls(sock: ssl.SSLSocket, dummy: _socket.socket) -> socket.socket:
     sock.settimeout(0.0)
     taken = TakenTLSSocket.of(sock)
     sock.__class__ = ServersTLSSocket
-    stand_in = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=dummy.detach())
+    stand_in = _as_threads_wait(dummy)
     stand_in.setblocking(False)
     vars(sock)["stand_in"] = stand_in
     return taken
@@ -200,7 +254,8 @@ def _take_gevent_tls(sock: Any, dummy: _socket.socket) -> socket.socket:
         if hasattr(sock, name):
             setattr(taken, name, getattr(sock, name))
     sock._drop_events_and_close(closefd=False)
-    gevent_socket.__init__(sock, socket.AF_UNIX, socket.SOCK_STREAM, 0, dummy.detach())
+    family, kind, proto = dummy.family, dummy.type, dummy.proto
+    gevent_socket.__init__(sock, family, kind, proto, dummy.detach())
     sock._sslobj = None  # what follows is plain, and goes to the dummy
     sock.settimeout(timeout)
     return cast(socket.socket, taken)

@@ -7,7 +7,6 @@ for its event loop. Bytes that came before the connection was made are found whe
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -192,7 +191,7 @@ class AsyncioTransport:
         transport = self._transport
         transport.pause_reading()
         # A descriptor of our own: the transport closes its own, and shuts nothing down.
-        taken = DetachedSocket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        taken = DetachedSocket(fileno=socket.dup(transport.get_extra_info("socket").fileno()))
         taken.setblocking(False)
         taken.head = head
         transport.abort()

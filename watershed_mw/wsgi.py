@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -370,7 +369,7 @@ class WSGIUpgrade:
         """The client's socket by a descriptor of its own, which the caller closes; -1 where it cannot be had."""
         client = self.server.client(self._environ, self._start_response)
         number = client if isinstance(client, int) else client.fileno()
-        return os.dup(number) if number >= 0 else -1
+        return socket.dup(number) if number >= 0 else -1
 
     def _check_unanswered(self) -> None:
         if self.accepted:

@@ -38,6 +38,7 @@ class WSGIServer:
         reason: why it cannot, and what to do instead.
         stopping: gives what tells whether the server is stopping, where there is such a thing.
         client: gives the client's socket, or its descriptor, which stays the server's.
+        target: gives the request target as the client sent it; None where the server keeps it nowhere.
     """
 
     name: str
@@ -46,6 +47,7 @@ class WSGIServer:
     reason: str = ""
     stopping: Callable[[], Callable[[], bool] | None] = lambda: None
     client: Callable[[Environ, Any], Any] = lambda environ, start_response: -1
+    target: Callable[[Environ, Any], str | None] = lambda environ, start_response: _told_target(environ)
 
     def no_background(self, environ: Environ) -> str:
         """Why a connection cannot outlive its request here; empty where it can."""
@@ -107,8 +109,32 @@ def _entry(key: str) -> Callable[[Environ, Any], Any]:
     return lambda environ, start_response: environ[key]
 
 
+def _is_reader(stream: Any) -> bool:
+    raw = getattr(stream, "raw", None)
+    return isinstance(raw, socket.SocketIO) and hasattr(raw, "_sock")
+
+
+# Where a stream that bounds how much of a body can be read keeps the one below: gevent, werkzeug and Paste the stream
+# itself, Django's LimitedStream nothing but its methods.
+_BELOW: Final = ("rfile", "_stream", "file", "_read")
+
+
+def _reader(environ: Environ) -> Any:
+    """The connection's own buffered reader, by itself or below what bounds the body; None where there is none.
+
+    It is known by what it is, whatever its server calls itself.
+    """
+    stream: Any = environ.get("wsgi.input")
+    for _ in _BELOW:  # a chain that is longer than that goes round in a circle
+        if _is_reader(stream):
+            return stream
+        below = next((part for name in _BELOW if (part := getattr(stream, name, None)) is not None), None)
+        stream = getattr(below, "__self__", below)
+    return None
+
+
 def _under_file(environ: Environ, start_response: Any) -> Any:
-    return environ["wsgi.input"].raw._sock
+    return _reader(environ).raw._sock
 
 
 def _of_channel(environ: Environ, start_response: Any) -> Any:
@@ -146,8 +172,8 @@ def _gunicorn(environ: Environ, start_response: Any) -> Takeover:
 
 
 def _file(environ: Environ, start_response: Any) -> Takeover:
-    sock = _under_file(environ, start_response)
-    return take_socket(sock, drain_file(environ["wsgi.input"], sock))
+    reader = _reader(environ)
+    return take_socket(reader.raw._sock, drain_file(reader, reader.raw._sock))
 
 
 def _waitress(environ: Environ, start_response: Any) -> Takeover:
@@ -171,6 +197,26 @@ def _eventlet(environ: Environ, start_response: Any) -> Takeover:
 
 def _uwsgi(environ: Environ, start_response: Any) -> Takeover:
     return take_descriptor(_of_uwsgi(environ, start_response), writes_late=True)
+
+
+def _told_target(environ: Environ) -> str | None:
+    """The target as most servers put it into the environ, though WSGI has no name for it (PEP 3333)."""
+    told = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    return str(told) if told else None
+
+
+def _target_of_eventlet(environ: Environ, start_response: Any) -> str | None:
+    return environ.get("RAW_PATH_INFO")
+
+
+def _target_of_handler(environ: Environ, start_response: Any) -> str | None:
+    """The target of a server that keeps it in the handler of the request: wsgiref's family, and gevent's pywsgi."""
+    told = _told_target(environ)
+    if told is not None:
+        return told
+    owner = getattr(start_response, "__self__", None)
+    path = getattr(getattr(owner, "request_handler", owner), "path", None)
+    return path if isinstance(path, str) else None
 
 
 def _gunicorn_stopping() -> Callable[[], bool] | None:
@@ -206,8 +252,7 @@ def _came_from(*packages: str) -> Callable[[Environ, Any], bool]:
 
 
 def _reads_a_socket(environ: Environ, start_response: Any) -> bool:
-    raw = getattr(environ.get("wsgi.input"), "raw", None)
-    return isinstance(raw, socket.SocketIO) and hasattr(raw, "_sock")
+    return _reader(environ) is not None
 
 
 def _is_cheroots(environ: Environ, start_response: Any) -> bool:
@@ -232,7 +277,7 @@ _SERVERS: Final = (
         None,
         "another middleware hides its start_response: make WatershedWSGI the outermost one",
     ),
-    WSGIServer("eventlet", _has("eventlet.input"), _eventlet, client=_of_eventlet),
+    WSGIServer("eventlet", _has("eventlet.input"), _eventlet, client=_of_eventlet, target=_target_of_eventlet),
     WSGIServer("uWSGI", _has("uwsgi.version"), _uwsgi, client=_of_uwsgi),
     WSGIServer(
         "mod_wsgi", _has("mod_wsgi.version"), None, f"Apache keeps the client's connection to itself: {_INSTEAD}"
@@ -252,6 +297,20 @@ _SERVERS: Final = (
         "a WSGI application behind ASGI has no socket: serve WebSockets from an ASGI application beside it, or "
         + _INSTEAD,
     ),
-    # wsgiref, gevent's pywsgi, and whoever else hands the connection's own buffered file to the application.
-    WSGIServer("this WSGI server", _reads_a_socket, _file, stopping=_gunicorn_stopping, client=_under_file),
+    WSGIServer(
+        "tornado's WSGIContainer",
+        _came_from("tornado"),
+        None,
+        "it reads the request whole and keeps the connection to itself: " + _INSTEAD,
+    ),
+    # wsgiref, Django's runserver, gevent's pywsgi, and every other server whose application reads the connection's own
+    # buffered file.
+    WSGIServer(
+        "this WSGI server",
+        _reads_a_socket,
+        _file,
+        stopping=_gunicorn_stopping,
+        client=_under_file,
+        target=_target_of_handler,
+    ),
 )

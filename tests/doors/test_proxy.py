@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -1002,6 +1003,43 @@ def test_raw_bytes_or_nothing(messages: Front, serve: Serve) -> None:
     assert answer.status == 501
     assert b"raw sockets" in answer.body
     assert upstream.visits == 0
+
+
+@pytest.fixture
+def no_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every event loop passes for Windows' default, which has no ``add_reader()``."""
+    monkeypatch.setattr(asyncio, "ProactorEventLoop", asyncio.AbstractEventLoop, raising=False)
+
+
+@pytest.mark.usefixtures("no_readers")
+def test_messages_where_the_event_loop_cannot_wait_for_sockets(start: Callable[[str], Front], serve: Serve) -> None:
+    front, upstream = start("raw-h11"), serve(echoing)
+    front.serve(WebSocketProxy(upstream.url(), mode="raw"))
+    assert ask(front).status == 501
+    front.serve(WebSocketProxy(upstream.url()))
+    with Peer(front.port) as peer:
+        peer.open_with(head())
+        peer.send(text("as a message"))
+        assert peer.text() == "as a message"
+        peer.send(close())
+        assert peer.close() == (1000, "")
+    assert not live_relays()
+
+
+@pytest.mark.usefixtures("no_readers")
+def test_under_wsgi_such_a_loop_is_a_501(start: Callable[[str], Front], serve: Serve) -> None:
+    front, upstream = start("wsgi"), serve(echoing)
+    front.serve(WebSocketProxy(upstream.url()))
+    answer = ask(front)
+    assert answer.status == 501
+    assert b"ASGI" in answer.body
+    assert upstream.visits == 0
+
+
+def test_a_platform_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_UNIX")
+    with pytest.raises(ValueError, match="no Unix sockets"):
+        WebSocketProxy("unix:/run/of/nowhere.sock")
 
 
 @pytest.mark.need(25)

@@ -151,14 +151,17 @@ def test_a_worker_that_has_served_enough_ends_every_connection(name: str) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize(
     "name",
-    ["werkzeug", "werkzeug-single", "wsgiref", "waitress", "cheroot", "pywsgi", "pywsgi-patched", "eventlet"],
+    [
+        *("werkzeug", "werkzeug-single", "wsgiref", "django", "django-nothreading"),
+        *("waitress", "cheroot", "pywsgi", "pywsgi-patched", "eventlet"),
+    ],
 )
 def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number: signal.Signals) -> None:
     kind = SERVERS[name]
     with start(kind) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         # wsgiref takes a KeyboardInterrupt that comes in its application for an error of it, and goes on.
-        survives = (name, number) == ("wsgiref", signal.SIGINT)
+        survives = name in ("wsgiref", "django-nothreading") and number == signal.SIGINT
         peers = open_connections(
             server, stack, [path for path in paths_of(kind) if path != "/blocking" or not survives]
         )

@@ -98,6 +98,8 @@ SERVERS: Final = {
         Kind("werkzeug-processes", background=False, keeps_alive=False),
         Kind("werkzeug-debugger", keeps_alive=False, tls=False),
         Kind("wsgiref", single=True, keeps_alive=False),
+        Kind("django", tls=False),
+        Kind("django-nothreading", single=True, keeps_alive=False, tls=False),
         Kind("gunicorn-sync", ("-k", "sync"), single=True, keeps_alive=False),
         Kind("gunicorn-gthread", _GTHREAD),
         Kind("gunicorn-preload", (*_GTHREAD, "--preload", "-w", "2"), tls=False),

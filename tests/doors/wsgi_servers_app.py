@@ -309,6 +309,20 @@ def _tls(certificate: str) -> ssl.SSLContext:
     return context
 
 
+def _run_django(app: Any, port: int, *, threading: bool) -> None:
+    """``manage.py runserver`` of a project whose WSGI application is this one."""
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
+
+    import tests.doors.wsgi_servers_app as found_by_name  # not this module, which runs as __main__
+
+    vars(found_by_name)["application"] = app
+    settings.configure(ALLOWED_HOSTS=["*"], SECRET_KEY="-", WSGI_APPLICATION=f"{found_by_name.__name__}.application")
+    django.setup()
+    call_command("runserver", f"127.0.0.1:{port}", use_reloader=False, use_threading=threading, skip_checks=True)
+
+
 def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]) -> None:
     """Serve on this port until a signal comes; ``kind`` as in ``wsgi_servers.py``."""
     if kind == "pywsgi-patched":
@@ -333,6 +347,8 @@ def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]
             if certificate:
                 server.socket = _tls(certificate).wrap_socket(server.socket, server_side=True)
             server.serve_forever()
+    elif kind.startswith("django"):
+        _run_django(app, port, threading=kind == "django")
     elif kind.startswith("pywsgi"):
         server_class = import_module("gevent.pywsgi").WSGIServer
         server_class(("127.0.0.1", port), app, **({"certfile": certificate} if certificate else {})).serve_forever()

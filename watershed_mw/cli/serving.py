@@ -27,6 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def serving_options(default: str | None) -> Callable[[F], F]:
     """The options of a command that serves; without a default it has to be told where."""
+    # click takes a default of None for one that was given (since 8.3), and then misses nothing.
+    given: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
 
     def decorate(command: F) -> F:
         file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -37,9 +39,7 @@ def serving_options(default: str | None) -> Callable[[F], F]:
             click.option(
                 "--listen",
                 callback=as_address,
-                default=default,
-                show_default=default is not None,
-                required=default is None,
+                **given,
                 metavar="[HOST]:PORT",
                 help="Where to listen; without a host on all addresses, port 0 for any that is free.",
             ),

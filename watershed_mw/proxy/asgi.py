@@ -12,7 +12,7 @@ from ..aio import AsyncConnection
 from ..asgi import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
 from ..core.handshake import offered_subprotocols
 from ..errors import HandshakeError
-from ..relay import Relay, relay
+from ..relay import Relay, can_relay, relay
 from .forwarding import answer_fields, refusal_fields
 from .messages import relay_messages
 from .settings import Plan, request_of_scope
@@ -65,12 +65,15 @@ class ASGIProxy:
         try:
             request = request_of_scope(scope, upgrade.request.headers)
             await upgrade.take_connect()
-            if plan.mode != "messages" and upgrade.native:
+            if plan.mode != "messages" and upgrade.native and can_relay(asyncio.get_running_loop()):
                 await self._relay_raw(upgrade, request)
             elif plan.mode != "raw":
                 await self._relay_messages(upgrade, request)
             else:
-                raise HandshakeError(f"the proxy needs raw sockets, which {upgrade.server.name} has not", status=501)
+                raise HandshakeError(
+                    f"the proxy needs raw sockets, which {upgrade.server.name} does not give on this event loop",
+                    status=501,
+                )
         except HandshakeError as error:
             if upgrade.accepted or upgrade.refused:
                 raise
@@ -157,7 +160,9 @@ class ASGIProxy:
         if self._told_mode:
             return
         self._told_mode = True
-        if mode == "messages" and self._plan.mode == "auto":
+        if mode == "messages" and self._plan.mode == "auto" and upgrade.native:
+            logger.warning("the proxy relays messages, as this event loop cannot wait for raw sockets (add_reader)")
+        elif mode == "messages" and self._plan.mode == "auto":
             logger.warning(
                 "the proxy relays messages, as %s has no raw socket to give: uvicorn with --ws "
                 "watershed_mw.uvicorn:WatershedProtocol relays bytes, for a fraction of the work",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -118,6 +119,8 @@ def parse_upstream(url: str) -> tuple[httpx.URL, str | None]:
         path = url.removeprefix("unix:")
         if not path.startswith("/"):
             raise ValueError(f"expected the absolute path of a Unix socket, such as unix:/run/app.sock, got {url!r}")
+        if not hasattr(socket, "AF_UNIX"):
+            raise ValueError(f"expected a ws:// or wss:// URL, as this platform has no Unix sockets, got {url!r}")
         return httpx.URL("http://localhost"), path
     parsed = as_http_url(url)
     if parsed.userinfo:

@@ -6,7 +6,6 @@ Upstreams are asked on the process's event loop, where the bytes are relayed as 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Iterable, Iterator
 from functools import partial
@@ -16,8 +15,8 @@ from urllib.parse import quote
 
 from ..drain import catch_signals, watch_process
 from ..errors import ConnectionClosed, HandshakeError
-from ..loop_thread import run_on_background_loop
-from ..relay import Relay, relay
+from ..loop_thread import background_loop, run_on_background_loop
+from ..relay import Relay, can_relay, relay
 from ..watershed import Options
 from ..wsgi import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 from .forwarding import answer_fields, refusal_fields
@@ -69,6 +68,12 @@ class WSGIProxy:
         entered = False
         try:
             request, key = upgrade.check()
+            if not can_relay(background_loop()[0]):
+                raise HandshakeError(
+                    "the proxy needs an event loop with add_reader(), which the one of this platform has not: "
+                    "run the proxy as an ASGI application here",
+                    status=501,
+                )
             plan.room.enter()
             entered = True
             forwarded = request_of_environ(environ, request.headers)
@@ -112,7 +117,7 @@ class WSGIProxy:
             return run_on_background_loop(ask())
         finally:
             if descriptor >= 0:
-                os.close(descriptor)
+                socket.close(descriptor)
 
     def _relay(
         self, upgrade: WSGIUpgrade, answered: list[tuple[str, str]], upstream: Raw, path: str, where: str
