@@ -75,7 +75,8 @@ def test_who_is_told_no_does_not_ask_again(client: Client, serve: Serve, status:
     with pytest.raises(HandshakeError) as caught:
         each(client, connect(server.url(), backoff=FAST, retry=hook), lambda *_: False)
     assert caught.value.status == int(status[:3])
-    assert server.visits == 1
+    # A 400 may be about the parameters with which compression was offered: one more request comes without them.
+    assert server.visits == (2 if caught.value.status == 400 else 1)
 
 
 def test_the_hook_decides(client: Client, serve: Serve) -> None:

@@ -26,7 +26,7 @@ from starlette.routing import WebSocketRoute
 from websockets.frames import Opcode
 
 from tests.client.peers import Server, Visit, echoing
-from tests.connections.wire import CLOSE, PING, PONG, TEXT
+from tests.connections.wire import CLOSE, PING, PONG, TEXT, response_head
 from tests.support import LIMIT, free_port
 from watershed_mw import HandshakeError, WatershedASGI, WatershedWSGI
 from watershed_mw.proxy import ProxyRequest, Upstream, WebSocketProxy, live_relays
@@ -994,6 +994,29 @@ def test_pings_do_not_pile_up(start: Callable[[str], Front], serve: Serve, name:
         assert bytes(frame.data) == b"and no more"
         peer.send(close())
         assert peer.close() == (1000, "")
+
+
+@pytest.mark.parametrize("name", ["raw-h11", "uvicorn-own", "hypercorn"])
+def test_an_upstream_that_refuses_the_proxys_own_offer_gets_a_plain_one(
+    start: Callable[[str], Front], serve: Serve, name: str
+) -> None:
+    front = start(name)
+
+    def script(visit: Visit) -> None:
+        if "max_window_bits" in (visit.request().field("sec-websocket-extensions") or ""):
+            visit.answer("400 Bad Request")
+        else:
+            visit.write(response_head(visit.field("sec-websocket-key") or ""))
+            visit.echo()
+
+    upstream = serve(script)
+    front.serve(WebSocketProxy(upstream.url(), mode="messages"))
+    with Peer(front.port) as peer:
+        peer.open()
+        peer.send(text("through") + close())
+        assert peer.text() == "through"
+    assert fields_of(upstream).count(("sec-websocket-extensions", "permessage-deflate")) == 1
+    assert upstream.visits == 2
 
 
 def test_raw_bytes_or_nothing(messages: Front, serve: Serve) -> None:

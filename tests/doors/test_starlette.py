@@ -341,7 +341,8 @@ def test_options_of_a_route_alone(uvicorns: Uvicorn) -> None:
     )
     uvicorns.run(Starlette(routes=[route]))
     with Peer(uvicorns.port) as peer:
-        answer = peer.open(Origin="http://friend.example", Sec_WebSocket_Extensions="permessage-deflate")
+        offer = "permessage-deflate; server_max_window_bits=15"
+        answer = peer.open(Origin="http://friend.example", Sec_WebSocket_Extensions=offer)
         assert "server_max_window_bits=9" in answer["sec-websocket-extensions"]
         peer.send(text("x") * 8)
         assert [peer.text() for _ in range(5)] == ["x"] * 5

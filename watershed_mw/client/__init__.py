@@ -12,6 +12,7 @@ connection has the event loop's own transport, or the bare socket, and HTTP is g
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl as tls
 import threading
@@ -27,6 +28,7 @@ except ImportError as error:
     raise ImportError("watershed_mw.client needs httpx: pip install 'watershed-mw[client]'") from error
 
 from ..aio import AsyncConnection
+from ..core.extensions import with_plain_offer
 from ..core.headers import check_outgoing
 from ..errors import HandshakeError
 from ..threads import ThreadConnection
@@ -40,7 +42,10 @@ __all__ = ["Backoff", "Connect", "Retry", "connect", "worth_retrying"]
 
 Fields: TypeAlias = "Mapping[str, str] | Sequence[tuple[str, str]]"
 
+_logger = logging.getLogger("watershed_mw.client")
+
 _MAX_REDIRECTS: Final = 10
+_PLAIN: Final = "%s has refused the opening handshake with 400; asking once more, with a plain offer of compression"
 # What the opening handshake says itself, whatever headers an application gives.
 _OURS = frozenset({"connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
 
@@ -178,11 +183,12 @@ class _Order:
         """What holds for each request on the way."""
         return Journey(self.shed, self.url, self.headers, fixed=self.unix is not None)
 
-    def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """The first request."""
+    def request(self, client: httpx.Client | httpx.AsyncClient, plain: bool) -> httpx.Request:
+        """The first request; ``plain`` for an offer of compression without parameters."""
         headers = httpx.Headers({"Accept-Encoding": "identity"})  # a refusal's body is taken as it comes
         headers.update(self.headers)
-        headers.update(self.shed.request_headers(self.shed.generate_key()))
+        fields = self.shed.request_headers(self.shed.generate_key())
+        headers.update((with_plain_offer(fields) or fields) if plain else fields)
         return client.build_request("GET", self.url, headers=headers)
 
     def client_options(self) -> dict[str, Any]:
@@ -195,6 +201,10 @@ class _Order:
             "timeout": None,  # one for all: the stream's deadline
             "trust_env": False,  # the route has asked it
         }
+
+    def may_be_the_offer(self, error: HandshakeError) -> bool:
+        """Whether the server may have refused the parameters with which compression was offered."""
+        return error.status == 400 and error.response is not None and self.shed.settings.deflate is not None
 
     def too_late(self) -> TimeoutError:
         """What is raised when time is up."""
@@ -235,6 +245,7 @@ class Connect:
         self._order = order
         self._retry = retry
         self._backoff = backoff
+        self._plain = False  # whether this server has refused an offer with parameters, and taken one without
         self._entered: AsyncConnection | ThreadConnection | None = None
         self._in_use = threading.Lock()
 
@@ -299,7 +310,7 @@ class Connect:
         limit = asyncio.timeout(order.open_timeout)
         try:
             async with limit:
-                return await (self._through_ours(limit) if order.http is None else self._through(order.http, limit))
+                return await self._with_either_offer(limit)
         except TimeoutError as error:
             if limit.expired():
                 raise order.too_late() from error
@@ -307,8 +318,26 @@ class Connect:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _plainly(error) from None
 
-    async def _through(self, client: httpx.AsyncClient, limit: asyncio.Timeout) -> AsyncConnection:
-        response = await client.send(self._order.request(client), stream=True)
+    async def _with_either_offer(self, limit: asyncio.Timeout) -> AsyncConnection:
+        until, plain = limit.when(), self._plain
+        try:
+            return await self._ask(limit, plain)
+        except HandshakeError as error:
+            late = until is not None and asyncio.get_running_loop().time() >= until
+            if plain or late or not self._order.may_be_the_offer(error):
+                raise
+        _logger.info(_PLAIN, shown(self._order.url))
+        limit.reschedule(until)
+        connection = await self._ask(limit, True)
+        self._plain = True
+        return connection
+
+    async def _ask(self, limit: asyncio.Timeout, plain: bool) -> AsyncConnection:
+        http = cast("httpx.AsyncClient | None", self._order.http)
+        return await (self._through_ours(limit, plain) if http is None else self._through(http, limit, plain))
+
+    async def _through(self, client: httpx.AsyncClient, limit: asyncio.Timeout, plain: bool) -> AsyncConnection:
+        response = await client.send(self._order.request(client, plain), stream=True)
         if response.status_code != 101:
             raise await _refusal_within(response, limit)
         try:
@@ -317,12 +346,12 @@ class Connect:
             await response.aclose()
             raise
 
-    async def _through_ours(self, limit: asyncio.Timeout) -> AsyncConnection:
+    async def _through_ours(self, limit: asyncio.Timeout, plain: bool) -> AsyncConnection:
         order = self._order
         hooks: dict[str, list[Any]] = {"request": [order.journey().prepare_async]}
         transport = AsyncioOpening(order.route())
         async with httpx.AsyncClient(transport=transport, event_hooks=hooks, **order.client_options()) as client:
-            response = await client.send(order.request(client), stream=True)
+            response = await client.send(order.request(client, plain), stream=True)
             if response.status_code != 101:
                 raise await _refusal_within(response, limit)
             way, early = await AsyncioStream.take(response.extensions["network_stream"])
@@ -341,11 +370,11 @@ class Connect:
             raise TypeError(
                 "expected an httpx.Client for the threads flavour, got an httpx.AsyncClient: use `async with`"
             )
-        began = time.monotonic()
+        deadline = None if order.open_timeout is None else time.monotonic() + order.open_timeout
         try:
-            return self._through_ours_blocking() if order.http is None else self._through_blocking(order.http)
+            return self._with_either_offer_blocking(deadline)
         except TimeoutError as error:
-            if order.open_timeout is not None and time.monotonic() - began >= order.open_timeout:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise order.too_late() from error
             raise
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -391,20 +420,37 @@ class Connect:
                     return
             time.sleep(delay)
 
-    def _through_blocking(self, client: httpx.Client) -> ThreadConnection:
-        request = self._order.request(client)
+    def _with_either_offer_blocking(self, deadline: float | None) -> ThreadConnection:
+        plain = self._plain
+        try:
+            return self._ask_blocking(deadline, plain)
+        except HandshakeError as error:
+            late = deadline is not None and time.monotonic() >= deadline
+            if plain or late or not self._order.may_be_the_offer(error):
+                raise
+        _logger.info(_PLAIN, shown(self._order.url))
+        connection = self._ask_blocking(deadline, True)
+        self._plain = True
+        return connection
+
+    def _ask_blocking(self, deadline: float | None, plain: bool) -> ThreadConnection:
+        http = cast("httpx.Client | None", self._order.http)
+        return self._through_ours_blocking(deadline, plain) if http is None else self._through_blocking(http, plain)
+
+    def _through_blocking(self, client: httpx.Client, plain: bool) -> ThreadConnection:
+        request = self._order.request(client, plain)
         if (limit := self._order.open_timeout) is not None:
             # Its own time-outs are for each step, and so is ours where it is shorter.
             for step, seconds in request.extensions["timeout"].items():
                 request.extensions["timeout"][step] = limit if seconds is None else min(seconds, limit)
         return self._finish(client.send(request, stream=True))
 
-    def _through_ours_blocking(self) -> ThreadConnection:
+    def _through_ours_blocking(self, deadline: float | None, plain: bool) -> ThreadConnection:
         order = self._order
         hooks: dict[str, list[Any]] = {"request": [order.journey().prepare]}
-        transport = ThreadOpening(order.route(), order.open_timeout)
+        transport = ThreadOpening(order.route(), deadline)
         with httpx.Client(transport=transport, event_hooks=hooks, **order.client_options()) as client:
-            return self._finish(client.send(order.request(client), stream=True))
+            return self._finish(client.send(order.request(client, plain), stream=True))
 
     def _finish(self, response: httpx.Response) -> ThreadConnection:
         if response.status_code != 101:

@@ -7,7 +7,6 @@ for each request, whose stream the WebSocket connection takes over.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
@@ -206,12 +205,12 @@ class ThreadOpening(httpx.BaseTransport):
 
     Args:
         route: the way to the servers.
-        patience: seconds for the whole opening handshake; None for no limit.
+        deadline: time of ``time.monotonic()`` by which the opening handshake has to be over; None for no limit.
     """
 
-    def __init__(self, route: Route, patience: float | None) -> None:
+    def __init__(self, route: Route, deadline: float | None) -> None:
         self._route = route
-        self._deadline = None if patience is None else time.monotonic() + patience
+        self._deadline = deadline
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request. Raises as :meth:`Route.request`."""

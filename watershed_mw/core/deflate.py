@@ -7,6 +7,7 @@ compressed message has travelled in their direction, and can be given back betwe
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections import OrderedDict
 from typing import Any
@@ -102,7 +103,8 @@ class Deflate:
 
     def __init__(self, parameters: DeflateParameters) -> None:
         options = parameters.options
-        self.threshold = options.threshold
+        # zlib cannot deflate with 2**8: no message is long enough then.
+        self.threshold = options.threshold if parameters.local_max_window_bits > 8 else sys.maxsize
         self.level = options.level
         self.memory_level = options.memory_level
         self.local_bits = parameters.local_max_window_bits

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..errors import HandshakeError
 from .headers import ExtensionOffer, shown
 
-__all__ = ["DeflateOptions", "DeflateParameters", "accept_offer", "check_answer", "make_offer"]
+__all__ = ["DeflateOptions", "DeflateParameters", "accept_offer", "check_answer", "make_offer", "with_plain_offer"]
 
 NAME = "permessage-deflate"
 
@@ -68,7 +68,8 @@ class DeflateOptions:
 class DeflateParameters:
     """What both ends agreed on (RFC 7692 section 7.1), seen from this end.
 
-    ``local_*`` governs what this end compresses, ``remote_*`` what the peer does.
+    ``local_*`` governs what this end compresses, ``remote_*`` what the peer does. A ``local_max_window_bits`` of 8 is
+    more than zlib can do: this end then sends uncompressed, as it may with any message (section 6).
     """
 
     local_no_context_takeover: bool = False
@@ -119,8 +120,9 @@ def accept_offer(offers: Sequence[ExtensionOffer], options: DeflateOptions) -> t
             answer.append("server_no_context_takeover")
         if remote_no_takeover:
             answer.append("client_no_context_takeover")
-        if offer.server_max_window_bits is not None or local_bits < 15:
-            # Section 7.1.2.1 allows this hint without an offer; it lets the client's inflater be small.
+        if offer.server_max_window_bits is not None:
+            # Section 7.1.2.1 lets a server say so unasked, for the client's inflater to be small, but some clients
+            # refuse each parameter that they have not offered: without it they inflate with 2**15, which is fine.
             answer.append(f"server_max_window_bits={local_bits}")
         if offer.client_max_window_bits is not None:
             remote_bits = min(options.window_bits, offer.client_max_window_bits or 15)
@@ -146,6 +148,15 @@ def make_offer(options: DeflateOptions) -> str:
     )
     wanted = "; ".join(offer)
     return wanted if wanted == anything else f"{wanted}, {anything}"
+
+
+def with_plain_offer(fields: Sequence[tuple[str, str]]) -> list[tuple[str, str]] | None:
+    """The header fields of a request with an offer that has no parameters in place of one that has; None without one.
+
+    Section 5.1 has a server decline a parameter that it does not know. Some refuse the request instead, with a 400.
+    """
+    plain = [(name, NAME if name.lower() == "sec-websocket-extensions" else value) for name, value in fields]
+    return None if plain == list(fields) else plain
 
 
 def check_answer(
@@ -178,8 +189,8 @@ def check_answer(
         local_no_context_takeover=answer.client_no_context_takeover or not options.context_takeover,
         remote_no_context_takeover=answer.server_no_context_takeover,
         # What the offer promised is kept, whether the answer repeats it or not (section 7.1.2.2).
-        local_max_window_bits=max(
-            9, min(options.window_bits, offer.client_max_window_bits or 15, answer.client_max_window_bits or 15)
+        local_max_window_bits=min(
+            options.window_bits, offer.client_max_window_bits or 15, answer.client_max_window_bits or 15
         ),
         remote_max_window_bits=answer.server_max_window_bits or 15,
         options=options,
@@ -197,12 +208,9 @@ def _not_allowed(answer: _Parameters, offer: _Parameters) -> str | None:
             f"expected server_max_window_bits of at most {offer.server_max_window_bits} in the answer, "
             f"got {answer.server_max_window_bits}"
         )
-    if answer.client_max_window_bits is not None:
-        if offer.client_max_window_bits is None:
-            return "expected no client_max_window_bits in the answer, as it was not offered"
-        # More than was offered is harmless: section 7.1.2.2 lets the server ignore our value.
-        if answer.client_max_window_bits < 9:
-            return "expected client_max_window_bits from 9 to 15 in the answer (zlib cannot deflate with 8), got 8"
+    # More than was offered is harmless: section 7.1.2.2 lets the server ignore our value.
+    if answer.client_max_window_bits is not None and offer.client_max_window_bits is None:
+        return "expected no client_max_window_bits in the answer, as it was not offered"
     return None
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ..aio import AsyncConnection
 from ..asgi import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
+from ..core.extensions import with_plain_offer
 from ..core.handshake import offered_subprotocols
 from ..errors import HandshakeError
 from ..relay import Relay, can_relay, relay
@@ -135,6 +136,11 @@ class ASGIProxy:
         async with while_there(upgrade.wait_gone):
             to = await self._destination(request)
             answer = await plan.ask(to, request, key, handshake, raw=False)
+            if isinstance(answer, Refused) and answer.status == 400 and (plain := with_plain_offer(handshake)):
+                # The offer is the proxy's own: the client is not to pay for an upstream that refuses its parameters.
+                await answer.aclose()
+                handshake = plain
+                answer = await plan.ask(to, request, key, handshake, raw=False)
         if isinstance(answer, Refused):
             await _pass_refusal(upgrade, answer)
             return

@@ -1,0 +1,126 @@
+"""permessage-deflate with servers that read RFC 7692 in their own way."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.client.conftest import Serve
+from tests.client.peers import Client, Server, Visit
+from tests.connections.wire import TEXT, header, response_head
+from watershed_mw import DeflateOptions, HandshakeError
+from watershed_mw.client import Connect, connect
+
+DEFLATE = "permessage-deflate"
+
+
+def strict(visit: Visit) -> None:
+    """As Go's nhooyr.io/websocket up to 1.8.7 in its default mode: a parameter that it does not know is a 400."""
+    offers = visit.request().field("sec-websocket-extensions") or ""
+    if "server_max_window_bits" in offers:
+        visit.answer("400 Bad Request", body=b'unsupported permessage-deflate parameter: "server_max_window_bits=12"')
+    else:
+        visit.write(response_head(visit.field("sec-websocket-key") or "", ("Sec-WebSocket-Extensions", DEFLATE)))
+        visit.read()  # a Close
+
+
+def offers_of(server: Server) -> list[str | None]:
+    """What each request has offered."""
+    return [header(head, "sec-websocket-extensions") for head in server.heads]
+
+
+def test_a_server_that_refuses_a_parameter_is_asked_once_more_with_a_plain_offer(
+    client: Client, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "watershed_mw.client")
+    server = serve(strict)
+    connecting = connect(server.url("/?token=hidden"), headers={"X-Kept": "1"})
+    talk = client.enter(connecting)
+    talk.end()
+    assert offers_of(server)[1:] == [DEFLATE]
+    assert all(b"x-kept: 1" in head.lower() for head in server.heads)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "watershed_mw.client"]
+    assert line.startswith(f"{server.url('/', scheme='http')} has refused the opening handshake with 400; asking once ")
+    client.enter(connecting).end()  # it is known by now
+    assert offers_of(server)[1:] == [DEFLATE, DEFLATE]
+
+
+def test_by_an_httpx_client_as_well(client: Client, serve: Serve) -> None:
+    server = serve(strict)
+    http = httpx.Client() if client.loop is None else client.do(httpx.AsyncClient)
+    client.open(server.url(), http=http).end()
+    client.do(http.close if isinstance(http, httpx.Client) else http.aclose)
+    assert offers_of(server)[1:] == [DEFLATE]
+
+
+@pytest.mark.parametrize(
+    "options, asked", [({}, 2), ({"compression": DeflateOptions(window_bits=15)}, 2), ({"compression": False}, 1)]
+)
+def test_a_server_that_refuses_anything_is_asked_twice_at_the_most(
+    client: Client, serve: Serve, options: dict[str, Any], asked: int
+) -> None:
+    server = serve(lambda visit: visit.answer("400 Bad Request", body=b"no"))
+    connecting: Connect = connect(server.url(), **options)
+    for times in (1, 2):  # a plain offer was no help, so the next one is not plain
+        with pytest.raises(HandshakeError) as caught:
+            client.enter(connecting)
+        assert (caught.value.status, caught.value.body, server.visits) == (400, b"no", times * asked)
+    assert offers_of(server)[:asked] == offers_of(server)[asked:]
+
+
+@pytest.mark.parametrize(
+    "status", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "426 Upgrade Required", "500 Oh"]
+)
+def test_other_refusals_are_not_about_the_offer(either: Client, serve: Serve, status: str) -> None:
+    server = serve(lambda visit: visit.answer(status))
+    with pytest.raises(HandshakeError):
+        either.open(server.url())
+    assert server.visits == 1
+
+
+def test_a_proxys_400_is_not_about_the_offer(either: Client, serve: Serve) -> None:
+    proxy = serve(lambda visit: visit.answer("400 Bad Request"))
+    with pytest.raises(HandshakeError, match="expected the proxy to open a tunnel"):
+        either.open("ws://a.example", proxy=proxy.url("", scheme="http"))
+    assert proxy.visits == 1
+
+
+def test_both_offers_share_the_time(client: Client, serve: Serve) -> None:
+    def script(visit: Visit) -> None:
+        if visit.number == 0:
+            visit.answer("400 Bad Request")
+        else:
+            visit.wait_until_gone()
+
+    server = serve(script)
+    with pytest.raises(TimeoutError, match="open_timeout"):
+        client.open(server.url(), open_timeout=0.3)
+    assert server.visits == 2
+
+
+def test_a_400_that_trickles_uses_up_the_time(client: Client, serve: Serve) -> None:
+    def script(visit: Visit) -> None:
+        visit.request().write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\nno")
+        visit.wait_until_gone()
+
+    server = serve(script)
+    with pytest.raises(HandshakeError) as caught:
+        client.open(server.url(), open_timeout=0.2)
+    assert (caught.value.body, server.visits) == (b"no", 1)
+
+
+def test_a_window_that_zlib_cannot_have_means_that_nothing_is_compressed(client: Client, serve: Serve) -> None:
+    def script(visit: Visit) -> None:
+        visit.switch(("Sec-WebSocket-Extensions", f"{DEFLATE}; client_max_window_bits=8"))
+        message = visit.read().payload  # which is not compressed, or there would be a reserved bit
+        deflater = zlib.compressobj(wbits=-15)
+        visit.send(TEXT, (deflater.compress(message) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4)
+        visit.echo()
+
+    talk = client.open(serve(script).url())
+    talk.echo("compressible " * 1000)
+    talk.end()
