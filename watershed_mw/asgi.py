@@ -21,7 +21,7 @@ from .core.handshake import Agreement, Request
 from .core.messages import MessageProtocol
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
-from .requests import as_request
+from .requests import as_request, scope_to_origin_form
 from .room import Room
 from .sockets import address
 from .transports import DetachedStreams
@@ -69,6 +69,7 @@ class WatershedASGI:
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return
+        scope_to_origin_form(scope)
         upgrade = ASGIUpgrade(self, scope, receive, send)
         try:
             try:

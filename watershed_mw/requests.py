@@ -7,9 +7,12 @@ installed, as far as both make the same of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 
@@ -25,8 +28,10 @@ from .errors import HandshakeError
 __all__ = [
     "as_request",
     "as_response",
+    "environ_to_origin_form",
     "read_request_head",
     "read_response_head",
+    "scope_to_origin_form",
     "write_fields",
     "write_head",
     "write_refusal",
@@ -41,6 +46,11 @@ MAX_HEAD = 64 * 2**10
 # ways: no folded line, no tab, no control character, no byte beyond ASCII.
 _PLAIN = bytes(range(0x20, 0x7F))
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+# Schemes of a target in absolute form, which a client sends that takes this server for a proxy.
+_SCHEMES = ("http", "https", "ws", "wss")
+
 
 def as_request(source: Any) -> Request:
     """A request in any of these forms:
@@ -52,19 +62,24 @@ def as_request(source: Any) -> Request:
     - a mapping of header names to values, taken as ``GET`` with HTTP/1.1
 
     Raises:
-        HandshakeError: the raw head is no HTTP request (400), or longer than 64 KiB (431).
+        HandshakeError: the raw head is no HTTP request (400), or longer than 64 KiB (431); or a server has let a
+            control character pass (400).
         TypeError: it is none of these.
     """
     if isinstance(source, Request):
         return source
     if isinstance(source, (bytes, bytearray, memoryview)):
         return read_request_head(bytes(source))[0]
-    if isinstance(source, Mapping):
-        if "REQUEST_METHOD" in source:
-            return _from_environ(source)
-        if "headers" in source and "type" in source and "path" in source:
-            return _from_scope(source)
-        return Request(Headers(source))
+    if not isinstance(source, Mapping):
+        return _in_origin_form(_from_object(source))
+    if "REQUEST_METHOD" in source:
+        return _in_origin_form(_from_environ(source))
+    if "headers" in source and "type" in source and "path" in source:
+        return _in_origin_form(_from_scope(source))
+    return Request(Headers(source))
+
+
+def _from_object(source: Any) -> Request:
     headers = getattr(source, "headers", None)
     if headers is None:
         raise TypeError(
@@ -78,6 +93,68 @@ def as_request(source: Any) -> Request:
     return Request(Headers(_fields(headers)), str(method), str(target), version)
 
 
+def _origin_form(target: str) -> tuple[str | None, str]:
+    """A request target in origin form, and the host that it names where it came in absolute form.
+
+    RFC 9112 section 3.2.2: a server must accept the absolute form, and take its host in place of the Host field.
+    """
+    scheme, separator, rest = target.partition("://")
+    if not separator or scheme.lower() not in _SCHEMES:
+        return None, target
+    host = rest
+    for end in "/?#":
+        host = host.partition(end)[0]
+    path = rest[len(host) :]
+    return host, path if path.startswith("/") else f"/{path}"
+
+
+def _in_origin_form(request: Request) -> Request:
+    if request.target.startswith("/"):
+        return request
+    host, target = _origin_form(request.target)
+    # None, or several, are an error that the named host does not mend (RFC 9112 section 3.2).
+    if host is None or len(request.headers.get_all("host")) != 1:
+        return request
+    headers = Headers([(name, host if name == "host" else value) for name, value in request.headers])
+    return replace(request, headers=headers, target=target)
+
+
+def scope_to_origin_form(scope: MutableMapping[str, Any]) -> None:
+    """Put path and host of a target in absolute form where a scope has them, if the server has left that undone."""
+    path: str = scope["path"]
+    if "://" not in path:
+        return
+    # uvicorn puts its root path in front of whatever came as the target.
+    root = str(scope.get("root_path") or "")
+    root = root if path.startswith(root) else ""
+    raw = bytes(scope.get("raw_path") or b"").decode("latin-1")
+    host, target = _origin_form(raw.removeprefix(root) or path.removeprefix(root))
+    fields = list(scope["headers"])
+    if host is None or [name.lower() for name, _ in fields].count(b"host") != 1:
+        return
+    scope["path"] = root + (unquote(target) if raw else target)
+    scope["raw_path"] = (root + target).encode("latin-1", "replace") if raw else None
+    scope["headers"] = [
+        (name, host.encode("latin-1", "replace") if name.lower() == b"host" else value) for name, value in fields
+    ]
+
+
+def environ_to_origin_form(environ: MutableMapping[str, Any]) -> None:
+    """As :func:`scope_to_origin_form`, for a WSGI environ: some servers see to the path alone, some to neither."""
+    host, target = _origin_form(str(environ.get("PATH_INFO", "")))
+    if host is not None:
+        environ["PATH_INFO"] = target
+    for name in ("RAW_URI", "REQUEST_URI"):  # with escapes and query, where the server has one of them
+        named, target = _origin_form(str(environ.get(name, "")))
+        if named is not None:
+            host, environ[name] = named, target
+    if host is None:
+        return
+    environ["PATH_INFO"] = environ.get("PATH_INFO") or ("" if environ.get("SCRIPT_NAME") else "/")
+    if "HTTP_HOST" in environ:
+        environ["HTTP_HOST"] = host
+
+
 def _from_environ(environ: Mapping[str, Any]) -> Request:
     fields = [
         (key[5:].replace("_", "-"), value)
@@ -87,10 +164,13 @@ def _from_environ(environ: Mapping[str, Any]) -> Request:
     # WSGI keeps these two apart (PEP 3333).
     if environ.get("CONTENT_LENGTH"):
         fields.append(("Content-Length", environ["CONTENT_LENGTH"]))
-    target = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+    # What came, where a server has it: the path itself is decoded, and may hold any byte.
+    if _CONTROL.search(str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")):
+        raise HandshakeError("expected a request target without control characters, got one with them")
+    target = (str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))) or "/"
     if environ.get("QUERY_STRING"):
         target += f"?{environ['QUERY_STRING']}"
-    return Request(Headers(fields), str(environ["REQUEST_METHOD"]), target or "/", http_version(environ))
+    return Request(Headers(fields), str(environ["REQUEST_METHOD"]), target, http_version(environ))
 
 
 def http_version(environ: Mapping[str, Any]) -> str:
@@ -102,7 +182,8 @@ def http_version(environ: Mapping[str, Any]) -> str:
 
 def _from_scope(scope: Mapping[str, Any]) -> Request:
     query = scope.get("query_string") or b""
-    target = scope["path"] + ("?" + query.decode("latin-1") if query else "")
+    # An application that is mounted may be given what is behind its prefix, which may be nothing.
+    target = (scope["path"] or "/") + ("?" + query.decode("latin-1") if query else "")
     headers = Headers(scope["headers"])
     if scope.get("subprotocols") and "sec-websocket-protocol" not in headers:
         # Some servers (uvicorn with wsproto) take the field out of the headers.
@@ -118,6 +199,8 @@ def read_request_head(data: bytes) -> tuple[Request, bytes]:
         HandshakeError: it is incomplete, too long, or no HTTP request.
     """
     end = data.find(b"\r\n\r\n") + 4
+    if (size := end if end >= 4 else len(data)) > MAX_HEAD:
+        raise HandshakeError(f"expected an HTTP head of at most {MAX_HEAD} bytes, got {size}", status=431)
     # h11 takes its ten times longer, and knows why it refuses what it does.
     if httptools is not None and end >= 4 and (request := _read_plain(data[:end])) is not None:  # type: ignore[redundant-expr]
         return request, data[end:]
@@ -135,7 +218,7 @@ def read_by_h11(data: bytes) -> tuple[Request, bytes]:
         event.target.decode("latin-1"),
         event.http_version.decode("ascii"),
     )
-    return request, connection.trailing_data[0]
+    return _in_origin_form(request), connection.trailing_data[0]
 
 
 def as_parsed(fields: list[tuple[bytes, bytes]], head: bytes) -> Request | None:
@@ -145,7 +228,7 @@ def as_parsed(fields: list[tuple[bytes, bytes]], head: bytes) -> Request | None:
     """
     first_line, _, rest = head.partition(b"\r\n")
     words = first_line.split(b" ")
-    if len(words) != 3 or not words[0] or not words[1] or words[2] != b"HTTP/1.1":
+    if len(words) != 3 or not words[0] or not words[1].startswith(b"/") or words[2] != b"HTTP/1.1":
         return None
     again = b"\r\n".join(map(b": ".join, fields))
     if rest != again + b"\r\n\r\n" or head.translate(None, _PLAIN) != b"\r\n" * (len(fields) + 2):

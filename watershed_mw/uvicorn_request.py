@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -32,11 +33,21 @@ def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, li
     Raises:
         HandshakeError: as :func:`~watershed_mw.requests.read_request_head`.
     """
-    parsed = getattr(transport.get_protocol(), "headers", None)
-    if isinstance(parsed, list) and (taken := as_parsed(parsed, data)) is not None:
+    http = transport.get_protocol()
+    parsed = getattr(http, "headers", None)
+    version = _http_version(http)
+    if version == "1.1" and isinstance(parsed, list) and (taken := as_parsed(parsed, data)) is not None:
         return taken, parsed, b""
     request, rest = read_request_head(data)
+    if request.http_version == "1.1":
+        request = replace(request, http_version=version)
     return request, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers], rest
+
+
+def _http_version(http: object) -> str:
+    """The version of HTTP that the request came with; the head that uvicorn writes always says 1.1."""
+    scope = getattr(http, "scope", None)
+    return str(scope.get("http_version", "1.1")) if isinstance(scope, dict) else "1.1"
 
 
 def left_behind(transport: asyncio.Transport) -> bytes:

@@ -19,7 +19,7 @@ from .core.handshake import Request
 from .core.states import Role
 from .drain import catch_signals, watch_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
-from .requests import http_version, write_response
+from .requests import environ_to_origin_form, http_version, write_response
 from .room import Room
 from .takeover import Takeover
 from .threads import ThreadConnection
@@ -62,6 +62,7 @@ class WatershedWSGI:
         """Serve one request."""
         if not asks_for_upgrade(environ):
             return self.app(environ, start_response)
+        environ_to_origin_form(environ)
         upgrade = WSGIUpgrade(self, environ, start_response)
         environ["watershed"] = upgrade
         try:

@@ -39,6 +39,8 @@ class Server:
         lifespan: whether there is one.
         stopped: close code that a client gets at SIGTERM; None where its stream just ends.
         patient: whether the application lives to see the end of its lifespan while a client is there.
+        absolute_hosts: whether the host of a target in absolute form can be known.
+        versions: whether it says, or acts on, the version of HTTP of an upgrade.
     """
 
     name: str
@@ -55,11 +57,16 @@ class Server:
     lifespan: bool = True
     stopped: int | None = 1012
     patient: bool = True
+    absolute_hosts: bool = True
+    versions: bool = True
 
 
 def _uvicorn(ws: str) -> Server:
     return Server(
-        f"uvicorn-{ws}", ("uvicorn", APPLICATION, "--port", "{port}", "--ws", ws), "uvicorn with a WebSocket class"
+        f"uvicorn-{ws}",
+        ("uvicorn", APPLICATION, "--port", "{port}", "--ws", ws),
+        "uvicorn with a WebSocket class",
+        versions=False,
     )
 
 
@@ -86,6 +93,7 @@ PORTABLE: Sequence[Server] = (
         before=403,
         told=(4005, ""),
         stopped=None,
+        absolute_hosts=False,
     ),
     Server(
         "daphne",
@@ -101,6 +109,8 @@ PORTABLE: Sequence[Server] = (
         lifespan=False,
         stopped=None,
         patient=False,
+        absolute_hosts=False,
+        versions=False,
     ),
     Server(
         "gunicorn-asgi",

@@ -128,7 +128,11 @@ class Comparing(WatershedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Compare, and go on."""
-        self.seen.append((judged(read_request, self._transport, data), judged(read_by_h11, data)))
+        http: Any = self._transport.get_protocol()
+        by_h11 = judged(
+            read_by_h11, data.replace(b" HTTP/1.1\r\n", b" HTTP/%b\r\n" % http.scope["http_version"].encode(), 1)
+        )
+        self.seen.append((judged(read_request, self._transport, data), by_h11))
         super().data_received(data)
 
 

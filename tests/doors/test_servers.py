@@ -568,6 +568,32 @@ def test_refusals(portable: Portable) -> None:
     assert refused(port, "/raise-before").status == server.before
 
 
+def test_a_target_in_absolute_form(portable: Portable) -> None:
+    """RFC 9112 section 3.2.2: path and host are those of the target, whatever Host says."""
+    _, port, server = portable
+    first = "GET http://a.example{} HTTP/1.1"
+    with Peer(port) as peer:
+        own = "a.example" if server.absolute_hosts else "127.0.0.1"
+        peer.open_with(head("/echo", first=first, Origin=f"http://{own}"))
+        peer.send(text("hi"))
+        assert peer.text() == "hi"
+    assert refused(port, "/echo", first=first, Origin="http://elsewhere.example").status == 403
+
+
+def test_an_upgrade_of_http_1_0_is_refused_where_it_can_be_known(portable: Portable) -> None:
+    _, port, server = portable
+    with Peer(port) as peer:
+        peer.send(head("/echo", first="GET {} HTTP/1.0"))
+        answer = peer.sock.recv(65536)
+    assert (answer.split(b" ")[1] == b"101") is not server.versions, answer
+
+
+@pytest.mark.parametrize("host", ["a evil", "evil/x?y#z", "a@evil"])
+def test_an_invalid_host_is_refused(portable: Portable, host: str) -> None:
+    _, port, server = portable
+    assert refused(port, "/raise-before", Host=host).status == (400 if server.denial else 403)
+
+
 def test_header_fields_of_the_accept(portable: Portable) -> None:
     _, port, server = portable
     with Peer(port) as peer:

@@ -104,6 +104,21 @@ def test_echo(server: Running) -> None:
             peer.end()
 
 
+def test_a_target_in_absolute_form(server: Running) -> None:
+    """RFC 9112 section 3.2.2: path and host are those of the target, whatever Host says."""
+    way = ways_of(server)[-1]
+    request = head(f"/{way}", first="GET http://a.example{} HTTP/1.1", Host="b.example", Origin="http://a.example")
+    with server.peer() as peer:
+        if not server.kind.absolute:
+            peer.send(request)
+            assert peer.answer().status == 400
+            return
+        peer.open_with(request)
+        peer.send(text("Hello") + close())
+        assert peer.text() == "Hello"
+        assert peer.close() == (1000, "")
+
+
 def test_frames_in_the_segment_of_the_head(server: Running) -> None:
     messages = [f"{number} " + "x" * 90 for number in range(40)]
     for way in ways_of(server):

@@ -44,6 +44,7 @@ class Kind:
         tls: whether it runs over TLS as well.
         unix: whether it listens on a path instead of a port.
         tells_versions: whether its environ tells HTTP/1.0 from HTTP/1.1.
+        absolute: whether it takes targets in absolute form.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Kind:
     tls: bool = True
     unix: bool = False
     tells_versions: bool = True
+    absolute: bool = True
 
     def command(
         self, address: str, certificate: Path | None, options: dict[str, Any], factory: str = "create"
@@ -109,7 +111,7 @@ SERVERS: Final = {
         Kind("pywsgi", single=True, tls=False),
         Kind("pywsgi-patched"),
         Kind("waitress", logs=False, tls=False),
-        Kind("cheroot", logs=False),
+        Kind("cheroot", logs=False, absolute=False),
         Kind("eventlet", tells_versions=False),
         Kind("uwsgi", early=False, keeps_alive=False, tls=False),
         # The router passes on what follows a 101 only where it is told to.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from ..errors import HandshakeError
 from .extensions import DeflateOptions, DeflateParameters, accept_offer, check_answer
-from .headers import Headers, is_token, parse_extensions, parse_tokens, shown
+from .headers import Headers, check_incoming, is_host, is_token, parse_extensions, parse_tokens, shown
 from .origin import check_origin
 
 __all__ = [
@@ -43,7 +43,7 @@ class Request:
     Attributes:
         headers: the header fields as the HTTP layer parsed them.
         method: HTTP method, upper case.
-        target: request target with its query string, e.g. ``/chat?room=1``.
+        target: request target with its query string in origin form, e.g. ``/chat?room=1``.
         http_version: ``"1.1"`` for HTTP/1.1.
     """
 
@@ -103,9 +103,14 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
     version = _version(request.http_version)
     if version < (1, 1):
         raise HandshakeError(f"expected HTTP/1.1 or later for a WebSocket upgrade, got HTTP/{request.http_version[:8]}")
+    if not request.target.startswith("/"):
+        raise HandshakeError(f"expected a path as the request target, got {shown(request.target)}")
     extended_connect = version >= (2, 0)
+    host = headers.get_one("host")
+    if host and not is_host(host):
+        raise HandshakeError(f"expected a Host header such as 'a.example:8000', got {shown(host)}")
     if not extended_connect:
-        if not headers.get_one("host"):
+        if not host:
             raise HandshakeError("expected a Host header, got none")
         _check_upgrade_tokens(headers, status=426)
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
@@ -121,6 +126,7 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
             headers=[("Sec-WebSocket-Version", VERSION), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
     key = "" if extended_connect else _check_key(headers)
+    check_incoming(headers)
     check_origin(headers, origins)
     # What is negotiated later is judged now, before an application is troubled with it.
     offered_subprotocols(headers)

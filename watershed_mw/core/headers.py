@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv6Address
 from typing import TypeAlias
 
 from ..errors import HandshakeError
@@ -17,6 +18,9 @@ __all__ = [
     "ExtensionOffer",
     "Headers",
     "HeadersLike",
+    "check_incoming",
+    "check_outgoing",
+    "is_host",
     "is_token",
     "parse_extensions",
     "parse_tokens",
@@ -37,6 +41,13 @@ _BACKSLASH = re.compile(r"\\(.)")
 # A value that could end its own line would start a header of somebody else's choosing.
 _BEYOND_LATIN_1 = re.compile(r"[^\x00-\xff]")
 _FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# RFC 9110 section 7.2: uri-host [ ":" port ], of RFC 3986 section 3.2.2. The zone of an IPv6 address (RFC 6874) is of
+# no use to a server, but some clients send it.
+_HOST = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.]+(?:%[\w.~%-]+)?)\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\]"
+    r"|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?",
+    re.ASCII,
+)
 
 
 def shown(value: str) -> str:
@@ -47,6 +58,18 @@ def shown(value: str) -> str:
 def is_token(value: str) -> bool:
     """Whether ``value`` is a token of RFC 9110 section 5.6.2, as every subprotocol's name must be."""
     return _TOKEN.fullmatch(value) is not None
+
+
+def is_host(value: str) -> bool:
+    """Whether ``value`` is a host with or without a port, as a Host field has it (RFC 9110 section 7.2)."""
+    match = _HOST.fullmatch(value)
+    if match is None or match["address"] is None:
+        return match is not None
+    try:
+        IPv6Address(match["address"])
+    except ValueError:
+        return False
+    return True
 
 
 class Headers:
@@ -144,6 +167,20 @@ def check_outgoing(fields: HeadersLike) -> Headers:
         if _BEYOND_LATIN_1.search(value):
             raise ValueError(f"expected characters of ISO-8859-1 in header {name}, got {shown(value)}")
     return headers
+
+
+def check_incoming(headers: Headers) -> None:
+    """Refuse what some HTTP parsers let pass, and what cannot be forwarded (RFC 9110 section 5.5).
+
+    Raises:
+        HandshakeError: a value holds a control character, status 400.
+    """
+    # One look at all of them: nearly every request is printable ASCII throughout.
+    values = "".join([value for _, value in headers])
+    if (values.isascii() and values.isprintable()) or not _FORBIDDEN_IN_VALUE.search(values):
+        return
+    name = next(name for name, value in headers if _FORBIDDEN_IN_VALUE.search(value))
+    raise HandshakeError(f"expected a value without control characters in header {shown(name)}, got one with them")
 
 
 def parse_tokens(headers: Headers, name: str) -> list[str]:
