@@ -366,6 +366,11 @@ class WSGIUpgrade:
         """The server's row in the table of servers."""
         return server_of(self._environ, self._start_response)
 
+    @property
+    def target(self) -> str | None:
+        """The request target as the client sent it, where the server keeps it; the environ's path is decoded."""
+        return self.server.target(self._environ, self._start_response)
+
     def client_descriptor(self) -> int:
         """The client's socket by a descriptor of its own, which the caller closes; -1 where it cannot be had."""
         client = self.server.client(self._environ, self._start_response)

@@ -426,6 +426,12 @@ PATHS: list[tuple[str, bool | str, str, str, str]] = [
     ("/m", True, "/app", "/m%2fa", "/app/a"),
     ("", "/m", "", "/%6d/a", "/a"),
     ("", "/m", "/app", "/%6d/a", "/app/a"),
+    ("/p", True, "", "/%70/a%2Fb", "/a%2Fb"),
+    ("/p", True, "/app", "/%70%2fa%2Fb/%41", "/app/a%2Fb/%41"),
+    ("/p", False, "", "/%70/a%2Fb", "/%70/a%2Fb"),
+    ("", "/a/b", "", "/a%2Fb/c%2fd", "/c%2fd"),
+    ("", "/%C3%A9", "", "/%c3%a9/%C3%A9", "/%C3%A9"),
+    ("", True, "", "/a%252Fb%2f", "/a%252Fb%2f"),
     ("/m", True, "", "/m/%E6%B0%B4?%E6%B0%B4=%FF", "/%E6%B0%B4?%E6%B0%B4=%FF"),
     ("/m", True, "", "/m//evil.example/a", "//evil.example/a"),
     ("", "/m", "", "/m/%00%0d%0aX:y?%0d%0aZ:z", "/%00%0d%0aX:y?%0d%0aZ:z"),
@@ -486,6 +492,56 @@ def test_bytes_that_no_target_has(front: Front, serve: Serve, path: str, caplog:
         assert target_of(upstream).isascii()
         assert "#" not in target_of(upstream)
     assert errors_in(caplog.records) == []
+
+
+INVALID_HOSTS = [
+    "a evil",
+    "evil/x?y#z",
+    "a@evil",
+    "evil\\x",
+    "a,b",
+    "[::1",
+    "[::g]",
+    "a:b",
+    "a:65536",
+    "a:1:2",
+    "\xe9vil",
+]
+
+
+@pytest.mark.advisory("upgrade smuggling")
+@pytest.mark.parametrize("host", INVALID_HOSTS)
+def test_a_host_that_is_none_goes_nowhere(some: Front, serve: Serve, host: str) -> None:
+    upstream = serve(echoing)
+    some.serve(WebSocketProxy(upstream.url()))
+    with Peer(some.port) as peer:
+        peer.send(head(Host=host))
+        assert peer.answer().status == 400
+    assert upstream.visits == 0
+
+
+@pytest.mark.parametrize(
+    "host", ["a.example", "a.example:80", "A_b-c.example.", "127.0.0.1:1", "[::1]:8080", "a:", "%41"]
+)
+def test_a_host_that_is_one_goes_on_to_the_letter(some: Front, serve: Serve, host: str) -> None:
+    upstream = serve(echoing)
+    some.serve(WebSocketProxy(upstream.url()))
+    assert conversed(some, upstream, Host=host)["host"] == host
+
+
+@pytest.mark.parametrize("character", ["\0", "\v", "\x01", "\x7f"])
+@pytest.mark.parametrize("name", ["X-Note", "Cookie", "Host"])
+def test_a_control_character_in_a_field_is_a_400(
+    raw: Front, serve: Serve, name: str, character: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream = serve(echoing)
+    raw.serve(WebSocketProxy(upstream.url()))
+    with Peer(raw.port) as peer:
+        peer.send(head(**{name.replace("-", "_"): f"s3cret{character}b"}))
+        answer = peer.answer()
+    assert answer.status == 400
+    assert upstream.visits == 0
+    assert "s3cret" not in caplog.text or name == "Host"
 
 
 # --- whom it asks -------------------------------------------------------------------------------------------

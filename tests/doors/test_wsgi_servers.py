@@ -20,8 +20,11 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
 
+from tests.client.peers import Server as Upstream
+from tests.client.peers import echoing
 from watershed_mw import UnsupportedServerError
 
+from .proxy_support import target_of
 from .support import ACCEPT, KEY, Peer, binary, close, eventually, head, text
 from .wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
 from .wsgi_servers_app import create
@@ -263,6 +266,17 @@ def test_an_upgrade_as_a_later_request_of_its_connection(server: Running) -> Non
             assert [peer.text(), peer.text()] == ["early", "late"]
             assert peer.close() == (1000, "")
             peer.end()
+
+
+def test_a_proxied_path_is_spelled_as_it_came(server: Running) -> None:
+    with Upstream(echoing) as upstream:
+        for path in ("/proxied/a%2Fb", "/%70roxied/%2f%252F%41%C3%A9/", "/proxied/%E9;a=b"):
+            with server.peer() as peer:
+                peer.open(f"{path}?{upstream.port}")
+                peer.send(close())
+                assert peer.close() == (1000, "")
+                peer.end()
+            assert target_of(upstream) == f"{path}?{upstream.port}"
 
 
 # --- no connection ---------------------------------------------------------------------------------------

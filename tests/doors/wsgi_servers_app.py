@@ -245,6 +245,10 @@ def respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     if upgrade is not None and path in HANDLERS:
         HANDLERS[path](upgrade, word)
         return []
+    if upgrade is not None and path.startswith("/proxied"):
+        from watershed_mw.proxy import WebSocketProxy
+
+        return WebSocketProxy(f"ws://127.0.0.1:{word}")(environ, start_response)  # type: ignore[no-any-return]
     if path == "/resume":
         _resume.set()
     pages = {
@@ -328,6 +332,7 @@ def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]
     if kind == "pywsgi-patched":
         import_module("gevent.monkey").patch_all()
     elif kind == "eventlet":
+        sys.modules["trio"] = None  # type: ignore[assignment]  # httpcore would import it, and it cannot bear the patches
         import_module("eventlet").monkey_patch()
     app: Any = create(**options)
     if kind.startswith("werkzeug"):

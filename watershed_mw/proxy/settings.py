@@ -6,24 +6,23 @@ import ssl
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote
 
 import httpx
 
 from ..core.headers import Headers, check_outgoing, shown
 from ..errors import HandshakeError
+from ..hosts import split_host
 from ..room import Room
 from ..watershed import ConnectionOptions, Options, Watershed
 from .forwarding import request_fields
-from .target import PATH_SAFE, Choice, Destination, ProxyRequest, UpstreamLike, destination, is_inside
+from .paths import PATH_SAFE, VISIBLE, path_of_target, split_prefix, stands_for
+from .target import Choice, Destination, ProxyRequest, UpstreamLike, destination
 from .upstream import Refused, Switched, ask
 
 __all__ = ["Mode", "Plan", "request_of_environ", "request_of_scope"]
 
 Mode: TypeAlias = Literal["auto", "raw", "messages"]
-
-# Whatever is visible but "#", which no request has.
-_VISIBLE = "!\"$%&'()*+,/:;<=>?@[\\]^`{|}~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,41 +104,75 @@ def _check_field(name: str, value: str) -> None:
         raise HandshakeError(f"the proxy cannot write the header field {shown(name)}", status=500)
 
 
+def _check_request(headers: Headers) -> None:
+    """Judge the fields of the client, before anybody is asked for an upstream.
+
+    Raises:
+        HandshakeError: the Host is none, or another field cannot be forwarded; status 400.
+    """
+    host = headers.get_one("host")
+    if host and split_host(host) is None:
+        raise HandshakeError(f"expected a Host such as example.org:8080, got {shown(host)}", status=400)
+    for name, value in headers:
+        try:
+            check_outgoing([(name, value)])
+        except ValueError:
+            # Not what it holds: that may be a secret.
+            raise HandshakeError(
+                f"expected a header field {shown(name)} without control characters, got one that cannot be forwarded",
+                status=400,
+            ) from None
+
+
 def request_of_scope(scope: Mapping[str, Any], headers: Headers) -> ProxyRequest:
-    """The request that an ASGI scope tells of, with its header fields as they were parsed."""
+    """The request that an ASGI scope tells of, with its header fields as they were parsed.
+
+    Raises:
+        HandshakeError: it cannot be forwarded; status 400.
+    """
+    _check_request(headers)
     prefix = quote(str(scope.get("root_path") or ""), PATH_SAFE)
-    raw = bytes(scope.get("raw_path") or b"").partition(b"?")[0]
-    path = quote(raw, _VISIBLE)
+    raw = path_of_target(bytes(scope.get("raw_path") or b""))
+    path = quote(raw, VISIBLE)
     # A middleware may have changed the path, and need not have changed both.
-    if not is_inside(path, prefix) or unquote(raw.decode("latin-1")) != scope["path"]:
+    if split_prefix(path, prefix) is None or unquote(raw.decode("latin-1")) != scope["path"]:
         path = quote(scope["path"], PATH_SAFE)
     return ProxyRequest(
         headers=headers,
         path=path,
         prefix=prefix,
-        query=quote(bytes(scope.get("query_string") or b""), _VISIBLE),
+        query=quote(bytes(scope.get("query_string") or b""), VISIBLE),
         secure=scope.get("scheme") in ("wss", "https"),
         client=str((scope.get("client") or ("",))[0]),
         scope=scope,
     )
 
 
-def request_of_environ(environ: Mapping[str, Any], headers: Headers) -> ProxyRequest:
-    """The request that a WSGI environ tells of."""
+def request_of_environ(environ: Mapping[str, Any], headers: Headers, target: str | None) -> ProxyRequest:
+    """The request that a WSGI environ tells of.
+
+    Args:
+        environ: the environ.
+        headers: its header fields.
+        target: the request target as it came, where the server keeps it.
+
+    Raises:
+        HandshakeError: it cannot be forwarded; status 400.
+    """
+    _check_request(headers)
     names = ("SCRIPT_NAME", "PATH_INFO")
     mounted, rest = (str(environ.get(name, "")).encode("latin-1") for name in names)
     prefix = quote(mounted, PATH_SAFE)
-    # PEP 3333 has the path decoded, in which %2F and "/" are the same; many servers tell what came as well.
-    told = str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")
-    raw = told.partition("?")[0].encode("latin-1", "replace")
-    path = quote(raw, _VISIBLE)
-    if not is_inside(path, prefix) or unquote_to_bytes(raw) != mounted + rest:
+    # PEP 3333 has the path decoded, in which %2F and "/" are the same.
+    raw = path_of_target((target or "").encode("latin-1", "replace"))
+    path = quote(raw, VISIBLE)
+    if split_prefix(path, prefix) is None or not stands_for(raw, mounted + rest):
         path = quote(mounted + rest, PATH_SAFE)
     return ProxyRequest(
         headers=headers,
         path=path or "/",
         prefix=prefix,
-        query=quote(str(environ.get("QUERY_STRING", "")).encode("latin-1"), _VISIBLE),
+        query=quote(str(environ.get("QUERY_STRING", "")).encode("latin-1"), VISIBLE),
         secure=environ.get("wsgi.url_scheme") == "https",
         client=str(environ.get("REMOTE_ADDR", "")),
         environ=environ,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 import httpx
 
@@ -15,11 +15,9 @@ from ..client.opening import as_http_url
 from ..core.handshake import Request
 from ..core.headers import Headers
 from ..errors import HandshakeError
+from .paths import split_prefix
 
 __all__ = ["Choice", "Destination", "ProxyRequest", "Upstream", "UpstreamLike", "destination", "parse_upstream"]
-
-# Characters of a path that stay as they are (RFC 3986 section 3.3).
-PATH_SAFE = "/:@!$&'()*+,;=-._~"
 
 Fields: TypeAlias = "Mapping[str, str] | Sequence[tuple[str, str]]"
 
@@ -171,22 +169,11 @@ def _check_path(path: str) -> None:
 def _path_there(url: httpx.URL, request: ProxyRequest, strip_prefix: bool | str) -> tuple[str, str]:
     """The path of the request at the upstream, and the prefix that was left out of it."""
     prefix = (strip_prefix if isinstance(strip_prefix, str) else request.prefix).rstrip("/")
-    path = request.path
-    if not is_inside(path, prefix):
-        # Frameworks compare decoded paths: whatever was routed here by its prefix may spell that otherwise.
-        path = quote(unquote_to_bytes(path), PATH_SAFE)
-    inside = bool(prefix) and is_inside(path, prefix)
-    if not inside:
-        path = request.path
-    left_out = prefix if inside and strip_prefix is not False else ""
-    rest = path[len(left_out) :]
+    divided = split_prefix(request.path, prefix) if prefix else None
+    left_out, rest = "", request.path
+    if divided is not None and strip_prefix is not False:
+        left_out, rest = prefix, divided[1]
     base = url.raw_path.decode("ascii").partition("?")[0]
     if base in ("", "/"):
         return rest or "/", left_out
-    return (base.rstrip("/") + rest, left_out) if inside else (base, "")
-
-
-def is_inside(path: str, prefix: str) -> bool:
-    """Whether the path, spelled as it is, begins with the prefix."""
-    prefix = prefix.rstrip("/")
-    return path == prefix or path.startswith(prefix + "/")
+    return (base.rstrip("/") + rest, left_out) if divided is not None else (base, "")

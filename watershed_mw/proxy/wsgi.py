@@ -76,7 +76,7 @@ class WSGIProxy:
                 )
             plan.room.enter()
             entered = True
-            forwarded = request_of_environ(environ, request.headers)
+            forwarded = request_of_environ(environ, request.headers, upgrade.target)
             # In this thread, which may wait, and has whatever the framework keeps for the request.
             chosen = plan.chosen(forwarded)
             to, answer = self._ask(upgrade, forwarded, key, chosen)

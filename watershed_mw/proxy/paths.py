@@ -1,0 +1,64 @@
+"""Paths of a proxied request, spelled as the client sent them: ``%2F`` is no slash, and ``%70`` stays what it is.
+
+Frameworks route by decoded paths, and WSGI has no others (PEP 3333). So what was routed is found again in the target
+that came, byte by byte; only where a server does not keep that is a path encoded anew.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote, unquote_to_bytes
+
+__all__ = ["PATH_SAFE", "VISIBLE", "path_of_target", "split_prefix", "stands_for"]
+
+# Characters of a path that stay as they are (RFC 3986 section 3.3).
+PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
+# Whatever is visible but "#", which no request has.
+VISIBLE: Final = "!\"$%&'()*+,/:;<=>?@[\\]^`{|}~"
+
+_ENCODED: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+_ENCODED_SLASH: Final = re.compile(rb"%2[Ff]")
+# The absolute form that proxies ask in (RFC 9112 section 3.2.2).
+_SCHEME_AND_AUTHORITY: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*")
+
+
+def path_of_target(target: bytes) -> bytes:
+    """The path in a request target, without its query, and without scheme and authority of the absolute form."""
+    path = target.partition(b"?")[0]
+    absolute = _SCHEME_AND_AUTHORITY.match(path)
+    return path if absolute is None else path[absolute.end() :] or b"/"
+
+
+def stands_for(raw: bytes, decoded: bytes) -> bool:
+    """Whether a server that got the path ``raw`` may have made ``decoded`` of it.
+
+    werkzeug replaces what is no UTF-8; cheroot leaves ``%2F`` as it is and decodes the rest.
+    """
+    if decoded in (unquote_to_bytes(raw), unquote(raw.decode("latin-1")).encode()):
+        return True
+    parts = _ENCODED_SLASH.split(raw)
+    return len(parts) > 1 and b"%2F".join(map(unquote_to_bytes, parts)) == decoded
+
+
+def split_prefix(path: str, prefix: str) -> tuple[str, str] | None:
+    """``path`` in two behind the prefix, both as they are spelled; None where it does not begin with the prefix.
+
+    Args:
+        path: percent-encoded path.
+        prefix: percent-encoded prefix, which the path may spell otherwise: ``/%6d`` begins with ``/m``.
+    """
+    wanted = unquote_to_bytes(prefix.rstrip("/"))
+    position = found = 0
+    while found < len(wanted):
+        encoded = _ENCODED.match(path, position)
+        piece = path[position : position + 1] if encoded is None else encoded.group()
+        decoded = unquote_to_bytes(piece)
+        if not piece or wanted[found : found + 1] != decoded:
+            return None
+        position += len(piece)
+        found += 1
+    before, rest = path[:position], path[position:]
+    if wanted and rest[:3].upper() == "%2F":
+        rest = f"/{rest[3:]}"  # to whoever compared decoded paths it is the slash behind the prefix
+    return None if rest and wanted and not rest.startswith("/") else (before, rest)
