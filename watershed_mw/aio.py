@@ -6,14 +6,16 @@ transport of an event loop, and ``portable.py`` over the messages of any ASGI se
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from .connection import WatershedConnection
 from .errors import ConnectionClosed
 
-__all__ = ["AsyncConnection", "AsyncHandler"]
+__all__ = ["AsyncConnection", "AsyncHandler", "is_coroutine_function"]
 
 
 class AsyncConnection(WatershedConnection):
@@ -125,6 +127,8 @@ class AsyncConnection(WatershedConnection):
     ) -> None:
         """End the connection: with 1000, or with 1011 when an exception passes by."""
         failed = error is not None and not isinstance(error, ConnectionClosed)
+        if error is None:
+            self.warn_if_never_run()
         await self.end(code=1011 if failed else 1000)
 
     # --- calls from other threads ------------------------------------------------------------------------
@@ -151,3 +155,12 @@ class AsyncConnection(WatershedConnection):
 
 AsyncHandler: TypeAlias = Callable[[AsyncConnection], Awaitable[object]]
 """A coroutine function that is given a connection; what it leaves open is ended when it returns."""
+
+
+def is_coroutine_function(handler: Any) -> bool:
+    """Whether a handler is, or decorates, a coroutine function, or an object whose call is one."""
+    function = inspect.unwrap(handler.func if isinstance(handler, functools.partial) else handler)
+    if inspect.iscoroutinefunction(function) or hasattr(function, "_is_coroutine"):  # so Cython marks its own
+        return True
+    # A function's own __call__ is never one.
+    return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

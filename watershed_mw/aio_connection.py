@@ -180,7 +180,7 @@ class AsyncioConnection(AsyncioShell):
 
     async def run(self) -> tuple[int, str]:
         """As the base class says."""
-        self._push = self._running = True
+        self._push = self._running = self._ran = True
         self._advance_and_settle()
         try:
             while not self._finished():
@@ -193,6 +193,7 @@ class AsyncioConnection(AsyncioShell):
 
     async def wait_closed(self) -> None:
         """As the base class says."""
+        self._ran = True
         while not self._lost:
             await self._expect_close()
 

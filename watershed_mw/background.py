@@ -209,6 +209,7 @@ class HandledConnection(AsyncioConnection):
         if task.cancelled():
             self.end(code=1001)
         elif (error := task.exception()) is None:
+            self.warn_if_never_run()
             self.end()
         elif not isinstance(error, ConnectionClosed) or self.sending:
             # A ConnectionClosed of an open one tells of another connection, such as one to a database.

@@ -21,6 +21,7 @@ cdef class WatershedConnection:
     cdef public double _opened
     cdef public bint _push
     cdef public ReceiveQueue _queue
+    cdef public bint _ran
     cdef public object _shutdown_code
     cdef public object _tell_ended
     cdef public object _trace

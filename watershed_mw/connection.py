@@ -148,6 +148,7 @@ class WatershedConnection:
         "_opened",
         "_push",
         "_queue",
+        "_ran",
         "_shutdown_code",
         "_tell_ended",
         "_trace",
@@ -178,6 +179,7 @@ class WatershedConnection:
         # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
         self._handlers: tuple[Any, ...] = ()
         self._push = False
+        self._ran = False  # whether something has waited while handlers are called: run(), or wait_closed()
         self._error: BaseException | None = None
         self._handler_error: BaseException | None = None
         self._destroyed = False
@@ -236,6 +238,20 @@ class WatershedConnection:
 
     def _has_handler(self, event: str) -> bool:
         return event in self._handlers[::2]
+
+    def warn_if_never_run(self) -> None:
+        """Log that the application leaves a connection with handlers that it has not run: they would never be called.
+
+        Where it waits in a way of its own, and has got messages meanwhile, nothing is wrong.
+        """
+        if self._push and not self._ran and self._core.sending and (self._queue or not self._core.messages_received):
+            events = ", ".join(sorted({event for event, _ in handlers_of(self) if event in MESSAGES}))
+            logger.warning(
+                "%r is ended as it is left, with handlers for %s that were never called: call run() (asyncio: await "
+                "it) after the last on(...), it returns when the connection has ended",
+                self,
+                events,
+            )
 
     def _handlers_changed(self) -> None:
         """A handler for messages has come; a flavour may have messages waiting for it."""

@@ -6,6 +6,7 @@ be the last one: whoever another dependency refuses gets that one's HTTP answer.
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of __call__, and finds no module to look
 # up their names in when a dependency is an object.
+import inspect
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Unpack
 
@@ -13,7 +14,7 @@ from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import WebSocketRequestValidationError
 from starlette.websockets import WebSocket
 
-from .aio import AsyncConnection
+from .aio import AsyncConnection, is_coroutine_function
 from .asgi import ASGIUpgrade
 from .starlette import upgrade_of
 from .watershed import ConnectionOptions, check_connection_options
@@ -44,9 +45,11 @@ class Accepted:
 
         Raises:
             HandshakeError: no subprotocol in common; the client has been told so.
+            TypeError: the endpoint is no coroutine function.
             RuntimeError: another dependency comes after this one, or no ``WatershedASGI`` stands in front.
             WebSocketRequestValidationError: a parameter of the request is not valid.
         """
+        _check_endpoint(websocket)
         self._check_last(websocket)
         _check_parameters(websocket)
         return await upgrade_of(websocket).accept(self._protocols, **self._options)
@@ -65,6 +68,16 @@ class Accepted:
                 f"expected the connection as the last dependency of {websocket.url.path}, got {name} after it, which "
                 "could not refuse any more once the 101 is sent: declare the connection last"
             )
+
+
+def _check_endpoint(websocket: WebSocket) -> None:
+    # FastAPI awaits what an endpoint for WebSockets returns, whatever it is: here the client still gets an answer.
+    endpoint = getattr(websocket.scope.get("route"), "endpoint", None)
+    if inspect.isroutine(endpoint) and not is_coroutine_function(endpoint):
+        raise TypeError(
+            f"expected a coroutine function (async def) as the endpoint of {websocket.url.path}, got {endpoint!r}: "
+            "make it async def, or call what blocks by fastapi.concurrency.run_in_threadpool()"
+        )
 
 
 def _check_parameters(websocket: WebSocket) -> None:
@@ -108,4 +121,5 @@ def _needs(dependant: Any, call: Any, wanted: Any) -> bool:
 
 async def upgrade(websocket: WebSocket) -> ASGIUpgrade:
     """A dependency that leaves the decision to the endpoint, which awaits ``accept(...)`` or ``reject(...)``."""
+    _check_endpoint(websocket)
     return upgrade_of(websocket)

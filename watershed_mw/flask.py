@@ -18,7 +18,7 @@ from flask.sansio.scaffold import Scaffold
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from .aio import AsyncConnection, AsyncHandler
+from .aio import AsyncConnection, AsyncHandler, is_coroutine_function
 from .errors import ConnectionClosed
 from .threads import ThreadConnection
 from .watershed import ConnectionOptions, Options, check_connection_options
@@ -143,13 +143,6 @@ class Shed:
         return view
 
 
-def _is_coroutine_function(handler: Any) -> bool:
-    """Whether a handler is, or decorates, a coroutine function, or an object whose call is one."""
-    function = inspect.unwrap(handler.func if isinstance(handler, functools.partial) else handler)
-    # A function's own __call__ is never one.
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-
-
 class UpgradeResponse(Response):
     """What a Flask view returns to accept an upgrade: its header fields go with the 101, then the handler is called.
 
@@ -193,7 +186,7 @@ class UpgradeResponse(Response):
         connection = upgrade.accept(self._protocols, fields, **self._connection_options)
         connection.request = context.request
         handler: Any = self._handler
-        if _is_coroutine_function(handler):
+        if is_coroutine_function(handler):
             connection.run_in_background(context.runner(handler))
             return
         with context.of_handler(connection, log=not context.propagates):

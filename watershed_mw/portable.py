@@ -94,6 +94,8 @@ class PortableConnection(AsyncConnection):
 
     async def finish(self, code: int) -> None:
         """The application has returned or raised: end the connection, within ``close_timeout``, and tell of it."""
+        if code == 1000:
+            self.warn_if_never_run()
         if self._server.sends(code):
             self._queue_close(code, "")
         else:
@@ -179,7 +181,7 @@ class PortableConnection(AsyncConnection):
 
     async def run(self) -> tuple[int, str]:
         """As the base class says."""
-        self._push = self._running = True
+        self._push = self._running = self._ran = True
         self._tell_all()
         try:
             while not self._finished():
@@ -192,6 +194,7 @@ class PortableConnection(AsyncConnection):
 
     async def wait_closed(self) -> None:
         """Wait until the server has taken our Close, or has told of the end."""
+        self._ran = True
         with anyio.move_on_after(self._limits.close_timeout if not self._core.sending else None):
             while not self._core.ended:
                 await self._news_come()

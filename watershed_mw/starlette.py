@@ -6,6 +6,7 @@ the connection's ``request`` is Starlette's own ``HTTPConnection``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, Unpack, overload
 
@@ -15,7 +16,7 @@ from starlette.routing import WebSocketRoute, get_name
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from .aio import AsyncConnection
+from .aio import AsyncConnection, is_coroutine_function
 from .asgi import ASGIUpgrade, WatershedASGI
 from .watershed import Options
 
@@ -55,7 +56,7 @@ class WatershedRoute(WebSocketRoute):
             none stands in front, the route judges the request itself, with the same safe defaults.
 
     Raises:
-        TypeError, ValueError: an option is unknown or cannot have its value.
+        TypeError, ValueError: an option is unknown or cannot have its value, or the endpoint is no coroutine function.
     """
 
     @overload
@@ -92,6 +93,9 @@ class WatershedRoute(WebSocketRoute):
         middleware: Sequence[Middleware] | None = None,
         **options: Unpack[Options],
     ) -> None:
+        # One that decides for itself may come to its end without anything to wait for: it is looked at when it returns.
+        if accept and inspect.isroutine(endpoint) and not is_coroutine_function(endpoint):
+            raise _no_coroutine(endpoint)
         app = _Endpoint(endpoint, accept, options)
         super().__init__(path, app, name=get_name(endpoint) if name is None else name, middleware=middleware)
         self.endpoint = endpoint
@@ -129,5 +133,15 @@ class _Endpoint:
         upgrade = scope["watershed"].through(receive, send, request)
         if self._accept:
             await self._endpoint(await upgrade.accept())
-        else:
-            await self._endpoint(request, upgrade)
+            return
+        decision: Any = self._endpoint(request, upgrade)
+        if not inspect.isawaitable(decision):
+            raise _no_coroutine(self._endpoint)  # nothing has been answered
+        await decision
+
+
+def _no_coroutine(endpoint: Any) -> TypeError:
+    return TypeError(
+        f"expected a coroutine function (async def) as the endpoint of a WatershedRoute, got {endpoint!r}: make it "
+        "async def, and call what blocks by starlette.concurrency.run_in_threadpool()"
+    )

@@ -193,7 +193,7 @@ class ThreadConnection(ThreadsShell):
         Raises:
             Exception: whatever a handler raised; the connection has then been closed with 1011.
         """
-        self._push = self._running = True
+        self._push = self._running = self._ran = True
         while True:
             self._dispatch()
             with self._state:
@@ -233,6 +233,7 @@ class ThreadConnection(ThreadsShell):
         from .loop_thread import threads_are_greenlets
 
         self._push = handler is None
+        self._ran = True
         self.in_background = True
         if handler is None and threads_are_greenlets():
             threading.Thread(target=self._run_for_nobody, daemon=True).start()
@@ -268,4 +269,6 @@ class ThreadConnection(ThreadsShell):
     ) -> None:
         """End the connection: with 1000, or with 1011 when an exception passes by."""
         failed = error is not None and not isinstance(error, ConnectionClosed)
+        if error is None:
+            self.warn_if_never_run()
         self.end(code=1011 if failed else 1000)

@@ -405,6 +405,8 @@ class WatershedProtocol(asyncio.Protocol):
         """The application has returned or raised: nothing of its may stay open."""
         if self._connection is not None:
             if not self._lost:
+                if code == 1000:
+                    self._connection.warn_if_never_run()
                 self._connection.end(code=code)
         elif self._stage is _Stage.DECIDING:
             self._refuse(HandshakeError("the application did not answer the upgrade", status=500))

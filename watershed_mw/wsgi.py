@@ -445,6 +445,8 @@ class WSGIUpgrade:
         """The application has returned or raised: end the connection unless it lives on elsewhere."""
         connection = self._connection
         if connection is not None and not connection.in_background:
+            if code == 1000:
+                connection.warn_if_never_run()
             try:
                 (connection.end if wait else connection.begin_end)(reason, code=code)
             except ConnectionClosed:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import httpcore
 import httpx
 import pytest
+import trio
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
@@ -669,6 +670,27 @@ def test_a_client_of_the_other_flavour(client: Client) -> None:
         wrong.close()
     else:
         asyncio.run(wrong.aclose())
+
+
+@pytest.mark.parametrize("enter", [Connect.__enter__, Connect.open, lambda connecting: next(iter(connecting))])
+def test_nothing_blocks_a_running_event_loop(async_client: Client, enter: Callable[[Connect], Any]) -> None:
+    """It would never come to an end where the server runs on that loop."""
+    connecting = connect("ws://127.0.0.1:1")
+
+    async def use() -> None:
+        with pytest.raises(RuntimeError, match=r"expected a thread without a running .*: use `async with connect"):
+            enter(connecting)
+
+    async_client.run(use())
+
+
+def test_asyncio_is_needed_where_it_is_awaited() -> None:
+    async def use() -> None:
+        async with connect("ws://127.0.0.1:1"):
+            pass
+
+    with pytest.raises(RuntimeError, match="expected a running event loop of asyncio"):
+        trio.run(use)
 
 
 @pytest.mark.parametrize(

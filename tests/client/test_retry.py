@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import re
 import ssl
 import threading
 import time
@@ -292,3 +294,55 @@ def test_a_server_that_asks_for_patience(fields: list[tuple[str, str]], least: f
 )
 def test_what_is_worth_it(error: Exception, worth: bool) -> None:
     assert worth_retrying(error) is worth
+
+
+# --- what is logged ---------------------------------------------------------------------------------------------
+
+
+def test_each_attempt_is_logged_with_its_cause_and_its_pause(
+    client: Client, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "watershed_mw.client")
+
+    def script(visit: Visit) -> None:
+        if visit.number == 1:
+            visit.request().reset()
+        elif visit.number == 2:
+            visit.answer("503 Service Unavailable")
+        elif visit.number == 4:
+            visit.switch().reset()
+        else:
+            greet_and_close(visit)
+
+    server = serve(script)
+    url = server.url("/?token=hidden", user="me:hidden@")
+    each(client, connect(url, backoff=FAST), lambda number, _: number == 4)
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records if "client" in record.name]
+    where, pause = re.escape(server.url("/", scheme="http")), r"in 0\.00 s"
+    expected = [
+        ("INFO", rf"{where}: the WebSocket connection has ended with code 1012; attempt 1 {pause}"),
+        ("WARNING", rf"{where}: .*(Reset|HTTP answer).*; attempt 2 {pause}"),
+        ("WARNING", rf"{where}: expected status 101 .*, got 503 Service Unavailable from {where}; attempt 3 {pause}"),
+        ("INFO", rf"connected to {where} again, at attempt 3"),
+        ("INFO", rf"{where}: the WebSocket connection has ended with code 1012; attempt 1 {pause}"),
+        ("INFO", rf"connected to {where} again, at attempt 1"),
+        ("WARNING", rf"{where}: the WebSocket connection has ended with code 1006; attempt 1 {pause}"),
+        ("INFO", rf"connected to {where} again, at attempt 1"),
+    ]
+    assert [level for level, _ in lines] == [level for level, _ in expected]
+    for (_, line), (_, pattern) in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), (line, pattern)
+    assert "hidden" not in str(lines)
+
+
+def test_a_servers_reason_makes_no_second_line_of_a_log(either: Client, caplog: pytest.LogCaptureFixture) -> None:
+    attempts = Attempts(FAST, worth_retrying)
+    attempts.after_end(4000, "bad\nWARNING forged\x1b[0m", 0.0)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "watershed_mw.client"]
+    assert line.isprintable()
+
+
+def test_who_connects_once_logs_nothing(client: Client, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "watershed_mw.client")
+    client.open(serve(echoing).url()).end()
+    assert [record for record in caplog.records if "client" in record.name] == []

@@ -227,6 +227,28 @@ def _plainly(error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
     return HandshakeError(f"expected an answer to the opening handshake, got: {error}", status=status)
 
 
+def _check_no_loop() -> None:
+    """Raise an error where blocking would stop an event loop, and with it perhaps the very server that is asked."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "expected a thread without a running event loop for `with`, `for` and open(), got one that runs a loop, which "
+        "they would block: use `async with connect(...)`, `async for` or `await connect(...)` here"
+    )
+
+
+def _check_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "expected a running event loop of asyncio for `async with`, got none (trio has another kind): use "
+            "`with connect(...)` in a thread there"
+        ) from None
+
+
 async def _refusal_within(response: httpx.Response, limit: asyncio.Timeout) -> HandshakeError:
     # A refusal whose body trickles is one, rather than a time-out, which would be tried again.
     until = limit.when()
@@ -281,9 +303,11 @@ class Connect:
     async def __aiter__(self) -> AsyncIterator[AsyncConnection]:
         """One connection after the other, each ended when the loop comes back for the next, or is left.
 
-        What the body raises leaves the loop: where it receives, ``except ConnectionClosed: continue`` goes on.
+        The logger ``watershed_mw.client`` has a line for each further attempt, with its cause and the pause before it,
+        and for its success. What the body raises leaves the loop: where it receives, ``except ConnectionClosed:
+        continue`` goes on.
         """
-        attempts = Attempts(self._backoff, self._retry)
+        attempts = Attempts(self._backoff, self._retry, shown(self._order.url))
         while True:
             try:
                 connection = await self._open_asyncio()
@@ -292,6 +316,7 @@ class Connect:
                 if delay is None:
                     raise
             else:
+                attempts.opened()
                 try:
                     yield connection
                 finally:
@@ -305,6 +330,7 @@ class Connect:
 
     async def _open_asyncio(self) -> AsyncConnection:
         order = self._order
+        _check_asyncio()
         if isinstance(order.http, httpx.Client):
             raise TypeError("expected an httpx.AsyncClient for the asyncio flavour, got an httpx.Client: `with`")
         limit = asyncio.timeout(order.open_timeout)
@@ -364,8 +390,14 @@ class Connect:
     # --- threads ---------------------------------------------------------------------------------------------
 
     def open(self) -> ThreadConnection:
-        """Open it and return the connection, for threads. Raises as :func:`connect` says."""
+        """Open it and return the connection, for threads.
+
+        Raises:
+            RuntimeError: an event loop runs in this thread, which must not block.
+            Exception: as :func:`connect` says.
+        """
         order = self._order
+        _check_no_loop()
         if isinstance(order.http, httpx.AsyncClient):
             raise TypeError(
                 "expected an httpx.Client for the threads flavour, got an httpx.AsyncClient: use `async with`"
@@ -398,9 +430,11 @@ class Connect:
     def __iter__(self) -> Iterator[ThreadConnection]:
         """One connection after the other, each ended when the loop comes back for the next, or is left.
 
-        What the body raises leaves the loop: where it receives, ``except ConnectionClosed: continue`` goes on.
+        The logger ``watershed_mw.client`` has a line for each further attempt, with its cause and the pause before it,
+        and for its success. What the body raises leaves the loop: where it receives, ``except ConnectionClosed:
+        continue`` goes on.
         """
-        attempts = Attempts(self._backoff, self._retry)
+        attempts = Attempts(self._backoff, self._retry, shown(self._order.url))
         while True:
             try:
                 connection = self.open()
@@ -409,6 +443,7 @@ class Connect:
                 if delay is None:
                     raise
             else:
+                attempts.opened()
                 try:
                     yield connection
                 finally:

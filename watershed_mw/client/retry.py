@@ -5,15 +5,18 @@ A front proxy's reload ends thousands of connections at once; without jitter the
 
 from __future__ import annotations
 
+import logging
 import random
 import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias
 
-from ..errors import ConnectionClosed, HandshakeError
+from ..errors import ConnectionClosed, HandshakeError, WatershedError
 
 __all__ = ["Backoff", "Retry", "worth_retrying"]
+
+_logger = logging.getLogger("watershed_mw.client")
 
 Retry: TypeAlias = Callable[[Exception], bool]
 """Told why there is no connection (OSError, TimeoutError, HandshakeError) or how one has ended (ConnectionClosed)."""
@@ -22,6 +25,8 @@ Retry: TypeAlias = Callable[[Exception], bool]
 _NEVER = frozenset({401, 403, 404})
 # The server asks for patience, or one in front of it does (RFC 9110 section 15; 425 is RFC 8470's, 429 RFC 6585's).
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+# A server that ends all connections as it stops or restarts, which is no fault.
+_ORDERLY = frozenset({1000, 1001, 1012})
 # Seconds that a connection must have lasted for the next failure to count as the first again.
 _STEADY = 5.0
 
@@ -81,27 +86,53 @@ class Backoff:
 
 
 class Attempts:
-    """Counts failures of one client that goes on connecting, and says how long to wait."""
+    """Counts failures of one client that goes on connecting, says how long to wait, and logs each attempt.
 
-    def __init__(self, backoff: Backoff, retry: Retry) -> None:
+    Args:
+        backoff: how long to wait.
+        retry: whether to go on.
+        url: what is connected to, as it may stand in a log.
+    """
+
+    def __init__(self, backoff: Backoff, retry: Retry, url: str = "the server") -> None:
         self._backoff = backoff
         self._retry = retry
+        self._url = url
         self._failures = 0
+        self._tried = 0  # since the last connection
+
+    def opened(self) -> None:
+        """Note that an attempt has succeeded."""
+        if self._tried:
+            _logger.info("connected to %s again, at attempt %d", self._url, self._tried)
+        self._tried = 0
 
     def after_failure(self, error: Exception) -> float | None:
         """Seconds to wait after an attempt that failed; None when there is to be no other."""
-        if not may_retry(error, self._retry):
-            return None
-        self._failures += 1
-        asked = _retry_after(error) if isinstance(error, HandshakeError) else 0.0
-        # On top of what the server asks for, as it asks all of its clients for the same.
-        return min(asked, self._backoff.maximum) + self._backoff.delay(self._failures)
+        return self._wait(error, logging.WARNING)
 
     def after_end(self, code: int, reason: str, lasted: float) -> float | None:
         """The same after a connection that has ended, having lasted so many seconds."""
         if lasted >= _STEADY:
             self._failures = 0
-        return self.after_failure(ConnectionClosed(code, reason))
+        return self._wait(ConnectionClosed(code, reason), logging.INFO if code in _ORDERLY else logging.WARNING)
+
+    def _wait(self, error: Exception, level: int) -> float | None:
+        if not may_retry(error, self._retry):
+            return None
+        self._failures += 1
+        self._tried += 1
+        asked = _retry_after(error) if isinstance(error, HandshakeError) else 0.0
+        # On top of what the server asks for, as it asks all of its clients for the same.
+        delay = min(asked, self._backoff.maximum) + self._backoff.delay(self._failures)
+        _logger.log(level, "%s: %s; attempt %d in %.2f s", self._url, _cause(error), self._tried, delay)
+        return delay
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, in one line of a log: a server's reason may hold anything."""
+    said = str(error) if str(error) and isinstance(error, WatershedError) else f"{type(error).__name__}: {error}"
+    return "".join(character if character.isprintable() else " " for character in said)
 
 
 def _retry_after(error: HandshakeError) -> float:
