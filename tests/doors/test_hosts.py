@@ -1,33 +1,10 @@
-"""The Host header field (RFC 9110 section 7.2), and the names that a server answers to."""
+"""The names that a server answers to (RFC 9110 section 7.2)."""
 
 from __future__ import annotations
 
 import pytest
 
-from watershed_mw.hosts import HostList, split_host
-
-
-@pytest.mark.parametrize(
-    "value, parts",
-    [
-        ("a.example", ("a.example", None)),
-        ("A.Example:8080", ("a.example", 8080)),
-        ("a_b-c.example.", ("a_b-c.example.", None)),
-        ("a:", ("a", None)),
-        ("127.0.0.1:0", ("127.0.0.1", 0)),
-        ("[2001:DB8::1]:65535", ("2001:db8::1", 65535)),
-        ("[::1]", ("::1", None)),
-        ("%41", ("%41", None)),
-        *((invalid, None) for invalid in ("", " ", "a evil", "evil/x?y#z", "a@evil", "a\\b", "a,b", "[::1", "::1")),
-        *(
-            (invalid, None)
-            for invalid in ("[127.0.0.1]", "[::g]", "[v1.x]", "a:b", "a:65536", "a:1:2", "é", "%4", "a\0")
-        ),
-        ("a:" + "9" * 5000, None),
-    ],
-)
-def test_what_a_host_is(value: str, parts: tuple[str, int | None] | None) -> None:
-    assert split_host(value) == parts
+from watershed_mw.hosts import HostList
 
 
 @pytest.mark.parametrize(
@@ -37,7 +14,7 @@ def test_what_a_host_is(value: str, parts: tuple[str, int | None] | None) -> Non
         *((host, True) for host in ("127.0.0.1:80", "[::1]", "192.0.2.1", "[2001:db8::1]:1")),
         *((host, True) for host in ("app.example", "App.Example.:443", "a.b.example", "x.a.b.example:80")),
         *((host, False) for host in ("evil.example", "b.example", "xapp.example", "app.example.evil", "xb.example")),
-        *((host, False) for host in ("", "localhost@evil", "localhost.evil", "127.0.0.1.evil", "127.1", "0x7f000001")),
+        *((host, False) for host in ("", "localhost@evil", "localhost.evil", "127.0.0.1.evil", "127.1", "0x7f000001", "[v1.x]")),
     ],
 )
 def test_addresses_and_names_of_this_machine_pass(host: str, allowed: bool) -> None:

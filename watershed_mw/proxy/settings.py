@@ -12,7 +12,6 @@ import httpx
 
 from ..core.headers import Headers, check_outgoing, shown
 from ..errors import HandshakeError
-from ..hosts import split_host
 from ..room import Room
 from ..watershed import ConnectionOptions, Options, Watershed
 from .forwarding import request_fields
@@ -104,33 +103,8 @@ def _check_field(name: str, value: str) -> None:
         raise HandshakeError(f"the proxy cannot write the header field {shown(name)}", status=500)
 
 
-def _check_request(headers: Headers) -> None:
-    """Judge the fields of the client, before anybody is asked for an upstream.
-
-    Raises:
-        HandshakeError: the Host is none, or another field cannot be forwarded; status 400.
-    """
-    host = headers.get_one("host")
-    if host and split_host(host) is None:
-        raise HandshakeError(f"expected a Host such as example.org:8080, got {shown(host)}", status=400)
-    for name, value in headers:
-        try:
-            check_outgoing([(name, value)])
-        except ValueError:
-            # Not what it holds: that may be a secret.
-            raise HandshakeError(
-                f"expected a header field {shown(name)} without control characters, got one that cannot be forwarded",
-                status=400,
-            ) from None
-
-
 def request_of_scope(scope: Mapping[str, Any], headers: Headers) -> ProxyRequest:
-    """The request that an ASGI scope tells of, with its header fields as they were parsed.
-
-    Raises:
-        HandshakeError: it cannot be forwarded; status 400.
-    """
-    _check_request(headers)
+    """The request that an ASGI scope tells of, with its header fields as they were parsed."""
     prefix = quote(str(scope.get("root_path") or ""), PATH_SAFE)
     raw = path_of_target(bytes(scope.get("raw_path") or b""))
     path = quote(raw, VISIBLE)
@@ -155,11 +129,7 @@ def request_of_environ(environ: Mapping[str, Any], headers: Headers, target: str
         environ: the environ.
         headers: its header fields.
         target: the request target as it came, where the server keeps it.
-
-    Raises:
-        HandshakeError: it cannot be forwarded; status 400.
     """
-    _check_request(headers)
     names = ("SCRIPT_NAME", "PATH_INFO")
     mounted, rest = (str(environ.get(name, "")).encode("latin-1") for name in names)
     prefix = quote(mounted, PATH_SAFE)
