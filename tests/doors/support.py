@@ -354,7 +354,7 @@ class Uvicorn:
         app: ASGIApp | None = None,
         *,
         loop: str = "asyncio",
-        http: str = "h11",
+        http: str | type[asyncio.Protocol] = "h11",
         ws: str | type[asyncio.Protocol] = UVICORN_CLASS,
         lifespan: Any = "off",
         **settings: Any,

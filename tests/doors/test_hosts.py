@@ -14,7 +14,10 @@ from watershed_mw.hosts import HostList
         *((host, True) for host in ("127.0.0.1:80", "[::1]", "192.0.2.1", "[2001:db8::1]:1")),
         *((host, True) for host in ("app.example", "App.Example.:443", "a.b.example", "x.a.b.example:80")),
         *((host, False) for host in ("evil.example", "b.example", "xapp.example", "app.example.evil", "xb.example")),
-        *((host, False) for host in ("", "localhost@evil", "localhost.evil", "127.0.0.1.evil", "127.1", "0x7f000001", "[v1.x]")),
+        *(
+            (host, False)
+            for host in ("", "localhost@evil", "localhost.evil", "127.0.0.1.evil", "127.1", "0x7f000001", "[v1.x]")
+        ),
     ],
 )
 def test_addresses_and_names_of_this_machine_pass(host: str, allowed: bool) -> None:

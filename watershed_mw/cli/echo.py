@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from ..asgi import Receive, Scope, Send, WatershedASGI
+from .hosts import LOOPBACK_ORIGINS, HostGuard, as_origins, page_options
 from .output import describe_end, dump, say, shown
 from .parameters import Address
 from .serving import serve, serving_options
@@ -57,18 +58,32 @@ async def _refuse(send: Send) -> None:
 @click.command(short_help="A server that sends everything back.")
 @serving_options("127.0.0.1:8765")
 @click.option("-p", "--protocol", "protocols", multiple=True, metavar="NAME", help="Support a subprotocol; repeatable.")
+@page_options("Pages of its own host, and of localhost on every port,")
 def echo(
-    listen: Address, protocols: tuple[str, ...], tls_cert: Path | None, tls_key: Path | None, verbose: bool
+    listen: Address,
+    protocols: tuple[str, ...],
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    verbose: bool,
 ) -> None:
-    """Send every TEXT and BINARY message back, on every path, to clients of every origin.
+    """Send every TEXT and BINARY message back, on every path.
 
-    Pages of any web site that a browser here has open may connect as well: it is made for tests.
+    Programs may connect, and pages of this machine; those of other web sites that a browser here has open may not,
+    unless --allow-origin names them.
 
     Once it listens it prints its address; SIGINT and SIGTERM end it.
 
     \b
     watershed-mw echo --listen :8765 --protocol chat.v1
+    watershed-mw echo --listen :8765 --allow-host echo.example --allow-origin https://app.example
     watershed-mw echo --listen 127.0.0.1:0 --tls-cert cert.pem --tls-key key.pem
     """
     app = Echo(Console(stderr=True) if verbose else None)
-    serve(WatershedASGI(app, origins="*", protocols=protocols), listen, tls_cert, tls_key, verbose)
+    allowed = as_origins((*LOOPBACK_ORIGINS, *origins))
+    try:
+        served = WatershedASGI(app, origins=allowed, protocols=protocols)
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+    serve(HostGuard(served, hosts, listen), listen, tls_cert, tls_key, verbose)

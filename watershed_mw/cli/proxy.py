@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .hosts import HostGuard, as_origins, page_options
 from .output import Failure
 from .parameters import Address, as_headers, client_context
 from .serving import serve, serving_options
@@ -57,13 +58,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     metavar="BYTES",
     help="End a connection after so many; unless given never.",
 )
-@click.option(
-    "--origin",
-    "origins",
-    multiple=True,
-    metavar="ORIGIN",
-    help="Let pages of this origin connect, '*' for all; repeatable. Its own pages always may.",
-)
+@page_options("Its own pages")
 @click.option("-k", "--insecure", is_flag=True, help="Do not verify the upstream's certificate.")
 @click.option(
     "--cacert",
@@ -79,20 +74,24 @@ def proxy(
     upstream: str,
     insecure: bool,
     cacert: Path | None,
+    hosts: tuple[str, ...],
     origins: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Forward every WebSocket that comes to another server, byte for byte.
 
-    The server behind it sees the client's handshake and chooses subprotocol and compression. Once the proxy listens it
-    prints its address; SIGINT and SIGTERM end it.
+    The server behind it sees the client's handshake and chooses subprotocol and compression. Requests for a host name
+    that it does not answer to (--allow-host), or of a page of another origin (--allow-origin), get a 403.
+
+    Once the proxy listens it prints its address; SIGINT and SIGTERM end it.
 
     \b
     watershed-mw proxy --listen :8080 --to ws://127.0.0.1:9000
-    watershed-mw proxy --listen 127.0.0.1:8080 --to unix:/run/chat.sock --strip-prefix /chat --origin https://example.org
+    watershed-mw proxy --listen 127.0.0.1:8080 --to unix:/run/chat.sock --strip-prefix /chat
+    watershed-mw proxy --listen :8080 --to ws://127.0.0.1:9000 --allow-host ws.example --allow-origin https://app.example
     """
     if origins:
-        options["origins"] = "*" if "*" in origins else list(origins)
+        options["origins"] = as_origins(origins)
     options["ssl"] = client_context(insecure, cacert)
     try:
         from ..proxy import WebSocketProxy  # takes its time, and needs httpx
@@ -102,4 +101,4 @@ def proxy(
         app = WebSocketProxy(upstream, **options)
     except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
-    serve(app, listen, tls_cert, tls_key, verbose)
+    serve(HostGuard(app, hosts, listen), listen, tls_cert, tls_key, verbose)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from ..asgi import App
+from .heads import bounded
 from .output import Failure
 from .parameters import Address, as_address
 
@@ -59,6 +60,7 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
     """
     try:
         import uvicorn
+        from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
         from ..uvicorn import WatershedProtocol
     except ModuleNotFoundError as error:
@@ -84,6 +86,7 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
         raise click.UsageError("expected --tls-cert with --tls-key")
     config = uvicorn.Config(
         app,
+        http=bounded(AutoHTTPProtocol),
         ws=WatershedProtocol,
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,

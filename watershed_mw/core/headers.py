@@ -42,8 +42,7 @@ _BACKSLASH = re.compile(r"\\(.)")
 _BEYOND_LATIN_1 = re.compile(r"[^\x00-\xff]")
 _FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # RFC 9110 section 7.2: uri-host [ ":" port ], of RFC 3986 section 3.2.2. The zone of an IPv6 address (RFC 6874) is of
-# no use to a server, but some clients send it. A comma is none of a name's characters here: by it
-# WSGI servers join what came twice.
+# no use to a server, but some clients send it. No name has a comma here, as WSGI servers join by it what came twice.
 _HOST = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+(?:%[\w.~%-]+)?)\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\]"
     r"|(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?",
