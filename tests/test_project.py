@@ -49,11 +49,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.frames",
         "core.utf8",
         "core.flow",
+        "core.pace",
         "core.queue",
         "core.conversation",
     ),
     ("core.handshake", "core.deflate", "core.messages"),
-    ("core.shared",),
+    ("core.shared", "core.outgoing"),
     ("core.protocol",),
     (
         "_implementation",

@@ -419,13 +419,18 @@ class AsyncioShell(OrderedHandlers):
         core = self._core
         pause = self._queue.full and core.state is _OPEN
         if pause is not core.read_paused and not self._lost:
-            core.read_paused = pause
+            if pause:
+                core.reading_paused(monotonic())
+            else:
+                core.reading_resumed(monotonic())
             if self._transport.is_closing():
                 pass  # some that have closed, and have yet to tell of it, cannot be asked any more
             elif pause:
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+        if core._arrival is not None and core.arrival_due() < self._rings_at:
+            self._arm()  # where no PING is due earlier
 
     def _update_filling(self) -> None:
         core = self._core

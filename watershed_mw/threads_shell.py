@@ -122,7 +122,12 @@ class ThreadsShell(WatershedConnection):
 
     def _await_bytes(self, deadline: float | None) -> bytes | None:
         """Wait for bytes as the reader; None where nothing came in time, empty at the end of the stream."""
-        rest_due = self._core.rest_due
+        core = self._core
+        core.read_paused = False
+        if core.arriving:
+            with self._state:
+                core.was_not_read(self._looked, time.monotonic())
+        rest_due = core.rest_due
         if rest_due is not None and (deadline is None or rest_due < deadline):
             deadline = rest_due
         try:

@@ -70,6 +70,9 @@ class ClientOptions(TypedDict, total=False):
     max_message_size: int | None
     max_fragments: int
     max_message_rate: float | None
+    message_timeout: float | None
+    max_compression_ratio: float | None
+    max_inflate_rate: float
     ping_interval: float | None
     ping_timeout: float | None
     close_timeout: float

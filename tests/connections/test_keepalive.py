@@ -246,3 +246,39 @@ def test_a_peer_that_never_reads_is_given_up_while_we_send(link: Link) -> None:
     error = sending.exception(LIMIT)
     assert error is None or isinstance(error, ConnectionClosed)
     assert not peer.silent()
+
+
+@pytest.mark.need(16)
+@each
+def test_a_message_that_trickles_in_is_given_up(link: Link) -> None:
+    """Every byte of it is a sign of life, and PINGs are answered: it would hold its memory for ever."""
+    live, peer = link(ping_interval=None, message_timeout=0.1, close_timeout=0.2)
+    over = live.run()
+    data = memoryview(peer.frame(BINARY, bytes(1000)))
+    stop = threading.Event()
+
+    def trickle() -> None:
+        for index in range(len(data)):
+            try:
+                peer.sock.sendall(data[index : index + 1])
+            except OSError:
+                return
+            if stop.wait(0.02):
+                return
+
+    trickling = in_thread(trickle)
+    code, reason = over.result(LIMIT)
+    stop.set()
+    assert (code, "message_timeout" in reason) == (1008, True)
+    trickling.result(LIMIT)
+    peer.expect_close(1008)
+
+
+@few_pulling
+def test_time_in_which_the_application_does_not_read_is_not_the_peers(link: Link) -> None:
+    live, peer = link(ping_interval=None, message_timeout=0.2, max_queued_messages=1)
+    peer.write(peer.frame(TEXT, "1"), peer.frame(TEXT, "2"), peer.frame(TEXT, "3")[:4])
+    assert live.receive() == "1"
+    threading.Event().wait(0.5)  # what is not there cannot be waited for: nobody reads, and nobody is given up
+    peer.write(peer.frame(TEXT, "3")[4:])
+    assert [live.receive(), live.receive()] == ["2", "3"]

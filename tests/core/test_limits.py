@@ -12,9 +12,17 @@ import pytest
 from watershed_mw.core.limits import Limits
 
 NAMES = [field.name for field in dataclasses.fields(Limits)]
-OPTIONAL = ["max_message_size", "max_message_rate", "ping_interval", "ping_timeout"]
-RATES = ["max_message_rate"]
-COUNTS = [name for name in NAMES if name.startswith("max_") and name not in RATES]
+OPTIONAL = [
+    "max_message_size",
+    "max_message_rate",
+    "message_timeout",
+    "max_compression_ratio",
+    "ping_interval",
+    "ping_timeout",
+]
+RATES = ["max_message_rate", "max_inflate_rate"]
+RATIOS = ["max_compression_ratio"]
+COUNTS = [name for name in NAMES if name.startswith("max_") and name not in RATES + RATIOS]
 
 
 def make(name: str, value: Any) -> Limits:
@@ -28,6 +36,9 @@ def test_defaults_are_the_documented_ones() -> None:
         "max_message_size": 16 * 2**20,
         "max_fragments": 131072,
         "max_message_rate": None,
+        "message_timeout": 30.0,
+        "max_compression_ratio": 64.0,
+        "max_inflate_rate": 64 * 2**20,
         "ping_interval": 20.0,
         "ping_timeout": 20.0,
         "close_timeout": 10.0,
@@ -61,6 +72,8 @@ def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> No
     with pytest.raises(ValueError, match=f"expected {name} as a ") as caught:
         make(name, value)
     kind = "a number per second" if name in RATES else "a number of seconds"
+    if name in RATIOS:
+        kind = "a number"
     if name in COUNTS:
         kind = "a whole number"
     assert f"expected {name} as {kind} above 0, got {value!r}: " in str(caught.value)

@@ -437,3 +437,91 @@ def test_a_message_is_charged_once_when_it_begins(build: Build) -> None:
 
 def test_without_a_rate_any_number_may_come_at_once(build: Build) -> None:
     assert len(build.make().receive_data(frame(PING, key=wire.KEY) * 5000, START)) == 5000
+
+
+# --- what the peer's messages inflate to --------------------------------------------------------------
+
+
+def inflating(ratio: float | None = 64, rate: float = MEBIBYTE, size: int | None = MEBIBYTE) -> Limits:
+    """1 MiB a second, and 1 MiB at once, beyond the ratio."""
+    return Limits(max_compression_ratio=ratio, max_inflate_rate=rate, max_message_size=size, ping_interval=None)
+
+
+TOO_MUCH = (
+    (
+        "expected compressed data to inflate to at most 64 times its size (max_compression_ratio) and 1.04858e+06 "
+        "bytes a second beyond that (max_inflate_rate), got more"
+    ),
+    1008,
+)
+ZEROS = frame(BINARY, deflated(bytes(MEBIBYTE)), rsv=4, key=wire.KEY)
+
+
+@pytest.mark.need(27)
+def test_a_message_of_zeros_is_taken_and_a_stream_of_them_is_refused(build: Build) -> None:
+    subject = build.make(limits=inflating(), parameters=COMPRESSION)
+    assert subject.receive_data(ZEROS, START) == [bytes(MEBIBYTE)]
+    (event,) = plain(subject.receive_data(ZEROS, START + 0.5))
+    assert failure(event) == TOO_MUCH
+    assert subject.messages_received == 1
+
+
+@pytest.mark.need(27)
+def test_what_may_be_inflated_comes_back_with_time(build: Build) -> None:
+    subject = build.make(limits=inflating(), parameters=COMPRESSION)
+    for second in range(10):
+        assert subject.receive_data(ZEROS, START + second) == [bytes(MEBIBYTE)]
+
+
+@pytest.mark.need(27)
+def test_it_is_enforced_while_inflating(build: Build) -> None:
+    subject = build.make(limits=inflating(size=None), parameters=COMPRESSION)
+    bomb = frame(BINARY, deflated(bytes(256 * MEBIBYTE)), rsv=4, key=wire.KEY)
+    with measured() as memory:
+        (event,) = plain(subject.receive_data(bomb, START))
+    assert failure(event) == TOO_MUCH
+    assert memory.peak < 40 * MEBIBYTE  # 64 times what came, and 1 MiB
+
+
+@pytest.mark.need(27)
+@pytest.mark.parametrize("pieces", [1, 7, 100])
+def test_what_compresses_less_than_the_ratio_comes_at_any_speed(build: Build, pieces: int) -> None:
+    text = b"".join(
+        b"2024-05-05 12:%02d:%02d INFO worker-%d took %d ms\n" % (i % 60, i % 7, i % 9, i) for i in range(9000)
+    )
+    data = deflated(text)
+    assert len(data) * 5 < len(text) < len(data) * 64
+    cuts = [data[len(data) * i // pieces : len(data) * (i + 1) // pieces] for i in range(pieces)]
+    message = wire.message(BINARY, cuts, rsv=4, key=wire.KEY)
+    subject = build.make(
+        limits=inflating(rate=1000.0),
+        parameters=DeflateParameters(options=DeflateOptions(window_bits=15), remote_no_context_takeover=True),
+    )
+    for _ in range(20):
+        assert subject.receive_data(message, START) == [text]
+
+
+@pytest.mark.need(27)
+def test_small_messages_that_repeat_each_other_are_no_bombs(build: Build) -> None:
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    subject = build.make(limits=inflating(rate=1.0, size=4096), parameters=COMPRESSION)
+    message = b'{"id": 12345, "name": "a name"}' * 130
+    for _ in range(1000):
+        data = (deflater.compress(message) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
+        assert subject.receive_data(frame(BINARY, data, rsv=4, key=wire.KEY), START) == [message]
+
+
+@pytest.mark.need(27)
+def test_none_switches_both_off(build: Build) -> None:
+    subject = build.make(limits=inflating(ratio=None, rate=1.0), parameters=COMPRESSION)
+    for _ in range(5):
+        assert subject.receive_data(ZEROS, START) == [bytes(MEBIBYTE)]
+
+
+def test_text_that_inflates_to_too_much_and_is_no_utf8_has_the_first_fault(build: Build) -> None:
+    subject = build.make(limits=inflating(rate=1000.0, size=5 * MEBIBYTE), parameters=COMPRESSION)
+    subject.receive_data(frame(BINARY, deflated(bytes(5 * MEBIBYTE)), rsv=4, key=wire.KEY), START)
+    data = frame(TEXT, deflated(b"\xff" + bytes(MEBIBYTE)), rsv=4, key=wire.KEY)
+    # The window of the first message is zlib's; this one begins anew.
+    (event,) = plain(subject.receive_data(data, START))
+    assert failure(event)[1] == 1007

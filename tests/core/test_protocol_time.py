@@ -293,3 +293,165 @@ def test_a_peer_that_answers_within_ping_timeout_is_never_given_up(
                 now += 1e-6
                 subject.receive_data(frame(PONG, item.payload, key=wire.KEY), now)
     assert subject.state is State.OPEN
+
+
+# --- what arrives too slowly ------------------------------------------------------------------------
+
+
+SLOW = Limits(ping_interval=None, message_timeout=30)
+MASKED_TEXT = frame(TEXT, b"x" * 1000, key=wire.KEY)
+
+
+def too_slow(size: int, seconds: int, timeout: str = "30") -> tuple[str, int]:
+    return (
+        (
+            f"expected a message to arrive at 512 bytes a second or faster after {timeout} seconds (message_timeout), "
+            f"got {size} bytes of it in {seconds} seconds"
+        ),
+        1008,
+    )
+
+
+def trickle(subject: Protocol, data: bytes, every: float, now: float = START) -> float:
+    """Deliver ``data`` byte by byte, one each so many seconds, and keep time; returns the time of the last byte."""
+    for index in range(len(data)):
+        now += every
+        deadline = subject.next_deadline()
+        if deadline is not None and deadline <= now and (events := subject.handle_timeout(deadline, 0)):
+            raise AssertionError(f"failed after {index} bytes, {deadline - START:.1f} s: {plain(events)}")
+        subject.receive_data(data[index : index + 1], now)
+    return now
+
+
+@pytest.mark.need(16)
+@pytest.mark.parametrize(
+    "data",
+    [
+        MASKED_TEXT,
+        wire.message(TEXT, [b"x"] * 200, key=wire.KEY),
+        frame(TEXT, b"x", fin=False, key=wire.KEY) + frame(PING, b"p", key=wire.KEY) * 50,
+        frame(PING, b"p" * 125, key=wire.KEY),
+    ],
+    ids=["payload", "fragments", "PINGs within a message", "a control frame"],
+)
+def test_what_trickles_in_fails_with_1008(build: Build, data: bytes) -> None:
+    subject = build.make(limits=SLOW)
+    with pytest.raises(AssertionError, match=r"failed after 31 bytes, 31\.1 s: .*message_timeout.*1008"):
+        trickle(subject, data, 1)
+
+
+@pytest.mark.need(16)
+def test_the_refusal_says_how_slow_it_was(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    subject.receive_data(MASKED_TEXT[:512], START)
+    assert subject.next_deadline() == START + 31
+    assert subject.handle_timeout(START + 30.99, 0) == []
+    (event,) = plain(subject.handle_timeout(START + 31, 0))
+    assert failure(event) == too_slow(512, 31)
+    assert subject.state is not State.OPEN
+
+
+def test_half_a_header_is_the_begin_of_a_message(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    subject.receive_data(MASKED_TEXT[:1], START)
+    assert subject.handle_timeout(START + 30, 0) == []
+    (event,) = plain(subject.handle_timeout(START + 30.01, 0))
+    assert failure(event) == too_slow(1, 30)
+
+
+def test_a_message_that_keeps_the_rate_may_take_as_long_as_it_likes(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    payload = bytes(600 * 1000)
+    data = frame(wire.BINARY, payload, key=wire.KEY)
+    now = START
+    events = []
+    for index in range(0, len(data), 600):
+        now += 1
+        assert subject.handle_timeout(now, 0) == []
+        events += subject.receive_data(data[index : index + 600], now)
+    assert events == [payload]
+    assert subject.next_deadline() is None
+
+
+def test_each_message_has_its_own_time(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    now = trickle(subject, frame(TEXT, b"x" * 12, key=wire.KEY) * 20, 1.2)
+    assert subject.messages_received == 20
+    # The end of one message and the begin of the next in one read, for ever.
+    whole = frame(TEXT, b"x" * 100, key=wire.KEY)
+    subject.receive_data(whole[:50], now)
+    for _ in range(50):
+        now += 20
+        assert subject.handle_timeout(now, 0) == []
+        subject.receive_data(whole[50:] + whole[:50], now)
+    assert subject.messages_received == 70
+
+
+def test_between_messages_there_is_no_time_limit(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    subject.receive_data(MASKED_TEXT[:10], START)
+    assert subject.next_deadline() is not None
+    subject.receive_data(MASKED_TEXT[10:], START + 1)
+    assert subject.next_deadline() is None
+    assert subject.handle_timeout(START + 10**6, 0) == []
+
+
+def test_a_large_message_that_is_read_in_place_has_the_same_limit(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    data = frame(wire.BINARY, bytes(200_000), key=wire.KEY)
+    subject.receive_data(data[:100_000], START)
+    rest = data[100_000:]
+    subject.space()[:1000] = rest[:1000]
+    subject.receive_in_place(1000, START + 1)
+    assert subject.next_deadline() == START + 30 + 101_000 / 512
+    while subject.payload_to_come():
+        size = min(len(subject.space()), subject.payload_to_come())
+        subject.space()[:size] = bytes(size)
+        subject.receive_in_place(size, START + 2)
+    assert subject.next_deadline() is None
+
+
+def test_time_in_which_nothing_is_read_does_not_count(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    subject.receive_data(MASKED_TEXT[:512], START)
+    subject.reading_paused(START + 10)
+    assert subject.next_deadline() is None
+    assert subject.handle_timeout(START + 1000, 0) == []
+    subject.reading_resumed(START + 1000)
+    assert subject.next_deadline() == START + 1000 + 21
+    subject.was_not_read(START + 1005, START + 1015)
+    assert subject.next_deadline() == START + 1000 + 31
+    (event,) = plain(subject.handle_timeout(START + 1031, 0))
+    assert failure(event) == too_slow(512, 31)
+
+
+def test_a_pause_that_began_before_the_message_counts_from_its_begin(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    subject.reading_paused(START)
+    subject.receive_data(MASKED_TEXT[:512], START + 50)  # it had been read already
+    subject.reading_resumed(START + 60)
+    assert subject.next_deadline() == START + 60 + 31
+
+
+def test_keepalive_goes_on_while_a_message_arrives(build: Build) -> None:
+    subject = build.make(limits=LIMITS)
+    subject.receive_data(MASKED_TEXT[:512], START + 10)
+    assert subject.handle_timeout(START + 20, 0) == []
+    assert sent(subject) == [wire.Frame(PING, b"keepalive 1")]
+    subject.receive_data(MASKED_TEXT[512:524], START + 21)
+    assert subject.next_deadline() == START + 40
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_without_message_timeout_a_message_may_trickle(build: Build, role: Role) -> None:
+    subject = build.make(role, Limits(ping_interval=None, message_timeout=None))
+    data = frame(TEXT, b"x" * 1000, key=peer_key(role))
+    trickle(subject, data, 100)
+    assert subject.messages_received == 1
+
+
+def test_once_the_end_has_begun_close_timeout_is_the_only_one(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    subject.receive_data(MASKED_TEXT[:512], START)
+    subject.close(1000, "", START + 25)
+    assert subject.next_deadline() == START + 35

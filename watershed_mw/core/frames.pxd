@@ -66,6 +66,7 @@ cdef class FrameReader:
 
     @cython.locals(available=Py_ssize_t, size="long long")
     cpdef bint read(self) except -1
+    cpdef bint incomplete(self) except -1
 
     @cython.locals(
         start=Py_ssize_t, piece=bytes, target="unsigned char *", source="const unsigned char *",

@@ -245,6 +245,10 @@ class FrameReader:
         self.last = self._remaining == 0
         return True
 
+    def incomplete(self) -> bool:
+        """Whether part of a frame has come, and not all of it."""
+        return self._end > 0 or not self.last
+
     def take(self) -> bytes:
         """The piece, unmasked; once."""
         start = self._start

@@ -10,10 +10,23 @@ from dataclasses import dataclass, fields
 
 from ..errors import RemoteProtocolError
 
-__all__ = ["Limits", "too_large"]
+__all__ = ["INFLATE_ALLOWANCE", "SLOWEST_MESSAGE", "Limits", "inflates_too_much", "too_large", "too_slow"]
 
-_MAY_BE_NONE = frozenset({"max_message_size", "max_message_rate", "ping_interval", "ping_timeout"})
-_HINT = "only max_message_size, max_message_rate, ping_interval and ping_timeout may be switched off, with None"
+SLOWEST_MESSAGE = 512
+"""Bytes per second at which a message has to come, once ``message_timeout`` seconds have passed."""
+
+INFLATE_ALLOWANCE = 4096
+"""Bytes that each compressed message may inflate to, whatever its size, before ``max_compression_ratio`` counts."""
+
+_OPTIONAL = (
+    "max_message_size",
+    "max_message_rate",
+    "message_timeout",
+    "max_compression_ratio",
+    "ping_interval",
+    "ping_timeout",
+)
+_HINT = f"only {', '.join(_OPTIONAL[:-1])} and {_OPTIONAL[-1]} may be switched off, with None"
 # Nothing larger fits a frame (RFC 6455 section 5.2), nor an event loop's timer.
 _MOST = 2**63 - 1
 _MOST_SECONDS = 10**9
@@ -32,6 +45,16 @@ class Limits:
             second's worth may come at once. Past it the connection is failed with 1008. Default None,
             as any number would break somebody's honest peer, and memory is bounded without it: a
             peer that is faster than the application has to wait (max_queued_messages).
+        message_timeout: seconds after which a message (or a control frame) that has begun to arrive must have come at
+            512 bytes per second or faster; default 30. It needs that many seconds and its size divided by 512, at
+            most: 62 s for 16 KiB. Time in which this end does not read does not count. Past it the connection is
+            failed with 1008. None for messages that may trickle in for ever.
+        max_compression_ratio: bytes that one byte of compressed data may inflate to at any speed, averaged over a
+            message; default 64, where JSON and logs come to 5 to 50. Each message has 4 KiB besides. What goes beyond
+            that is limited by ``max_inflate_rate``. None for no limit of either kind.
+        max_inflate_rate: bytes per second, on average, that may be inflated beyond ``max_compression_ratio``; default
+            64 MiB. One second's worth or ``max_message_size`` may come at once, the larger of the two: a message of
+            zeros is fine, one after the other is not. Past it the connection is failed with 1008.
         ping_interval: seconds between keepalive PINGs; default 20, under the 60 seconds after
             which nginx drops a silent connection; None for no keepalive.
         ping_timeout: seconds without any byte from the peer, after such a PING, until the
@@ -50,6 +73,9 @@ class Limits:
     max_message_size: int | None = 16 * 2**20
     max_fragments: int = 131072
     max_message_rate: float | None = None
+    message_timeout: float | None = 30.0
+    max_compression_ratio: float | None = 64.0
+    max_inflate_rate: float = 64 * 2.0**20
     ping_interval: float | None = 20.0
     ping_timeout: float | None = 20.0
     close_timeout: float = 10.0
@@ -61,13 +87,15 @@ class Limits:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is None and item.name in _MAY_BE_NONE:
+            if value is None and item.name in _OPTIONAL:
                 continue
             kind, most = "a whole number", _MOST
             if item.name.endswith(("_timeout", "_interval")):
                 kind, most = "a number of seconds", _MOST_SECONDS
             elif item.name.endswith("_rate"):
                 kind = "a number per second"
+            elif item.name.endswith("_ratio"):
+                kind = "a number"
             # bool is an int to Python, never to a reader of max_message_size=True.
             fits = isinstance(value, int if kind == "a whole number" else (int, float)) and not isinstance(value, bool)
             if not fits or not 0 < value <= most:
@@ -78,4 +106,22 @@ def too_large(limit: int, got: int) -> RemoteProtocolError:
     """The error that fails a connection whose peer sends a larger message than ``max_message_size`` allows."""
     return RemoteProtocolError(
         f"expected a message of at most {limit} bytes (max_message_size), got {got} or more", close_code=1009
+    )
+
+
+def too_slow(timeout: float, seconds: float, size: int) -> RemoteProtocolError:
+    """The error that fails a connection whose peer sends a message more slowly than ``message_timeout`` allows."""
+    return RemoteProtocolError(
+        f"expected a message to arrive at {SLOWEST_MESSAGE} bytes a second or faster after {timeout:g} seconds "
+        f"(message_timeout), got {size} bytes of it in {seconds:.0f} seconds",
+        close_code=1008,
+    )
+
+
+def inflates_too_much(ratio: float, rate: float) -> RemoteProtocolError:
+    """The error that fails a connection whose peer's messages inflate to more than the two limits on it allow."""
+    return RemoteProtocolError(
+        f"expected compressed data to inflate to at most {ratio:g} times its size (max_compression_ratio) and {rate:g} "
+        "bytes a second beyond that (max_inflate_rate), got more",
+        close_code=1008,
     )

@@ -1,15 +1,14 @@
 # C types of protocol.py; the logic stands there and nowhere else.
 cimport cython
 
-from .conversation cimport Conversation
 from .deflate cimport Contexts, Deflate
-from .frames cimport FrameReader, encode_frame, encode_header
+from .frames cimport FrameReader
+from .outgoing cimport Outgoing
+from .pace cimport Arrival, InflateRate
 from .utf8 cimport utf8_state
 from .shared cimport SharedMessage
 
-cdef int _FIN
 cdef double _REST_AFTER
-cdef Py_ssize_t _LARGE
 cdef int _FIN_RSV1
 cdef int _CONTINUATION
 cdef int _TEXT
@@ -26,14 +25,18 @@ cdef object _ENDING
 cdef object _CLOSED
 
 
-cdef class Protocol(Conversation):
-    cdef bint _client
+cdef class Protocol(Outgoing):
     cdef FrameReader _reader
     cdef Deflate _deflate
     cdef double _deflate_quiet
     cdef Py_ssize_t _max_size
     cdef Py_ssize_t _max_fragments
     cdef object _rate
+    cdef double _message_timeout
+    cdef Arrival _arrival
+    cdef double _paused_at
+    cdef object _limits
+    cdef InflateRate _inflate_rate
     cdef double _ping_interval
     cdef double _ping_timeout
     cdef double _close_timeout
@@ -48,9 +51,6 @@ cdef class Protocol(Conversation):
     cdef object _utf8
     cdef long _utf8_state
     cdef bytes _control
-    cdef bytes _lone
-    cdef list _outgoing
-    cdef list _keys
     cdef bytes _pending_pong
     cdef public bint read_paused
     cdef double _deadline
@@ -76,11 +76,15 @@ cdef class Protocol(Conversation):
     cpdef object space(self)
     @cython.locals(reader=FrameReader, events=list, start=Py_ssize_t)
     cpdef list receive_in_place(self, Py_ssize_t size, double now)
+    @cython.locals(number="long long")
+    cdef _watch_arrival(self, Py_ssize_t size, double now)
     cdef _fail(self, object error, double now, list events)
 
     @cython.locals(reader=FrameReader, room="long long", got=object)
     cdef _begin_frame(self)
 
+    cdef _begin_inflating(self)
+    @cython.locals(rate=InflateRate, room=Py_ssize_t, allowed=Py_ssize_t, limited=bint, inflated=bytes)
     cdef bytes _inflate(self, bytes piece, bint last)
     @cython.locals(valid=bint)
     cdef _check_utf8(self, bytes data, Py_ssize_t start, Py_ssize_t stop, bint last)
@@ -108,19 +112,19 @@ cdef class Protocol(Conversation):
     cdef _send_failure(self)
     cdef _send_close(self, bytes payload, object code, object reason)
     cpdef object next_deadline(self)
+    @cython.locals(due=double)
     cdef double _due(self) except? -1
+    cpdef double arrival_due(self) except? -1
+    cdef double _keepalive_due(self) except? -1
+    cdef list _break_off_arrival(self, double now)
+    cpdef reading_paused(self, double now)
+    cpdef reading_resumed(self, double now)
+    cpdef was_not_read(self, double since, double now)
     cpdef list handle_timeout(self, double now, Py_ssize_t unsent)
     cdef list _keep_alive(self, double now, Py_ssize_t unsent)
     cpdef share_contexts(self, Contexts contexts)
     cpdef rest(self, double now)
     cdef long long _taken_by_kernel(self, Py_ssize_t unsent) except? -1
-    @cython.locals(outgoing=list)
-    cpdef bytes data_to_send(self)
-    cpdef object put_back(self, bytes rest)
-    cpdef list pieces_to_send(self)
-    cdef _write(self, int opcode, object payload, int first_bits=*)
-    cdef _queue(self, bytes piece)
-    cdef bytes _next_key(self)
 
 
 cdef object _decode(bytes payload)

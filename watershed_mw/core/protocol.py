@@ -9,19 +9,18 @@ changes no buffer that it was given.
 from __future__ import annotations
 
 import codecs
-import os
 from math import inf
-from struct import Struct
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .codes import decode_close, encode_close, encode_text, shorten
-from .conversation import Conversation
 from .deflate import Contexts, Deflate
 from .events import CloseReceived, Event, Failed, Ping, Pong
 from .extensions import DeflateParameters
 from .flow import MessageRate
-from .frames import FrameReader, encode_frame, encode_header
+from .frames import FrameReader
 from .limits import Limits, too_large
+from .outgoing import Outgoing
+from .pace import Arrival, InflateRate
 from .shared import SharedMessage
 from .states import Role, State, Trigger
 from .utf8 import utf8_state
@@ -33,7 +32,6 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
 
 __all__ = ["Protocol"]
 
-_FIN = 0x80
 _FIN_RSV1 = 0xC0
 _CONTINUATION = 0x0
 _TEXT = 0x1
@@ -42,15 +40,10 @@ _CLOSE = 0x8
 _PING = 0x9
 _PONG = 0xA
 
-# The kernel gives random bytes by the system call: one call serves 64 masking keys, which take 3 KiB in the meantime.
-_KEYS = Struct("4s" * 64)
 # Unanswered PINGs whose send time is remembered; older ones merely give no latency.
 _MAX_PINGS = 16
 # Seconds after which contexts of zlib's that nobody has used are given back, where somebody asks.
 _REST_AFTER = 1.0
-# Bytes from which on a payload is not copied into its frame: what is put together at last is copied then, once (the
-# protocol's part of a 4 KiB echo in bursts took 1.31 us, and takes 1.14).
-_LARGE = 2 * 2**10
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
 
@@ -63,7 +56,7 @@ _ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
 
-class Protocol(Conversation):
+class Protocol(Outgoing):
     """The state machine of RFC 6455 sections 5 to 7, with RFC 7692.
 
     Args:
@@ -73,7 +66,7 @@ class Protocol(Conversation):
         deflate: what was agreed on for permessage-deflate, None for no compression.
 
     Attributes:
-        read_paused: set by the shell while it does not read; the peer's silence then means nothing.
+        read_paused: whether the shell does not read; the peer's silence then means nothing.
         write_paused: set by the shell while the peer does not read; PONGs then wait, and only the
             newest is kept (section 5.5.3 allows that), so that a flood of PINGs cannot fill memory.
     """
@@ -81,15 +74,19 @@ class Protocol(Conversation):
     def __init__(
         self, role: Role, now: float, limits: Limits | None = None, deflate: DeflateParameters | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(role is Role.CLIENT)
         limits = Limits() if limits is None else limits
-        self._client = role is Role.CLIENT
         self._reader = FrameReader(not self._client, deflate is not None)
         self._deflate = None if deflate is None else Deflate(deflate)
         self._deflate_quiet = now
         self._max_size = -1 if limits.max_message_size is None else min(limits.max_message_size, _HUGE)
         self._max_fragments = limits.max_fragments
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
+        self._message_timeout = inf if limits.message_timeout is None else limits.message_timeout
+        self._arrival: Arrival | None = None  # of what is incomplete
+        self._paused_at = now
+        self._limits = limits  # for what few connections need
+        self._inflate_rate: InflateRate | None = None
         self._ping_interval = inf if limits.ping_interval is None else limits.ping_interval
         self._ping_timeout = inf if limits.ping_timeout is None else limits.ping_timeout
         self._close_timeout = limits.close_timeout
@@ -105,10 +102,6 @@ class Protocol(Conversation):
         self._utf8: codecs.IncrementalDecoder | None = None
         self._utf8_state = 0
         self._control = b""
-        # What waits to be sent.
-        self._lone = b""
-        self._outgoing: list[bytes] | None = None  # only where it is more than one piece
-        self._keys: list[bytes] = []
         self._pending_pong: bytes | None = None
         self.read_paused = False
         # Times.
@@ -152,12 +145,32 @@ class Protocol(Conversation):
             self._reader.forget()
             self.receive_eof()
             raise
+        if self._in_message or self._reader.incomplete():
+            self._watch_arrival(size, now)
+        else:
+            self._arrival = None
         return events
+
+    def _watch_arrival(self, size: int, now: float) -> None:
+        """Note that something is incomplete after a read of ``size`` bytes: it has a time limit (message_timeout)."""
+        if self._message_timeout == inf:
+            return
+        # A control frame in the midst of a message does not begin its time anew, the next message does.
+        number = self.messages_received if self._in_message else -1 - self.frames_received
+        if self._arrival is None:
+            self._arrival = Arrival(self._message_timeout)
+        elif self._arrival.number == number:
+            return
+        elif self._in_message and self._arrival.number == -self.frames_received:
+            self._arrival.number = number  # the header that was incomplete is this message's
+            return
+        self._arrival.begin(number, self.bytes_received - size, now)
 
     def _fail(self, error: RemoteProtocolError, now: float, events: list[Event]) -> None:
         # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
         error.__traceback__ = error.__context__ = None
         self._forget_message()
+        self._arrival = None
         self._reader.forget()
         self._violated(error, now)
         events.append(Failed(error))
@@ -239,6 +252,8 @@ class Protocol(Conversation):
             self._take_gathered(events, start)
         except RemoteProtocolError as error:
             self._fail(error, now, events)
+        if not self._in_message:
+            self._arrival = None
         return events
 
     def _begin_frame(self) -> None:
@@ -255,6 +270,8 @@ class Protocol(Conversation):
                 self._rate.spend(self._last_received)
             self._text = reader.opcode == _TEXT
             self._compressed = reader.rsv1
+            if self._compressed and self._limits.max_compression_ratio is not None:
+                self._begin_inflating()
             self._fragments = 0
             self._wire_size = 0
         self._fragments += 1
@@ -272,20 +289,37 @@ class Protocol(Conversation):
                 raise too_large(self._max_size, got)
             self._wire_size += reader.length
 
+    def _begin_inflating(self) -> None:
+        if self._inflate_rate is None:
+            self._inflate_rate = InflateRate(self._limits, self._last_received)
+        self._inflate_rate.begin()
+
     def _inflate(self, piece: bytes, last: bool) -> bytes:
         assert self._deflate is not None  # else the reader had refused RSV1
         assert self._message is not None
         room = -1 if self._max_size < 0 else self._max_size - len(self._message)
+        rate = self._inflate_rate
+        limited = False
+        if rate is not None:
+            allowed = rate.allow(len(piece), self._last_received)
+            limited = room < 0 or allowed < room
+            if limited:
+                room = allowed
         try:
-            return self._deflate.inflate(piece, room, last)
+            inflated = self._deflate.inflate(piece, room, last)
+            if rate is not None:
+                rate.spend(len(inflated))
+            return inflated
         except RemoteProtocolError as error:
+            if limited and rate is not None and error.close_code == 1009:
+                error = rate.error()
             if self._text:
                 # Of two faults the first counts, in any chunking. What zlib inflated before a fault of its own
                 # it keeps to itself; but a text that does not inflate is no UTF-8 either.
                 if error.close_code == 1007:
                     raise _not_utf8() from None
                 self._check_utf8(self._deflate.salvaged, 0, len(self._deflate.salvaged), False)
-            raise
+            raise error from None
 
     def _check_utf8(self, data: bytes | bytearray, start: int, stop: int, last: bool) -> None:
         if cython.compiled:
@@ -345,6 +379,14 @@ class Protocol(Conversation):
         if self.write_paused:
             self._pending_pong = payload
         else:
+            self._write(_PONG, payload)
+
+    def writing_resumed(self) -> None:
+        """Tell that the peer reads again: the PONG that waited is queued."""
+        self.write_paused = False
+        payload = self._pending_pong
+        self._pending_pong = None
+        if payload is not None and self._sending:
             self._write(_PONG, payload)
 
     def _take_pong(self, payload: bytes, now: float) -> None:
@@ -455,9 +497,7 @@ class Protocol(Conversation):
 
     def abort(self) -> None:
         """Give up at once: nothing that is queued will be sent."""
-        self._lone = b""
-        self._outgoing = None
-        self.unsent_size = 0
+        self._drop_unsent()
         if self.state is not _CLOSED:
             self._move(Trigger.ABORT)
 
@@ -488,6 +528,16 @@ class Protocol(Conversation):
     def _due(self) -> float:
         if self._deadline != inf or self.state is not _OPEN:
             return self._deadline
+        due = self._keepalive_due()
+        return due if self._arrival is None else min(due, self.arrival_due())
+
+    def arrival_due(self) -> float:
+        """When what has begun to arrive has come too slowly; infinity where nothing has, or nothing is read."""
+        if self._arrival is None or self.read_paused or self.state is not _OPEN:
+            return inf
+        return self._arrival.due(self.bytes_received)
+
+    def _keepalive_due(self) -> float:
         if self._ping_sent == inf or self._ping_timeout == inf:
             return self._next_ping
         if self._last_received > self._ping_sent:
@@ -505,12 +555,40 @@ class Protocol(Conversation):
         if now < self._due():
             return []
         if self.state is _OPEN:
+            if now >= self.arrival_due():
+                return self._break_off_arrival(now)
             return self._keep_alive(now, unsent)
         if self.state is _ANSWERING or self.state is _FAILING:
             self.messages_handed_over(now)
         else:
             self._move(Trigger.TIMEOUT)
         return []
+
+    def _break_off_arrival(self, now: float) -> list[Event]:
+        assert self._arrival is not None
+        events: list[Event] = []
+        self._fail(self._arrival.error(self.bytes_received, now), now, events)
+        return events
+
+    def reading_paused(self, now: float) -> None:
+        """Note that nothing is read from now on: how fast the peer sends cannot be known."""
+        self.read_paused = True
+        self._paused_at = now
+
+    def reading_resumed(self, now: float) -> None:
+        """Note that reading goes on."""
+        self.read_paused = False
+        self.was_not_read(self._paused_at, now)
+
+    def was_not_read(self, since: float, now: float) -> None:
+        """Note that nothing was read between these two times; they do not count for ``message_timeout``."""
+        if self._arrival is not None:
+            self._arrival.since += now - max(since, self._arrival.since)
+
+    @property
+    def arriving(self) -> bool:
+        """Whether something has begun to arrive, and has a time limit."""
+        return self._arrival is not None
 
     def _keep_alive(self, now: float, unsent: int) -> list[Event]:
         if self._ping_sent != inf and self._ping_timeout != inf and self._last_received <= self._ping_sent:
@@ -562,67 +640,6 @@ class Protocol(Conversation):
     def _taken_by_kernel(self, unsent: int) -> int:
         return self.bytes_sent - self.unsent_size - unsent
 
-    # --- what goes to the peer -------------------------------------------------------------------------
-
-    def data_to_send(self) -> bytes:
-        """The bytes to write, and forget them; empty when there are none."""
-        data = self._lone if self._outgoing is None else b"".join(self._outgoing)
-        self._lone = b""
-        self._outgoing = None
-        self.unsent_size = 0
-        return data
-
-    def pieces_to_send(self) -> list[bytes]:
-        """What :meth:`data_to_send` would return, in pieces: nobody has copied a large message into its frame."""
-        pieces = self._outgoing
-        if pieces is None:
-            pieces = [self._lone] if self._lone else []
-        self._lone = b""
-        self._outgoing = None
-        self.unsent_size = 0
-        return pieces
-
-    def put_back(self, rest: bytes) -> None:
-        """Take the end of what :meth:`data_to_send` gave, as it was not written: it goes first."""
-        if rest and self.state is not _CLOSED:
-            self._outgoing = [rest, *self.pieces_to_send()]
-            self.unsent_size = sum(map(len, self._outgoing))
-
-    def writing_resumed(self) -> None:
-        """Tell that the peer reads again: the PONG that waited is queued."""
-        self.write_paused = False
-        payload = self._pending_pong
-        self._pending_pong = None
-        if payload is not None and self._sending:
-            self._write(_PONG, payload)
-
-    def _write(self, opcode: int, payload: bytes | str, first_bits: int = _FIN) -> None:
-        self.frames_sent += 1
-        if len(payload) >= _LARGE and not self._client and isinstance(payload, bytes):
-            # As it is, behind its header: to copy it costs more than one piece more to write.
-            self._queue(encode_header(opcode, len(payload), None, first_bits))
-            self._queue(payload)
-        else:
-            self._queue(encode_frame(opcode, payload, self._next_key() if self._client else None, first_bits))
-
-    def _queue(self, piece: bytes) -> None:
-        if self.unsent_size == 0:
-            self._lone = piece
-        elif self._outgoing is None:
-            self._outgoing = [self._lone, piece]
-        else:
-            self._outgoing.append(piece)
-        self.bytes_sent += len(piece)
-        self.unsent_size += len(piece)
-
-    def _next_key(self) -> bytes:
-        # "The masking key needs to be unpredictable" (section 5.3): a strong source, 4 fresh bytes a frame.
-        if not self._keys:
-            # Cut all at once: to cut one off the rest each time took a seventh of what an echo takes here.
-            self._keys = list(_KEYS.unpack(os.urandom(_KEYS.size)))
-        key: bytes = self._keys.pop()
-        return key
-
     # --- how it stands ---------------------------------------------------------------------------------
 
     @property
@@ -649,9 +666,10 @@ class Protocol(Conversation):
         return 1006, ""
 
     def _move(self, trigger: Trigger) -> None:
-        Conversation._move(self, trigger)
+        Outgoing._move(self, trigger)
         if self.state is _CLOSED:
             self._deadline = inf
+            self._arrival = None
             self._forget_message()
             if self._deflate is not None:
                 self._deflate.close()

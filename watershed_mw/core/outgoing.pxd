@@ -1,0 +1,26 @@
+# C types of outgoing.py; the logic stands there and nowhere else.
+cimport cython
+
+from .conversation cimport Conversation
+from .frames cimport encode_frame, encode_header
+
+cdef int _FIN
+cdef Py_ssize_t _LARGE
+cdef object _CLOSED
+
+
+cdef class Outgoing(Conversation):
+    cdef bint _client
+    cdef bytes _lone
+    cdef list _outgoing
+    cdef list _keys
+
+    cpdef bytes data_to_send(self)
+    @cython.locals(pieces=list)
+    cpdef list pieces_to_send(self)
+    @cython.locals(outgoing=list)
+    cpdef object put_back(self, bytes rest)
+    cdef _drop_unsent(self)
+    cdef _write(self, int opcode, object payload, int first_bits=*)
+    cdef _queue(self, bytes piece)
+    cdef bytes _next_key(self)
