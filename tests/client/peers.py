@@ -15,7 +15,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -172,6 +172,18 @@ class Server:
             assert not thread.is_alive()
         if self._failed and error is None:
             raise self._failed[0]
+
+
+@contextlib.contextmanager
+def silent_address() -> Iterator[tuple[int, Any]]:
+    """A family and an address that takes no connection and refuses none, as its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield socket.AF_INET, listener.getsockname()
 
 
 # --- proxies ------------------------------------------------------------------------------------------------

@@ -25,10 +25,11 @@ from starlette.requests import HTTPConnection
 from starlette.routing import WebSocketRoute
 from websockets.frames import Opcode
 
-from tests.client.peers import Server, Visit, echoing
+from tests.client.peers import Server, Visit, echoing, silent_address
 from tests.connections.wire import CLOSE, PING, PONG, TEXT, response_head
 from tests.support import LIMIT, free_port
 from watershed_mw import HandshakeError, WatershedASGI, WatershedWSGI
+from watershed_mw.client import network
 from watershed_mw.proxy import ProxyRequest, Upstream, WebSocketProxy, live_relays
 from watershed_mw.proxy.settings import Mode
 
@@ -1073,6 +1074,26 @@ def test_an_upstream_that_refuses_the_proxys_own_offer_gets_a_plain_one(
         peer.send(close())
     assert fields_of(upstream).count(("sec-websocket-extensions", "permessage-deflate")) == 1
     assert upstream.visits == 2
+
+
+@pytest.mark.parametrize("name", ["raw-h11", "raw-httptools", "wsgi", "hypercorn"])
+def test_an_upstream_of_which_one_address_does_not_answer(
+    start: Callable[[str], Front], serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    front, upstream = start(name), serve(echoing)
+    with silent_address() as hole:
+        addresses = [hole, (socket.AF_INET, ("127.0.0.1", upstream.port))]
+
+        async def resolve(host: str, port: int) -> Any:
+            return addresses
+
+        monkeypatch.setattr(network, "resolve", resolve)
+        front.serve(WebSocketProxy("ws://many.test", open_timeout=LIMIT))
+        with Peer(front.port) as peer:
+            peer.open()
+            peer.send(text("through"))
+            assert peer.text() == "through"
+            peer.send(close())
 
 
 def test_raw_bytes_or_nothing(messages: Front, serve: Serve) -> None:

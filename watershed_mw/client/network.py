@@ -24,6 +24,7 @@ except ImportError:
 
 from ..errors import UnsupportedServerError
 from ..transports import AsyncioTransport
+from .happy_eyeballs import connect_first, connect_first_blocking, resolve, resolve_blocking
 
 __all__ = [
     "AsyncioBackend",
@@ -195,11 +196,17 @@ async def connect_asyncio(host: str, port: int, unix: str | None = None, *, fast
     loop = asyncio.get_running_loop()
     if unix is not None:
         _, inbox = await loop.create_unix_connection(_Inbox, unix)
-    elif isinstance(loop, asyncio.BaseEventLoop) and faster:
-        # Not on uvloop: libuv tells a reader of an error once, so that a reset behind bytes would go unnoticed.
-        _, inbox = await aiofastnet.create_connection(loop, _Inbox, host, port)
-    else:
-        _, inbox = await loop.create_connection(_Inbox, host, port)
+        return AsyncioStream(inbox, faster)
+    sock = await connect_first(await resolve(host, port))
+    try:
+        if isinstance(loop, asyncio.BaseEventLoop) and faster:
+            # Not on uvloop: libuv tells a reader of an error once, so that a reset behind bytes would go unnoticed.
+            _, inbox = await aiofastnet.create_connection(loop, _Inbox, sock=sock)
+        else:
+            _, inbox = await loop.create_connection(_Inbox, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
     return AsyncioStream(inbox, faster)
 
 
@@ -278,25 +285,15 @@ class ThreadStream(httpcore.NetworkStream):
 def connect_threads(host: str, port: int, unix: str | None = None, *, deadline: float | None = None) -> ThreadStream:
     """Connect as :func:`connect_asyncio`, until ``deadline``, which holds for the stream as well. Raises OSError."""
     if unix is not None:
-        return ThreadStream(_connected(socket.AF_UNIX, unix, deadline), deadline)
-    failed: OSError | None = None
-    # Not socket.create_connection(), which gives each of a name's addresses the whole time.
-    for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        try:
-            sock = _connected(family, address, deadline)
-        except OSError as error:
-            failed = failed or error
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return ThreadStream(sock, deadline)
-    raise failed or OSError(f"expected addresses of {host}, got none")
+        return ThreadStream(_connected(unix, deadline), deadline)
+    return ThreadStream(connect_first_blocking(resolve_blocking(host, port), deadline), deadline)
 
 
-def _connected(family: int, address: Any, deadline: float | None) -> socket.socket:
-    sock = socket.socket(family)
+def _connected(unix: str, deadline: float | None) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
     try:
         sock.settimeout(_left(deadline))
-        sock.connect(address)
+        sock.connect(unix)
     except BaseException:
         sock.close()
         raise
