@@ -71,6 +71,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "hosts",
         "loop_thread",
         "news",
+        "proxy.pace",
         "proxy.paths",
     ),
     ("connection", "tls", "network_streams"),

@@ -376,6 +376,11 @@ class ASGIUpgrade:
             fields = list(error.headers)
         await self.reject(error.status, error.body, [*fields, ("content-type", "text/plain; charset=utf-8")])
 
+    def break_off(self) -> None:
+        """Reset the client's connection in the midst of an answer; where it cannot be had the server ends it."""
+        if self._door is not None:
+            self._door.reset()
+
     async def wait_gone(self) -> None:
         """Wait until the client leaves, or the server refuses it, after :meth:`take_connect` and before an answer.
 

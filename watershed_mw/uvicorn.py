@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import socket
+import struct
 import time
 from collections.abc import MutableMapping
 from enum import Enum
@@ -127,6 +129,10 @@ class NativeDoor:
     def keep(self, relay: _Relay) -> None:
         """Have a relay, which got the socket, told of the shutdown, and counted among uvicorn's connections."""
         self._protocol.keep(relay)
+
+    def reset(self) -> None:
+        """Drop the connection, so that the client cannot take what it has got for the whole of an answer."""
+        self._protocol.reset()
 
     @property
     def connected(self) -> bool:
@@ -367,6 +373,14 @@ class WatershedProtocol(asyncio.Protocol):
         self._end_relay()  # in case that the shutdown came between the 101 and this
         if self._stopping:
             self._limit_app()
+
+    def reset(self) -> None:
+        """As :meth:`NativeDoor.reset`."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and not self._transport.is_closing():
+            # With no time to linger the kernel sends an RST in place of a FIN.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
 
     def _check_concurrency(self) -> None:
         """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""

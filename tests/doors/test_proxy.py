@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -264,11 +265,86 @@ def test_refusals_of_other_kinds(some: Front, serve: Serve, status: str) -> None
 def test_a_refusal_that_breaks_off_is_never_taken_for_whole(some: Front, serve: Serve) -> None:
     part = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\npart"
     some.serve(WebSocketProxy(serve(lambda visit: visit.request().write(part)).url()))
-    if some.asgi:
-        assert ask(some).status == 502
-    else:
-        with pytest.raises(h11.RemoteProtocolError):  # its length is not what was announced
-            ask(some)
+    assert ask(some).status == 502
+
+
+@pytest.mark.parametrize("coding", [b"Content-Length: 300000\r\n", b"Transfer-Encoding: chunked\r\n", b""])
+def test_a_long_refusal_that_breaks_off_is_never_taken_for_whole(raw: Front, serve: Serve, coding: bytes) -> None:
+    def script(visit: Visit) -> None:
+        visit.request().write(b"HTTP/1.1 401 Unauthorized\r\n" + coding + b"\r\n")
+        for _ in range(100):
+            part = b"x" * 1000
+            visit.write(b"3e8\r\n%b\r\n" % part if b"chunked" in coding else part)
+        visit.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # an end that is none
+
+    raw.serve(WebSocketProxy(serve(script).url()))
+    with contextlib.suppress(h11.RemoteProtocolError, ConnectionError):  # cut off in the midst
+        assert ask(raw).status == 502, "or before"
+
+
+class Stuck:
+    """An upstream whose refusals never end; how many of its connections are there, and how many have ended.
+
+    Args:
+        part: what it sends, again and again.
+        pause: seconds in between.
+    """
+
+    def __init__(self, part: bytes, pause: float) -> None:
+        self.begun = self.ended = 0
+        self._part = part
+        self._pause = pause
+
+    def __call__(self, visit: Visit) -> None:
+        self.begun += 1
+        visit.request()
+        with contextlib.suppress(OSError):
+            visit.write(b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\n\r\n")
+            while True:
+                visit.write(self._part)
+                time.sleep(self._pause)
+        self.ended += 1
+
+
+@pytest.mark.parametrize("part, pause", [(b"x" * 65536, 0.0), (b"x" * 1024, 0.1)], ids=["endless", "trickling"])
+def test_a_refusal_that_does_not_get_on_holds_neither_side(
+    raw: Front, serve: Serve, part: bytes, pause: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = Stuck(part, pause)
+    raw.serve(WebSocketProxy(serve(stuck).url(), open_timeout=0.5, close_timeout=0.5))
+    # None of them reads a byte.
+    peers = [Peer(raw.port, receive_buffer=8192) for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        for peer in peers:
+            stack.enter_context(peer).send(head())
+        eventually(lambda: stuck.begun == stuck.ended == len(peers), "an end of the upstream's connections")
+        for peer in peers:
+            with contextlib.suppress(ConnectionError):
+                while peer.sock.recv(65536):
+                    pass
+    assert errors_in(caplog.records) == []
+
+
+def test_a_client_that_reads_gets_no_refusal_without_an_end(raw: Front, serve: Serve) -> None:
+    stuck = Stuck(b"x" * 65536, 0.0)
+    raw.serve(WebSocketProxy(serve(stuck).url(), close_timeout=0.5))
+    got = 0
+    with Peer(raw.port) as peer:
+        peer.send(head())
+        with contextlib.suppress(ConnectionError):
+            while data := peer.sock.recv(65536):
+                got += len(data)
+    assert 16 * MIB < got < 20 * MIB
+    eventually(lambda: stuck.ended == 1, "an end of the upstream's connection")
+
+
+def test_a_slow_client_gets_the_whole_refusal(some: Front, serve: Serve) -> None:
+    body = b"x" * MIB
+    some.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=body)).url()))
+    with Peer(some.port, receive_buffer=8192) as peer:
+        peer.send(head())
+        time.sleep(0.2)  # it takes its time, so that buffers on the way are full
+        assert peer.refusal().body == body
 
 
 def test_a_long_refusal_is_passed_on_as_it_comes(some: Front, serve: Serve) -> None:

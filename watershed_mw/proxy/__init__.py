@@ -62,7 +62,8 @@ class WebSocketProxy:
         mode: ``"auto"``, the default, for raw bytes where the server gives its socket and messages elsewhere; ``"raw"``
             to refuse (501) elsewhere, ``"messages"`` to relay messages everywhere. Under WSGI there is always a
             socket, and bytes are relayed.
-        open_timeout: seconds that the upstream has to answer; default 10.
+        open_timeout: seconds that the upstream has to answer, and that the body of its refusal may stand still on its
+            way to the client; default 10.
         close_timeout: seconds that both sides have to end when the server stops, and the second side when the first has
             ended; default 10.
         idle_timeout: seconds without a byte after which a connection is ended with 1001; default 3,600, None for no

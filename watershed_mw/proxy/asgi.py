@@ -12,7 +12,7 @@ from ..aio import AsyncConnection
 from ..asgi import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
 from ..core.extensions import with_plain_offer
 from ..core.handshake import offered_subprotocols
-from ..errors import HandshakeError
+from ..errors import ConnectionClosed, HandshakeError
 from ..relay import Relay, can_relay, relay
 from .forwarding import answer_fields, refusal_fields
 from .messages import relay_messages
@@ -26,8 +26,6 @@ __all__ = ["ASGIProxy"]
 logger = logging.getLogger("watershed_mw.proxy")
 
 _UPGRADE = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
-# Bytes of a refusal's body up to which it is one message: granian takes no second one.
-_AT_ONCE = 64 * 2**10
 
 
 class ASGIProxy:
@@ -181,24 +179,40 @@ class ASGIProxy:
 async def _pass_refusal(upgrade: ASGIUpgrade, refused: Refused) -> None:
     fields = refusal_fields(refused.fields)
     try:
-        parts = refused.body()
-        begin = b""
-        async for part in parts:
-            begin += part
-            if len(begin) > _AT_ONCE:
-                await upgrade.reject(refused.status, _chained(begin, parts), fields)
-                return
-        if not refused.complete:
-            raise HandshakeError("the upstream broke off in its answer", status=502)
-        await upgrade.reject(refused.status, begin, fields)
+        begin, rest = await refused.begin()
+        if rest is None:
+            await upgrade.reject(refused.status, begin, fields)
+        else:
+            await _stream_refusal(upgrade, refused, begin, rest, fields)
     finally:
         await refused.aclose()
 
 
-async def _chained(begin: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield begin
-    async for part in parts:
-        yield part
+async def _stream_refusal(
+    upgrade: ASGIUpgrade, refused: Refused, begin: bytes, rest: AsyncIterator[bytes], fields: list[tuple[str, str]]
+) -> None:
+    """Pass a long body on as it comes, for as long as both sides make progress.
+
+    Raises:
+        ConnectionClosed: one of them does not, or the upstream has broken off; the client has been cut off.
+    """
+    try:
+        async with asyncio.timeout(refused.pace.left) as limit:
+
+            async def chained() -> AsyncIterator[bytes]:
+                yield begin
+                async for part in rest:
+                    limit.reschedule(asyncio.get_running_loop().time() + refused.pace.left)
+                    yield part
+                if not refused.complete:
+                    raise TimeoutError
+
+            await upgrade.reject(refused.status, chained(), fields)
+    except TimeoutError:
+        logger.warning("a refusal of the upstream's was cut off: it broke off, or a side did not keep up")
+        # Not an end like any other, which a client would take for the end of the body.
+        upgrade.break_off()
+        raise ConnectionClosed(1006, "the answer was cut off") from None
 
 
 async def _refuse_http(send: Send) -> None:

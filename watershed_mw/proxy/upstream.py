@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import httpcore
 
@@ -21,11 +21,15 @@ from ..core.handshake import Response, check_switch
 from ..core.headers import Headers
 from ..errors import ConnectionClosed, HandshakeError
 from ..transports import AsyncioTransport, DetachedStreams
+from .pace import Pace
 from .target import Destination
 
 __all__ = ["Raw", "Refused", "Switched", "ask", "described", "drop"]
 
 Raw: TypeAlias = "socket.socket | DetachedStreams"
+
+# Bytes of a refusal's body up to which it is passed on in one piece: granian takes no second one.
+_AT_ONCE: Final = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +77,45 @@ class Refused:
         status: HTTP status.
         fields: header fields.
         complete: whether the body has come to its end.
+        pace: the time that the body has to pass to the client.
     """
 
     def __init__(self, response: httpcore.Response, patience: float) -> None:
         self.complete = False
+        self.pace = Pace(patience)
         self.status = response.status
         self.fields = _fields(response)
         self._response = response
         self._patience = patience
 
+    async def begin(self) -> tuple[bytes, AsyncIterator[bytes] | None]:
+        """The body, where it is a short one, or its beginning with the rest that follows.
+
+        Raises:
+            HandshakeError: the upstream has broken off, or was too slow (502).
+        """
+        begin, rest = b"", self.body()
+        try:
+            async for part in rest:
+                begin += part
+                if len(begin) > _AT_ONCE:
+                    return begin, rest
+            if not self.complete:
+                raise HandshakeError("the upstream broke off in its answer", status=502)
+        except BaseException:
+            await self.aclose()
+            raise
+        return begin, None
+
     async def body(self) -> AsyncIterator[bytes]:
-        """The body, as it comes; it ends early where the upstream breaks off, or falls silent."""
+        """The body, as it comes; it ends early where the upstream breaks off, falls silent, or holds no pace."""
         parts = aiter(self._response.stream)  # type: ignore[arg-type]
         try:
-            while True:
-                async with asyncio.timeout(self._patience):
+            while left := self.pace.left:  # a time-out of 0 ends nothing that need not wait
+                async with asyncio.timeout(min(self._patience, left)):
                     part = await anext(parts)
                 yield part
+                self.pace.passed(len(part))
         except StopAsyncIteration:
             self.complete = True
         except (OSError, httpcore.ProtocolError):

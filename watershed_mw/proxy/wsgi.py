@@ -5,9 +5,13 @@ Upstreams are asked on the process's event loop, where the bytes are relayed as 
 
 from __future__ import annotations
 
+import _socket
+import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
@@ -80,8 +84,8 @@ class WSGIProxy:
             # In this thread, which may wait, and has whatever the framework keeps for the request.
             chosen = plan.chosen(forwarded)
             to, answer = self._ask(upgrade, forwarded, key, chosen)
-            if isinstance(answer, Refused):
-                return _refusal(answer, start_response)
+            if isinstance(answer, Refusal):
+                return answer.pass_on(upgrade, start_response)
             relayed = self._relay(upgrade, *answer, forwarded.path, to.shown)
         except ConnectionClosed as error:
             if not upgrade.accepted:
@@ -101,17 +105,19 @@ class WSGIProxy:
 
     def _ask(
         self, upgrade: WSGIUpgrade, request: ProxyRequest, key: str, chosen: Any
-    ) -> tuple[Destination, Refused | tuple[list[tuple[str, str]], Raw]]:
+    ) -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
         """Where the request goes, and the answer from there: a refusal, or header fields and the raw stream."""
         plan = self._plan
         descriptor = upgrade.client_descriptor()
 
-        async def ask() -> tuple[Destination, Refused | tuple[list[tuple[str, str]], Raw]]:
+        async def ask() -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
             async with while_there(partial(left, descriptor)):
                 to = plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
                 answer = await plan.ask(to, request, key, _UPGRADE, raw=True)
+                if isinstance(answer, Refused):
+                    return to, Refusal(answer, *await answer.begin())
             # Before the 101: an upstream that has gone meanwhile gets the client none.
-            return to, answer if isinstance(answer, Refused) else (answer.fields, answer.detach())
+            return to, (answer.fields, answer.detach())
 
         try:
             return run_on_background_loop(ask())
@@ -158,33 +164,106 @@ async def _drop(upstream: Raw) -> None:
     drop(upstream)
 
 
-def _refusal(refused: Refused, start_response: StartResponse) -> Iterable[bytes]:
-    try:
-        phrase = HTTPStatus(refused.status).phrase
-    except ValueError:
-        phrase = "Unknown"
-    # Whether the body ends with its length, its last chunk or the stream is between the server and its client.
-    start_response(f"{refused.status} {phrase}", refusal_fields(refused.fields))
-    return _Body(refused)
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The upstream's refusal, whose body has been read as far as it is passed on in one piece.
+
+    Attributes:
+        refused: the refusal.
+        begin: the body, or its beginning.
+        rest: what follows; None for nothing.
+    """
+
+    refused: Refused
+    begin: bytes
+    rest: AsyncIterator[bytes] | None
+
+    def pass_on(self, upgrade: WSGIUpgrade, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer with it."""
+        status = self.refused.status
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = "Unknown"
+        # Whether the body ends with its length, its last chunk or the stream is between the server and its client.
+        start_response(f"{status} {phrase}", refusal_fields(self.refused.fields))
+        if self.rest is None:
+            return [self.begin] if self.begin else []
+        return _Body(self.refused, self.begin, self.rest, upgrade.client_descriptor())
 
 
 class _Body:
-    """The body of an upstream's refusal, as it comes."""
+    """The body of a long refusal, as it comes.
 
-    def __init__(self, refused: Refused) -> None:
+    The server's thread writes it, for as long as that takes: where a side does not keep up, the client's connection is
+    shut down under it, and the thread is free.
+
+    Args:
+        refused: the refusal.
+        begin: the beginning of its body.
+        rest: what follows.
+        descriptor: the client's socket, which is closed in the end; -1 where it cannot be had.
+    """
+
+    def __init__(self, refused: Refused, begin: bytes, rest: AsyncIterator[bytes], descriptor: int) -> None:
         self._refused = refused
-        self._parts = refused.body()
+        self._begin = begin
+        self._parts = rest
+        # The C module's, also where gevent or eventlet has another one: it is the event loop's thread that uses it.
+        self._client = _socket.socket(fileno=descriptor) if descriptor >= 0 else None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __iter__(self) -> Iterator[bytes]:
+        run_on_background_loop(self._start())
+        yield self._begin
         while part := run_on_background_loop(self._next()):
             yield part
+
+    async def _start(self) -> None:
+        self._watch()
 
     async def _next(self) -> bytes:
         async for part in self._parts:
             if part:
                 return part
+        if not self._refused.complete:
+            self._cut_off()
         return b""
+
+    def _watch(self) -> None:
+        """Look again when the time of what has passed so far is over."""
+        self._forget()
+        left = self._refused.pace.left
+        if self._client is None:
+            return
+        if left:
+            self._timer = asyncio.get_running_loop().call_later(left, self._watch)
+        else:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        if self._client is None:
+            return
+        logger.warning("a refusal of the upstream's was cut off: it broke off, or a side did not keep up")
+        with contextlib.suppress(OSError):
+            self._client.shutdown(socket.SHUT_RDWR)
+        self._release()
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _release(self) -> None:
+        self._forget()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def close(self) -> None:
         """The server is done with it."""
-        run_on_background_loop(self._refused.aclose())
+        run_on_background_loop(self._end())
+
+    async def _end(self) -> None:
+        self._release()
+        await self._refused.aclose()
