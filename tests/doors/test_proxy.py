@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import ssl
 import struct
@@ -323,6 +324,29 @@ def test_a_refusal_that_does_not_get_on_holds_neither_side(
                 while peer.sock.recv(65536):
                     pass
     assert errors_in(caplog.records) == []
+
+
+def test_an_upstream_is_read_no_faster_than_its_refusal_gets_on(raw: Front, serve: Serve) -> None:
+    raw.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=b"x" * MIB)).url()))
+    assert ask(raw).status == 403  # all that is imported and allocated once
+    stuck = Stuck(b"x" * 65536, 0.0)
+    raw.serve(WebSocketProxy(serve(stuck).url(), open_timeout=1.0, close_timeout=0.5))
+    sizes = [resident()]
+
+    def ended() -> bool:
+        sizes.append(resident())
+        return stuck.begun == stuck.ended == 4
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(Peer(raw.port, receive_buffer=8192)).send(head())
+        eventually(ended, "an end of the upstream's connections")
+    assert max(sizes) - sizes[0] < 16 * MIB
+
+
+def resident() -> int:
+    """Bytes of this process's own memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_a_client_that_reads_gets_no_refusal_without_an_end(raw: Front, serve: Serve) -> None:

@@ -83,10 +83,12 @@ class _Inbox(asyncio.Protocol):
                 return b""
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        if not self.transport.is_closing():  # one of aiofastnet's with TLS cannot be asked any more once it has closed
-            self.transport.resume_reading()
         data = bytes(self.data[:size])
         del self.data[:size]
+        # Only below the mark: a transport may bring more at once than is asked for here, and would get ahead a bit each
+        # time. One of aiofastnet's with TLS cannot be asked any more once it has closed.
+        if len(self.data) <= _BUFFER and not self.transport.is_closing():
+            self.transport.resume_reading()
         return data
 
 
