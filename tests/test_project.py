@@ -74,6 +74,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "proxy.pace",
         "proxy.paths",
     ),
+    ("interrupts",),
     ("connection", "tls", "network_streams"),
     ("aio",),
     ("aio_handlers", "portable"),

@@ -22,6 +22,7 @@ from .core.events import Event
 from .core.protocol import Protocol
 from .core.states import State
 from .errors import ConnectionClosed
+from .interrupts import is_cancellation
 from .news import News
 
 __all__ = ["OrderedHandlers"]
@@ -117,8 +118,10 @@ class OrderedHandlers(AsyncConnection):
                     await waiting.popleft()
                 except ConnectionClosed:
                     pass  # A reply came too late, as the end itself tells.
-                except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
-                    self._handler_failed(error)
+                except BaseException as error:
+                    if is_cancellation(error, self._busy):
+                        raise
+                    self._handler_failed(error)  # whatever it is, it ends this connection alone
         finally:
             self._busy = self._waiting = None
             self._advance_and_settle()
@@ -146,8 +149,8 @@ class OrderedHandlers(AsyncConnection):
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)
-        if not self._running:
-            # Nobody waits in run(): the exception must not vanish.
+        if not self._running or isinstance(error, asyncio.CancelledError):
+            # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
             logger.error("a handler of %r raised", self, exc_info=error)
 
     def _finished(self) -> bool:

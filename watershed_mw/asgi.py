@@ -21,6 +21,7 @@ from .core.handshake import Agreement, Request
 from .core.messages import MessageProtocol
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
+from .interrupts import failure, is_interrupt
 from .requests import as_request, scope_to_origin_form
 from .room import Room
 from .sockets import address
@@ -408,22 +409,25 @@ class ASGIUpgrade:
         except ImportError:
             await app(self._scope, self._receive, send)
             return
+        from .portable import ends_task, running_task
+
         self._receive = receive
-        failure: BaseException | None = None
+        raised: BaseException | None = None
+        task = running_task()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
                 await app(self._scope, receive, send)
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001  # raised again outside, where no group wraps it
-                failure = error
-            if self._connection is not None:
-                failed = failure is not None and not isinstance(failure, ConnectionClosed)
+            except BaseException as error:
+                if ends_task(error, task) and not is_interrupt(error):
+                    raise
+                raised = error  # raised again outside, where no group wraps it
+            if self._connection is not None and (raised is None or not is_interrupt(raised)):
+                failed = raised is not None and not isinstance(raised, ConnectionClosed)
                 await cast("PortableConnection", self._connection).finish(1011 if failed else 1000)
             tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        if raised is not None:
+            raise raised if is_interrupt(raised) else failure(raised)
 
     def _watched(self, receive: Receive) -> Receive:
         """``receive`` as the application gets it: it may take the connect message before it looks at us."""

@@ -8,6 +8,7 @@ threads, in order and one at a time per connection; or a coroutine function gets
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -18,12 +19,21 @@ from typing import Any, cast
 
 from .aio import AsyncHandler
 from .aio_connection import AsyncioConnection
-from .connection import MESSAGES, Details, WatershedConnection, handlers_of, logger, stand_in
+from .connection import MESSAGES, Details, WatershedConnection, handlers_of, live_connections, logger, stand_in
 from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
 from .errors import ConnectionClosed
-from .loop_thread import Workers, background_loop, on_background_loop
-from .sockets import close_socket
+from .loop_thread import (
+    LoopFailedError,
+    Serving,
+    Workers,
+    at_failure,
+    background_loop,
+    on_background_loop,
+    result_of,
+    submit,
+)
+from .sockets import break_stream, close_socket
 from .tls import TLSSocketTransport
 
 __all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket"]
@@ -55,26 +65,49 @@ class Background:
             self._starting = self._loop.create_task(self._start(connection, sock, head, context))
 
         # The transport remembers the context that it was made in, and a web framework's has a request in it.
-        self._loop.call_soon_threadsafe(begin, context=Context())
+        try:
+            self._loop.call_soon_threadsafe(begin, context=Context())
+        except RuntimeError:  # the loop has failed since it was asked for
+            self._give_up(connection, sock, None)
 
     async def _start(self, connection: WatershedConnection, sock: socket.socket, head: bytes, context: Context) -> None:
+        transport: asyncio.Transport | None = None
         try:
             transport, early = await attach_socket(sock)
-        except OSError:
-            # The peer was gone before the loop could have it: all that is left is to say so.
-            close_socket(sock)
-            self._core.receive_eof()
-            _keep_running(self._loop.create_task(_in_turn(self._workers, connection._emit_end)))
-            return
+            # To the application there is one connection, whose start has been traced already.
+            self._inner = self._take_on(connection, transport)
+            # First the function, then the bytes: what it registers before it waits must see what has come early. uvloop
+            # looks for more of them before it takes up a new task, unless it is told not to.
+            transport.pause_reading()
+            self._begin(self._inner, context)
+            self._inner.attach(head + early)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
+            if transport is None and isinstance(error, OSError):
+                pass  # the peer was gone before the loop could have it, as the end itself tells
+            else:
+                logger.error("%r cannot run in the background", connection, exc_info=error)
+            self._give_up(connection, sock, transport)
         finally:
             self._starting = None  # those who wait for it have it
-        # To the application there is one connection, whose start has been traced already.
-        self._inner = self._take_on(connection, transport)
-        # First the function, then the bytes: what it registers before it waits must see what has come early. uvloop
-        # looks for more of them before it takes up a new task, unless it is told not to.
-        transport.pause_reading()
-        self._begin(self._inner, context)
-        self._inner.attach(head + early)
+
+    def _give_up(
+        self, connection: WatershedConnection, sock: socket.socket, transport: asyncio.Transport | None
+    ) -> None:
+        self._core.receive_eof()
+        if transport is None:
+            close_socket(sock)
+        else:
+            transport.abort()
+        with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
+            self._workers.run(connection._emit_end)
+
+    def strand(self, connection: WatershedConnection) -> None:
+        """The loop has failed: the peer has to see the end, and the application is told of it."""
+        self._core.receive_eof()
+        if self._inner is not None:
+            break_stream(self._inner._transport)
+        with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
+            self._workers.run(connection._emit_end)
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
         raise NotImplementedError
@@ -89,7 +122,7 @@ class Background:
         if on_background_loop():
             self._call_here("send", data)
         else:
-            asyncio.run_coroutine_threadsafe(self._send(data), self._loop).result()
+            self._wait_for(self._send(data))
 
     async def _send(self, data: str | bytes) -> None:
         await (await self._started()).send(data)
@@ -99,11 +132,18 @@ class Background:
         if on_background_loop():
             self._call_here(method, *args, **options)
         else:
-            asyncio.run_coroutine_threadsafe(self._call(method, args, options), self._loop).result()
+            self._wait_for(self._call(method, args, options))
 
     def call_soon(self, method: str, *args: Any, **options: Any) -> None:
         """Call a method of the connection on its loop, and wait for nothing."""
-        asyncio.run_coroutine_threadsafe(self._call(method, args, options), self._loop)
+        with contextlib.suppress(LoopFailedError):  # and every connection with it
+            submit(self._call(method, args, options), self._loop)
+
+    def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            result_of(submit(work, self._loop))
+        except LoopFailedError:
+            raise self._details.closed(1006, "") from None
 
     async def _call(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         getattr(await self._started(), method)(*args, **options)
@@ -121,6 +161,18 @@ class Background:
         if self._inner is None:
             raise self._details.closed(1006, "")
         return self._inner
+
+
+def _strand(serving: Serving) -> None:
+    for connection in live_connections():
+        background = getattr(connection, "_background", None)
+        if isinstance(background, Background) and background._loop is serving.loop:
+            background.strand(connection)
+        elif isinstance(connection, HandledConnection) and connection._loop is serving.loop:
+            connection.strand()
+
+
+at_failure(_strand)
 
 
 class BackgroundEvents(Background):
@@ -198,16 +250,25 @@ class HandledConnection(AsyncioConnection):
         """Run the function, to whose task nothing else need hold on."""
         try:
             work = cast(Coroutine[Any, Any, object], handler(self))
-        except Exception as error:  # noqa: BLE001  # it takes other arguments, say
+        except BaseException as error:  # noqa: BLE001  # it takes other arguments, say
             self._fail(error)
             return
         self._task = self._loop.create_task(work, context=context)
         # No coroutine around the function's: each idle connection would keep it.
         self._task.add_done_callback(self._handled)
 
+    def strand(self) -> None:
+        """The loop has failed, and the function with it: the peer has to see the end."""
+        self._core.receive_eof()
+        break_stream(self._transport)
+        self._note_end()
+
     def _handled(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
-            self.end(code=1001)
+            if task.cancelling():
+                self.end(code=1001)
+            else:  # what it awaited has been cancelled, not the task itself
+                self._fail(asyncio.CancelledError())
         elif (error := task.exception()) is None:
             self.warn_if_never_run()
             self.end()

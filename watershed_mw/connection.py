@@ -26,6 +26,7 @@ from .core.queue import ReceiveQueue
 from .core.shared import SharedMessage
 from .core.states import Role, State
 from .errors import ConnectionClosed, LocalProtocolError
+from .interrupts import is_interrupt
 
 __all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
 
@@ -270,8 +271,10 @@ class WatershedConnection:
                     results = (*results, result)
             except ConnectionClosed:
                 pass  # A reply came too late, as the end itself tells.
-            except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
-                self._handler_failed(error)
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                self._handler_failed(error)  # whatever it is, it ends this connection alone
         return results
 
     def _handler_failed(self, error: BaseException) -> None:

@@ -11,6 +11,7 @@ import _thread
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import select
 import socket
@@ -19,23 +20,36 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
 __all__ = [
+    "LoopFailedError",
+    "Serving",
     "Workers",
+    "at_failure",
     "background_loop",
+    "check_background_loop",
     "new_poll",
     "on_background_loop",
+    "result_of",
     "run_on_background_loop",
     "start_thread",
+    "submit",
     "threads_are_greenlets",
 ]
 
 T = TypeVar("T")
 
+logger = logging.getLogger("watershed_mw")
+
 # Handlers that block hold one of these threads each; the others' messages wait in their bounded queues.
 _POOL_SIZE = 32
+
+# What CPython says where the system gives the process no more threads.
+_NO_THREAD = "can't start new thread"
+# Seconds after which it is asked again.
+_TRY_AGAIN = 0.1
 
 
 class Pool:
@@ -48,6 +62,7 @@ class Pool:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pool = ThreadPoolExecutor(_POOL_SIZE, "watershed-pool")
+        self._complained = False
 
     def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
         """Run ``call``; its result on the loop.
@@ -55,7 +70,41 @@ class Pool:
         Raises:
             RuntimeError: the interpreter is on its way out, and takes no more work.
         """
-        return self._loop.run_in_executor(self._pool, call)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._submit(deque([(call, future)]))
+        return future
+
+    def _submit(self, work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
+        try:
+            self._pool.submit(self._run, work)
+        except RuntimeError as error:
+            if str(error) != _NO_THREAD:
+                raise
+            # The threads that there are may take it up, or may be none: it is submitted again, and done once.
+            if not self._complained:
+                self._complained = True
+                logger.warning("%s to run a handler: it waits", error)
+            self._loop.call_soon_threadsafe(self._loop.call_later, _TRY_AGAIN, self._submit_again, work)
+
+    def _submit_again(self, work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
+        if work:
+            with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+                self._submit(work)
+
+    def _run(self, work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
+        with contextlib.suppress(IndexError):  # it has been done
+            run_for(self._loop, *work.popleft())
+
+
+def run_for(loop: asyncio.AbstractEventLoop, call: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+    """Call ``call`` in this thread, and give what it returns or raises to ``future``, which is the loop's."""
+    result, error = None, None
+    try:
+        result = call()
+    except BaseException as raised:  # noqa: BLE001  # it is raised where the result is waited for
+        error = raised
+    with contextlib.suppress(RuntimeError):  # the loop has failed meanwhile, and nobody waits
+        loop.call_soon_threadsafe(_settle, future, result, error)
 
 
 class Greenlets:
@@ -87,15 +136,7 @@ class Greenlets:
     def _serve(self) -> None:
         while self._door.recv(4096):
             while self._calls:
-                threading.Thread(target=self._run, args=self._calls.popleft(), daemon=True).start()
-
-    def _run(self, call: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-        try:
-            done = call()
-        except BaseException as error:  # noqa: BLE001  # it is raised where the result is waited for
-            self._loop.call_soon_threadsafe(_settle, future, None, error)
-        else:
-            self._loop.call_soon_threadsafe(_settle, future, done, None)
+                threading.Thread(target=run_for, args=(self._loop, *self._calls.popleft()), daemon=True).start()
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -109,21 +150,124 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 Workers: TypeAlias = Pool | Greenlets
 
+
+class Serving:
+    """One event loop, the thread that runs it, and the threads or greenlets that run its handlers.
+
+    Attributes:
+        loop: the event loop.
+        workers: what runs handlers.
+        usable: whether the loop runs, in this process.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self.loop = _new_loop()
+        try:
+            self.workers: Workers = Greenlets(self.loop) if threads_are_greenlets() else Pool(self.loop)
+            self._failed = False
+            start_thread(self._run)
+        except BaseException:
+            self.loop.close()
+            raise
+
+    @property
+    def usable(self) -> bool:
+        """Whether the loop runs, in this process: a fork leaves its thread behind."""
+        return not self._failed and self._pid == os.getpid()
+
+    def _run(self) -> None:
+        # What a task or a callback raises is its own end, and loop.stop() is nobody's to call but ours, who never do.
+        try:
+            while not self.loop.is_closed():
+                try:
+                    self.loop.run_forever()
+                except (KeyboardInterrupt, SystemExit) as error:
+                    logger.error("%r in a task or a callback on the process's event loop, which goes on", error)
+        except BaseException:
+            logger.critical("the process's event loop has failed, and its connections with it", exc_info=True)
+        finally:
+            self._failed = True
+            for call in _at_failure:
+                call(self)
+            with contextlib.suppress(Exception):  # it is broken
+                self.loop.close()
+
+
 _lock = threading.Lock()
-_pid = 0
-_loop: asyncio.AbstractEventLoop | None = None
-_workers: Workers | None = None
+_serving: Serving | None = None
+_at_failure: list[Callable[[Serving], object]] = []
+
+
+def at_failure(call: Callable[[Serving], object]) -> None:
+    """Call ``call`` when the process's event loop has failed, in its thread, before it is closed."""
+    _at_failure.append(call)
 
 
 def background_loop() -> tuple[asyncio.AbstractEventLoop, Workers]:
-    """The process's event loop in its own daemon thread, and those who run its handlers."""
-    global _pid, _loop, _workers  # noqa: PLW0603  # one set of them per process
+    """The process's event loop in its own daemon thread, and those who run its handlers; another when that has failed.
+
+    Raises:
+        OSError, RuntimeError: the process has no descriptor or thread for them.
+    """
+    global _serving  # noqa: PLW0603  # one per process
     with _lock:
-        if _loop is None or _workers is None or _pid != os.getpid():
-            _loop, _pid = _new_loop(), os.getpid()
-            _workers = Greenlets(_loop) if threads_are_greenlets() else Pool(_loop)
-            start_thread(_loop.run_forever)
-        return _loop, _workers
+        if _serving is None or not _serving.usable:
+            _serving = Serving()
+        return _serving.loop, _serving.workers
+
+
+def check_background_loop() -> None:
+    """Replace the process's event loop if it has failed; where none has been needed yet, there is nothing to do.
+
+    Raises:
+        as :func:`background_loop`.
+    """
+    if _serving is not None and not _serving.usable:
+        background_loop()
+
+
+class LoopFailedError(RuntimeError):
+    """The process's event loop has failed: what was to run on it will not."""
+
+
+# What threads wait for, and on which loop it runs.
+_awaited: dict[Future[Any], asyncio.AbstractEventLoop] = {}
+
+
+def _fail_awaited(serving: Serving) -> None:
+    for future, loop in _awaited.copy().items():
+        if loop is serving.loop:
+            future.cancel()
+
+
+at_failure(_fail_awaited)
+
+
+def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
+    """Run a coroutine on the process's event loop; the future is cancelled if that fails before it is done.
+
+    Raises:
+        LoopFailedError: it has failed.
+    """
+    try:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError as error:
+        work.close()
+        raise LoopFailedError("the process's event loop has failed") from error
+    _awaited[future] = loop
+    future.add_done_callback(_awaited.pop)
+    if loop.is_closed():
+        future.cancel()  # it has failed between the two
+    return future
+
+
+def result_of(future: Future[T]) -> T:
+    """Wait, as threads do, for what :func:`submit` has begun. Raises LoopFailedError where the loop fails meanwhile."""
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise LoopFailedError("the process's event loop has failed") from error
 
 
 def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -131,12 +275,17 @@ def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         RuntimeError: this is the loop's own thread, which must not wait.
+        LoopFailedError: the loop has failed meanwhile.
+        OSError, RuntimeError: as :func:`background_loop`.
     """
-    loop, _ = background_loop()
-    if on_background_loop():
+    try:
+        loop, _ = background_loop()
+        if on_background_loop():
+            raise RuntimeError("expected a thread that may wait, got the one of the process's event loop")
+    except BaseException:
         work.close()
-        raise RuntimeError("expected a thread that may wait, got the one of the process's event loop")
-    future = asyncio.run_coroutine_threadsafe(work, loop)
+        raise
+    future = submit(work, loop)
     try:
         if threads_are_greenlets():
             # What a future waits with is gevent's or eventlet's here, which no other thread can wake; a socket is.
@@ -145,14 +294,14 @@ def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
             future.add_done_callback(lambda _: bell.close())
             with ours:
                 ours.recv(1)
-        return future.result()
+        return result_of(future)
     finally:
         future.cancel()  # no effect, unless this thread or greenlet is not to wait any longer
 
 
 def on_background_loop() -> bool:
     """Whether this is the loop's own thread, which must not wait."""
-    return asyncio._get_running_loop() is _loop is not None
+    return _serving is not None and asyncio._get_running_loop() is _serving.loop
 
 
 def threads_are_greenlets() -> bool:

@@ -24,8 +24,9 @@ from .connection import Details, Handler, checked_message, logger
 from .core.codes import CloseCode, encode_close
 from .core.messages import MessageProtocol, Outgoing
 from .errors import ConnectionClosed, LocalProtocolError, UnsupportedServerError
+from .interrupts import is_cancellation, is_interrupt
 
-__all__ = ["PortableConnection"]
+__all__ = ["PortableConnection", "ends_task", "running_task"]
 
 Message = MutableMapping[str, Any]
 
@@ -308,12 +309,15 @@ class PortableConnection(AsyncConnection):
         for result in results:
             if not inspect.isawaitable(result):
                 continue
+            task = running_task()
             try:
                 await result
             except ConnectionClosed:
                 pass  # A reply came too late, as the end itself tells.
-            except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
-                self._handler_failed(error)
+            except BaseException as error:
+                if ends_task(error, task):
+                    raise
+                self._handler_failed(error)  # whatever it is, it ends this connection alone
 
     def _failed(self, error: Exception) -> None:
         """The server takes and gives nothing any more."""
@@ -326,8 +330,8 @@ class PortableConnection(AsyncConnection):
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)
         self._tell_all()
-        if not self._running:
-            # Nobody waits in run(): the exception must not vanish.
+        if not self._running or isinstance(error, asyncio.CancelledError):
+            # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
             logger.error("a handler of %r raised", self, exc_info=error)
 
 
@@ -342,6 +346,23 @@ def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:
     elif not server.sends(code):
         code += 3000  # to fail a connection with 1009 is more than the server knows: 4009
     return {"type": "websocket.close", "code": code, "reason": reason}
+
+
+def running_task() -> asyncio.Task[Any] | None:
+    """The task that runs this; None under trio."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def ends_task(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """As :func:`~watershed_mw.interrupts.is_cancellation`, under trio as well, where nobody else raises Cancelled."""
+    if task is not None:
+        return is_cancellation(error, task)
+    if isinstance(error, GeneratorExit):
+        return True  # the coroutine is closed, and trio may have gone before
+    return isinstance(error, anyio.get_cancelled_exc_class()) or is_interrupt(error)
 
 
 def _call_soon() -> Callable[[Callable[[], None]], object]:

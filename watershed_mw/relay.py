@@ -30,7 +30,8 @@ from .connection import logger
 from .core.codes import CloseCode, Opcode, encode_close
 from .core.frames import encode_frame
 from .errors import ConnectionClosed
-from .loop_thread import background_loop, threads_are_greenlets
+from .interrupts import is_interrupt
+from .loop_thread import Serving, at_failure, background_loop, threads_are_greenlets
 from .relay_sides import Phase, Side, SocketSide, TransportSide
 from .sockets import HeldTLSSocket
 from .tls import TLSSocketTransport
@@ -244,7 +245,10 @@ class Relay:
                 return
             try:
                 call()
-            except Exception:  # noqa: BLE001  # the others are waiting as well
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                # The others are waiting as well.
                 logger.exception("%r raised, which was to hear of a relay's end", call)
 
     def _call(self, call: Callable[..., None], *args: Any) -> None:
@@ -357,6 +361,13 @@ class Relay:
             # The peer is not to think that it has had everything.
             side.close(abort or (late and side.unsent() > 0))
         self._update()
+
+    def strand(self) -> None:
+        """The loop has failed: the peers have to see the end, and those who wait for the result get it."""
+        self._end = self._end or RelayEnd.BROKEN_OFF
+        for side in self._sides:
+            side.strand()
+        self._settle()
 
     def _settle(self) -> None:
         self._stop_alarm()
@@ -493,6 +504,15 @@ def live_relays() -> list[Relay]:
     # The references first, in one step: other threads make relays meanwhile.
     found = [relay for reference in _live.copy() if (relay := reference()) is not None]
     return sorted(found, key=lambda relay: relay._began)
+
+
+def _strand(serving: Serving) -> None:
+    for relay in live_relays():
+        if relay._loop is serving.loop:
+            relay.strand()
+
+
+at_failure(_strand)
 
 
 def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:

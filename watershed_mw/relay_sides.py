@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from .alarm import alarm_of
 from .core.boundaries import Boundaries
+from .sockets import break_stream
 
 try:
     import cython
@@ -159,6 +160,10 @@ class Side:
 
     def unsent(self) -> int:
         """Bytes that the kernel has not taken yet."""
+        raise NotImplementedError
+
+    def strand(self) -> None:
+        """Let the peer see the end, on a loop that runs no more."""
         raise NotImplementedError
 
     def close(self, abort: bool) -> None:
@@ -405,6 +410,11 @@ class SocketSide(Side):
         """As :meth:`Side.unsent`."""
         return 0 if self._queue is None else len(self._queue)
 
+    def strand(self) -> None:
+        """As :meth:`Side.strand`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self, abort: bool) -> None:
         """As :meth:`Side.close`."""
         if self.closed:
@@ -567,6 +577,10 @@ class TransportSide(Side):
             return int(self._transport.get_write_buffer_size())
         except AttributeError:
             return 0  # so says asyncio's TLS transport once it has closed, before it tells of that
+
+    def strand(self) -> None:
+        """As :meth:`Side.strand`."""
+        break_stream(self._transport)
 
     def close(self, abort: bool) -> None:
         """As :meth:`Side.close`; ``closed`` is for the transport to say."""

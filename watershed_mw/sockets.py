@@ -28,6 +28,7 @@ __all__ = [
     "ServersTLSSocket",
     "TakenTLSSocket",
     "address",
+    "break_stream",
     "close_socket",
     "detach",
     "without_tls",
@@ -225,6 +226,16 @@ def close_socket(sock: socket.socket) -> None:
         ssl.SSLSocket.close(sock)
     else:
         sock.close()
+
+
+def break_stream(transport: Any) -> None:
+    """Have the peer see the end of a transport's stream, though the transport's event loop runs no more."""
+    sock = transport.get_extra_info("socket")
+    with contextlib.suppress(Exception):  # uvloop's has no such method: closing that loop closes its descriptors
+        if isinstance(sock, ssl.SSLSocket):
+            _shut_down(sock, socket.SHUT_RDWR)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 class TakenTLSSocket(ssl.SSLSocket):

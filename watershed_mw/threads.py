@@ -245,8 +245,9 @@ class ThreadConnection(ThreadsShell):
     def _run_for_nobody(self) -> None:
         try:
             self.run()
-        except Exception as error:  # noqa: BLE001  # there is nobody to raise it to
+        except BaseException as error:  # noqa: BLE001  # there is nobody to raise it to
             logger.error("a handler of %r raised", self, exc_info=error)
+            self.end(code=1011)  # it may have left run() before that had seen the end through
 
     def on(self, event: str, handler: Handler | None = None) -> Any:
         """As the base class says.

@@ -26,6 +26,7 @@ from .asgi_messages import ASGIMessages
 from .core.handshake import Request, check_request, negotiate, offered_subprotocols
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
+from .interrupts import is_cancellation
 from .requests import write_fields, write_switch
 from .shared_fields import share_fields
 from .transports import AsyncioTransport
@@ -398,16 +399,15 @@ class WatershedProtocol(asyncio.Protocol):
         messages = self._messages = ASGIMessages(self)
         try:
             result = await self.config.loaded_app(self._scope, messages.receive, messages.send)
-        except asyncio.CancelledError:
-            self._finish(1012)
-            raise
         except BaseException as error:
+            if is_cancellation(error, self._task):
+                self._finish(1012)
+                raise
             if isinstance(error, ConnectionClosed) and (self._connection is None or not self._connection.sending):
                 return self._finish(1000)  # The client has left; from another connection it would be a failure.
+            # Whatever its class: a sys.exit() in one application's task must not end the server.
             _logger.exception("Exception in ASGI application\n")
             self._finish(1011)
-            if not isinstance(error, Exception):
-                raise
         else:
             if self._stage is _Stage.DECIDING:
                 _logger.error("ASGI callable returned without completing handshake.")

@@ -19,6 +19,7 @@ from .core.handshake import Request
 from .core.states import Role
 from .drain import catch_signals, watch_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
+from .interrupts import failure, is_interrupt
 from .requests import environ_to_origin_form, http_version, write_response
 from .room import Room
 from .takeover import Takeover
@@ -81,14 +82,20 @@ class WatershedWSGI:
         except BaseException as error:
             if isinstance(error, HandshakeError) and not upgrade.accepted:
                 return Rejection.of(error)(environ, start_response)
-            if isinstance(error, Exception):
-                upgrade.end(code=1011)
-            else:
+            interrupted = is_interrupt(error)
+            if interrupted:
                 # The process is on its way out, and must not be held up.
                 upgrade.end("the server stops", code=self.shed.settings.shutdown_code or 1001, wait=False)
+            else:
+                upgrade.end(code=1011)
             # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
             upgrade.close_dummy()
-            raise
+            if interrupted or not upgrade.accepted:
+                raise
+            raised = failure(error)  # a sys.exit() must end neither the server nor one of its threads
+            if raised is error:
+                raise
+            raise raised from error
         upgrade.end(code=1011 if upgrade.failed else 1000)
         # To the server this was a request like any other; it writes its answer to the dummy, and logs it.
         start_response("101 Switching Protocols", upgrade.sent)
@@ -301,6 +308,7 @@ class WSGIUpgrade:
         try:
             request, key = shed.check(self._environ)
             agreement, answer = shed.agree(request, key, protocols)
+            check_background_loop()
             self.sent = list(headers)
             response = write_response(101, [*answer, *self.sent])
             room.enter()
