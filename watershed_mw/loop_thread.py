@@ -23,6 +23,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
+from .exhaustion import is_exhausted
+
 __all__ = [
     "LoopFailedError",
     "Serving",
@@ -46,9 +48,7 @@ logger = logging.getLogger("watershed_mw")
 # Handlers that block hold one of these threads each; the others' messages wait in their bounded queues.
 _POOL_SIZE = 32
 
-# What CPython says where the system gives the process no more threads.
-_NO_THREAD = "can't start new thread"
-# Seconds after which it is asked again.
+# Seconds after which the system is asked again for a thread that it has not given.
 _TRY_AGAIN = 0.1
 
 
@@ -78,7 +78,7 @@ class Pool:
         try:
             self._pool.submit(self._run, work)
         except RuntimeError as error:
-            if str(error) != _NO_THREAD:
+            if not is_exhausted(error):
                 raise
             # The threads that there are may take it up, or may be none: it is submitted again, and done once.
             if not self._complained:

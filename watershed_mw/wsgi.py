@@ -19,7 +19,9 @@ from .core.handshake import Request
 from .core.states import Role
 from .drain import catch_signals, watch_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
+from .exhaustion import unavailable
 from .interrupts import failure, is_interrupt
+from .loop_thread import check_background_loop
 from .requests import environ_to_origin_form, http_version, write_response
 from .room import Room
 from .takeover import Takeover
@@ -223,6 +225,14 @@ def _closed_class(environ: Environ) -> type[ConnectionClosed]:
     return ConnectionClosed
 
 
+def _check_resources() -> None:
+    """Refuse what would hang after its 101. Raises HandshakeError."""
+    try:
+        check_background_loop()
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise unavailable(error) from error
+
+
 class WSGIUpgrade:
     """One upgrade request that waits for the application's decision.
 
@@ -308,7 +318,7 @@ class WSGIUpgrade:
         try:
             request, key = shed.check(self._environ)
             agreement, answer = shed.agree(request, key, protocols)
-            check_background_loop()
+            _check_resources()
             self.sent = list(headers)
             response = write_response(101, [*answer, *self.sent])
             room.enter()
