@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from .aio import AsyncConnection
 from .asgi_server import ASGIServer, server_of
-from .connection import Details
+from .connection import Details, logger
 from .core.handshake import Agreement, Request
 from .core.messages import MessageProtocol
 from .core.states import Role
@@ -426,8 +426,13 @@ class ASGIUpgrade:
                 failed = raised is not None and not isinstance(raised, ConnectionClosed)
                 await cast("PortableConnection", self._connection).finish(1011 if failed else 1000)
             tasks.cancel_scope.cancel()
-        if raised is not None:
-            raise raised if is_interrupt(raised) else failure(raised)
+        if raised is None:
+            return
+        if is_interrupt(raised) or isinstance(raised, Exception):
+            raise raised
+        # Here, as not every server shows the cause of an exception.
+        logger.error("the application on %s raised", self._scope.get("path"), exc_info=raised)
+        raise failure(raised)
 
     def _watched(self, receive: Receive) -> Receive:
         """``receive`` as the application gets it: it may take the connect message before it looks at us."""

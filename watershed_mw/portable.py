@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -348,20 +349,25 @@ def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:
     return {"type": "websocket.close", "code": code, "reason": reason}
 
 
-def running_task() -> asyncio.Task[Any] | None:
-    """The task that runs this; None under trio."""
+def running_task() -> Any:
+    """The task that runs this, of asyncio or of trio; None outside of any."""
     try:
         return asyncio.current_task()
+    except RuntimeError:
+        pass
+    trio: Any = sys.modules.get("trio")
+    try:
+        return None if trio is None else trio.lowlevel.current_task()
     except RuntimeError:
         return None
 
 
-def ends_task(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+def ends_task(error: BaseException, task: Any) -> bool:
     """As :func:`~watershed_mw.interrupts.is_cancellation`, under trio as well, where nobody else raises Cancelled."""
-    if task is not None:
+    if task is None or isinstance(task, asyncio.Task):
         return is_cancellation(error, task)
     if isinstance(error, GeneratorExit):
-        return True  # the coroutine is closed, and trio may have gone before
+        return running_task() is not task
     return isinstance(error, anyio.get_cancelled_exc_class()) or is_interrupt(error)
 
 

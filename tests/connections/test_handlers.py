@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from tests.connections.ways import EACH, FEW, FEW_PULLING, ON_LOOP, Link, Log, Way
+from tests.connections.ways import EACH, FEW, FEW_PULLING, ON_LOOP, Link, Live, Log, Way
 from tests.connections.wire import PING, PONG, TEXT
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed
@@ -20,6 +21,37 @@ on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
 
 class Oops(Exception):
     pass
+
+
+class Odd(BaseException):
+    pass
+
+
+raised = pytest.mark.parametrize(
+    "raised",
+    [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Odd],
+    ids=lambda kind: kind.__name__,
+)
+
+
+def running(live: Live, way: Way) -> Future[Any]:
+    """What ``run`` returns or raises, as a result: a task that raised SystemExit would end its loop."""
+
+    async def on_loop(conn: Any) -> Any:
+        try:
+            return await conn.run()
+        except BaseException as error:  # noqa: BLE001  # the test looks at it
+            return error
+
+    def in_a_thread(conn: Any) -> Any:
+        try:
+            return conn.run()
+        except BaseException as error:  # noqa: BLE001  # the test looks at it
+            return error
+
+    over = live.do(on_loop if way.on_loop else in_a_thread) if way.pulls else live.run()
+    live.flush()  # now run() runs
+    return over
 
 
 def fail(*_args: Any) -> None:
@@ -55,6 +87,61 @@ def test_a_handler_that_raises_ends_the_connection_with_1011(
         assert over.result(LIMIT) == (1011, "")
         assert logged(caplog) == [Oops]
     assert live.endings.events == [("end", 1011, "")]
+
+
+@raised
+@few
+def test_whatever_a_handler_raises_ends_the_connection_with_1011(
+    link: Link, way: Way, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the thread nor the event loop that called it, which others need as well."""
+
+    def leave(_message: str) -> None:
+        raise raised
+
+    live, peer = link(setup=lambda conn: conn.on("text", leave))
+    over = running(live, way)
+    peer.send(TEXT, "x")
+    peer.answer_close(1011)
+    if way.pulls:
+        assert isinstance(over.result(LIMIT), raised)
+    else:
+        assert over.result(LIMIT) == (1011, "")
+        assert logged(caplog) == [raised]
+    assert live.endings.events == [("end", 1011, "")]
+
+
+@raised
+@on_loop
+def test_whatever_a_coroutine_handler_raises_ends_the_connection_with_1011(
+    link: Link, way: Way, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave(_message: str) -> None:
+        await asyncio.sleep(0)
+        raise raised
+
+    live, peer = link(setup=lambda conn: conn.on("text", leave))
+    over = running(live, way)
+    peer.send(TEXT, "x")
+    peer.answer_close(1011)
+    assert isinstance(over.result(LIMIT), raised)
+    # What ends a task without a word is told of here.
+    assert logged(caplog) == ([raised] if raised is asyncio.CancelledError else [])
+
+
+@raised
+@on_loop
+def test_whatever_a_handler_raises_without_run_is_logged(
+    link: Link, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave(_message: str) -> None:
+        raise raised
+
+    live, peer = link(setup=lambda conn: conn.on("text", leave))
+    peer.send(TEXT, "x")
+    peer.answer_close(1011)
+    assert live.ended() == (1011, "")
+    assert logged(caplog) == [raised]
 
 
 @on_loop

@@ -191,6 +191,12 @@ async def echo(connection: AsyncConnection) -> None:
         await connection.send(message)
 
 
+async def leave(connection: AsyncConnection) -> None:
+    """Raise what the first message names, which is no ``Exception``."""
+    kinds = {kind.__name__: kind for kind in (SystemExit, KeyboardInterrupt, GeneratorExit)}
+    raise kinds[str(await connection.receive())]
+
+
 async def push(connection: AsyncConnection) -> None:
     connection.on("text", connection.send)
     connection.on("binary", connection.send)
@@ -260,6 +266,7 @@ _HANDLERS = {
     "odd": odd,
     "close": close,
     "raise": raises,
+    "leave": leave,
     "ticks": ticks,
 }
 native = WatershedASGI(wrapped)

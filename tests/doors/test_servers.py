@@ -542,6 +542,21 @@ def test_a_handler_that_raises_is_1011(portable: Portable) -> None:
     assert read_close(portable[1], "/raise")[:2] == ("so far", 1011)
 
 
+def test_what_a_handler_raises_ends_its_connection_alone(portable: Portable) -> None:
+    """Whatever its class: a sys.exit() is no end of the server, nor of other connections."""
+    program, port, _ = portable
+    with dial(port, "/echo") as other:
+        for kind in ("SystemExit", "KeyboardInterrupt", "GeneratorExit"):
+            with dial(port, "/leave") as client:
+                client.send(kind)
+                with pytest.raises(ConnectionClosed):
+                    client.recv(LIMIT)
+                assert client.close_code == 1011
+            program.wait_for_line(re.compile(rf"^{kind}\b", re.MULTILINE))
+            other.send(kind)
+            assert other.recv(LIMIT) == kind
+
+
 @pytest.mark.need(6)
 def test_a_message_that_is_too_long_ends_the_connection(portable: Portable) -> None:
     _, port, server = portable

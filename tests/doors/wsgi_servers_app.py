@@ -57,6 +57,8 @@ def _answer(message: str | bytes) -> tuple[str, int] | None:
     """What a message asks of its handler: None to have it echoed, a reason and a code to close with."""
     if isinstance(message, str) and message.startswith("raise"):
         raise DeliberateError("x" * int(message[5:] or 0))
+    if message == "exit":
+        sys.exit(3)
     if isinstance(message, str) and message.startswith("end "):
         return "that was all", int(message[4:])
     return None

@@ -1,0 +1,214 @@
+"""What a handler raises ends its connection alone, whatever its class; what interrupts a handler reaches the program.
+
+Under our uvicorn class and on the WSGI servers; the other ASGI servers' test is in ``test_servers.py``, handlers of a
+connection by itself are in ``tests/connections/test_handlers.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.support import LIMIT, Program
+from watershed_mw import AsyncConnection, WatershedASGI
+
+from .support import (
+    ASGIApp,
+    Peer,
+    Receive,
+    Scope,
+    Send,
+    Uvicorn,
+    accept,
+    close,
+    echo,
+    eventually,
+    head,
+    text,
+)
+from .wsgi_servers import SERVERS, start
+
+
+class Odd(BaseException):
+    pass
+
+
+KINDS = {kind.__name__: kind for kind in (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Odd)}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def leave(kind: str) -> None:
+    raise KINDS[kind]
+
+
+# --- our uvicorn class -----------------------------------------------------------------------------------
+
+
+async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that has never heard of this package."""
+    await accept(receive, send)
+    leave((await receive())["text"])
+
+
+async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
+    """One that raises before it accepts."""
+    leave(scope["path"].removeprefix("/"))
+
+
+async def pulling(connection: AsyncConnection) -> None:
+    leave(str(await connection.receive()))
+
+
+async def pushed(connection: AsyncConnection) -> None:
+    connection.on("text", leave)
+    await connection.run()
+
+
+async def pushed_later(connection: AsyncConnection) -> None:
+    async def leave_later(kind: str) -> None:
+        await asyncio.sleep(0)
+        leave(kind)
+
+    connection.on("text", leave_later)
+    await connection.run()
+
+
+async def pushed_to_nobody(connection: AsyncConnection) -> None:
+    connection.on("text", leave)
+    await connection.wait_closed()
+
+
+def native(handler: Callable[[AsyncConnection], Any]) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await handler(await scope["watershed"].accept())
+
+    return WatershedASGI(app)
+
+
+APPS = {"plain": plain} | {
+    handler.__name__: native(handler) for handler in (pulling, pushed, pushed_later, pushed_to_nobody)
+}
+
+
+@kinds
+@pytest.mark.parametrize("way", APPS)
+def test_an_application_under_uvicorn(uvicorns: Uvicorn, way: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    uvicorns.run(echo)
+    with Peer(uvicorns.port) as other:
+        other.open()
+        run = uvicorns.run(APPS[way])
+        with Peer(uvicorns.port) as peer:
+            peer.open()
+            peer.send(text(kind))
+            assert peer.close()[0] == 1011
+            peer.send(close(1011))
+            peer.end()
+        run.outcome()
+        eventually(
+            lambda: [record for record in caplog.records if record.exc_info and record.exc_info[0] is KINDS[kind]]
+        )
+        other.send(text("still here"))
+        assert other.text() == "still here"
+
+
+@kinds
+def test_an_application_under_uvicorn_before_its_answer(uvicorns: Uvicorn, kind: str) -> None:
+    uvicorns.run(refusing)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head(f"/{kind}"))
+        assert peer.refusal().status == 500
+
+
+# --- the WSGI servers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_sys_exit_in_a_handler_under_wsgi(name: str) -> None:
+    kind = SERVERS[name]
+    paths = ["/blocking", "/background", "/async"] if kind.background else ["/blocking"]
+    with start(kind) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        others = []
+        for path in paths if not kind.single else paths[1:]:
+            others.append(stack.enter_context(server.peer()))
+            others[-1].open(path)
+        for path in paths:
+            with server.peer() as peer:
+                peer.open(f"{path}?{server.word()}")
+                peer.send(text("exit"))
+                assert peer.close()[0] == 1011
+                peer.send(close(1011))
+                peer.end()
+            server.program.wait_for_line(
+                re.compile(
+                    rf"(?s)SystemExit: 3.*ended word{server.words:04} 1011|"
+                    rf"ended word{server.words:04} 1011.*SystemExit: 3"
+                )
+            )
+            for other in others:
+                other.send(text(path))
+                assert other.text() == path
+            assert server.get().body == b"page"
+
+
+# --- interrupts ------------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import asyncio, signal, socket, sys, time
+from watershed_mw import Watershed
+
+def stop(*_):
+    {raising}
+
+{set_up}
+
+def handle(message):
+    print("handling", flush=True)
+    until = time.monotonic() + 30
+    while time.monotonic() < until:  # interrupted by the signal
+        time.sleep(0.01)
+
+def threads(sock):
+    connection = Watershed().accept({request!r}, sock)
+    connection.on("text", handle)
+    connection.run()
+
+async def on_loop(sock):
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=sock)
+    connection = Watershed().accept({request!r}, transport)
+    connection.on("text", handle)
+    await connection.run()
+
+ours, theirs = socket.socketpair()
+theirs.sendall({frame!r})
+{run}
+"""
+RUNS = {
+    "threads": "threads(ours)",
+    "asyncio": "loop = asyncio.new_event_loop(); loop.run_until_complete(on_loop(ours))",
+}
+# SIGINT as Python has it, and as a program may have it: gunicorn's worker leaves by a sys.exit() of its own.
+SIGNALS = {
+    "Python's own": ("pass", "", signal.SIGINT, (1, -signal.SIGINT)),
+    "sys.exit": ("sys.exit(7)", "signal.signal(signal.SIGTERM, stop)", signal.SIGTERM, (7,)),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("how", SIGNALS)
+def test_a_signal_that_comes_while_a_handler_is_at_work_ends_the_program(run: str, how: str, tmp_path: Any) -> None:
+    raising, set_up, number, codes = SIGNALS[how]
+    program = tmp_path / "program.py"
+    program.write_text(
+        INTERRUPTED.format(raising=raising, set_up=set_up, request=head(), frame=text("go"), run=RUNS[run])
+    )
+    with Program(sys.executable, program) as running:
+        running.wait_for_line(re.compile("handling"))
+        assert running.stop(number, LIMIT) in codes
