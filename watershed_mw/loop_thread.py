@@ -48,6 +48,8 @@ logger = logging.getLogger("watershed_mw")
 # Handlers that block hold one of these threads each; the others' messages wait in their bounded queues.
 _POOL_SIZE = 32
 
+# Iterations of a loop that has failed, for tasks to be cancelled in and transports to close.
+_LAST_TURNS = 3
 # Seconds after which the system is asked again for a thread that it has not given.
 _TRY_AGAIN = 0.1
 
@@ -190,8 +192,19 @@ class Serving:
             self._failed = True
             for call in _at_failure:
                 call(self)
-            with contextlib.suppress(Exception):  # it is broken
+            with contextlib.suppress(BaseException):  # it is broken
+                self._clear()
+            with contextlib.suppress(Exception):
                 self.loop.close()
+
+    def _clear(self) -> None:
+        """Let what is on the loop that has failed see its end, as far as that can still be done."""
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        for _ in range(_LAST_TURNS):
+            self.loop.call_soon(self.loop.stop)
+            with contextlib.suppress(Exception):
+                self.loop.run_forever()
 
 
 _lock = threading.Lock()

@@ -414,6 +414,9 @@ class SocketSide(Side):
         """As :meth:`Side.strand`."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):  # the loop may have lost what it looks with
+            self.close(False)
+        self._socket.close()
 
     def close(self, abort: bool) -> None:
         """As :meth:`Side.close`."""

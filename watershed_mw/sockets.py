@@ -8,6 +8,7 @@ application gets in proxy mode: its own socket, with the bytes that were read to
 from __future__ import annotations
 
 import _socket
+import asyncio
 import contextlib
 import select
 import socket
@@ -229,13 +230,16 @@ def close_socket(sock: socket.socket) -> None:
 
 
 def break_stream(transport: Any) -> None:
-    """Have the peer see the end of a transport's stream, though the transport's event loop runs no more."""
+    """Have the peer see the end of a transport's stream, though the transport's event loop may never run again."""
     sock = transport.get_extra_info("socket")
+    transport.set_protocol(asyncio.Protocol())
     with contextlib.suppress(Exception):  # uvloop's has no such method: closing that loop closes its descriptors
         if isinstance(sock, ssl.SSLSocket):
             _shut_down(sock, socket.SHUT_RDWR)
         else:
             sock.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(Exception):
+        transport.abort()
 
 
 class TakenTLSSocket(ssl.SSLSocket):

@@ -1,0 +1,229 @@
+"""The process's event loop: what is raised on it or stops it ends nothing else, and one that fails is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from flask.typing import ResponseReturnValue
+
+from tests.support import LIMIT
+from watershed_mw import AsyncConnection, ConnectionClosed, ThreadConnection, live_connections, loop_thread
+from watershed_mw.loop_thread import background_loop, run_on_background_loop
+from watershed_mw.relay import Relay, RelayEnd, live_relays, relay
+
+from .support import Gate, Inbox, Peer, Werkzeug, close, eventually, head, text
+from .wsgi_support import background, flask_app, get, upgrade
+
+
+class _Breakable:
+    """An event loop that fails, as one does whose descriptors somebody has closed."""
+
+    fails = False
+
+    def run_forever(self) -> None:
+        super().run_forever()  # type: ignore[misc]
+        if self.fails:
+            raise OSError(9, "Bad file descriptor")
+
+
+class BreakableAsyncio(_Breakable, asyncio.SelectorEventLoop):
+    pass
+
+
+class BreakableUvloop(_Breakable, uvloop.Loop):  # type: ignore[misc]
+    pass
+
+
+@pytest.fixture(params=[BreakableAsyncio, BreakableUvloop], ids=["asyncio", "uvloop"])
+def breaking(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """An event loop of the process's own for this test alone, which can be made to fail."""
+    monkeypatch.setattr(loop_thread, "_new_loop", request.param)
+    monkeypatch.setattr(loop_thread, "_serving", None)
+
+    def break_it() -> None:
+        loop: Any = background_loop()[0]
+        serving = loop_thread._serving
+        assert serving is not None
+        loop.fails = True
+        loop.call_soon_threadsafe(loop.stop)
+        eventually(loop.is_closed, "the end of the loop")
+        assert not serving.usable
+
+    yield break_it
+    break_it()
+
+
+def in_a_coroutine() -> ResponseReturnValue:
+    connection: ThreadConnection = upgrade().accept()
+
+    async def echo(inner: AsyncConnection) -> None:
+        async for message in inner:
+            if message == "stop":
+                asyncio.get_running_loop().stop()
+            if message == "exit":
+                asyncio.get_running_loop().call_soon(exit_in_a_callback)
+            await inner.send(message)
+
+    connection.run_in_background(echo)
+    return ""
+
+
+def exit_in_a_callback() -> None:
+    raise SystemExit(3)
+
+
+def in_either_way() -> ResponseReturnValue:
+    from flask import request
+
+    return in_a_coroutine() if "coroutine" in request.args else background()
+
+
+def opened(server: Werkzeug, stack: contextlib.ExitStack, path: str) -> Peer:
+    peer = stack.enter_context(Peer(server.port))
+    peer.open(path)
+    assert_echoes(peer, "hello")
+    return peer
+
+
+def assert_echoes(peer: Peer, word: str) -> None:
+    peer.send(text(word))
+    assert peer.text() == word
+
+
+@pytest.mark.parametrize("word", ["stop", "exit"])
+def test_a_handler_cannot_stop_the_loop(breaking: Callable[[], None], word: str) -> None:
+    with Werkzeug(flask_app(in_either_way)) as server, contextlib.ExitStack() as stack:
+        peers = [opened(server, stack, path) for path in ("/ws", "/ws?coroutine")]
+        loop = background_loop()[0]
+        for _ in range(3):
+            assert_echoes(peers[1], word)
+            for peer in peers:
+                assert_echoes(peer, f"after {word}")
+        assert background_loop()[0] is loop
+
+
+def test_a_loop_that_fails_is_replaced(breaking: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
+    """Its connections see the end, give their places back, and tell of it; the next ones get another loop."""
+    ends = Inbox[int]()
+
+    def view() -> ResponseReturnValue:
+        connection: ThreadConnection = upgrade().accept()
+        connection.on("end", lambda code, reason: ends.put(code))
+        connection.on("text", connection.send)
+        connection.run_in_background()
+        return ""
+
+    views = {"events": view, "coroutine": in_a_coroutine}
+
+    def choose() -> ResponseReturnValue:
+        from flask import request
+
+        return views[request.args["way"]]()
+
+    with Werkzeug(flask_app(choose, max_connections=2)) as server:
+        for _ in range(2):
+            with contextlib.ExitStack() as stack:
+                peers = [opened(server, stack, f"/ws?way={way}") for way in views]
+                breaking()
+                assert ends.get() == 1006
+                for peer in peers:
+                    peer.end()
+            eventually(lambda: not live_connections())
+        assert get(server.port).body == b"page"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"] == [
+        "the process's event loop has failed, and its connections with it"
+    ] * 2
+
+
+def test_a_thread_that_waits_for_a_loop_that_fails_waits_no_longer(breaking: Callable[[], None]) -> None:
+    connections = Inbox[ThreadConnection]()
+
+    def view() -> ResponseReturnValue:
+        connection: ThreadConnection = upgrade().accept()
+        connection.run_in_background()
+        connections.put(connection)
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port, receive_buffer=4096) as peer:
+        peer.open("/ws")
+        connection = connections.get()
+        ended = Gate[BaseException | None]()
+
+        def send() -> None:
+            try:
+                while True:
+                    connection.send(bytes(100_000))
+            except ConnectionClosed as error:
+                ended.put(error)
+
+        threading.Thread(target=send, daemon=True).start()
+        eventually(lambda: connection.stats.bytes_sent > 10_000_000 or loop_thread._awaited, "a sender that waits")
+        breaking()
+        assert isinstance(ended.get(), ConnectionClosed)
+        with pytest.raises(ConnectionClosed):
+            connection.send("too late")
+        connection.begin_end()
+        assert connection.closed
+
+
+def test_a_relay_on_a_loop_that_fails_ends(breaking: Callable[[], None]) -> None:
+    import socket
+
+    (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
+    with client, server:
+        client.settimeout(LIMIT)
+        server.settimeout(LIMIT)
+        relayed: Relay = relay(ours, theirs)
+        client.sendall(b"hello")
+        assert server.recv(100) == b"hello"
+        breaking()
+        assert relayed.wait(LIMIT).end is RelayEnd.BROKEN_OFF
+        assert client.recv(100) == server.recv(100) == b""
+        assert live_relays() == []
+
+
+def test_without_a_loop_connections_are_refused(
+    breaking: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With 503, rather than left with a 101 and nothing more; once one can be had they are served again."""
+
+    def refuse() -> asyncio.AbstractEventLoop:
+        raise OSError(24, "Too many open files")
+
+    with Werkzeug(flask_app(background)) as server, contextlib.ExitStack() as stack:
+        opened(server, stack, "/ws")
+        with monkeypatch.context() as patch:
+            breaking()
+            patch.setattr(loop_thread, "_new_loop", refuse)
+            for _ in range(2):
+                with Peer(server.port) as peer:
+                    peer.send(head("/ws"))
+                    answer = peer.refusal()
+                    assert (answer.status, answer["retry-after"]) == (503, "1")
+            assert get(server.port).body == b"page"
+        peer = opened(server, stack, "/ws")
+        peer.send(close(4000))
+        assert peer.close() == (4000, "")
+    assert [record.getMessage() for record in caplog.records if "Too many" in record.getMessage()] == [
+        "no WebSocket can be opened now: [Errno 24] Too many open files"
+    ] * 2
+
+
+def test_what_a_coroutine_raises_on_the_loop_is_raised_to_the_thread_that_waits(breaking: Callable[[], None]) -> None:
+    """As a proxy's hook that calls sys.exit(), say; the loop goes on."""
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def stay() -> str:
+        return "here"
+
+    with pytest.raises(SystemExit):
+        run_on_background_loop(leave())
+    assert run_on_background_loop(stay()) == "here"
