@@ -11,6 +11,7 @@ import _thread
 import asyncio
 import contextlib
 import importlib.util
+import inspect
 import logging
 import os
 import select
@@ -196,6 +197,7 @@ class Serving:
                 self._clear()
             with contextlib.suppress(Exception):
                 self.loop.close()
+            _fail_awaited(self.loop)  # now, as nothing can come any more that waits for it
 
     def _clear(self) -> None:
         """Let what is on the loop that has failed see its end, as far as that can still be done."""
@@ -244,17 +246,20 @@ class LoopFailedError(RuntimeError):
     """The process's event loop has failed: what was to run on it will not."""
 
 
-# What threads wait for, and on which loop it runs.
-_awaited: dict[Future[Any], asyncio.AbstractEventLoop] = {}
+# What threads wait for: on which loop it runs, and the coroutine.
+_awaited: dict[Future[Any], tuple[asyncio.AbstractEventLoop, Coroutine[Any, Any, Any]]] = {}
 
 
-def _fail_awaited(serving: Serving) -> None:
-    for future, loop in _awaited.copy().items():
-        if loop is serving.loop:
-            future.cancel()
+def _fail_awaited(failed: asyncio.AbstractEventLoop) -> None:
+    for future, (loop, work) in _awaited.copy().items():
+        if loop is failed:
+            _fail(future, work)
 
 
-at_failure(_fail_awaited)
+def _fail(future: Future[Any], work: Coroutine[Any, Any, Any]) -> None:
+    future.cancel()
+    if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+        work.close()
 
 
 def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
@@ -268,10 +273,10 @@ def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Fut
     except RuntimeError as error:
         work.close()
         raise LoopFailedError("the process's event loop has failed") from error
-    _awaited[future] = loop
+    _awaited[future] = loop, work
     future.add_done_callback(_awaited.pop)
     if loop.is_closed():
-        future.cancel()  # it has failed between the two
+        _fail(future, work)  # it has failed between the two
     return future
 
 
