@@ -31,7 +31,7 @@ NOT_RUN := 77
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-clients bench-micro coverage clean
+.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-clients bench-micro coverage fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -136,6 +136,10 @@ coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpr
 	WATERSHED_MW_PURE=1 $(PY) -m coverage run -m pytest $(PURE_SKIPS) $(ARGS)
 	$(PY) -m coverage report
 
+SECONDS ?= 60
+fuzz: $(VENV)/.fuzz $(VENV)/.built ## a minute of fuzzing, or SECONDS=...; with atheris where it can be installed
+	@$(PY) -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
 clean: ## remove all that was built or installed here
 	rm -rf build dist .venv .venv-* *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf tests/interop/node_modules
@@ -166,6 +170,12 @@ $(VENV)/.demo: pyproject.toml setup.py | $(VENV)/.base
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.base
 	@touch $@.begun
 	$(INSTALL) --editable '.[test,check,bench]'
+	@mv $@.begun $@
+
+# atheris has no wheels for many systems; the targets run without it as well, and say so.
+$(VENV)/.fuzz: pyproject.toml | $(VENV)/.dev
+	@touch $@.begun
+	@$(INSTALL) --editable '.[fuzz]' || echo "== atheris cannot be installed here: inputs will be random"
 	@mv $@.begun $@
 
 $(VENV)/.built: setup.py $(SOURCES) | $(VENV)/.base

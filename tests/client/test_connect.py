@@ -700,6 +700,8 @@ def test_asyncio_is_needed_where_it_is_awaited() -> None:
         "ws://me:hidden@example.org/?hidden#hidden",
         "ws://me:hid/den@example.org",
         "ws://me:hidden@example.org:hidden/",
+        "ws:me:hidden@example.org/",
+        "wss:/me:hidden@example.org/",
     ],
 )
 def test_errors_about_urls_hide_what_they_must(url: str) -> None:

@@ -222,6 +222,8 @@ def test_a_pattern_lets_its_origins_in(pattern: str, origin: str) -> None:
         ("localhost:*", "capacitor://localhost"),
         ("localhost", "capacitor://localhost"),
         ("*.b.example", "app://a.b.example"),
+        ("*.b.example", "app://a.b.example:443"),
+        ("localhost", "capacitor://localhost:80"),
         ("file://", "file:///etc/passwd"),
         ("file://", "null"),
     ],

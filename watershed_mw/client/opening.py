@@ -49,7 +49,9 @@ def as_http_url(url: str | httpx.URL) -> httpx.URL:
         fault = str(error).partition("'")[0].rstrip(" :,")
         raise ValueError(f"expected a URL such as wss://host/path, got another one: {fault}") from None
     if parsed.scheme not in _SCHEMES or not parsed.host:
-        raise ValueError(f"expected a URL such as wss://host/path, got {shown(parsed)!r}")
+        # Without "//" what should be the host is part of the path, and so is a password.
+        got = f"{parsed.scheme}:..." if "@" in parsed.path else shown(parsed)
+        raise ValueError(f"expected a URL such as wss://host/path, got {got!r}")
     if parsed.fragment:
         raise ValueError(f"expected a URL without a fragment (RFC 6455 section 3), got {shown(parsed)!r} with one")
     return parsed.copy_with(scheme=_SCHEMES[parsed.scheme])

@@ -130,7 +130,7 @@ def _matches(pattern: str, scheme: str, host: str, port: int) -> bool:
     if wanted_scheme and wanted_scheme != scheme:
         return False
     # Port 0 stands for "the scheme's own", when the pattern names neither scheme nor port.
-    if wanted_port is not None and port != (wanted_port or _DEFAULT_PORTS[scheme]):
+    if wanted_port is not None and port != (wanted_port or _DEFAULT_PORTS.get(scheme)):
         return False
     if wanted_host.startswith("*."):
         return host.endswith(wanted_host[1:]) and len(host) > len(wanted_host) - 1

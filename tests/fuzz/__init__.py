@@ -1,0 +1,1 @@
+"""Fuzzing: targets, their seeds, and the two drivers that run them. See README.md."""

@@ -1,0 +1,17 @@
+"""What is fuzzed, by name. Each target lists the exceptions that are documented, and any other is a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from tests.fuzz.source import Source
+from tests.fuzz.targets import asgi, frames, http, routing
+
+__all__ = ["TARGETS", "Target"]
+
+Target: TypeAlias = Callable[[Source], None]
+
+TARGETS: Final[dict[str, Target]] = {
+    target.__name__: target for module in (http, frames, routing, asgi) for target in module.TARGETS
+}
