@@ -22,7 +22,7 @@ SOURCES := $(TYPES) $(wildcard $(TYPES:.pxd=.py))
 PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py --ignore=tests/test_docs.py \
     --ignore=tests/doors/test_servers.py --ignore=tests/doors/test_wsgi_servers.py \
     --ignore=tests/doors/test_wsgi_process.py --ignore=tests/doors/test_django.py --ignore=tests/test_docs_wsgi.py \
-    --ignore=tests/doors/test_proxy_servers.py --ignore=tests/test_cli.py
+    --ignore=tests/doors/test_proxy_servers.py --ignore=tests/test_cli.py --ignore=tests/soak
 LOGS := build/logs
 CONFORMANCE = $(PY) -m tests.autobahn
 # Without a Python 2.7 there is no Autobahn: it says so in one line, and nothing counts as passed.
@@ -31,7 +31,7 @@ NOT_RUN := 77
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-clients bench-micro coverage fuzz clean
+.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-clients bench-micro coverage fuzz soak asan clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -139,6 +139,12 @@ coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpr
 SECONDS ?= 60
 fuzz: $(VENV)/.fuzz $(VENV)/.built ## a minute of fuzzing, or SECONDS=...; with atheris where it can be installed
 	@$(PY) -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+soak: $(VENV)/.dev $(VENV)/.built ## every door under load for a minute, or SECONDS=...: nothing lost, nothing left behind
+	@$(PY) -m tests.soak --seconds $(SECONDS) $(ARGS)
+
+asan: $(VENV)/.dev ## tests of core and connections on extension modules with AddressSanitizer and UBSan (gcc, Linux)
+	@PYTHON=$(PY) tests/sanitizers/run $(ARGS)
 
 clean: ## remove all that was built or installed here
 	rm -rf build dist .venv .venv-* *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

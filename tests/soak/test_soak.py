@@ -1,0 +1,54 @@
+"""The soak itself: it passes where nothing is wrong, and finds a fault of each kind that it looks for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+FAULTS = {
+    "memory": "memory grew from",
+    "descriptor": "descriptors grew from",
+    "thread": "threads grew from",
+    "task": "tasks grew from",
+    "connection": "connections are still there after their end",
+    "lost": "life",
+    "changed": "life",
+}
+
+
+def soak(fault: str) -> subprocess.CompletedProcess[str]:
+    """A short soak of one door, with a fault in what it serves."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.soak",
+        "--seconds",
+        "2",
+        "uvicorn-native",
+        *(["--grace", "1"] if fault else []),
+    ]
+    environment = os.environ | {"FAULT": fault}
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.timeout(120)
+def test_a_door_without_a_fault_passes() -> None:
+    done = soak("")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "uvicorn-native" in done.stdout
+    assert done.stdout.count("passed") == 2
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault: str) -> None:
+    done = soak(fault)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED" in done.stdout
+    assert FAULTS[fault] in done.stdout, done.stdout
