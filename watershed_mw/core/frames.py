@@ -82,7 +82,11 @@ if cython.compiled:
     def _number(key: bytes) -> int:
         """A masking key as a number, its first byte the lowest."""
         keys = key
-        return keys[0] | keys[1] << 8 | keys[2] << 16 | keys[3] << 24
+        number = 0
+        # Unsigned from the first shift on: a byte of 0x80 and more does not fit 24 places further left in C's int.
+        for index in range(3, -1, -1):
+            number = number << 8 | keys[index]
+        return number
 
     def _mask_to(target: Any, source: Any, size: int, key: int, phase: int) -> None:
         """As :func:`mask`, into memory that is there: eight bytes at a time, of which the C compiler makes vectors."""
