@@ -110,14 +110,13 @@ def _request_by_wsgi(source: Source, raw: str) -> ProxyRequest:
     # PEP 3333: bytes, decoded as ISO-8859-1.
     decoded = unquote_to_bytes(path).decode("latin-1")
     mounted = decoded.startswith("/p/")
+    target = raw.encode().decode("latin-1") if source.boolean() else None
     environ = {
         "SCRIPT_NAME": "/p" if mounted else "",
         "PATH_INFO": decoded[2:] if mounted else decoded,
         "QUERY_STRING": query.encode().decode("latin-1"),
     }
-    if source.boolean():
-        environ[source.pick(("RAW_URI", "REQUEST_URI"))] = raw.encode().decode("latin-1")
-    return request_of_environ(environ, Headers([("host", "x")]))
+    return request_of_environ(environ, Headers([("host", "x")]), target)
 
 
 def _request_by_asgi(raw: str) -> ProxyRequest:
