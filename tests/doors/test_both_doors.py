@@ -270,7 +270,7 @@ def test_a_handshake_is_refused_with_its_status_and_a_reason(serve: Serve, chang
 
 @pytest.mark.need(16)
 def test_pings_go_out_and_one_who_answers_stays(serve: Serve) -> None:
-    with serve(*ECHO, ping_interval=0.1, ping_timeout=0.5) as port, Peer(port) as peer:
+    with serve(*ECHO, ping_interval=0.1, ping_timeout=LIMIT) as port, Peer(port) as peer:
         peer.open()
         for _ in range(8):
             frame = peer.frame()

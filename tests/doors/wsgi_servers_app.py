@@ -64,9 +64,15 @@ def _answer(message: str | bytes) -> tuple[str, int] | None:
     return None
 
 
+def _accepted(upgrade: Any, word: str) -> ThreadConnection:
+    """The connection; one that is called alive has the time that a busy machine may need to answer a PING."""
+    connection: ThreadConnection = upgrade.accept(**({"ping_timeout": 30.0} if word == "alive" else {}))
+    return connection
+
+
 def blocking(upgrade: Any, word: str) -> None:
     """An echo that stays in its thread."""
-    connection = upgrade.accept()
+    connection = _accepted(upgrade, word)
     _told(connection, word)
     for message in connection:
         if end := _answer(message):
@@ -78,7 +84,7 @@ def blocking(upgrade: Any, word: str) -> None:
 
 def background(upgrade: Any, word: str) -> None:
     """An echo of event handlers, whose thread is free again."""
-    connection = upgrade.accept()
+    connection = _accepted(upgrade, word)
     _told(connection, word)
 
     def echo(message: str | bytes) -> None:
@@ -94,7 +100,7 @@ def background(upgrade: Any, word: str) -> None:
 
 def coroutine(upgrade: Any, word: str) -> None:
     """An echo of a coroutine on the process's loop."""
-    connection = upgrade.accept()
+    connection = _accepted(upgrade, word)
     _told(connection, word)
 
     async def echo(inner: AsyncConnection) -> None:
