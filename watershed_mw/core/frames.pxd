@@ -11,7 +11,7 @@ cdef list _freed
 cpdef bytes mask(bytes data, Py_ssize_t start, Py_ssize_t stop, bytes key, Py_ssize_t phase)
 
 
-@cython.locals(keys="const unsigned char *", number="unsigned int", index=Py_ssize_t)
+@cython.locals(keys="const unsigned char *", highest="unsigned int")
 cdef unsigned int _number(bytes key)
 
 

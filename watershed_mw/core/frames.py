@@ -82,11 +82,9 @@ if cython.compiled:
     def _number(key: bytes) -> int:
         """A masking key as a number, its first byte the lowest."""
         keys = key
-        number = 0
-        # Unsigned from the first shift on: a byte of 0x80 and more does not fit 24 places further left in C's int.
-        for index in range(3, -1, -1):
-            number = number << 8 | keys[index]
-        return number
+        # Unsigned: a byte of 0x80 and more has no place 24 bits further left in C's int.
+        highest = keys[3]
+        return keys[0] | keys[1] << 8 | keys[2] << 16 | highest << 24
 
     def _mask_to(target: Any, source: Any, size: int, key: int, phase: int) -> None:
         """As :func:`mask`, into memory that is there: eight bytes at a time, of which the C compiler makes vectors."""
