@@ -472,6 +472,12 @@ def test_no_host_can_have_this_name(client: Client) -> None:
         client.open(f"ws://{'a' * 64}.example/")
 
 
+def test_a_platform_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_UNIX")
+    with pytest.raises(ValueError, match="without Unix sockets"):
+        connect("ws://x", unix="/run/some.sock")
+
+
 def test_no_unix_socket_there(client: Client, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.open("ws://x", unix=tmp_path / "none")

@@ -326,6 +326,14 @@ def test_a_refusal_that_does_not_get_on_holds_neither_side(
     assert errors_in(caplog.records) == []
 
 
+def test_without_a_socket_the_upstream_at_least_is_let_go(messages: Front, serve: Serve) -> None:
+    stuck = Stuck(b"x" * 65536, 0.0)
+    messages.serve(WebSocketProxy(serve(stuck).url(), open_timeout=0.5))
+    with Peer(messages.port, receive_buffer=8192) as peer:
+        peer.send(head())
+        eventually(lambda: stuck.begun == stuck.ended == 1, "an end of the upstream's connection")
+
+
 def test_an_upstream_is_read_no_faster_than_its_refusal_gets_on(raw: Front, serve: Serve) -> None:
     raw.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=b"x" * MIB)).url()))
     assert ask(raw).status == 403  # all that is imported and allocated once

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import ssl as tls
 import threading
 import time
@@ -114,6 +115,8 @@ def connect(
         raise TypeError(f"expected http to be an httpx.Client or httpx.AsyncClient, got {type(http).__name__}")
     if ssl is not None and not isinstance(ssl, tls.SSLContext):
         raise TypeError(f"expected ssl to be an ssl.SSLContext, got {type(ssl).__name__}")
+    if unix is not None and not hasattr(socket, "AF_UNIX"):
+        raise ValueError(f"expected no unix= on a platform without Unix sockets, got {os.fspath(unix)!r}")
     shed = Watershed(**options, protocols=protocols)
     given = httpx.Headers(headers)
     if not_yours := sorted(_OURS.intersection(given)):
