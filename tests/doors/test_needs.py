@@ -311,8 +311,10 @@ def test_a_flood_of_fragments_without_an_end_meets_a_limit_that_nobody_had_to_se
         peer.send(Frame(Opcode.BINARY, payload, fin=False).serialize(mask=True))
         for _ in range(128):
             peer.send(fragments)
-        code, reason = peer.close()
-        assert (code, reason) == (1008, "expected a message in at most 131072 frames, got more")
+        while (frame := peer.frame()).opcode is Opcode.PING:
+            pass  # a machine that is busy enough takes longer than ping_interval
+        assert frame.opcode is Opcode.CLOSE
+        assert bytes(frame.data) == (1008).to_bytes(2) + b"expected a message in at most 131072 frames, got more"
     assert memory.peak < 2 * MIB
 
 
