@@ -89,7 +89,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("drain",),
     ("watershed", "takeover", "uvicorn_request", "uvicorn_denial", "shared_fields"),
     ("wsgi_servers",),
-    ("client.happy_eyeballs", "client.retry"),
+    ("client.alpn", "client.happy_eyeballs", "client.no_proxy", "client.retry", "client.socks"),
     ("client.network",),
     ("client.route",),
     ("client.opening",),

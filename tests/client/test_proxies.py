@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from contextlib import suppress
 
@@ -9,9 +10,12 @@ import httpx
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Script, Server, Visit, echoing, http_proxy, socks_proxy
+from tests.client.peers import Client, Script, Server, Visit, echoing, http_proxy, pump, socks_proxy
+from tests.support import LIMIT
 from watershed_mw import HandshakeError, UnsupportedServerError
 from watershed_mw.client import worth_retrying
+from watershed_mw.client.opening import as_http_url
+from watershed_mw.client.route import by_environment
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 KINDS: dict[str, Script] = {"http": http_proxy("me:se@cret"), "socks5": socks_proxy("me:se@cret")}
@@ -77,6 +81,57 @@ def test_redirects_go_through_it_as_well(client: Client, serve: Serve) -> None:
     assert [head.split()[1] for head in proxy.heads] == [f"127.0.0.1:{each.port}".encode() for each in (server, target)]
 
 
+@pytest.mark.parametrize("kind, user", [("socks5", "me:se%40cret@"), ("socks5h", "")])
+def test_replies_of_a_socks_proxy_that_come_byte_by_byte(client: Client, serve: Serve, kind: str, user: str) -> None:
+    """Its address may be of any kind; what it says as the server follows in the same segment."""
+    server = serve(lambda visit: visit.answer("403 This is the server"))
+    bound = {"socks5": b"\x03\x0bsocks.local\x00\x50", "socks5h": b"\x04" + bytes(18)}[kind]
+
+    def pieces(visit: Visit, data: bytes) -> None:
+        for number in range(len(data)):
+            visit.write(data[number : number + 1])
+
+    def script(visit: Visit) -> None:
+        visit.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert visit.sock.recv(3) == bytes([5, 1, 2 if user else 0])
+        pieces(visit, bytes([5, 2 if user else 0]))
+        if user:
+            assert visit.sock.recv(100) == b"\x01\x02me\x07se@cret"
+            pieces(visit, b"\x01\x00")
+        assert visit.sock.recv(100) == b"\x05\x01\x00\x03\x09many.test" + server.port.to_bytes(2)
+        pieces(visit, b"\x05\x00\x00" + bound)
+        with socket.create_connection(("127.0.0.1", server.port), LIMIT) as upstream:
+            pump(visit.sock, upstream)
+
+    with pytest.raises(HandshakeError, match="403 This is the server"):
+        client.open(f"ws://many.test:{server.port}/", proxy=url_of(serve(script), kind, user))
+
+
+@pytest.mark.parametrize(
+    "replies, said",
+    [
+        ((b"\x04\x00",), "something else than SOCKS5"),
+        ((b"\x05\xff",), "no authentication by method 0"),
+        ((b"\x05\x00", b"\x05\x02\x00\x00"), "connection not allowed by ruleset"),
+        ((b"\x05\x00", b"\x05\x63\x00\x01"), "reply 99"),
+        ((b"\x05\x00", b"\x05\x00\x00\x09"), "an address of kind 9"),
+        ((b"\x05\x00", b"HTTP"), "something else than SOCKS5"),
+        ((b"\x05\x00", b"\x05"), "the end of its stream"),
+    ],
+)
+def test_what_a_socks_proxy_says_is_told(either: Client, serve: Serve, replies: tuple[bytes, ...], said: str) -> None:
+    def script(visit: Visit) -> None:
+        for reply in replies:
+            visit.sock.recv(1000)
+            visit.write(reply)
+        visit.half_close()
+        visit.wait_until_gone()
+
+    with pytest.raises(HandshakeError, match=f"expected the SOCKS proxy to connect, got:? {said}") as caught:
+        either.open("ws://a.example/", proxy=url_of(serve(script), "socks5", ""))
+    assert caught.value.status == 502
+
+
 # --- the environment ----------------------------------------------------------------------------------------
 
 
@@ -102,6 +157,51 @@ def test_no_proxy(either: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch,
         either.open(server.url())
     monkeypatch.setenv("NO_PROXY", value.format(port=server.port))
     either.open(server.url()).end()
+
+
+@pytest.mark.parametrize(
+    "url, no_proxy, direct",
+    [
+        ("ws://10.1.2.3/", "10.0.0.0/8", True),
+        ("ws://11.1.2.3/", "10.0.0.0/8", False),
+        ("ws://10.1.2.3/", "192.168.0.0/16 , 10.0.0.0/8", True),
+        ("ws://10.1.2.3/", "10.1.2.3/8", True),  # as ipaddress has it with bits of a host
+        ("ws://10.1.2.3/", "10.1.2.3", True),
+        ("ws://10.1.2.3/", "10.1.2", False),
+        ("ws://10.1.2.3:81/", "10.1.2.3:80", False),
+        ("ws://10.1.2.3:80/", "10.1.2.3:80", True),
+        ("ws://127.0.0.1:8000/", "127.0.0.0/8", True),
+        ("ws://[fd00::2]/", "fd00::/8", True),
+        ("ws://[fe00::2]/", "fd00::/8", False),
+        ("ws://[::ffff:10.1.2.3]/", "10.0.0.0/8", True),
+        ("ws://[::1]:8000/", "::1", True),
+        ("ws://[::1]:8000/", "[::1]", True),
+        ("ws://[::1]:8000/", "[::1]:8000", True),
+        ("ws://[::1]:8000/", "[::1]:8001", False),
+        ("ws://[0:0:0:0:0:0:0:1]/", "::1", True),
+        ("wss://example.org/", "example.org:443", True),
+        ("ws://example.org/", "example.org:443", False),
+        ("ws://example.org/", "example.org:80", True),
+        ("wss://example.org:8443/", "example.org:443", False),
+        ("wss://example.org/", "example.org", True),
+        ("wss://EXAMPLE.org./", "Example.ORG", True),
+        ("wss://a.example.org/", "example.org", True),
+        ("wss://a.example.org/", ".example.org", True),
+        ("wss://a.example.org/", "*.example.org", True),
+        ("wss://a.example.org/", ".example.org:443", True),
+        ("wss://badexample.org/", "example.org", False),
+        ("wss://badexample.org/", "*example.org", False),
+        ("wss://example.org/", "*", True),
+        ("wss://example.org/", "a.example *", True),
+        ("wss://example.org/", "", False),
+        ("wss://example.org/", ",, .,:443,[", False),
+        ("wss://example.org/", "10.0.0.0/33", False),
+    ],
+)
+def test_what_no_proxy_names(monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str, direct: bool) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert (by_environment(as_http_url(url)) is None) is direct
 
 
 def test_rubbish_in_the_environment(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,13 +264,12 @@ def trickles(visit: Visit) -> None:
         ("socks5", eof),
         ("socks5", garbage),
         ("socks5", refuses),
-        ("socks5", trickles),
         ("socks5", socks_proxy("somebody:else")),
         ("socks5", socks_proxy()),
     ],
 )
 def test_proxies_that_do_not_do_their_part(either: Client, serve: Serve, kind: str, script: Script) -> None:
-    user = "" if script in (refuses, trickles) else "me:hidden@"
+    user = "" if script is refuses else "me:hidden@"
     with pytest.raises((HandshakeError, OSError)) as caught:
         either.open("ws://127.0.0.1:1/?hidden", proxy=url_of(serve(script), kind, user), open_timeout=1)
     assert not isinstance(caught.value, TimeoutError)
@@ -178,9 +277,12 @@ def test_proxies_that_do_not_do_their_part(either: Client, serve: Serve, kind: s
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("kind", ["http", "socks5"])
-def test_a_proxy_that_keeps_silent(client: Client, serve: Serve, kind: str) -> None:
-    proxy = serve(lambda visit: visit.wait_until_gone())
+@pytest.mark.parametrize(
+    "kind, script", [("http", Visit.wait_until_gone), ("socks5", Visit.wait_until_gone), ("socks5", trickles)]
+)
+def test_a_proxy_that_keeps_silent(client: Client, serve: Serve, kind: str, script: Script) -> None:
+    """Also in the midst of a reply, of which the other part may be on its way."""
+    proxy = serve(script)
     with pytest.raises(TimeoutError, match="open_timeout"):
         client.open("ws://x.example", proxy=url_of(proxy, kind), open_timeout=0.1)
 

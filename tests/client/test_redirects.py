@@ -12,6 +12,7 @@ from tests.client.conftest import Serve
 from tests.client.peers import Client, Server, Visit, echoing
 from tests.connections.wire import header
 from watershed_mw import HandshakeError, Watershed
+from watershed_mw.client import connect
 from watershed_mw.client.opening import Journey
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
@@ -95,6 +96,53 @@ def test_secrets_do_not_follow_to_another_origin(client: Client, serve: Serve, s
     assert all(fields_of(server, 0).values())
     assert fields_of(target) == {"authorization": None, "cookie": None}
     assert fields_of(server, 1) == {"authorization": None, "cookie": None}
+
+
+def test_only_harmless_fields_follow_to_another_origin(client: Client, serve: Serve) -> None:
+    """Nobody knows which of an application's fields holds a key; what is named in the call may follow."""
+    target = serve(lambda visit: visit.answer("403 No"))
+    server = serve(to(target.url()))
+    given = {
+        "X-Api-Key": "hidden", "X-Auth-Token": "hidden", "Proxy-Authorization": "hidden", "X-Request-Id": "7",
+        "User-Agent": "mine", "Accept-Language": "eo", "Referer": "hidden", "X-CSRF-Token": "hidden",
+    }  # fmt: skip
+    with pytest.raises(HandshakeError):
+        client.open(
+            server.url(), headers=given, origin="https://here.example", protocols=["a"], auth=("me", "hidden"),
+            cookies={"session": "hidden"}, cross_origin_headers=["x-request-id"],
+        )  # fmt: skip
+    first, second = ({line.partition(":")[0].lower() for line in head.decode().split("\r\n")[1:-2]} for head in
+                     (server.heads[0], target.heads[0]))  # fmt: skip
+    assert {"x-api-key", "x-csrf-token", "cookie", "authorization"} <= first
+    assert second == {
+        "host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol",
+        "sec-websocket-extensions", "origin", "user-agent", "accept", "accept-encoding", "accept-language",
+        "x-request-id",
+    }  # fmt: skip
+    assert b"hidden" not in target.heads[0]
+
+
+def test_fields_of_the_application_follow_within_their_origin_alone(either: Client, serve: Serve) -> None:
+    target = serve(lambda visit: None)
+
+    def script(visit: Visit) -> None:
+        where = {"/": "/1", "/1": target.url(), "/back": None}[visit.request().target]
+        if where is None:
+            visit.answer("403 Here you are")
+        else:
+            visit.answer("302 Found", ("Location", where))
+
+    server = serve(script)
+    target.script = to(server.url("/back"))
+    with pytest.raises(HandshakeError):
+        either.open(server.url(), headers={"X-Api-Key": "hidden"})
+    assert [header(head, "x-api-key") for head in (*server.heads, *target.heads)] == ["hidden", "hidden", None, None]
+
+
+@pytest.mark.parametrize("names", [["Authorization"], ["x", "COOKIE"], ["Proxy-Authorization"], "X-Request-Id"])
+def test_what_cannot_be_allowed_to_follow(names: Any) -> None:
+    with pytest.raises(ValueError, match="expected cross_origin_headers"):
+        connect("ws://a.example", cross_origin_headers=names)
 
 
 @pytest.mark.parametrize("secrets", SECRETS.values(), ids=SECRETS)

@@ -18,7 +18,7 @@ import socket
 import ssl as tls
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, TypeAlias, Unpack, cast
@@ -46,6 +46,7 @@ Fields: TypeAlias = "Mapping[str, str] | Sequence[tuple[str, str]]"
 _logger = logging.getLogger("watershed_mw.client")
 
 _MAX_REDIRECTS: Final = 10
+_NEVER_FOLLOW = frozenset({"authorization", "cookie", "proxy-authorization"})
 _PLAIN: Final = "%s has refused the opening handshake with 400; asking once more, with a plain offer of compression"
 # What the opening handshake says itself, whatever headers an application gives.
 _OURS = frozenset({"connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
@@ -65,6 +66,7 @@ def connect(
     unix: str | os.PathLike[str] | None = None,
     open_timeout: float | None = 10.0,
     max_redirects: int = _MAX_REDIRECTS,
+    cross_origin_headers: Iterable[str] = (),
     retry: Retry = worth_retrying,
     backoff: Backoff | None = None,
     **options: Unpack[ClientOptions],
@@ -88,8 +90,10 @@ def connect(
         unix: path of a Unix socket to connect to instead of the URL's host.
         open_timeout: seconds for the whole opening handshake; default 10, None for no limit. Threads spend what name
             resolution takes on top of it, and with ``http`` it is for each step, as httpx's own time-outs are.
-        max_redirects: redirects that are followed; default 10. Authorization and Cookie do not follow to another
-            origin, and nothing follows from TLS to none.
+        max_redirects: redirects that are followed; default 10. To another origin go the fields of the handshake,
+            Origin, User-Agent and Accept-Language, and nothing else of ``headers``; from TLS to none nothing goes.
+        cross_origin_headers: names of fields of ``headers`` that may follow a redirect to another origin as well, such
+            as ``["X-Request-Id"]``; never Authorization and Cookie.
         retry: asked by the iterators whether to connect again, with the exception of an attempt that failed, or the
             ``ConnectionClosed`` of a connection that ended; default :func:`worth_retrying`. Never asked for 401, 403
             and 404, which end the iteration.
@@ -123,6 +127,7 @@ def connect(
         raise ValueError(f"expected header fields besides those of the opening handshake, got {', '.join(not_yours)}")
     if origin is not None:
         given["Origin"] = origin
+    follow = _checked_names(cross_origin_headers)
     jar = None
     if http is None:
         jar = _for_the_origin(target, cookies, given)
@@ -141,10 +146,23 @@ def connect(
             unix=None if unix is None else os.fspath(unix),
             open_timeout=open_timeout,
             max_redirects=max_redirects,
+            follow=follow,
         ),
         retry,
         backoff or Backoff(),
     )
+
+
+def _checked_names(names: Iterable[str]) -> frozenset[str]:
+    if isinstance(names, str):
+        raise ValueError(f"expected cross_origin_headers as a list of names, got a string: write [{names!r}]")
+    found = frozenset(name.lower() for name in names)
+    if never := sorted(found & _NEVER_FOLLOW):
+        raise ValueError(
+            f"expected cross_origin_headers without credentials, got {', '.join(never)}, which is for one origin: "
+            "follow such a redirect yourself, with max_redirects=0"
+        )
+    return found
 
 
 # All that can be given to connect(), for the error that a misspelt one gets.
@@ -177,6 +195,7 @@ class _Order:
     unix: str | None
     open_timeout: float | None
     max_redirects: int
+    follow: frozenset[str]
 
     def route(self) -> Route:
         """The way to the server."""
@@ -184,7 +203,7 @@ class _Order:
 
     def journey(self) -> Journey:
         """What holds for each request on the way."""
-        return Journey(self.shed, self.url, self.headers, fixed=self.unix is not None)
+        return Journey(self.shed, self.url, self.headers, fixed=self.unix is not None, follow=self.follow)
 
     def request(self, client: httpx.Client | httpx.AsyncClient, plain: bool) -> httpx.Request:
         """The first request; ``plain`` for an offer of compression without parameters."""

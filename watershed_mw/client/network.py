@@ -22,14 +22,14 @@ try:
 except ImportError:
     aiofastnet = None  # type: ignore[assignment]
 
-from ..errors import UnsupportedServerError
+from ..errors import HandshakeError, UnsupportedServerError
 from ..transports import AsyncioTransport
+from .alpn import check_http11, offering_http11
 from .happy_eyeballs import connect_first, connect_first_blocking, resolve, resolve_blocking
+from .socks import Dialogue
 
 __all__ = [
-    "AsyncioBackend",
     "AsyncioStream",
-    "ThreadBackend",
     "ThreadStream",
     "connect_asyncio",
     "connect_threads",
@@ -38,6 +38,10 @@ __all__ = [
 
 # What the HTTP layer may hold of a server that floods before the handshake is over.
 _BUFFER = 64 * 2**10
+
+
+def _hung_up() -> HandshakeError:
+    return HandshakeError("expected the SOCKS proxy to connect, got the end of its stream", status=502, body=b"")
 
 
 class _Inbox(asyncio.Protocol):
@@ -129,6 +133,21 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         if buffer:
             self._inbox.transport.write(buffer)
 
+    async def talk(self, dialogue: Dialogue) -> None:
+        """Write and read as a dialogue asks, to its end. Raises as that, and HandshakeError where the stream ends."""
+        data, size = next(dialogue)
+        while True:
+            await self.write(data)
+            answer = b""
+            while len(answer) < size:
+                if not (part := await self.read(size - len(answer))):
+                    raise _hung_up()
+                answer += part
+            try:
+                data, size = dialogue.send(answer)
+            except StopIteration:
+                return
+
     async def aclose(self) -> None:
         """Drop the stream, unless it has been taken; nobody waits for a server that does not let go."""
         if not self._taken:
@@ -149,10 +168,12 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
                 if inbox.data:
                     # A proxy's, or somebody's on the way to it: later they would be taken for the server's answer.
                     raise ConnectionAbortedError("expected nothing before the TLS handshake, got bytes without TLS")
-                secured = await self._secure(ssl_context, server_hostname)
+                with offering_http11(ssl_context):
+                    secured = await self._secure(ssl_context, server_hostname)
             if secured is None:  # so asyncio has it when the peer has gone meanwhile
                 raise ConnectionResetError("the server has gone during the TLS handshake")
             inbox.transport = secured
+            check_http11(secured.get_extra_info("ssl_object"))
         except BaseException:
             await self.aclose()
             raise
@@ -243,6 +264,21 @@ class ThreadStream(httpcore.NetworkStream):
         except ConnectionError as error:
             raise httpcore.WriteError(error) from error  # there may be an answer to read all the same
 
+    def talk(self, dialogue: Dialogue) -> None:
+        """As :meth:`AsyncioStream.talk`."""
+        data, size = next(dialogue)
+        while True:
+            self.write(data)
+            answer = b""
+            while len(answer) < size:
+                if not (part := self.read(size - len(answer))):
+                    raise _hung_up()
+                answer += part
+            try:
+                data, size = dialogue.send(answer)
+            except StopIteration:
+                return
+
     def close(self) -> None:
         """Close the socket, unless it has been taken."""
         self._socket.close()
@@ -254,6 +290,7 @@ class ThreadStream(httpcore.NetworkStream):
 
         Raises:
             OSError: the TLS handshake failed.
+            HandshakeError: the server has chosen another protocol than HTTP/1.1.
             UnsupportedServerError: this stream is TLS already, inside of which a socket cannot speak it.
         """
         if isinstance(self._socket, ssl.SSLSocket):
@@ -265,9 +302,13 @@ class ThreadStream(httpcore.NetworkStream):
         self._wait_at_most(timeout)
         try:
             # In two steps, so that whatever interrupts the handshake leaves us the socket to close.
-            tls = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname, do_handshake_on_connect=False)
+            with offering_http11(ssl_context):
+                tls = ssl_context.wrap_socket(
+                    self._socket, server_hostname=server_hostname, do_handshake_on_connect=False
+                )
             self._socket = tls
             tls.do_handshake()
+            check_http11(tls)
         except BaseException:
             self.close()
             raise
@@ -310,54 +351,3 @@ def _left(deadline: float | None) -> float | None:
     if left <= 0:
         raise TimeoutError("the time for the opening handshake is over")
     return left
-
-
-SocketOptions = Iterable[httpcore.SOCKET_OPTION]
-
-
-class AsyncioBackend(httpcore.AsyncNetworkBackend):
-    """Connects for those parts of httpcore that connect by themselves, and forget what they leave open.
-
-    Args:
-        faster: as for :func:`connect_asyncio`.
-
-    Attributes:
-        stream: what it has connected, None before.
-    """
-
-    def __init__(self, faster: bool) -> None:
-        self._faster = faster
-        self.stream: AsyncioStream | None = None
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109
-        local_address: str | None = None,
-        socket_options: SocketOptions | None = None,
-    ) -> AsyncioStream:
-        """As :func:`connect_asyncio`."""
-        async with asyncio.timeout(timeout):
-            self.stream = await connect_asyncio(host, port, faster=self._faster)
-        return self.stream
-
-
-class ThreadBackend(httpcore.NetworkBackend):
-    """The same for blocking streams, all of them with one deadline."""
-
-    def __init__(self, deadline: float | None) -> None:
-        self._deadline = deadline
-        self.stream: ThreadStream | None = None
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: SocketOptions | None = None,
-    ) -> ThreadStream:
-        """As :func:`connect_threads`."""
-        self.stream = connect_threads(host, port, deadline=self._deadline)
-        return self.stream

@@ -7,7 +7,7 @@ for each request, whose stream the WebSocket connection takes over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +32,11 @@ __all__ = [
 _MOST_OF_A_REFUSAL = 64 * 2**10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BROKEN_OFF = (httpx.HTTPError, httpcore.ProtocolError, OSError)
+# What goes to another origin: what httpx itself says, the opening handshake, and what names no user.
+_HARMLESS = frozenset({
+    "accept", "accept-encoding", "accept-language", "connection", "cookie", "host", "origin", "upgrade", "user-agent",
+    "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-protocol", "sec-websocket-version",
+})  # fmt: skip
 _OF_THE_BODY = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 _SCHEMES = {"ws": "http", "wss": "https", "http": "http", "https": "https"}
 
@@ -72,16 +77,20 @@ class Journey:
     Args:
         shed: makes the keys.
         url: where the first request goes.
-        headers: those that the application gave; its Cookie and Authorization are for the same origin alone, and
-            only until another one has been visited, which could send us back wherever it likes.
+        headers: those that the application gave. They are for the same origin alone, and only until another one has
+            been visited, which could send us back wherever it likes.
         fixed: whether the way leads to one server alone, so that no other can be meant.
+        follow: names of fields that may go to another origin all the same, besides those of a browser.
     """
 
-    def __init__(self, shed: Watershed, url: httpx.URL, headers: httpx.Headers, *, fixed: bool) -> None:
+    def __init__(
+        self, shed: Watershed, url: httpx.URL, headers: httpx.Headers, *, fixed: bool, follow: Iterable[str] = ()
+    ) -> None:
         self._shed = shed
         self._url = url
         self._secrets = {name: headers[name] for name in ("cookie", "authorization") if name in headers}
         self._fixed = fixed
+        self._follow = _HARMLESS.union(name.lower() for name in follow)
 
     def prepare(self, request: httpx.Request) -> None:
         """Make the request ready, just before it is sent; httpx has dropped what was not for this origin.
@@ -103,7 +112,9 @@ class Journey:
             )
         if not same:
             self._secrets.clear()
-            request.headers.pop("authorization", None)  # httpx lets it go from http to https of the same host
+            # Nobody knows which of an application's fields holds a key. httpx has left a Cookie that is for this one.
+            for name in set(request.headers) - self._follow:
+                del request.headers[name]
         if "authorization" in self._secrets:
             # httpx drops it where only the name of the scheme differs.
             request.headers.setdefault("authorization", self._secrets["authorization"])

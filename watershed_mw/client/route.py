@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias, cast
+from typing import TypeAlias
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
@@ -21,12 +21,15 @@ import httpx
 
 from ..errors import HandshakeError, WatershedError
 from . import network
+from .no_proxy import is_excepted
+from .socks import socks_dialogue
 
 __all__ = ["ProxyLike", "Route", "as_proxy", "by_environment"]
 
 ProxyLike: TypeAlias = "str | httpx.URL | httpx.Proxy"
 
-_SCHEMES = ("http", "https", "socks5", "socks5h")
+_SOCKS = ("socks5", "socks5h")
+_SCHEMES = ("http", "https", *_SOCKS)
 # Characters of what a parser has to say, which quotes what it was given.
 _MOST_OF_A_FAULT = 200
 
@@ -55,7 +58,8 @@ def by_environment(url: httpx.URL) -> httpx.Proxy | None:
     """The proxy that the environment names for this URL (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), or None."""
     proxies = getproxies()
     found = proxies.get(url.scheme) or proxies.get("all")
-    if not found or proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host):
+    # Outside of the environment there may be settings of the operating system, which urllib knows.
+    if not found or is_excepted(url, proxies.get("no", "")) or proxy_bypass(url.host):
         return None
     return as_proxy(found if "://" in found else f"http://{found}")
 
@@ -91,28 +95,27 @@ class Route:
             ValueError: HTTP cannot carry the request.
         """
         target = request.url.origin
-        socks = proxy is not None and proxy.url.scheme.startswith("socks")
         faster = network.is_faster(self._contexts(target, proxy))
-        backend = network.AsyncioBackend(faster)
         stream: network.AsyncioStream | None = None
         try:
-            if socks:
-                return await self._socks_async(cast(httpx.Proxy, proxy), backend).handle_async_request(request)
             if proxy is None:
                 stream = await network.connect_asyncio(_host(target), target.port, self.unix, faster=faster)
             else:
                 stream = await network.connect_asyncio(proxy.url.host, _port(proxy), faster=faster)
                 if proxy.url.scheme == "https":
-                    stream = await stream.start_tls(_for_proxy(proxy), proxy.url.host)
-                tunnel = httpcore.AsyncHTTP11Connection(_origin(proxy), stream)
-                _check_tunnel(await tunnel.handle_async_request(_connect_request(proxy, target)))
+                    stream = await stream.start_tls(_for_proxy(proxy), _name_for_tls(proxy.url.host))
+                if proxy.url.scheme in _SOCKS:
+                    await stream.talk(socks_dialogue(proxy, _host(target), target.port))
+                else:
+                    tunnel = httpcore.AsyncHTTP11Connection(_origin(proxy), stream)
+                    _check_tunnel(await tunnel.handle_async_request(_connect_request(proxy, target)))
             if target.scheme == b"https":
                 stream = await stream.start_tls(self.context or _default_context(), _server_name(request))
             return await httpcore.AsyncHTTP11Connection(target, stream).handle_async_request(request)
         except BaseException as error:
-            if (opened := stream or backend.stream) is not None:
-                await opened.aclose()
-            if (plain := _plainly(error, socks)) is not error:
+            if stream is not None:
+                await stream.aclose()
+            if (plain := _plainly(error)) is not error:
                 raise plain from error
             raise
 
@@ -121,27 +124,26 @@ class Route:
     ) -> httpcore.Response:
         """As :meth:`request`, on a socket of its own, until ``deadline``."""
         target = request.url.origin
-        socks = proxy is not None and proxy.url.scheme.startswith("socks")
-        backend = network.ThreadBackend(deadline)
         stream: network.ThreadStream | None = None
         try:
-            if socks:
-                return self._socks(cast(httpx.Proxy, proxy), backend).handle_request(request)
             if proxy is None:
                 stream = network.connect_threads(_host(target), target.port, self.unix, deadline=deadline)
             else:
                 stream = network.connect_threads(proxy.url.host, _port(proxy), deadline=deadline)
                 if proxy.url.scheme == "https":
-                    stream = stream.start_tls(_for_proxy(proxy), proxy.url.host)
-                tunnel = httpcore.HTTP11Connection(_origin(proxy), stream)
-                _check_tunnel(tunnel.handle_request(_connect_request(proxy, target)))
+                    stream = stream.start_tls(_for_proxy(proxy), _name_for_tls(proxy.url.host))
+                if proxy.url.scheme in _SOCKS:
+                    stream.talk(socks_dialogue(proxy, _host(target), target.port))
+                else:
+                    tunnel = httpcore.HTTP11Connection(_origin(proxy), stream)
+                    _check_tunnel(tunnel.handle_request(_connect_request(proxy, target)))
             if target.scheme == b"https":
                 stream = stream.start_tls(self.context or _default_context(), _server_name(request))
             return httpcore.HTTP11Connection(target, stream).handle_request(request)
         except BaseException as error:
-            if (opened := stream or backend.stream) is not None:
-                opened.close()
-            if (plain := _plainly(error, socks)) is not error:
+            if stream is not None:
+                stream.close()
+            if (plain := _plainly(error)) is not error:
                 raise plain from error
             raise
 
@@ -152,30 +154,22 @@ class Route:
         if target.scheme == b"https":
             yield self.context or _default_context()
 
-    def _socks_async(self, proxy: httpx.Proxy, backend: network.AsyncioBackend) -> httpcore.AsyncSOCKSProxy:
-        return httpcore.AsyncSOCKSProxy(
-            str(proxy.url),
-            proxy_auth=proxy.raw_auth,
-            ssl_context=self.context or _default_context(),
-            network_backend=backend,
-        )
-
-    def _socks(self, proxy: httpx.Proxy, backend: network.ThreadBackend) -> httpcore.SOCKSProxy:
-        return httpcore.SOCKSProxy(
-            str(proxy.url),
-            proxy_auth=proxy.raw_auth,
-            ssl_context=self.context or _default_context(),
-            network_backend=backend,
-        )
-
 
 def _host(origin: httpcore.Origin) -> str:
     return origin.host.decode("ascii")
 
 
 def _server_name(request: httpcore.Request) -> str:
-    name = request.extensions.get("sni_hostname")
-    return str(name) if name else _host(request.url.origin)
+    return _name_for_tls(str(request.extensions.get("sni_hostname") or _host(request.url.origin)))
+
+
+def _name_for_tls(host: str) -> str:
+    """The name of a server for SNI, and for its certificate: without the dot that makes a name fully qualified.
+
+    RFC 6066 section 3: "... represented as a byte string using ASCII encoding without a trailing dot." It is looked up
+    with its dot, and stands with it in the Host field, as with browsers and curl.
+    """
+    return host.removesuffix(".")
 
 
 def _origin(proxy: httpx.Proxy) -> httpcore.Origin:
@@ -183,7 +177,7 @@ def _origin(proxy: httpx.Proxy) -> httpcore.Origin:
 
 
 def _port(proxy: httpx.Proxy) -> int:
-    return proxy.url.port or (443 if proxy.url.scheme == "https" else 80)
+    return proxy.url.port or (1080 if proxy.url.scheme in _SOCKS else 443 if proxy.url.scheme == "https" else 80)
 
 
 def _for_proxy(proxy: httpx.Proxy) -> ssl.SSLContext:
@@ -193,7 +187,9 @@ def _for_proxy(proxy: httpx.Proxy) -> ssl.SSLContext:
 @lru_cache(maxsize=1)
 def _default_context() -> ssl.SSLContext:
     # To read the authorities' certificates takes longer than many a handshake.
-    return httpx.create_ssl_context()
+    context = httpx.create_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _connect_request(proxy: httpx.Proxy, target: httpcore.Origin) -> httpcore.Request:
@@ -217,8 +213,8 @@ def _check_tunnel(response: httpcore.Response) -> None:
         )
 
 
-def _plainly(error: BaseException, socks: bool) -> BaseException:
-    """What httpcore and its SOCKS raise, as :meth:`Route.request` says; the error itself if it is none of theirs."""
+def _plainly(error: BaseException) -> BaseException:
+    """What httpcore raises, as :meth:`Route.request` says; the error itself if it is none of theirs."""
     if isinstance(error, (OSError, WatershedError)) or not isinstance(error, Exception):
         return error
     if isinstance(error, UnicodeError):
@@ -231,7 +227,4 @@ def _plainly(error: BaseException, socks: bool) -> BaseException:
         return ConnectionResetError(said)
     if isinstance(error, httpcore.ProtocolError):
         return HandshakeError(f"expected an HTTP answer, got: {said}", status=502, body=b"")
-    if socks:
-        # httpcore's errors, those of the package that it parses with, and what it asserts of the proxy.
-        return HandshakeError(f"expected the SOCKS proxy to connect, got: {said}", status=502, body=b"")
     return error
