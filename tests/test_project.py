@@ -52,6 +52,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.pace",
         "core.queue",
         "core.conversation",
+        "core.payloads",
     ),
     ("core.handshake", "core.deflate", "core.messages"),
     ("core.shared", "core.outgoing"),

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from .connection import WatershedConnection
+from .core.payloads import Sendable
 from .errors import ConnectionClosed
 
 __all__ = ["AsyncConnection", "AsyncHandler", "is_coroutine_function"]
@@ -49,7 +50,7 @@ class AsyncConnection(WatershedConnection):
         except ConnectionClosed:
             raise StopAsyncIteration from None
 
-    def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
+    def send(self, data: Sendable) -> Awaitable[None]:
         """Send one message: ``str`` as TEXT, bytes-like as BINARY; from any thread, never blocking.
 
         Returns:
@@ -63,7 +64,7 @@ class AsyncConnection(WatershedConnection):
         """
         raise NotImplementedError
 
-    def ping(self, data: bytes | str = b"") -> Awaitable[None]:
+    def ping(self, data: Sendable = b"") -> Awaitable[None]:
         """Send a PING with up to 125 bytes; :attr:`latency` tells when its PONG has come.
 
         Raises:

@@ -14,6 +14,7 @@ from .aio_shell import SENDS_PER_TURN, AsyncioShell
 from .awaitables import READY, NextTurn, Pending
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
+from .core.payloads import Sendable
 from .core.shared import SharedMessage
 from .core.states import State
 from .errors import LocalProtocolError
@@ -118,7 +119,7 @@ class AsyncioConnection(AsyncioShell):
             self._update_reading()
         return message
 
-    def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
+    def send(self, data: Sendable) -> Awaitable[None]:
         """As the base class says; a lone reply leaves at once, what follows in the same turn of the loop together."""
         if get_ident() != self._thread:
             return self._send_from_thread(checked_message(data))
@@ -151,7 +152,7 @@ class AsyncioConnection(AsyncioShell):
         self._from_thread(lambda: self.send(data), sending=True)
         return READY
 
-    def ping(self, data: bytes | str = b"") -> Awaitable[None]:
+    def ping(self, data: Sendable = b"") -> Awaitable[None]:
         """As the base class says."""
         if get_ident() != self._thread:
             payload = checked_ping(data)

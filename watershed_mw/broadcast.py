@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .connection import WatershedConnection, checked_message
+from .core.payloads import Sendable
 from .core.shared import SharedMessage
 from .errors import ConnectionClosed, UnsupportedServerError
 
 __all__ = ["broadcast"]
 
 
-def broadcast(connections: Iterable[WatershedConnection], message: str | bytes | bytearray | memoryview) -> None:
+def broadcast(connections: Iterable[WatershedConnection], message: Sendable) -> None:
     """Send one message to many connections: ``str`` as TEXT, bytes-like as BINARY.
 
     Connections that are ending are passed over. Those of the running event loop send the same bytes, made once (a

@@ -22,6 +22,7 @@ from .core.conversation import Conversation
 from .core.events import CloseReceived, Event, Failed, Ping, Pong
 from .core.handshake import Agreement
 from .core.limits import Limits
+from .core.payloads import Sendable, as_message, as_ping_payload, exact_text
 from .core.queue import ReceiveQueue
 from .core.shared import SharedMessage
 from .core.states import Role, State
@@ -49,28 +50,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_live.clear)  # they are the parent's
 
 
-def copied(data: bytes | bytearray | memoryview) -> bytes:
-    """``data`` as bytes that nobody can change.
-
-    Raises:
-        TypeError: it is no bytes-like object; ``bytes(5)`` would be five zeros.
-    """
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"expected str for a TEXT message or bytes for a BINARY one, got {type(data).__name__}")
-    return bytes(data)
-
-
-def checked_message(data: str | bytes | bytearray | memoryview) -> str | bytes:
+def checked_message(data: Sendable) -> str | bytes:
     """``data`` as it can be handed to another thread, which could only log what is wrong with it."""
-    if isinstance(data, str):
-        encode_text(data)
-        return data
-    return copied(data)
+    message = as_message(data)
+    if isinstance(message, str):
+        encode_text(message)
+    return message
 
 
-def checked_ping(data: bytes | str) -> bytes:
+def checked_ping(data: Sendable) -> bytes:
     """The payload of a PING. Raises as :meth:`WatershedConnection.ping`."""
-    payload = encode_text(data) if isinstance(data, str) else copied(data)
+    payload = as_ping_payload(data)
     if len(payload) > MAX_CONTROL_PAYLOAD:
         raise LocalProtocolError(f"expected at most {MAX_CONTROL_PAYLOAD} bytes in a PING, got {len(payload)}")
     return payload
@@ -389,38 +379,44 @@ class WatershedConnection:
 
     # --- what goes out -------------------------------------------------------------------------------
 
-    def _queue_message(self, data: str | bytes | bytearray | memoryview) -> None:
-        """Frame one message; a buffer that may change is copied first."""
+    def _queue_message(self, data: Sendable) -> None:
+        """Frame one message."""
+        if type(data) is not str and type(data) is not bytes:
+            data = as_message(data)
         try:
             if isinstance(data, str):
                 self._core.send_text(data)
             else:
-                self._core.send_binary(data if type(data) is bytes else copied(data))
+                self._core.send_binary(data)
         except ConnectionClosed as error:
             raise self._closed_as(error.code, error.reason) from self._error
         if self._trace is not None:
             if isinstance(data, str):
                 self._trace("send-text", self, data.encode())
             else:
-                self._trace("send-binary", self, bytes(data))
+                self._trace("send-binary", self, data)
 
     def _send_shared(self, shared: SharedMessage) -> None:
         """Send a message that other connections are sent as well, here as any other; nothing once it is ending."""
         if self.sending:
             self.send(shared.message)
 
-    def send(self, data: str | bytes | bytearray | memoryview) -> Any:
-        """Send one message, as the flavours say."""
+    def send(self, data: Sendable) -> Any:
+        """Send one message, as the flavours say.
+
+        A ``str`` goes as TEXT, and so does an instance of any subclass. Whatever exports a buffer goes as BINARY, by
+        its bytes in C order: ``bytes``, ``bytearray``, ``memoryview``, ``array.array``, ``mmap``, arrays of NumPy's.
+        """
         raise NotImplementedError
 
-    def _queue_ping(self, data: bytes | str) -> None:
+    def _queue_ping(self, data: Sendable) -> None:
         payload = checked_ping(data)
         self._core.ping(payload, self._now())
         if self._trace is not None:
             self._trace("send-ping", self, payload)
 
     def _queue_close(self, code: int, reason: str) -> None:
-        self._core.close(code, reason, self._now())
+        self._core.close(code, exact_text(reason), self._now())
 
     def _trace_sent_close(self) -> None:
         """Tell the probe once of our Close, whoever decided on it."""

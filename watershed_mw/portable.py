@@ -24,6 +24,7 @@ from .awaitables import READY, Pending
 from .connection import Details, Handler, checked_message, logger
 from .core.codes import CloseCode, encode_close
 from .core.messages import MessageProtocol, Outgoing
+from .core.payloads import Sendable, as_message
 from .errors import ConnectionClosed, LocalProtocolError, UnsupportedServerError
 from .interrupts import is_cancellation, is_interrupt
 
@@ -140,16 +141,17 @@ class PortableConnection(AsyncConnection):
         self._tell_all()
         return message
 
-    def send(self, data: str | bytes | bytearray | memoryview) -> Awaitable[None]:
+    def send(self, data: Sendable) -> Awaitable[None]:
         """As the base class says; the awaitable is done when the server has taken the message."""
         if threading.get_ident() != self._thread:
             copy = checked_message(data)
             self._from_thread(lambda: self.send(copy), sending=True)
             return READY
-        if not self._server.empty_messages and not len(data):
+        message = as_message(data)
+        if not message and not self._server.empty_messages:
             self._unsupported("to send an empty message")
         piled_up = self._core.unsent_size
-        self._queue_message(data)
+        self._queue_message(message)
         if piled_up > self._limits.max_unsent_bytes:
             self._error = LocalProtocolError(
                 f"expected the peer to read, or the application to wait for send(); got {piled_up} bytes unsent, "
@@ -161,7 +163,7 @@ class PortableConnection(AsyncConnection):
         number = self._core.items_queued
         return Pending(lambda: self._taken(number))
 
-    def ping(self, data: bytes | str = b"") -> Awaitable[None]:
+    def ping(self, data: Sendable = b"") -> Awaitable[None]:
         """As the base class says. Raises :class:`UnsupportedServerError`."""
         self._unsupported("to send a PING")
 

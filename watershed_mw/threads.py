@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .connection import Handler, checked_message, checked_ping, logger
+from .core.payloads import Sendable
 from .core.states import State
 from .errors import ConnectionClosed, UnsupportedServerError
 from .threads_shell import LOOK_EVERY, ThreadsShell
@@ -93,7 +94,7 @@ class ThreadConnection(ThreadsShell):
         except ConnectionClosed:
             raise StopIteration from None
 
-    def send(self, data: str | bytes | bytearray | memoryview) -> None:
+    def send(self, data: Sendable) -> None:
         """Send one message, ``str`` as TEXT, bytes-like as BINARY, and wait until the kernel has taken it all.
 
         Any number of threads may send: frames are written whole and in order.
@@ -122,7 +123,7 @@ class ThreadConnection(ThreadsShell):
         if self._core.state is _CLOSED:
             raise self._closed_error()
 
-    def ping(self, data: bytes | str = b"") -> None:
+    def ping(self, data: Sendable = b"") -> None:
         """Send a PING with up to 125 bytes; :attr:`latency` is known once its PONG has been read.
 
         Raises as :meth:`send`.
