@@ -3,4 +3,4 @@ from .connection cimport WatershedConnection
 
 
 cdef class AsyncConnection(WatershedConnection):
-    pass
+    cdef public long _refused

@@ -6,17 +6,23 @@ transport of an event loop, and ``portable.py`` over the messages of any ASGI se
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from .connection import WatershedConnection
+from .awaitables import Pending
+from .connection import Details, WatershedConnection
+from .core.conversation import Conversation
 from .core.payloads import Sendable
 from .errors import ConnectionClosed
 
 __all__ = ["AsyncConnection", "AsyncHandler", "is_coroutine_function"]
+
+# Of so many sends that are refused in a row, the last one fails when it is awaited.
+_REFUSALS = 256
 
 
 class AsyncConnection(WatershedConnection):
@@ -26,7 +32,11 @@ class AsyncConnection(WatershedConnection):
     from any other as well.
     """
 
-    __slots__ = ()
+    __slots__ = ("_refused",)
+
+    def __init__(self, details: Details, protocol: Conversation) -> None:
+        super().__init__(details, protocol)
+        self._refused = 0
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """Wait for the next message: ``str`` for TEXT, ``bytes`` for BINARY.
@@ -37,7 +47,10 @@ class AsyncConnection(WatershedConnection):
         Raises:
             ConnectionClosed: the connection has ended, and every message has been received.
             TimeoutError: no message came in time; none is lost.
-            LocalProtocolError: handlers for messages are registered, or another task is receiving.
+            LocalProtocolError: handlers for messages are registered.
+
+        Any number of tasks may receive: each gets one message, in the order in which they asked. One that is
+        cancelled, or out of time, takes none.
         """
         raise NotImplementedError
 
@@ -131,6 +144,28 @@ class AsyncConnection(WatershedConnection):
         if error is None:
             self.warn_if_never_run()
         await self.end(code=1011 if failed else 1000)
+
+    # --- after the end -----------------------------------------------------------------------------------
+
+    async def _pause(self) -> None:
+        """Let other tasks run: what is done already may be awaited in a loop."""
+        await asyncio.sleep(0)
+
+    def _refuse(self, error: ConnectionClosed) -> Awaitable[None]:
+        """Raise ``error``, which says why nothing is sent any more.
+
+        One in so many times it is raised when the send is awaited, after a pause: an application that catches the
+        error and sends again must not keep the event loop for itself.
+        """
+        self._refused += 1
+        if self._refused % _REFUSALS:
+            raise error
+
+        async def refuse() -> None:
+            await self._pause()
+            raise error
+
+        return Pending(refuse)
 
     # --- calls from other threads ------------------------------------------------------------------------
 

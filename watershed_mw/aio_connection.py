@@ -17,7 +17,7 @@ from .core.codes import encode_close
 from .core.payloads import Sendable
 from .core.shared import SharedMessage
 from .core.states import State
-from .errors import LocalProtocolError
+from .errors import ConnectionClosed
 from .news import News
 
 try:
@@ -75,45 +75,62 @@ class AsyncioConnection(AsyncioShell):
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""
         self._check_pull()
+        if timeout is not None:
+            async with asyncio.timeout(timeout):
+                await self._expect_message()
+        elif not self._news.is_idle():
+            await self._take_turn()
         while self._queue._count == 0:
-            news = self._expect_news()
-            if timeout is None:
-                await news
-            else:
-                async with asyncio.timeout(timeout):
-                    await news
+            if self._is_over():
+                await self._pause()
+                raise self._closed_error()
+            await self._expect_news()
         return self._next_message()
 
     async def __anext__(self) -> str | bytes:
         # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
         self._check_pull()
+        if not self._news.is_idle():
+            await self._take_turn()
         while self._queue._count == 0:
             if self._is_over():
+                await self._pause()
                 raise StopAsyncIteration
             await self._expect_news()
         return self._next_message()
+
+    async def _expect_message(self) -> None:
+        """Wait for this task's turn, and for a message or the end, in the middle of :meth:`receive`."""
+        if not self._news.is_idle():
+            await self._take_turn()
+        while self._queue._count == 0 and not self._is_over():
+            await self._expect_news()
+
+    async def _take_turn(self) -> None:
+        """Wait until the tasks that receive already have got a message each."""
+        if self._news.is_deserted():
+            self._news = News(self._loop)
+        else:
+            await self._news.take_turn()
 
     def _is_over(self) -> bool:
         """Whether no message can come any more. To ask for more is to have replied to what came before."""
         if self._core.state is _OPEN:
             return False
         self._hand_over()
-        return self._core.ended
+        if not self._core.ended:
+            return False
+        self._news.pass_on()  # so that every task hears of it
+        return True
 
     def _expect_news(self) -> News:
-        """What to wait for: that a message has come, or the end."""
-        if self._is_over():
-            raise self._closed_error()
+        """What to wait for, when it is this task's turn: that a message has come, or the end."""
         if self._flush_set:
             self._flush()  # it has said what it had to say
-        if self._news.is_awaited():
-            raise LocalProtocolError("expected one task to receive at a time, got a second one")
-        if not self._news.is_idle():
-            # Whoever waited before, and was told or cancelled in this turn of the loop, has yet to hear of it.
-            self._news = News(self._loop)
         return self._news
 
     def _next_message(self) -> str | bytes:
+        self._news.pass_on()
         message = self._take_message()
         if not self._reading:  # else its turn ends with it: to stop and begin again within costs two system calls
             self._update_reading()
@@ -123,7 +140,14 @@ class AsyncioConnection(AsyncioShell):
         """As the base class says; a lone reply leaves at once, what follows in the same turn of the loop together."""
         if get_ident() != self._thread:
             return self._send_from_thread(checked_message(data))
-        self._queue_message(data)
+        try:
+            self._queue_message(data)
+        except ConnectionClosed as error:
+            return self._refuse(error)
+        return self._sent()
+
+    def _sent(self) -> Awaitable[None]:
+        """One thing more is to be written: what the application may await."""
         self._sends += 1
         self._wrote()
         if self._writing_paused:
@@ -158,9 +182,11 @@ class AsyncioConnection(AsyncioShell):
             payload = checked_ping(data)
             self._from_thread(lambda: self.ping(payload), sending=True)
             return READY
-        self._queue_ping(data)
-        self._wrote()
-        return READY
+        try:
+            self._queue_ping(data)
+        except ConnectionClosed as error:
+            return self._refuse(error)
+        return self._sent()
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says."""
@@ -184,6 +210,8 @@ class AsyncioConnection(AsyncioShell):
         self._push = self._running = self._ran = True
         self._advance_and_settle()
         try:
+            if self._finished():
+                await self._pause()
             while not self._finished():
                 await self._expect_close()
         finally:
@@ -195,6 +223,8 @@ class AsyncioConnection(AsyncioShell):
     async def wait_closed(self) -> None:
         """As the base class says."""
         self._ran = True
+        if self._lost:
+            await self._pause()
         while not self._lost:
             await self._expect_close()
 

@@ -5,7 +5,9 @@ from .aio_connection cimport AsyncioConnection
 
 
 cdef class ASGIMessages:
+    cdef bint _disconnected
     cdef object _door
+    cdef object _never
     cdef public AsyncioConnection connection
 
     @cython.locals(connection=AsyncioConnection, known=dict)

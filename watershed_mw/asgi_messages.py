@@ -6,11 +6,12 @@ through here twice, so this file is compiled as well as interpreted.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, MutableMapping
 from typing import Any, Protocol
 
 from .aio_connection import AsyncioConnection
-from .awaitables import READY
+from .awaitables import NextTurn
 
 __all__ = ["ASGIMessages", "Door"]
 
@@ -19,7 +20,7 @@ class Door(Protocol):
     """What answers while there is no connection."""
 
     async def receive_unopened(self) -> dict[str, Any] | None:
-        """The next message to the application; None once it has accepted."""
+        """The next message to the application, which may be the disconnect; None once it has accepted."""
 
     async def send_unopened(self, message: MutableMapping[str, Any]) -> None:
         """Take the application's answer, or a part of it."""
@@ -32,24 +33,36 @@ class ASGIMessages:
         connection: what has been accepted, None before.
     """
 
-    __slots__ = ("_door", "connection")
+    __slots__ = ("_disconnected", "_door", "_never", "connection")
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._disconnected = False
+        self._never: asyncio.Event | None = None
         self.connection: AsyncioConnection | None = None
 
     async def receive(self) -> dict[str, Any]:
-        """The next message to the application."""
+        """The next message to the application.
+
+        Any number of tasks may receive: each gets one message, in the order in which they asked, and at the end each of
+        them gets the disconnect. Whoever asks after it waits until the task is cancelled, as under uvicorn's classes.
+        """
+        if self._disconnected:
+            await self._wait_for_ever()
         if self.connection is None:
             message = await self._door.receive_unopened()
             if message is not None:
+                self._disconnected = message["type"] == "websocket.disconnect"
                 return message
         connection = self.connection
         assert connection is not None
         if connection._push:
             connection._check_pull()
+        if not connection._news.is_idle():
+            await connection._take_turn()
         while connection._queue._count == 0:
             if connection._is_over():
+                self._disconnected = True
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
             await connection._expect_news()
@@ -57,6 +70,12 @@ class ASGIMessages:
         if isinstance(data, str):
             return {"type": "websocket.receive", "text": data}
         return {"type": "websocket.receive", "bytes": data}
+
+    async def _wait_for_ever(self) -> None:
+        # Not for a future of its own: what nobody but its task holds is collected together with that.
+        if self._never is None:
+            self._never = asyncio.Event()
+        await self._never.wait()
 
     def send(self, message: MutableMapping[str, Any]) -> Awaitable[None]:
         """Take a message from the application; done once the client keeps up."""
@@ -74,5 +93,5 @@ class ASGIMessages:
             return connection.send(data)
         if kind == "websocket.close":
             connection.end(known.get("reason") or "", code=known.get("code", 1000))
-            return READY
+            return NextTurn()
         raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")

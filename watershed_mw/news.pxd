@@ -4,12 +4,14 @@ cdef int _IDLE
 cdef int _AWAITED
 cdef int _TOLD
 cdef int _CANCELLED
+cdef int _RESERVED
 cdef object _DONE
 
 
 cdef class News:
     cdef public bint _asyncio_future_blocking
     cdef object _context
+    cdef object _line
     cdef object _loop
     cdef object _message
     cdef int _state
@@ -17,6 +19,9 @@ cdef class News:
 
     cpdef bint is_awaited(self)
     cpdef bint is_idle(self)
+    cpdef bint is_deserted(self)
+    cdef _leave(self, turn, bint unused)
+    cpdef pass_on(self)
     cpdef tell(self)
     cpdef tell_soon(self)
     cdef _wake_soon(self)

@@ -8,6 +8,7 @@ handlers do. This file is compiled as well as interpreted.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any, NoReturn, Self, cast
@@ -18,6 +19,8 @@ _IDLE = 0
 _AWAITED = 1
 _TOLD = 2
 _CANCELLED = 3
+# The first task of the line may go on, and has yet to do so.
+_RESERVED = 4
 
 
 class _NoLoop:
@@ -35,7 +38,7 @@ _DONE.set_result(None)
 
 
 class News:
-    """Awaited by one task at a time, and told any number of times.
+    """Awaited by one task at a time, and told any number of times. Other tasks wait in line for their turn.
 
     To the task it is a future: it has of ``asyncio.Future`` what ``asyncio.Task`` asks of what it waits for.
 
@@ -43,13 +46,14 @@ class News:
         loop: the event loop of the tasks.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_message", "_state", "_wakeup")
+    __slots__ = ("_asyncio_future_blocking", "_context", "_line", "_loop", "_message", "_state", "_wakeup")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._state = _IDLE
         self._wakeup: Callable[[Any], object] | None = None
         self._context: Context | None = None
+        self._line: deque[asyncio.Future[None]] | None = None  # an empty one takes 700 bytes
         self._message: object = None  # of who cancels
         self._asyncio_future_blocking = False
 
@@ -58,8 +62,47 @@ class News:
         return self._state == _AWAITED
 
     def is_idle(self) -> bool:
-        """Whether the next task may wait: nobody does, and nobody has yet to hear of what he was told."""
+        """Whether a task may wait, or take what there is: no other task does, was told to, or stands in line."""
         return self._state == _IDLE
+
+    def is_deserted(self) -> bool:
+        """Whether the only task that waited has been cancelled, and has yet to hear of it."""
+        return self._state == _CANCELLED and self._line is None
+
+    # --- further tasks -------------------------------------------------------------------------------------
+
+    async def take_turn(self) -> None:
+        """Wait until the tasks that came before have had their turn. It ends with :meth:`pass_on`."""
+        turn = self._loop.create_future()
+        if self._line is None:
+            self._line = deque()
+        self._line.append(turn)
+        try:
+            await turn
+        except BaseException:
+            self._leave(turn, self._line[0] is turn and self._state == _RESERVED)
+            raise
+        self._leave(turn, False)
+        self._state = _IDLE
+
+    def _leave(self, turn: asyncio.Future[None], unused: bool) -> None:
+        assert self._line is not None
+        self._line.remove(turn)
+        if not self._line:
+            self._line = None
+        if unused:
+            self._state = _IDLE
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """It is the next task's turn. The one whose turn it was has taken what it wanted, or will not."""
+        if self._line is None or self._state != _IDLE:
+            return
+        self._state = _RESERVED
+        turn = self._line[0]
+        # One that is cancelled leaves the line when it hears of that, and passes its turn on.
+        if not (turn.done() or self._loop.is_closed()):
+            turn.set_result(None)
 
     # --- who brings the news -----------------------------------------------------------------------------
 
@@ -112,11 +155,13 @@ class News:
     def throw(self, kind: Any, value: Any = None, _traceback: Any = None) -> NoReturn:
         """The task is cancelled, or its coroutine ended."""
         self._forget()
+        self.pass_on()
         raise kind if value is None else value
 
     def close(self) -> None:
         """The coroutine is ended before it has heard anything."""
         self._forget()
+        self.pass_on()
 
     def _forget(self) -> None:
         self._state = _IDLE

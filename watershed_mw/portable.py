@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NoReturn
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from .aio import AsyncConnection
@@ -56,7 +57,7 @@ class PortableConnection(AsyncConnection):
         "_news",
         "_read_on",
         "_reading",
-        "_receiving",
+        "_receivers",
         "_running",
         "_server",
         "_thread",
@@ -84,7 +85,7 @@ class PortableConnection(AsyncConnection):
         self._read_on = True
         self._write_on = True
         self._told = False
-        self._receiving = False
+        self._receivers: list[object] = []
         self._running = False
         self._behind = False
         self._drained = False
@@ -126,20 +127,31 @@ class PortableConnection(AsyncConnection):
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says."""
         self._check_pull()
-        if self._receiving:
-            raise LocalProtocolError("expected one task to receive at a time, got a second one")
-        self._receiving = True
-        try:
-            with anyio.fail_after(timeout):
-                while not self._queue:
-                    if self._core.ended:
-                        raise self._closed_error()
-                    await self._news_come()
-        finally:
-            self._receiving = False
+        if self._receivers or not self._queue:
+            await self._expect_message(timeout)
+        if not self._queue:
+            await self._pause()
+            raise self._closed_error()
         message = self._take_message()
         self._tell_all()
         return message
+
+    async def _expect_message(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Wait until every task that came before has got a message, and there is another one, or the end."""
+        turn = object()
+        self._receivers.append(turn)
+        try:
+            with anyio.fail_after(timeout):
+                while not self._core.ended or self._queue:
+                    if self._queue and self._receivers[0] is turn:
+                        break
+                    await self._news_come()
+        finally:
+            self._receivers.remove(turn)
+            self._tell_all()
+
+    async def _pause(self) -> None:
+        await anyio.lowlevel.checkpoint()
 
     def send(self, data: Sendable) -> Awaitable[None]:
         """As the base class says; the awaitable is done when the server has taken the message."""
@@ -151,7 +163,10 @@ class PortableConnection(AsyncConnection):
         if not message and not self._server.empty_messages:
             self._unsupported("to send an empty message")
         piled_up = self._core.unsent_size
-        self._queue_message(message)
+        try:
+            self._queue_message(message)
+        except ConnectionClosed as error:
+            return self._refuse(error)
         if piled_up > self._limits.max_unsent_bytes:
             self._error = LocalProtocolError(
                 f"expected the peer to read, or the application to wait for send(); got {piled_up} bytes unsent, "
@@ -188,6 +203,8 @@ class PortableConnection(AsyncConnection):
         self._push = self._running = self._ran = True
         self._tell_all()
         try:
+            if self._finished():
+                await self._pause()
             while not self._finished():
                 await self._news_come()
         finally:
@@ -199,6 +216,8 @@ class PortableConnection(AsyncConnection):
     async def wait_closed(self) -> None:
         """Wait until the server has taken our Close, or has told of the end."""
         self._ran = True
+        if self._core.ended:
+            await self._pause()
         with anyio.move_on_after(self._limits.close_timeout if not self._core.sending else None):
             while not self._core.ended:
                 await self._news_come()

@@ -283,7 +283,7 @@ class WatershedProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; after the accept the connection tells so."""
-        if not self._given_to_relay:
+        if self._task is None and not self._given_to_relay:
             self._server_state.connections.discard(self)
         if self._denial is not None:
             self._denial.connection_lost()
@@ -307,7 +307,9 @@ class WatershedProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
-        if self._connection is not None:
+        if self._lost and not self._given_to_relay:
+            pass  # only its application is left
+        elif self._connection is not None:
             self._connection.end("the server restarts", code=self.settings.shutdown_code or 1012)
         elif self._given_to_relay:
             self._stopping = True
@@ -440,8 +442,9 @@ class WatershedProtocol(asyncio.Protocol):
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._server_state.tasks.discard(task)
         self._task = None
-        if self._given_to_relay:
-            self._relay = None
+        self._relay = None
+        if self._lost or self._given_to_relay:
+            # As long as it ran, uvicorn had to find it here: an application that still waits holds up the shutdown.
             self._server_state.connections.discard(self)
         if self._connection is not None:
             self._connection.abandon()
@@ -496,6 +499,7 @@ class WatershedProtocol(asyncio.Protocol):
                 self._stage = _Stage.REFUSED
                 self._decide_receive()
         else:
+            await asyncio.sleep(0)  # an application that asks again and again must not keep the event loop
             raise ConnectionClosed(1006, f"{kind} came after the connection was refused or handed over")
 
     def _decide(self, kind: str, message: MutableMapping[str, Any]) -> None:

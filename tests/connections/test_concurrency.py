@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -177,19 +178,198 @@ def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
 
 @pytest.mark.need(30)
 @on_loop
-def test_a_second_task_may_not_receive(link: Link) -> None:
+def test_tasks_that_receive_get_a_message_each_in_the_order_in_which_they_asked(link: Link) -> None:
+    """Whether the messages come one by one or at once; who asks again stands behind the others."""
+    live, peer = link()
+    asked = ["receive", "__anext__", "receive in time", "receive", "__anext__"]
+
+    async def ask(conn: Any, how: str) -> tuple[str | bytes, str | bytes]:
+        call = {"receive": conn.receive, "__anext__": conn.__anext__, "receive in time": lambda: conn.receive(LIMIT)}
+        return await call[how](), await call[how]()
+
+    async def ask_all(conn: Any, at_once: bool) -> list[tuple[str | bytes, str | bytes]]:
+        tasks = [asyncio.ensure_future(ask(conn, how)) for how in asked]
+        await asyncio.sleep(0)
+        frames = [peer.frame(TEXT, str(number)) for number in range(2 * len(asked))]
+        if at_once:
+            peer.write(b"".join(frames))
+        else:
+            for number, frame in enumerate(frames):
+                peer.write(frame)
+                while conn.stats.messages_received <= number:  # noqa: ASYNC110  # no event tells
+                    await asyncio.sleep(0)
+        return await asyncio.gather(*tasks)
+
+    for at_once in (True, False):
+        got = live.do(lambda conn, at_once=at_once: ask_all(conn, at_once)).result(LIMIT)  # type: ignore[misc]
+        assert got == [(str(number), str(number + len(asked))) for number in range(len(asked))]
+
+
+@on_loop
+def test_a_task_that_is_left_behind_gets_the_first_message(link: Link) -> None:
     live, peer = link()
 
-    async def both(conn: Any) -> str | bytes:
+    async def leave_behind(conn: Any) -> list[str | bytes]:
+        tasks = [asyncio.ensure_future(conn.receive()), asyncio.ensure_future(asyncio.sleep(0))]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        peer.write(peer.frame(TEXT, "first") + peer.frame(TEXT, "second"))
+        second = await conn.receive()
+        first: str | bytes = await tasks[0]
+        return [first, second]
+
+    assert live.do(leave_behind).result(LIMIT) == ["first", "second"]
+
+
+@on_loop
+@pytest.mark.parametrize("cancelled", [(0,), (1,), (0, 1), (1, 3), (0, 1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("moment", ["before", "with", "after one"])
+def test_cancelled_tasks_take_no_message_from_those_behind_them(
+    link: Link, cancelled: tuple[int, ...], moment: str
+) -> None:
+    live, peer = link()
+
+    async def ask_all(conn: Any) -> list[str | bytes]:
+        got: list[str | bytes] = []
+
+        async def ask() -> None:
+            got.append(await conn.receive())
+
+        tasks = [asyncio.ensure_future(ask()) for _ in range(5)]
+        await asyncio.sleep(0)
+        if moment == "before":
+            for number in cancelled:
+                tasks[number].cancel()
+        peer.write(b"".join(peer.frame(TEXT, str(number)) for number in range(5)))
+        if moment == "after one":
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            while conn.stats.messages_received < 5:  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(0)
+        for number in cancelled:
+            tasks[number].cancel()
+        await asyncio.wait(tasks)
+        while len(got) < 5:
+            got.append(await conn.receive(LIMIT))
+        return got
+
+    assert live.do(ask_all).result(LIMIT) == [str(number) for number in range(5)]
+
+
+@on_loop
+def test_every_task_that_receives_hears_of_the_end(link: Link) -> None:
+    live, peer = link()
+
+    async def ask(conn: Any, how: str) -> str:
+        try:
+            await getattr(conn, how)()
+        except (ConnectionClosed, StopAsyncIteration) as error:
+            return type(error).__name__
+        return "a message"
+
+    async def ask_all(conn: Any) -> list[str]:
+        tasks = [asyncio.ensure_future(ask(conn, how)) for how in ("receive", "__anext__") * 3]
+        await asyncio.sleep(0)
+        peer.send(TEXT, "for the first")
+        peer.send_close(1000)
+        return await asyncio.gather(*tasks)
+
+    asking = live.do(ask_all)
+    peer.expect_close(1000)
+    peer.finish()
+    assert asking.result(LIMIT) == ["a message"] + ["StopAsyncIteration", "ConnectionClosed"] * 2 + [
+        "StopAsyncIteration"
+    ]
+
+
+@on_loop
+def test_a_task_in_line_has_its_time(link: Link) -> None:
+    live, peer = link()
+
+    async def too_long(conn: Any) -> list[str | bytes]:
         first = asyncio.ensure_future(conn.receive())
         await asyncio.sleep(0)
-        with pytest.raises(LocalProtocolError, match="one task"):
-            await conn.receive()
-        peer.send(TEXT, "for the first")
-        message: str | bytes = await first
-        return message
+        for timeout in (0, 0.01):
+            with pytest.raises(TimeoutError):
+                await conn.receive(timeout)
+        third = asyncio.ensure_future(conn.receive())
+        await asyncio.sleep(0)
+        peer.write(peer.frame(TEXT, "first") + peer.frame(TEXT, "third"))
+        return [await first, await third]
 
-    assert live.do(both).result(LIMIT) == "for the first"
+    assert live.do(too_long).result(LIMIT) == ["first", "third"]
+
+
+@on_loop
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda conn: conn.receive(),
+        lambda conn: conn.receive(LIMIT),
+        lambda conn: conn.receive(0),
+        lambda conn: conn.__anext__(),
+        lambda conn: conn.send("too late"),
+        lambda conn: conn.ping(),
+        lambda conn: conn.wait_closed(),
+        lambda conn: conn.end(),
+    ],
+    ids=["receive", "receive in time", "receive at once", "iteration", "send", "ping", "wait_closed", "end"],
+)
+def test_who_asks_again_and_again_after_the_end_leaves_others_their_turn(link: Link, ask: Any) -> None:
+    live, _ = link()
+
+    async def again_and_again(conn: Any) -> None:
+        while True:
+            with contextlib.suppress(ConnectionClosed, StopAsyncIteration):
+                await ask(conn)
+
+    async def beside(conn: Any) -> None:
+        conn.destroy()
+        await conn.wait_closed()
+        asking = asyncio.ensure_future(again_and_again(conn))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+
+    live.do(beside).result(LIMIT)
+
+
+@on_loop
+def test_who_runs_again_and_again_after_the_end_leaves_others_their_turn(link: Link) -> None:
+    live, _ = link()
+
+    async def beside(conn: Any) -> None:
+        conn.destroy()
+
+        async def again_and_again() -> None:
+            while True:
+                await conn.run()
+
+        asking = asyncio.ensure_future(again_and_again())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        asking.cancel()
+
+    live.do(beside).result(LIMIT)
+
+
+@on_loop
+def test_who_only_pings_leaves_others_their_turn(link: Link) -> None:
+    live, _ = link()
+
+    async def beside(conn: Any) -> None:
+        async def again_and_again() -> None:
+            while True:
+                await conn.ping()
+
+        pinging = asyncio.ensure_future(again_and_again())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        pinging.cancel()
+        conn.destroy()
+
+    live.do(beside).result(LIMIT)
 
 
 @pytest.mark.need(30)

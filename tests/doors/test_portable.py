@@ -351,32 +351,85 @@ def test_a_message_that_is_there_needs_no_time(server: Server) -> None:
     assert run.outcome() is None
 
 
-def test_one_task_receives_and_messages_are_pulled_or_pushed(server: Server) -> None:
+def test_messages_are_pulled_or_pushed(server: Server) -> None:
     errors = Inbox[LocalProtocolError]()
 
-    async def receive(conn: PortableConnection) -> None:
+    async def handler(conn: PortableConnection) -> None:
+        conn.on("text", conn.send)
         try:
             await conn.receive()
         except LocalProtocolError as error:
             errors.put(error)
-
-    async def handler(conn: PortableConnection) -> None:
-        async with anyio.create_task_group() as tasks:
-            for _ in range(2):
-                tasks.start_soon(receive, conn)
-            await conn.send("both have begun")
-        conn.on("text", conn.send)
-        await receive(conn)
         await conn.run()
 
     run = server.serve(handler)
     with dial(server.port) as client:
-        assert client.recv(LIMIT) == "both have begun"
-        assert "one task" in str(errors.get())
-        client.send("for the first")
         assert "pulled or pushed" in str(errors.get())
         client.send("pushed")
         assert client.recv(LIMIT) == "pushed"
+    assert run.outcome() is None
+
+
+def test_tasks_that_receive_get_a_message_each_in_the_order_in_which_they_asked(server: Server) -> None:
+    """One that is cancelled or out of time takes none; at the end each of them hears of it."""
+    count = 5
+    got: list[tuple[int, str | bytes]] = []
+    closed: list[int] = []
+
+    async def handler(conn: PortableConnection) -> None:
+        async def ask(number: int, seconds: float | None, scope: anyio.CancelScope) -> None:
+            with scope:
+                try:
+                    got.append((number, await conn.receive(seconds)))
+                except TimeoutError:
+                    got.append((number, "out of time"))
+                with pytest.raises(ConnectionClosed):
+                    await conn.receive()
+                closed.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                begun = anyio.CancelScope()
+                tasks.start_soon(ask, number, 0.01 if number == 1 else None, begun)
+                await anyio.lowlevel.checkpoint()
+                if number == 2:
+                    begun.cancel()
+            while not got:
+                await anyio.lowlevel.checkpoint()
+            await conn.send("ready")
+
+    run = server.serve(handler)
+    with dial(server.port) as client:
+        assert client.recv(LIMIT) == "ready"
+        for text_of in ("a", "b", "c"):
+            client.send(text_of)
+    assert run.outcome() is None
+    assert got == [(1, "out of time"), (0, "a"), (3, "b"), (4, "c")]
+    assert sorted(closed) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("verb", ["receive", "__anext__", "send", "wait_closed", "end", "run"])
+def test_who_asks_again_and_again_after_the_end_leaves_others_their_turn(server: Server, verb: str) -> None:
+    async def handler(conn: PortableConnection) -> None:
+        async def again_and_again() -> None:
+            while True:
+                try:
+                    await getattr(conn, verb)(*(["too late"] if verb == "send" else []))
+                except (ConnectionClosed, StopAsyncIteration):
+                    pass
+
+        await conn.wait_closed()
+        if verb == "run":
+            await conn.run()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(again_and_again)
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+
+    run = server.serve(handler)
+    with dial(server.port):
+        pass
     assert run.outcome() is None
 
 
