@@ -7,21 +7,25 @@ may change while it waits to be written. Both are copied here, once, before anyt
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from .codes import encode_text
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-    Sendable: TypeAlias = str | Buffer
-else:
-    Sendable = Any  # no name for it before Python 3.12
-
-__all__ = ["Sendable", "as_message", "as_ping_payload", "exact_text"]
+__all__ = ["Buffer", "Sendable", "as_message", "as_ping_payload", "exact_text"]
 
 # Names of fields in the format of a buffer (PEP 3118).
 _FIELD_NAME = re.compile(":[^:]*:")
+
+
+class Buffer(Protocol):
+    """Whatever exports a buffer; every such object has this method from Python 3.12 on (PEP 688)."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """A view of the buffer."""
+
+
+Sendable: TypeAlias = "str | Buffer"
+"""What may be sent as a message."""
 
 
 def as_message(data: Sendable) -> str | bytes:
