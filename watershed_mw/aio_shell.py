@@ -162,12 +162,14 @@ class AsyncioShell(OrderedHandlers):
         try:
             if head and not self._lost:
                 self.data_received(head)
-        finally:
             if not self._lost and not self._core.read_paused and not self._transport.is_closing():
                 self._transport.resume_reading()
-        if eof and not self._lost:
-            self.eof_received()
-        self._advance_and_settle()
+            if eof and not self._lost:
+                self.eof_received()
+            self._advance_and_settle()
+        except BaseException:
+            self._transport.abort()  # the loop only logs it, and the peer would wait for ever
+            raise
 
     # --- asyncio calls these ---------------------------------------------------------------------------
 
@@ -358,7 +360,11 @@ class AsyncioShell(OrderedHandlers):
     def _end_turn(self) -> None:
         self._flush_set = False
         self._sends = 0
-        self._flush()
+        try:
+            self._flush()
+        except BaseException:
+            self._transport.abort()  # what was taken to be written is lost, and what follows would be misread
+            raise
 
     def _flush(self) -> None:
         if self._trace is not None:
@@ -488,7 +494,11 @@ def _descriptor(transport: asyncio.Transport) -> int:
 
 
 def _ring(shell: AsyncioShell) -> None:
-    shell._ring()
+    try:
+        shell._ring()
+    except BaseException:
+        shell._transport.abort()  # it would never ring again
+        raise
 
 
 def _abort(shell: AsyncioShell) -> None:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 __all__ = ["Alarm", "alarm_of"]
 
@@ -113,12 +113,16 @@ class Alarm:
                 self._start(self._times[0])
 
 
-_alarms: WeakKeyDictionary[asyncio.AbstractEventLoop, Alarm] = WeakKeyDictionary()
+# Weak on both sides: an alarm holds on to its connections, and these to their loop, which would never be collected with
+# them. While calls are waiting, the alarm's timer belongs to the loop and keeps it.
+_alarms: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Alarm]] = WeakKeyDictionary()
 
 
 def alarm_of(loop: asyncio.AbstractEventLoop) -> Alarm:
     """The one :class:`Alarm` of ``loop``."""
-    alarm = _alarms.get(loop)
+    known = _alarms.get(loop)
+    alarm = None if known is None else known()
     if alarm is None:
-        alarm = _alarms[loop] = Alarm()
+        alarm = Alarm()
+        _alarms[loop] = ref(alarm)
     return alarm

@@ -249,7 +249,11 @@ class ASGIUpgrade:
             raise self._no_socket()
         self._door.use(self.middleware.settings_under(self._door, options))
         self._door.detach()
-        await self._answer(agreement, headers)
+        try:
+            await self._answer(agreement, headers)
+        except HandshakeError as error:
+            await self.refuse(error)
+            raise
         return cast("socket.socket | DetachedStreams", self._door.result)
 
     async def _accept(

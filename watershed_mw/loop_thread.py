@@ -51,6 +51,8 @@ _POOL_SIZE = 32
 
 # Iterations of a loop that has failed, for tasks to be cancelled in and transports to close.
 _LAST_TURNS = 3
+# More than any event loop needs: uvloop's takes 7, and other threads may take some meanwhile.
+_LOOP_DESCRIPTORS = 16
 # Seconds after which the system is asked again for a thread that it has not given.
 _TRY_AGAIN = 0.1
 
@@ -363,6 +365,7 @@ def new_poll() -> Any:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
+    _check_descriptors()
     try:
         import uvloop
     except ImportError:
@@ -372,6 +375,21 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     if threads_are_greenlets():
         return _LoopBesideGreenlets(_new_selector())
     return asyncio.new_event_loop()
+
+
+def _check_descriptors() -> None:
+    """See whether there are descriptors for an event loop: without any uvloop aborts the process instead of raising.
+
+    Raises:
+        OSError: there are none.
+    """
+    pipes: list[int] = []
+    try:
+        while len(pipes) < _LOOP_DESCRIPTORS:
+            pipes += os.pipe()
+    finally:
+        for number in pipes:
+            os.close(number)
 
 
 def _new_selector() -> Any:

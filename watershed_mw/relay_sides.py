@@ -276,7 +276,11 @@ class SocketSide(Side):
         if size > 0:
             if not self._looking:
                 self._look_later()
-            self.came(self._memory, size)
+            try:
+                self.came(self._memory, size)
+            except BaseException:
+                self.relay.lost(self)  # the loop only logs it, and what has been read is lost
+                raise
         elif size == 0:
             self.pause()
             self.at_end = True

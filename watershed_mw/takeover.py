@@ -43,11 +43,17 @@ class Takeover:
         head: bytes that the server had read past the request head.
     """
 
-    def __init__(self, sock: socket.socket, head: bytes, other_end: _socket.socket, writes_late: bool = False) -> None:
+    def __init__(self, sock: socket.socket, head: bytes, dummy: _Dummy, writes_late: bool = False) -> None:
         self.sock = sock
         self.head = head
-        self._other_end = other_end
+        self._dummy = dummy
+        self._other_end: _socket.socket | None = None
         self._writes_late = writes_late
+
+    def revive_dummy(self) -> None:
+        """The server is about to go on: from now on its dummy swallows what is written."""
+        if self._other_end is None:
+            self._other_end = self._dummy.revive()
 
     def close_dummy(self) -> None:
         """The server is done with its side, or about to be: close the other end of the dummy.
@@ -55,6 +61,8 @@ class Takeover:
         While an exception is on its way to the server, which may have a long page to write about it, the other end
         reads instead, until the server has closed: one that cannot write would log that instead of the exception.
         """
+        if self._other_end is None:
+            return
         if sys.exc_info()[0] is not None:
             _swallow(self._other_end)
         elif self._writes_late:
@@ -127,8 +135,8 @@ def take_socket(sock: Any, head: bytes = b"") -> Takeover:
         UnsupportedServerError: it is a TLS socket of another kind; nothing has changed.
     """
     take = _how(sock)
-    dummy, other_end = _dummy()
-    return Takeover(take(sock, dummy), head, other_end)
+    dummy = _Dummy()
+    return Takeover(take(sock, dummy.end), head, dummy)
 
 
 def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False) -> Takeover:
@@ -147,20 +155,63 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
             "expected a platform whose sockets are file descriptors, where this server's could be replaced behind its "
             "back, got Windows: use werkzeug, cheroot or Django's development server there, or serve by ASGI"
         )
-    dummy, other_end = _dummy()
+    dummy = _Dummy(number)
     try:
         taken = socket.socket(fileno=_moved_up(number))
-        os.dup2(dummy.fileno(), number, inheritable=False)
+        os.dup2(dummy.end.fileno(), number, inheritable=False)
     finally:
-        dummy.close()
-    return Takeover(taken, head, other_end, writes_late)
+        dummy.end.close()
+    return Takeover(taken, head, dummy, writes_late)
 
 
-def _dummy() -> tuple[_socket.socket, _socket.socket]:
+class _Dummy:
+    """What a server has instead of its socket: one end of a pair, which reads as ended.
+
+    The other end is closed while the connection is served, so that it takes no descriptor. When the server is to write
+    its answer, a new pair takes the place of the old one, where sockets are descriptors that can be replaced.
+
+    Args:
+        number: the descriptor that it is going to have; its own unless given.
+
+    Attributes:
+        end: the server's end.
+
+    Raises:
+        OSError: the process has no descriptors for a pair.
+    """
+
+    def __init__(self, number: int | None = None) -> None:
+        self.end, self._other_end = _pair()
+        self._number = self.end.fileno() if number is None else number
+        if _SOCKETS_ARE_DESCRIPTORS:
+            self._other_end.close()
+            self._identity = _identity(self.end.fileno())
+
+    def revive(self) -> _socket.socket | None:
+        """Have it swallow what is written; returns the other end, or None where the server's has gone."""
+        if not _SOCKETS_ARE_DESCRIPTORS:
+            return self._other_end
+        try:
+            if _identity(self._number) != self._identity:
+                return None  # the server has closed it, and the number may be another's
+            end, other_end = _pair()
+        except OSError:
+            return None  # writing fails, as to any client that has gone
+        os.dup2(end.fileno(), self._number, inheritable=False)
+        end.close()
+        return other_end
+
+
+def _identity(number: int) -> tuple[int, int]:
+    found = os.fstat(number)
+    return found.st_dev, found.st_ino
+
+
+def _pair() -> tuple[_socket.socket, _socket.socket]:
     # Made by the C module: no monkey patching turns these into something else.
-    dummy, other_end = _socket.socketpair() if hasattr(_socket, "socketpair") else _pair_by_tcp()
+    end, other_end = _socket.socketpair() if hasattr(_socket, "socketpair") else _pair_by_tcp()
     other_end.shutdown(_socket.SHUT_WR)
-    return dummy, other_end
+    return end, other_end
 
 
 def _pair_by_tcp() -> tuple[_socket.socket, _socket.socket]:

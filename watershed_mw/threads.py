@@ -222,6 +222,7 @@ class ThreadConnection(ThreadsShell):
         Raises:
             UnsupportedServerError: the server's process ends with the request.
             TypeError: ``handler`` is no coroutine function.
+            OSError, RuntimeError: the process has no descriptor or thread for its event loop; nothing has changed.
         """
         if self.no_background:
             raise UnsupportedServerError(self.no_background)
@@ -233,15 +234,18 @@ class ThreadConnection(ThreadsShell):
         from .background import BackgroundEvents, BackgroundHandler  # start threads, hence not for those who do not
         from .loop_thread import threads_are_greenlets
 
-        self._push = handler is None
-        self._ran = True
-        self.in_background = True
         if handler is None and threads_are_greenlets():
-            threading.Thread(target=self._run_for_nobody, daemon=True).start()
+            running = threading.Thread(target=self._run_for_nobody, daemon=True)
+            self._push = self._ran = self.in_background = True
+            running.start()
             return
         parts = (self._details, self._core, self._queue)
-        self._background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
-        self._background.start(self, self._socket.release(), self._head)
+        # It may raise: then the connection is as it was.
+        background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
+        self._push = handler is None
+        self._ran = self.in_background = True
+        self._background = background
+        background.start(self, self._socket.release(), self._head)
 
     def _run_for_nobody(self) -> None:
         try:

@@ -86,12 +86,16 @@ class TLSSocketTransport(asyncio.Transport):
                 self._lose(error)
                 return
             protocol = cast(asyncio.Protocol, self._protocol)
-            if not data:
-                self.pause_reading()
-                if not protocol.eof_received():
-                    self.close()
-                return
-            protocol.data_received(data)
+            try:
+                if not data:
+                    self.pause_reading()
+                    if not protocol.eof_received():
+                        self.close()
+                    return
+                protocol.data_received(data)
+            except BaseException:
+                self._lose(None)  # the loop only logs it, and what has been read is lost
+                raise
         self._loop.call_soon(self._read)
 
     # --- writing -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from .core.limits import Limits
 from .core.protocol import Protocol
 from .core.states import Role
 from .errors import ConnectionClosed, UnsupportedServerError
+from .exhaustion import is_exhausted, unavailable
 from .sockets import DetachedSocket, address, detach
 from .threads import ThreadConnection
 
@@ -181,6 +182,7 @@ class AsyncioTransport:
 
         Raises:
             ConnectionClosed: the peer has gone.
+            HandshakeError: there is no descriptor for it (503); nothing has been written.
         """
         if self._transport.is_closing():
             raise ConnectionClosed(1006, "the transport was closed before the opening handshake could be written")
@@ -189,9 +191,15 @@ class AsyncioTransport:
 
     def _detach_socket(self, head: bytes, answer: bytes) -> socket.socket:
         transport = self._transport
-        transport.pause_reading()
         # A descriptor of our own: the transport closes its own, and shuts nothing down.
-        taken = DetachedSocket(fileno=socket.dup(transport.get_extra_info("socket").fileno()))
+        try:
+            number = socket.dup(transport.get_extra_info("socket").fileno())
+        except OSError as error:
+            if not is_exhausted(error):
+                raise
+            raise unavailable(error) from error
+        transport.pause_reading()
+        taken = DetachedSocket(fileno=number)
         taken.setblocking(False)
         taken.head = head
         transport.abort()

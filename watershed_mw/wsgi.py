@@ -19,7 +19,7 @@ from .core.handshake import Request
 from .core.states import Role
 from .drain import catch_signals, watch_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
-from .exhaustion import unavailable
+from .exhaustion import is_exhausted, unavailable
 from .interrupts import failure, is_interrupt
 from .loop_thread import check_background_loop
 from .requests import environ_to_origin_form, http_version, write_response
@@ -91,6 +91,7 @@ class WatershedWSGI:
             else:
                 upgrade.end(code=1011)
             # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
+            upgrade.revive_dummy()
             upgrade.close_dummy()
             if interrupted or not upgrade.accepted:
                 raise
@@ -100,6 +101,7 @@ class WatershedWSGI:
             raise raised from error
         upgrade.end(code=1011 if upgrade.failed else 1000)
         # To the server this was a request like any other; it writes its answer to the dummy, and logs it.
+        upgrade.revive_dummy()
         start_response("101 Switching Protocols", upgrade.sent)
         return _Nothing(upgrade)
 
@@ -403,7 +405,12 @@ class WSGIUpgrade:
 
     def _take(self) -> tuple[WSGIServer, BlockingTransport, bytes]:
         server = server_of(self._environ, self._start_response)
-        self._taken = take_over(server, self._environ, self._start_response)
+        try:
+            self._taken = take_over(server, self._environ, self._start_response)
+        except (OSError, MemoryError) as error:
+            if not is_exhausted(error):
+                raise
+            raise _as_answer(unavailable(error), self._environ) from error
         self.accepted = True
         return server, BlockingTransport(self._taken.sock), self._taken.head
 
@@ -469,6 +476,11 @@ class WSGIUpgrade:
                 (connection.end if wait else connection.begin_end)(reason, code=code)
             except ConnectionClosed:
                 pass  # It had ended by itself.
+
+    def revive_dummy(self) -> None:
+        """The server is about to go on."""
+        if self._taken is not None:
+            self._taken.revive_dummy()
 
     def close_dummy(self) -> None:
         """The server has closed its side, or is about to."""

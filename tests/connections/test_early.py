@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import LoopErrors
 from tests.connections.ways import CLIENT, EACH, SERVER, Link, Opener, Way, in_thread
 from tests.connections.wire import (
     BINARY,
@@ -272,3 +273,34 @@ def test_a_peer_that_gives_up_with_its_handshake_ends_as_reset(link: Link) -> No
     peer.half_close()
     assert over.result(LIMIT) == (1006, "")
     assert live.endings.events == [("connection_reset",), ("end", 1006, "")]
+
+
+NO_MEMORY = (
+    Way("asyncio", "transport", False, SERVER),
+    Way("uvloop", "transport", False, SERVER),
+    Way("background", "socket", False, SERVER),
+    Way("background", "socket", True, SERVER),
+)
+
+
+@pytest.mark.parametrize("way", NO_MEMORY, ids=str)
+@pytest.mark.parametrize("early", [True, False])
+def test_without_memory_for_what_has_come_the_stream_ends(link: Link, early: bool, loop_errors: LoopErrors) -> None:
+    """The event loop would only log it, and the peer would wait for ever."""
+
+    def trace(probe: str, _connection: object, _data: bytes) -> None:
+        if probe == "read-buffer":
+            raise MemoryError
+
+    live, peer = link(
+        early=(lambda peer: peer.frame(TEXT, "x")) if early else None,
+        setup=lambda conn: conn.on("text", lambda message: None),
+        trace=trace,
+    )
+    over = live.run()
+    if not early:
+        peer.send(TEXT, "x")
+    assert over.result(LIMIT)[0] == 1006
+    peer.expect_end()
+    assert loop_errors.seen
+    loop_errors.seen.clear()

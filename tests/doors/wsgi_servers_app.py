@@ -262,6 +262,7 @@ def respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     pages = {
         "/resume": "resumed",
         "/page": "page",
+        "/pid": str(os.getpid()),
         "/process": json.dumps({"pid": os.getpid(), "threads": threads(), "names": names()}),
         "/upgrade": str(upgrade is not None),
     }

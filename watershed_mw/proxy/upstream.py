@@ -20,6 +20,7 @@ from ..client.route import Route
 from ..core.handshake import Response, check_switch
 from ..core.headers import Headers
 from ..errors import ConnectionClosed, HandshakeError
+from ..exhaustion import is_exhausted, unavailable
 from ..transports import AsyncioTransport, DetachedStreams
 from .pace import Pace
 from .target import Destination
@@ -177,6 +178,8 @@ async def ask(
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
     except (OSError, UnicodeError) as error:  # the latter of a host whose name cannot be one
+        if is_exhausted(error):
+            raise unavailable(error) from error
         raise HandshakeError("the upstream cannot be reached", status=502) from error
     except ValueError:
         # Not what is wrong with it: that quotes the request, which may hold a token.

@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from ..drain import catch_signals, watch_process
 from ..errors import ConnectionClosed, HandshakeError
-from ..loop_thread import background_loop, run_on_background_loop
+from ..exhaustion import is_exhausted, unavailable
+from ..loop_thread import LoopFailedError, background_loop, run_on_background_loop
 from ..relay import Relay, can_relay, relay
 from ..watershed import Options
 from ..wsgi import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
@@ -96,6 +97,10 @@ class WSGIProxy:
                 path = quote(str(environ.get("PATH_INFO", "")).encode("latin-1"))
                 logger.warning("%s not proxied: %s", path, described(error))
             return Rejection.of(error)(environ, start_response)
+        except (OSError, RuntimeError, MemoryError) as error:
+            if upgrade.accepted or not (is_exhausted(error) or isinstance(error, LoopFailedError)):
+                raise
+            return Rejection.of(unavailable(error))(environ, start_response)
         finally:
             if entered and relayed is None:
                 plan.room.leave()
