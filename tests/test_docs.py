@@ -355,6 +355,10 @@ def test_the_log_lines_are_those_that_a_server_prints(tmp_path: Path) -> None:
             client.send("12345678901")
             assert client.recv(LIMIT) == "12345678901"
         program.wait_for_line(re.compile(r"\[closed .*\n"))
+        with Peer(program.port()) as peer:
+            peer.send(head("/echo?token=secret", Sec_WebSocket_Version="8"))
+            assert peer.refusal().status == 426
+        program.wait_for_line(re.compile(r"refused with .*\n"))
         printed = [one for one in program.output.splitlines() if "WebSocket" in one]
     assert [re.sub(r"\d+", "N", one) for one in printed] == [re.sub(r"\d+", "N", one) for one in shown.splitlines()]
     assert "secret" not in program.output

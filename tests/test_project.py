@@ -82,7 +82,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("aio_handlers", "portable"),
     ("aio_shell",),
     ("aio_connection",),
-    ("background", "asgi_messages", "broadcast"),
+    ("background", "asgi_messages", "broadcast", "refusals"),
     ("threads_shell",),
     ("threads",),
     ("transports", "relay_sides"),

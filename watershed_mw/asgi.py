@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack, cast, o
 from weakref import WeakKeyDictionary
 
 from .aio import AsyncConnection
-from .asgi_server import ASGIServer, server_of
+from .asgi_server import TEST_CLIENT, ASGIServer, server_of, with_handshake
 from .connection import Details, logger
 from .core.handshake import Agreement, Request
+from .core.headers import check_outgoing
 from .core.messages import MessageProtocol
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
 from .interrupts import failure, is_interrupt
-from .requests import as_request, scope_to_origin_form
+from .refusals import log_scope_refused
+from .requests import as_request, check_status, scope_to_origin_form
 from .room import Room
 from .sockets import address
 from .transports import DetachedStreams
@@ -149,6 +151,14 @@ class ASGIUpgrade:
         self._connection: AsyncConnection | None = None
         self._as_request: Any = scope
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """The same upgrade: applications copy scopes, and there is one request to answer."""
+        return self
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """None: applications pickle scopes, and nothing can be answered where such a one is read."""
+        return type(None), ()
+
     @property
     def native(self) -> bool:
         """Whether the connection needs no ASGI messages after the accept."""
@@ -178,7 +188,10 @@ class ASGIUpgrade:
 
     def check(self) -> None:
         """Judge the request. Raises :class:`HandshakeError`."""
-        self._request, self._key = self.middleware.shed.check(self._scope)
+        request: Any = self._scope
+        if self._server is TEST_CLIENT:
+            request = with_handshake(as_request(request))
+        self._request, self._key = self.middleware.shed.check(request)
 
     def through(self, receive: Receive, send: Send, request: Any = None) -> Self:
         """Let the answer travel through these instead of the middleware's own, and return this object.
@@ -233,11 +246,13 @@ class ASGIUpgrade:
             ConnectionClosed: the client has gone.
             LocalProtocolError: the request has been answered before.
             UnsupportedServerError: the server cannot do this; nothing has been answered.
-            TypeError, ValueError: an option is unknown or cannot have its value.
+            TypeError, ValueError: an option is unknown or cannot have its value, or a header field cannot be written;
+                nothing has been answered.
         """
         self._check_unanswered("accept")
         check_options(options, ConnectionOptions.__optional_keys__, "accept()")
         headers = list(headers)
+        check_outgoing(headers)
         try:
             agreement, _ = self.middleware.shed.agree(self.request, self._key, protocols)
         except HandshakeError as error:
@@ -304,9 +319,11 @@ class ASGIUpgrade:
         self._check_unanswered("hand_over")
         if self._door is None:
             raise self._no_socket()
+        headers = list(headers)
+        check_outgoing(headers)
         self._door.detach(answer)
         subprotocol = next((value for name, value in answer if name.lower() == "sec-websocket-protocol"), None)
-        await self._answer(Agreement(subprotocol), list(headers))
+        await self._answer(Agreement(subprotocol), headers)
         self._door.keep(relay(self._door.result))
 
     async def accept_as(
@@ -314,7 +331,9 @@ class ASGIUpgrade:
     ) -> AsyncConnection:
         """As :meth:`accept` with a subprotocol, or none, that another server has chosen. Raises as that."""
         self._check_unanswered("accept")
-        return await self._accept(Agreement(subprotocol), list(headers), options)
+        headers = list(headers)
+        check_outgoing(headers)
+        return await self._accept(Agreement(subprotocol), headers, options)
 
     def _check_unanswered(self, what: str) -> None:
         if self.accepted or self.refused:
@@ -326,7 +345,7 @@ class ASGIUpgrade:
             {
                 "type": "websocket.accept",
                 "subprotocol": agreement.subprotocol,
-                "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+                "headers": _as_bytes(headers),
             }
         )
         self.accepted = True
@@ -353,29 +372,35 @@ class ASGIUpgrade:
 
         Raises:
             LocalProtocolError: the request has been answered before.
+            ValueError: there is no such status, or a header field cannot be written; nothing has been answered.
         """
         self._check_unanswered("reject")
+        check_status(status)
+        headers = list(headers)
+        check_outgoing(headers)
+        parts = None if isinstance(body, bytes) else aiter(body)
+        # A body that cannot even begin must not leave half an answer: what it raises is the server's to tell.
+        first = cast(bytes, body) if parts is None else await anext(parts, b"")
         await self.take_connect()
         self.refused = True
         if "websocket.http.response" not in (self._scope.get("extensions") or {}):
             await self._send({"type": "websocket.close", "code": 1008})
             return
         await self._send(
-            {
-                "type": "websocket.http.response.start",
-                "status": status,
-                "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
-            }
+            {"type": "websocket.http.response.start", "status": status, "headers": _as_bytes(headers)},
         )
-        if isinstance(body, bytes):
-            await self._send({"type": "websocket.http.response.body", "body": body})
+        if parts is None:
+            await self._send({"type": "websocket.http.response.body", "body": first})
             return
-        async for part in body:
+        await self._send({"type": "websocket.http.response.body", "body": first, "more_body": True})
+        async for part in parts:
             await self._send({"type": "websocket.http.response.body", "body": part, "more_body": True})
         await self._send({"type": "websocket.http.response.body", "body": b""})
 
-    async def refuse(self, error: HandshakeError) -> None:
-        """Answer with what ``error`` says."""
+    async def refuse(self, error: HandshakeError, *, log: bool = True) -> None:
+        """Answer with what ``error`` says, and log it unless that is done elsewhere."""
+        if log:
+            log_scope_refused(self._scope, error)
         fields = [pair for pair in error.headers if pair[0].lower() not in ("connection", "upgrade")]
         if self._door is not None:
             fields = list(error.headers)
@@ -448,3 +473,7 @@ class ASGIUpgrade:
             return message
 
         return watched
+
+
+def _as_bytes(headers: Fields) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]

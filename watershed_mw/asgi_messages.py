@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 from .aio_connection import AsyncioConnection
 from .awaitables import NextTurn
+from .connection import logger
+from .core.codes import MAX_CLOSE_REASON
+from .core.headers import shown
 
 __all__ = ["ASGIMessages", "Door"]
 
@@ -92,6 +95,23 @@ class ASGIMessages:
                 raise RuntimeError("expected 'bytes' or 'text' in websocket.send, got neither")
             return connection.send(data)
         if kind == "websocket.close":
-            connection.end(known.get("reason") or "", code=known.get("code", 1000))
+            code = known.get("code")
+            connection.end(_fitting(known.get("reason") or ""), code=1000 if code is None else code)
             return NextTurn()
         raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")
+
+
+def _fitting(reason: Any) -> Any:
+    """A close reason of any length as a Close frame can hold it, as applications do not count its bytes."""
+    if not isinstance(reason, str) or len(reason) * 4 <= MAX_CLOSE_REASON:
+        return reason
+    data = reason.encode("utf-8", "surrogatepass")
+    if len(data) <= MAX_CLOSE_REASON:
+        return reason
+    logger.warning(
+        "a close reason of %d bytes was cut to the %d that a Close frame can hold: %s",
+        len(data),
+        MAX_CLOSE_REASON,
+        shown(reason),
+    )
+    return data[:MAX_CLOSE_REASON].decode("utf-8", "ignore")

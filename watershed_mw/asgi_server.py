@@ -6,12 +6,16 @@ listed is taken at its word.
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["ASGIServer", "server_of"]
+from .core.handshake import Request
+from .core.headers import Headers
+
+__all__ = ["TEST_CLIENT", "ASGIServer", "server_of", "with_handshake"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,49 @@ _SERVERS: Final = {
 }
 
 
+TEST_CLIENT: Final = ASGIServer("a test client")
+"""What makes scopes without a request behind them: Starlette's TestClient, Channels' communicators and others."""
+
+# What Starlette's TestClient puts in place of a key. It is none, so that no client sends it.
+_TEST_KEY: Final = (b"sec-websocket-key", b"testserver==")
+_HANDSHAKE: Final = {
+    "upgrade": "websocket",
+    "connection": "Upgrade",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": base64.b64encode(b"of a test client").decode(),
+}
+
+
 def server_of(scope: Mapping[str, Any], *channels: Any) -> ASGIServer:
-    """The server, by where its ``receive`` and ``send`` come from, or else by what is loaded."""
-    packages = [*map(_package_of, channels), *(name for name in _SERVERS if name in sys.modules)]
-    for package in packages:
+    """The server, by where its ``receive`` and ``send`` come from, or else by the request or by what is loaded."""
+    for package in map(_package_of, channels):
         if package in _SERVERS:
             return _SERVERS[package]
+    if _is_of_test_client(scope):
+        return TEST_CLIENT
+    for package, server in _SERVERS.items():
+        if package in sys.modules:
+            return server
     return ASGIServer("this ASGI server", accept_headers=_version(scope) >= (2, 1))
+
+
+def _is_of_test_client(scope: Mapping[str, Any]) -> bool:
+    # Over HTTP/1.1 no server makes a WebSocket scope of a request without Upgrade. Later versions have no such field.
+    if not str(scope.get("http_version", "1.1")).startswith("1"):
+        return False
+    fields = [(name.lower(), value) for name, value in scope["headers"]]
+    return _TEST_KEY in fields or all(name != b"upgrade" for name, _ in fields)
+
+
+def with_handshake(request: Request) -> Request:
+    """A test client's request with all that a server has checked, and a test client leaves out or makes up.
+
+    ASGI itself asks for none of it: the opening handshake is the server's.
+    """
+    fields = [pair for pair in request.headers if pair[0] not in _HANDSHAKE]
+    if "host" not in request.headers:
+        fields.append(("host", "testserver"))
+    return replace(request, headers=Headers([*fields, *_HANDSHAKE.items()]))
 
 
 def _package_of(channel: Any) -> str:

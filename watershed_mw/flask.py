@@ -19,7 +19,8 @@ from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from .aio import AsyncConnection, AsyncHandler, is_coroutine_function
-from .errors import ConnectionClosed
+from .errors import ConnectionClosed, HandshakeError
+from .refusals import log_environ_refused
 from .threads import ThreadConnection
 from .watershed import ConnectionOptions, Options, check_connection_options
 from .wsgi import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
@@ -170,10 +171,12 @@ class UpgradeResponse(Response):
         upgrade = environ.get("watershed")
         if not isinstance(upgrade, WSGIUpgrade):
             if not asks_for_upgrade(environ):  # Flask looks at Connection and Upgrade alone
-                return BadRequest(
+                error = HandshakeError(
                     "expected an upgrade by GET in HTTP/1.1, got "
                     f"{environ['REQUEST_METHOD']} in {environ.get('SERVER_PROTOCOL')}"
-                )(environ, start_response)
+                )
+                log_environ_refused(environ, error)
+                return BadRequest(str(error))(environ, start_response)
             raise RuntimeError(
                 "expected WatershedWSGI around the application, got a request that it has not seen: make a Shed of the "
                 "application, or wrap app.wsgi_app"

@@ -28,6 +28,7 @@ from .errors import HandshakeError
 __all__ = [
     "as_request",
     "as_response",
+    "check_status",
     "environ_to_origin_form",
     "read_request_head",
     "read_response_head",
@@ -316,6 +317,12 @@ def as_response(source: Any) -> Response:
 def _fields(headers: Any) -> Any:
     # httpx joins repeated fields in items(); multi_items() keeps them apart.
     return headers.multi_items() if hasattr(headers, "multi_items") else headers.items()
+
+
+def check_status(status: Any) -> None:
+    """Raise ValueError for what cannot be the status of a final response."""
+    if not isinstance(status, int) or not 200 <= status < 600:
+        raise ValueError(f"expected an HTTP status from 200 to 599, got {status!r}")
 
 
 def write_fields(fields: Iterable[tuple[str, str]]) -> bytes:

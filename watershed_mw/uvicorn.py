@@ -27,11 +27,12 @@ from .core.handshake import Request, check_request, negotiate, offered_subprotoc
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError
 from .interrupts import is_cancellation
+from .refusals import log_refused
 from .requests import write_fields, write_switch
 from .shared_fields import share_fields
 from .transports import AsyncioTransport
 from .uvicorn_denial import Denial, strings
-from .uvicorn_request import left_behind, make_scope, read_request, remote_of, shown_path
+from .uvicorn_request import left_behind, make_scope, read_request, remote_of, scope_of_refused, shown_path
 from .watershed import ConnectionOptions, Options, Settings
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def _written(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     return write_fields(strings(headers))
 
 
+def _subprotocol_in(headers: list[tuple[str, str]]) -> str | None:
+    return next((value for name, value in headers if name.lower() == "sec-websocket-protocol"), None)
+
+
 class _Stage(Enum):
     HEAD = "the request head is awaited"
     DECIDING = "the application decides"
@@ -99,6 +104,14 @@ class NativeDoor:
 
     def __init__(self, protocol: WatershedProtocol) -> None:
         self._protocol = protocol
+
+    def __deepcopy__(self, memo: object) -> NativeDoor:
+        """The same way: applications copy scopes, and there is one connection."""
+        return self
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """None: applications pickle scopes, and there is no connection where such a one is read."""
+        return type(None), ()
 
     @property
     def key(self) -> object:
@@ -315,7 +328,7 @@ class WatershedProtocol(asyncio.Protocol):
             self._stopping = True
             self._end_relay()
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
-            self._refuse(HandshakeError("the server is shutting down: try again", status=503))
+            self._refuse_and_log(HandshakeError("the server is shutting down: try again", status=503))
         else:
             self._answer().hurry()
         self._limit_app()
@@ -355,8 +368,8 @@ class WatershedProtocol(asyncio.Protocol):
             subprotocols = offered_subprotocols(self._request.headers)
             self._check_concurrency()
         except HandshakeError as error:
-            _logger.warning("WebSocket upgrade refused: %s", error)
-            self._refuse(error)
+            self._scope = scope_of_refused(self._transport, getattr(self, "_request", None))
+            self._refuse_and_log(error)
             return
         self._stage = _Stage.DECIDING
         state = self._app_state.copy()
@@ -427,7 +440,19 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._stage is _Stage.DECIDING:
             self._refuse(HandshakeError("the application did not answer the upgrade", status=500))
         elif self._stage is _Stage.ANSWERING:
-            self._answer().close()
+            self._leave_answer(code)
+
+    def _leave_answer(self, code: int) -> None:
+        """The application has begun an answer, and not ended it."""
+        error: HandshakeError | None = None
+        if code == 1012:
+            error = HandshakeError("the server is shutting down: try again", status=503)
+        elif code != 1000:
+            error = HandshakeError("the application did not finish its answer", status=500)
+        elif not self._lost:
+            _logger.error("ASGI callable returned without completing response.")
+        self._stage = _Stage.REFUSED
+        self._answer().abandon(error)
 
     def _cancel_app(self) -> None:
         self._patience = None
@@ -468,7 +493,13 @@ class WatershedProtocol(asyncio.Protocol):
     def _refuse(self, error: HandshakeError) -> None:
         self._stage = _Stage.REFUSED
         self._decide_receive()
-        self._answer().refuse(error)
+        request = getattr(self, "_request", None)
+        self._answer().refuse(error, "GET" if request is None else request.method)
+
+    def _refuse_and_log(self, error: HandshakeError) -> None:
+        if self._scope:
+            log_refused(remote_of(self._scope), self._shown_path(), error, _logger)
+        self._refuse(error)
 
     def _decide_receive(self) -> None:
         if self._decided is not None and not self._decided.done():
@@ -518,11 +549,13 @@ class WatershedProtocol(asyncio.Protocol):
             )
 
     def _accept(self, message: MutableMapping[str, Any]) -> None:
-        subprotocol = message.get("subprotocol")
+        given = strings(message.get("headers") or ())
+        # An empty name is none, and some applications give it as a header field.
+        subprotocol = message.get("subprotocol") or _subprotocol_in(given) or None
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
         if self.answer is not None:
             fields = self.answer
-        given = [pair for pair in strings(message.get("headers", ())) if pair[0].lower() not in _OURS]
+        given = [pair for pair in given if pair[0].lower() not in _OURS]
         default = _written(tuple(self._server_state.default_headers))
         response = write_switch(fields, default, write_fields(given) if given else b"")
         if self._transport.is_closing():

@@ -11,6 +11,7 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from .alarm import alarm_of
+from .core.headers import check_outgoing
 from .errors import ConnectionClosed, HandshakeError
 from .requests import write_refusal, write_response
 
@@ -55,11 +56,14 @@ class Denial:
 
         Raises:
             RuntimeError: that is no status of an answer.
+            ValueError: a header field cannot be written.
         """
         status = message["status"]
         if not isinstance(status, int) or not 200 <= status < 600:
             raise RuntimeError(f"expected an HTTP status from 200 to 599, got {status!r}")
-        self._status, self._headers = status, strings(message.get("headers", ()))
+        headers = strings(message.get("headers") or ())
+        check_outgoing(headers)
+        self._status, self._headers = status, headers
         return status
 
     async def body(self, kind: str, message: MutableMapping[str, Any]) -> None:
@@ -73,17 +77,17 @@ class Denial:
             raise RuntimeError(f"expected ASGI message 'websocket.http.response.body', got {kind!r}")
         if self.complete or self._transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the end of the answer")
-        body, more = bytes(message.get("body", b"")), message.get("more_body", False)
+        body, more = bytes(message.get("body") or b""), message.get("more_body", False)
         bodiless = self._status in (204, 304)
         if not self._begun:
             self._begun = True
-            headers = [*strings(self._default_headers), *self._headers]
             if more and not bodiless:
                 # Its length is not known yet: the end of the stream ends the body (RFC 9112 section 6.3).
+                headers = [*strings(self._default_headers), *self._headers]
                 fields = [pair for pair in headers if pair[0].lower() not in ("connection", "transfer-encoding")]
                 self._transport.write(write_response(self._status, [*fields, ("connection", "close")]) + body)
             else:
-                self._transport.write(write_response(self._status, headers, body))
+                self._write_whole(body)
         elif not bodiless:
             self._transport.write(body)
         if not more:
@@ -91,11 +95,29 @@ class Denial:
         elif self._drained is not None:
             await asyncio.shield(self._drained)
 
-    def refuse(self, error: HandshakeError) -> None:
-        """Answer with what ``error`` says."""
+    def refuse(self, error: HandshakeError, method: str = "GET") -> None:
+        """Answer a request with this method with what ``error`` says."""
         if not self._transport.is_closing():
-            self._transport.write(write_refusal(error))
+            self._transport.write(write_refusal(error, method))
         self.close()
+
+    def abandon(self, error: HandshakeError | None) -> None:
+        """The application does not go on with an answer that it has begun.
+
+        As long as nothing of it is written, the client gets the status announced without a body, or ``error``.
+        """
+        if self._begun:
+            self.close()
+        elif error is not None:
+            self.refuse(error)
+        else:
+            self._write_whole(b"")
+            self.close()
+
+    def _write_whole(self, body: bytes) -> None:
+        if not self._transport.is_closing():
+            headers = [*strings(self._default_headers), *self._headers]
+            self._transport.write(write_response(self._status, headers, body))
 
     def close(self) -> None:
         """That was all: close when the client has read it, or has had its time to."""
@@ -109,8 +131,8 @@ class Denial:
         """The server stops: a client that does not read its answer must not hold that up."""
         if self._transport.get_write_buffer_size():
             self._transport.abort()
-        else:
-            self.close()
+        elif not self.complete:
+            self.abandon(HandshakeError("the server is shutting down: try again", status=503))
 
     # --- the transport's part ----------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from .requests import as_parsed, read_request_head
 if TYPE_CHECKING:
     from uvicorn.config import Config
 
-__all__ = ["left_behind", "make_scope", "read_request", "remote_of", "shown_path"]
+__all__ = ["left_behind", "make_scope", "read_request", "remote_of", "scope_of_refused", "shown_path"]
 
 
 def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
@@ -107,6 +107,12 @@ def make_scope(
         "state": state,
         "extensions": {"websocket.http.response": {}, "watershed_mw": door},
     }
+
+
+def scope_of_refused(transport: asyncio.Transport, request: Request | None) -> dict[str, Any]:
+    """What a log needs of a request that gets no scope, or that is none."""
+    path, _, query = ("?", "", "") if request is None else request.target.partition("?")
+    return {"client": _ends(transport)[2], "path": unquote(path), "query_string": query.encode("latin-1")}
 
 
 def _ends(transport: asyncio.Transport) -> tuple[bool, Any, Any]:

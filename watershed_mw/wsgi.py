@@ -16,13 +16,15 @@ from http import HTTPStatus
 from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
 from .core.handshake import Request
+from .core.headers import check_outgoing
 from .core.states import Role
 from .drain import catch_signals, watch_process
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError
 from .exhaustion import is_exhausted, unavailable
 from .interrupts import failure, is_interrupt
 from .loop_thread import check_background_loop
-from .requests import environ_to_origin_form, http_version, write_response
+from .refusals import log_environ_refused
+from .requests import check_status, environ_to_origin_form, http_version, write_response
 from .room import Room
 from .takeover import Takeover
 from .threads import ThreadConnection
@@ -173,19 +175,26 @@ class Rejection:
         status: HTTP status.
         body: body of the response.
         headers: header fields; Content-Length is added.
+
+    Raises:
+        ValueError: there is no such status, or a header field cannot be written.
     """
 
     def __init__(self, status: int, body: bytes = b"", headers: Fields = ()) -> None:
+        check_status(status)
         self.status = status
         self.body = body
         self.headers = list(headers)
+        check_outgoing(self.headers)
 
     @classmethod
     def of(cls, error: HandshakeError) -> Rejection:
         """The response that tells of ``error``."""
         # Hop-by-hop fields are the server's alone to send (PEP 3333).
         fields = [pair for pair in error.headers if pair[0].lower() not in ("connection", "upgrade")]
-        return cls(error.status, error.body, [*fields, ("Content-Type", "text/plain; charset=utf-8")])
+        # An error of another connection, that the application opens, may hold the 101 that was wrong there.
+        status = error.status if error.status >= 200 else 502
+        return cls(status, error.body, [*fields, ("Content-Type", "text/plain; charset=utf-8")])
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer."""
@@ -325,6 +334,7 @@ class WSGIUpgrade:
             response = write_response(101, [*answer, *self.sent])
             room.enter()
         except HandshakeError as error:
+            log_environ_refused(self._environ, error)
             raise _as_answer(error, self._environ) from None
         try:
             if detached:
@@ -433,6 +443,9 @@ class WSGIUpgrade:
             status: HTTP status, e.g. 403.
             body: body of the response.
             headers: header fields of the response.
+
+        Raises:
+            ValueError: there is no such status, or a header field cannot be written.
         """
         return Rejection(status, body, headers)
 

@@ -133,15 +133,88 @@ def test_a_streamed_denial_ends_when_the_client_has_gone(uvicorns: Uvicorn) -> N
     assert isinstance(run.outcome(), OSError)
 
 
-def test_a_denial_that_the_application_does_not_finish(uvicorns: Uvicorn) -> None:
+def test_a_denial_without_a_body_is_the_status_announced(
+    every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-app", b"yes")]})
+
+    every_uvicorn.run(app)
+    with Peer(every_uvicorn.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer["x-app"], answer.body) == (401, "yes", b"")
+    assert answer["content-length"] == "0"
+    assert eventually(lambda: errors_in(caplog.records)) == ["ASGI callable returned without completing response."]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        {"type": "websocket.http.response.start", "status": 401, "headers": []},
+        {"type": "websocket.accept"},
+        {"type": "websocket.close"},
+        {"type": "websocket.send", "text": "late"},
+        {"type": "websocket.http.response.body", "body": 5.0},
+    ],
+    ids=["exception", "start", "accept", "close", "send", "body"],
+)
+def test_a_denial_that_fails_before_its_body_is_500(uvicorns: Uvicorn, message: Any) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-app", b"yes")]})
+        if message is None:
+            raise LookupError("a secret")
+        await send(message)
+
+    run = uvicorns.run(app)
+    with Peer(uvicorns.port) as peer:
+        peer.send(head())
+        answer = peer.refusal()
+    assert (answer.status, answer["x-app"]) == (500, "")
+    assert b"secret" not in answer.body
+    assert isinstance(run.outcome(), (LookupError, RuntimeError, TypeError))
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["returns", "raises"])
+def test_a_denial_that_ends_in_its_body_ends_the_stream(uvicorns: Uvicorn, failing: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        fields = [(b"content-length", b"100")]  # so that the client knows that there should be more
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": fields})
+        await send({"type": "websocket.http.response.body", "body": b"so far", "more_body": True})
+        if failing:
+            raise LookupError
 
     uvicorns.run(app)
     with Peer(uvicorns.port) as peer:
         peer.send(head())
-        peer.rest()  # whatever came of it, the stream ends
+        answer = peer.rest()
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert answer.endswith(b"\r\n\r\nso far")
+
+
+def test_a_denial_that_waits_at_the_shutdown_is_503(caplog: pytest.LogCaptureFixture) -> None:
+    begun = Gate[None]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+        begun.put(None)
+        assert (await receive())["type"] == "websocket.disconnect"
+
+    with Uvicorn() as server:
+        run = server.run(app)
+        with Peer(server.port) as peer:
+            peer.send(head())
+            begun.get()
+            server.begin_stop()
+            assert peer.refusal().status == 503
+            server.wait_stopped()
+    assert run.outcome() is None
+    assert errors_in(caplog.records) == []
 
 
 @pytest.mark.parametrize("status", [101, 99, 600, 0])

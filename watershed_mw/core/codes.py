@@ -9,9 +9,19 @@ from enum import IntEnum
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["MAX_CONTROL_PAYLOAD", "CloseCode", "Opcode", "decode_close", "encode_close", "encode_text", "is_sendable"]
+__all__ = [
+    "MAX_CLOSE_REASON",
+    "MAX_CONTROL_PAYLOAD",
+    "CloseCode",
+    "Opcode",
+    "decode_close",
+    "encode_close",
+    "encode_text",
+    "is_sendable",
+]
 
 MAX_CONTROL_PAYLOAD = 125  # bytes, section 5.5
+MAX_CLOSE_REASON = MAX_CONTROL_PAYLOAD - 2  # the code stands before it
 
 
 class Opcode(IntEnum):
@@ -85,9 +95,9 @@ def encode_close(code: object, reason: object) -> bytes:
         text = reason.encode("utf-8")
     except UnicodeEncodeError as error:
         raise LocalProtocolError(f"expected a close reason that UTF-8 can encode: {error.reason}") from None
-    if len(text) > MAX_CONTROL_PAYLOAD - 2:
+    if len(text) > MAX_CLOSE_REASON:
         raise LocalProtocolError(
-            f"expected a close reason of at most {MAX_CONTROL_PAYLOAD - 2} bytes in UTF-8, got {len(text)}: shorten it"
+            f"expected a close reason of at most {MAX_CLOSE_REASON} bytes in UTF-8, got {len(text)}: shorten it"
         )
     return code.to_bytes(2, "big") + text
 

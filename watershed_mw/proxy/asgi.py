@@ -76,9 +76,8 @@ class ASGIProxy:
         except HandshakeError as error:
             if upgrade.accepted or upgrade.refused:
                 raise
-            if error.status >= 500:
-                logger.warning("%s not proxied: %s", quote(scope["path"]), described(error))
-            await upgrade.refuse(error)
+            logger.warning("%s not proxied: %s", quote(scope["path"]), described(error))
+            await upgrade.refuse(error, log=False)
         finally:
             plan.room.leave()
 

@@ -93,9 +93,8 @@ class WSGIProxy:
                 gone = HandshakeError(f"nobody is there to be answered: {error}", status=_CLIENT_GONE)
                 return Rejection.of(gone)(environ, start_response)
         except HandshakeError as error:
-            if error.status >= 500:
-                path = quote(str(environ.get("PATH_INFO", "")).encode("latin-1"))
-                logger.warning("%s not proxied: %s", path, described(error))
+            path = quote(str(environ.get("PATH_INFO", "")).encode("latin-1"))
+            logger.warning("%s not proxied: %s", path, described(error))
             return Rejection.of(error)(environ, start_response)
         except (OSError, RuntimeError, MemoryError) as error:
             if upgrade.accepted or not (is_exhausted(error) or isinstance(error, LoopFailedError)):
