@@ -27,6 +27,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public bint _filling
     cdef public bint _flush_set
     cdef public bint _half_closed
+    cdef public bint _held_back
     cdef public bint _in_place
     cdef public object _keep
     cdef public bint _let_go_of
@@ -59,6 +60,8 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _flush(self)
     @cython.locals(sent=Py_ssize_t)
     cpdef _write(self, bytes data)
+    @cython.locals(core=Protocol, unsent=Py_ssize_t, held=Py_ssize_t)
+    cpdef _update_memory(self)
     @cython.locals(core=Protocol)
     cpdef _update_reading(self)
     @cython.locals(core=Protocol, filling=bint)

@@ -19,6 +19,7 @@ from .alarm import alarm_of
 from .connection import Details
 from .contexts import contexts_of
 from .core.events import Event
+from .core.memory import PATIENCE, Account
 from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
 from .core.states import State
@@ -93,6 +94,7 @@ class AsyncioShell(OrderedHandlers):
         "_filling",
         "_flush_set",
         "_half_closed",
+        "_held_back",
         "_in_place",
         "_keep",
         "_let_go_of",
@@ -126,6 +128,7 @@ class AsyncioShell(OrderedHandlers):
         self._sends = 0
         self._reading = False
         self._half_closed = False
+        self._held_back = False
         self._filling = False
         self._in_place = False
         self._let_go_of = False
@@ -236,6 +239,7 @@ class AsyncioShell(OrderedHandlers):
         if self._closing is not None:
             self._closing.cancel()
         self._advance_and_settle()
+        self._update_memory()
         self._wake_drainers()
         self._wake_closers()
         if self._previous is not None:
@@ -251,6 +255,7 @@ class AsyncioShell(OrderedHandlers):
         """The peer does not read as fast as we write."""
         self._writing_paused = True
         self._core.write_paused = True
+        self._update_memory()
 
     def resume_writing(self) -> None:
         """The peer reads again."""
@@ -412,7 +417,14 @@ class AsyncioShell(OrderedHandlers):
 
     def _check_unsent(self) -> None:
         unsent = self._transport.get_write_buffer_size()
-        if unsent > self._limits.max_unsent_bytes:
+        self._update_memory()
+        account = self._account
+        if account is not None and account.ending and account.unsent_most:
+            # At once: an application that does not wait for send() lets nothing else run.
+            self._take(self._core.fail(account.error(), monotonic()))
+            self._core.abort()
+            self._loop.call_soon(self._drop)
+        elif unsent > self._limits.max_unsent_bytes:
             self._error = LocalProtocolError(
                 f"expected the peer to read, or the application to wait for send(); got {unsent} bytes unsent, "
                 f"more than max_unsent_bytes"
@@ -422,8 +434,9 @@ class AsyncioShell(OrderedHandlers):
 
     def _update_reading(self) -> None:
         # Once the end has begun, only the peer's Close or the end of the stream is awaited.
+        self._update_memory()
         core = self._core
-        pause = self._queue.full and core.state is _OPEN
+        pause = (self._queue.full or self._held_back) and core.state is _OPEN
         if pause is not core.read_paused and not self._lost:
             if pause:
                 core.reading_paused(monotonic())
@@ -458,6 +471,49 @@ class AsyncioShell(OrderedHandlers):
         transport.set_protocol(Filling(self) if filling else cast(asyncio.Protocol, self))
         if plain and not core.read_paused:
             transport.resume_reading()
+
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def _update_memory(self) -> None:
+        """Report what is held, where that has passed a mark: a message that came whole and was taken never does."""
+        core = self._core
+        unsent = core.unsent_size
+        if self._writing_paused and not self._lost:
+            unsent += self._transport.get_write_buffer_size()
+        held = core.incoming_size() + self._queue.size + unsent
+        if held >= self._report_above or held < self._report_below:
+            self._report_memory(unsent)
+
+    def _memory_news(self) -> None:
+        """As the base class says."""
+        with suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(self._heed_memory)
+
+    def _heed_memory(self) -> None:
+        account = self._account
+        if account is not None and account.ending:
+            self._report_memory(self._unsent())  # what it stands at now
+            if not account.pardoned():
+                self._end_for_memory(account)
+                return
+        paused = account is not None and account.paused
+        if account is not None and paused and not self._held_back:
+            alarm_of(self._loop).set(account.paused_at + PATIENCE, memory_overdue, account)
+        self._held_back = paused
+        self._update_reading()
+
+    def _unsent(self) -> int:
+        return self._core.unsent_size + (0 if self._lost else self._transport.get_write_buffer_size())
+
+    def _end_for_memory(self, account: Account) -> None:
+        error = account.error()
+        self._held_back = False
+        self._queue.clear()
+        self._tell(self._take(self._core.fail(error, monotonic())))
+        if account.unsent_most:
+            self._drop()
+        else:
+            self._advance_and_settle()
 
     # --- waiting -----------------------------------------------------------------------------------------
 
@@ -499,6 +555,14 @@ def _ring(shell: AsyncioShell) -> None:
     except BaseException:
         shell._transport.abort()  # it would never ring again
         raise
+
+
+def memory_overdue(account: Account) -> None:
+    """Reading has been paused for want of memory, it may be for too long."""
+    if account.paused and account.paused_at + PATIENCE <= monotonic():
+        account.overdue()
+    if account.paused:
+        alarm_of(asyncio.get_running_loop()).set(account.paused_at + PATIENCE, memory_overdue, account)
 
 
 def _abort(shell: AsyncioShell) -> None:

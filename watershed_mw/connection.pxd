@@ -8,6 +8,7 @@ from .core.shared cimport SharedMessage
 
 cdef class WatershedConnection:
     cdef object __weakref__
+    cdef public object _account
     cdef public bint _close_traced
     cdef public object _closed_as
     cdef public Conversation _core
@@ -22,6 +23,8 @@ cdef class WatershedConnection:
     cdef public bint _push
     cdef public ReceiveQueue _queue
     cdef public bint _ran
+    cdef public Py_ssize_t _report_above
+    cdef public Py_ssize_t _report_below
     cdef public object _shutdown_code
     cdef public object _tell_ended
     cdef public object _trace

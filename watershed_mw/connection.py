@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from .core.conversation import Conversation
 from .core.events import CloseReceived, Event, Failed, Ping, Pong
 from .core.handshake import Agreement
 from .core.limits import Limits
+from .core.memory import STEP, Account
 from .core.payloads import Sendable, as_message, as_ping_payload, exact_text
 from .core.queue import ReceiveQueue
 from .core.shared import SharedMessage
 from .core.states import Role, State
 from .errors import ConnectionClosed, LocalProtocolError
 from .interrupts import is_interrupt
+from .memory import open_account
 
 __all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
 
@@ -126,6 +129,7 @@ class WatershedConnection:
 
     __slots__ = (
         "__weakref__",
+        "_account",
         "_close_traced",
         "_closed_as",
         "_core",
@@ -140,6 +144,8 @@ class WatershedConnection:
         "_push",
         "_queue",
         "_ran",
+        "_report_above",
+        "_report_below",
         "_shutdown_code",
         "_tell_ended",
         "_trace",
@@ -167,6 +173,10 @@ class WatershedConnection:
         self._opened = self._now()
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(details.limits)
+        # What is held is reported when it passes one of these, see core/memory.py.
+        self._account: Account | None = None
+        self._report_above = sys.maxsize if details.limits.max_memory is None else STEP
+        self._report_below = 0
         # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
         self._handlers: tuple[Any, ...] = ()
         self._push = False
@@ -323,6 +333,34 @@ class WatershedConnection:
                 else:
                     at_once = (*at_once, event)
         return at_once
+
+    # --- memory --------------------------------------------------------------------------------------
+
+    def _report_memory(self, unsent: int) -> None:
+        """Tell the process's budget what this connection holds; called when it has passed a mark, with no lock held."""
+        account = self._account
+        if account is None:
+            max_memory = self._limits.max_memory
+            if max_memory is None:
+                return
+            account = self._account = open_account(self, max_memory)
+        making, queued = self._core.incoming_size(), self._queue.size
+        held = making + queued + unsent
+        self._report_above = held + STEP if held >= STEP else STEP
+        self._report_below = held - STEP + 1 if held >= STEP else 0
+        if held < STEP:
+            self._account = None
+        account.report(making, queued, unsent, self._now())
+
+    def _close_account(self) -> None:
+        """Nothing is held any more, or another object holds it."""
+        account, self._account = self._account, None
+        if account is not None:
+            account.close()
+
+    def _memory_news(self) -> None:
+        """The account says something new; in any thread."""
+        raise NotImplementedError
 
     def _emit_event(self, event: Event) -> tuple[Any, ...]:
         """Tell the handlers of one event taken from the queue."""

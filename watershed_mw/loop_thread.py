@@ -35,6 +35,7 @@ __all__ = [
     "check_background_loop",
     "new_poll",
     "on_background_loop",
+    "original",
     "result_of",
     "run_on_background_loop",
     "start_thread",
@@ -334,7 +335,7 @@ def start_thread(run: Callable[[], None]) -> None:
     if not threads_are_greenlets():
         threading.Thread(target=run, name="watershed-loop", daemon=True).start()
         return
-    _original("_thread", "start_new_thread")(run, ())
+    original("_thread", "start_new_thread")(run, ())
 
 
 class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
@@ -343,7 +344,7 @@ class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
     async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
         """As ``socket.getaddrinfo``."""
         future = self.create_future()
-        look_up = _original("socket", "getaddrinfo")
+        look_up = original("socket", "getaddrinfo")
 
         def run() -> None:
             try:
@@ -360,7 +361,7 @@ class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
 def new_poll() -> Any:
     """A ``select.poll()`` that is one, under gevent and eventlet as well; None where the platform has none."""
     if threads_are_greenlets():
-        return _original("select", "poll")()
+        return original("select", "poll")()
     return select.poll() if hasattr(select, "poll") else None
 
 
@@ -396,7 +397,7 @@ def _new_selector() -> Any:
     """The platform's best, as ``selectors`` would have it where nobody had patched ``select``."""
     gevent_monkey: Any = sys.modules.get("gevent.monkey")
     if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
-        return _original("selectors", "DefaultSelector")()
+        return original("selectors", "DefaultSelector")()
     # Eventlet's copy of the original module is made with a patched one inside, which has nothing but a select().
     patcher: Any = sys.modules["eventlet.patcher"]
     spec: Any = importlib.util.find_spec("selectors")
@@ -410,10 +411,10 @@ def _new_selector() -> Any:
     return module.DefaultSelector()
 
 
-def _original(module: str, name: str) -> Any:
+def original(module: str, name: str) -> Any:
     """What stood in ``module`` before gevent or eventlet patched it."""
     gevent_monkey: Any = sys.modules.get("gevent.monkey")
     if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
-        return gevent_monkey.get_original(module, name)
+        return gevent_monkey.getoriginal(module, name)
     eventlet_patcher: Any = sys.modules["eventlet.patcher"]
     return getattr(eventlet_patcher.original(module), name)

@@ -8,6 +8,7 @@ handlers. They share one event, and what they decide is asked of :mod:`watershed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import sys
 import threading
@@ -24,6 +25,7 @@ from .asgi_server import ASGIServer
 from .awaitables import READY, Pending
 from .connection import Details, Handler, checked_message, logger
 from .core.codes import CloseCode, encode_close
+from .core.memory import PATIENCE
 from .core.messages import MessageProtocol, Outgoing
 from .core.payloads import Sendable, as_message
 from .errors import ConnectionClosed, LocalProtocolError, UnsupportedServerError
@@ -54,6 +56,7 @@ class PortableConnection(AsyncConnection):
         "_behind",
         "_call_soon",
         "_drained",
+        "_held_back",
         "_news",
         "_read_on",
         "_reading",
@@ -89,6 +92,7 @@ class PortableConnection(AsyncConnection):
         self._running = False
         self._behind = False
         self._drained = False
+        self._held_back = False
         super().__init__(details, core)
 
     def start(self, tasks: TaskGroup) -> None:
@@ -133,6 +137,7 @@ class PortableConnection(AsyncConnection):
             await self._pause()
             raise self._closed_error()
         message = self._take_message()
+        self._update_memory()
         self._tell_all()
         return message
 
@@ -173,6 +178,7 @@ class PortableConnection(AsyncConnection):
                 f"more than max_unsent_bytes"
             )
             self._core.abort()
+        self._update_memory()
         self._behind = self._behind or self._core.unsent_size > _HIGH_WATER
         self._tell_all()
         number = self._core.items_queued
@@ -250,14 +256,47 @@ class PortableConnection(AsyncConnection):
         while self._core.items_taken < number and not self._core.ended:
             await self._news_come()
 
+    # --- memory ---------------------------------------------------------------------------------------------
+
+    def _update_memory(self) -> None:
+        """Report what is held here, where that has passed a mark; what the server holds it keeps to itself."""
+        unsent = self._core.unsent_size
+        held = self._queue.size + unsent
+        if held >= self._report_above or held < self._report_below:
+            self._report_memory(unsent)
+
+    def _memory_news(self) -> None:
+        """As the base class says."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            self._soon(self._heed_memory)
+
+    def _heed_memory(self) -> None:
+        account = self._account
+        if account is not None and account.ending and not account.pardoned():
+            self._queue.clear()
+            self._take(self._core.fail(account.error(), time.monotonic()))
+            self._update_memory()
+        self._held_back = account is not None and account.paused
+        self._tell_all()
+
+    async def _room_comes(self) -> None:
+        account = self._account
+        patience = None
+        if self._held_back and account is not None:
+            patience = account.paused_at + PATIENCE - time.monotonic()
+        with anyio.move_on_after(None if patience is None else max(0.0, patience)) as waiting:
+            await self._news_come()
+        if waiting.cancelled_caught and account is not None:
+            account.overdue()
+
     # --- the three tasks ------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         try:
             with self._reading:
                 while not self._core.ended:
-                    while self._queue.full and self._core.sending:
-                        await self._news_come()
+                    while (self._queue.full or self._held_back) and self._core.sending:
+                        await self._room_comes()
                     self._received(await self._asgi_receive())
                     self._tell_all()
         except Exception as error:  # noqa: BLE001  # whatever a server or a middleware raises, it ends this connection
@@ -272,6 +311,7 @@ class PortableConnection(AsyncConnection):
             if data is None:
                 data = bytes(message.get("bytes") or b"")
             self._take(self._core.receive_message(data, time.monotonic()))
+            self._update_memory()
         elif message["type"] == "websocket.disconnect":
             # Servers leave the code out, or give None, where the peer gave none (ASGI's default).
             self._core.receive_disconnect(message.get("code") or CloseCode.NO_STATUS.value, message.get("reason") or "")
@@ -294,6 +334,7 @@ class PortableConnection(AsyncConnection):
                     await self._hear_the_end()
                     raise
                 self._core.taken()
+                self._update_memory()
                 if self._behind and not self._core.unsent_size:
                     self._behind, self._drained = False, True
                 self._tell_all()
@@ -317,6 +358,7 @@ class PortableConnection(AsyncConnection):
                 await self._await_results(self._emit("drain", ()))
             elif self._push and self._queue:
                 event = self._queue.take()
+                self._update_memory()
                 self._tell_all()
                 await self._await_results(self._emit_event(event))
             elif self._core.ended:

@@ -48,16 +48,18 @@ class ThreadConnection(ThreadsShell):
             self._check_pull()
         until = None if timeout is None else time.monotonic() + timeout
         late = False
+        message: str | bytes = b""
         core = self._core
         while True:
             with self._state:
                 if self._queue:
-                    return self._take_message()
+                    message = self._take_message()
+                    break
                 if core.state is not _OPEN:
                     # To ask for more is to have replied to what came before.
                     core.messages_handed_over(time.monotonic())
                 idle = until is None and core.state is _OPEN and not core.unsent_size
-                alone = idle and self._begin_reading()
+                alone = idle and self._account is None and self._begin_reading()
             if alone:
                 # Nothing else to see to: most messages come this way.
                 try:
@@ -72,6 +74,7 @@ class ThreadConnection(ThreadsShell):
                 except BaseException:
                     self._read_no_more()
                     raise
+                self._update_memory()
                 self._tell(at_once)
                 continue
             if core.unsent_size:
@@ -84,6 +87,9 @@ class ThreadConnection(ThreadsShell):
             self._read(until)
             # Judged before the next look, so that what has come in time is taken, with a timeout of 0 as well.
             late = until is not None and time.monotonic() >= until
+        if self._account is not None:
+            self._update_memory()
+        return message
 
     def __iter__(self) -> Self:
         return self
@@ -242,6 +248,7 @@ class ThreadConnection(ThreadsShell):
         parts = (self._details, self._core, self._queue)
         # It may raise: then the connection is as it was.
         background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
+        self._close_account()  # the loop's side has its own
         self._push = handler is None
         self._ran = self.in_background = True
         self._background = background

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from .connection import Details, WatershedConnection, logger
 from .core.events import Event
+from .core.memory import PATIENCE
 from .core.protocol import Protocol
 from .core.states import State
 from .sockets import BlockingSocket
@@ -27,6 +28,8 @@ __all__ = ["LOOK_EVERY", "ThreadsShell"]
 LOOK_EVERY = 0.05
 # Seconds within which a thread that waits to write has learnt that the stream is broken.
 _AWAKE = 1.0
+# A thread that may not read for want of memory looks this often, in seconds, whether it may.
+_MEMORY_LOOK = 0.05
 
 
 class ThreadsShell(WatershedConnection):
@@ -79,14 +82,20 @@ class ThreadsShell(WatershedConnection):
 
     def _read(self, until: float | None, *, winding_down: bool = False) -> None:
         """Wait for bytes and take them, or for another thread that does; return at the latest at ``until``."""
+        held_back = self._account is not None and self._held_back()
         with self._state:
             if self._queue and not winding_down:
                 return  # Another thread has read since the caller looked: that may be all that comes.
-            if not self._begin_reading():
-                self._wait_for_news(None if until is None else max(0.0, until - time.monotonic()))
+            if held_back:
+                self._core.read_paused = True
+                patience = _MEMORY_LOOK if until is None else min(_MEMORY_LOOK, max(0.0, until - time.monotonic()))
+                self._wait_for_news(patience)
                 at_once: tuple[Event, ...] | None = self._take(
                     self._core.handle_timeout(time.monotonic(), self._unsent)
                 )
+            elif not self._begin_reading():
+                self._wait_for_news(None if until is None else max(0.0, until - time.monotonic()))
+                at_once = self._take(self._core.handle_timeout(time.monotonic(), self._unsent))
             else:
                 at_once = None
         if at_once is None:
@@ -109,7 +118,9 @@ class ThreadsShell(WatershedConnection):
         try:
             data = self._await_bytes(deadline)
             with self._state:
-                return self._take(self._take_bytes(data))
+                at_once = self._take(self._take_bytes(data))
+            self._update_memory()
+            return at_once
         except BaseException:
             self._read_no_more()
             raise
@@ -156,6 +167,43 @@ class ThreadsShell(WatershedConnection):
         self._wake_at_the_end()
         self._stop_reading()
         return events
+
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def _update_memory(self) -> None:
+        """Report what is held, where that has passed a mark; never with the state locked, as others may have to end."""
+        unsent = self._core.unsent_size + self._unsent
+        held = self._core.incoming_size() + self._queue.size + unsent
+        if held >= self._report_above or held < self._report_below:
+            self._report_memory(unsent)
+
+    def _held_back(self) -> bool:
+        """Whether too much memory is held in this process, and too much of it here, to read more."""
+        account = self._account
+        if account is None or not account.paused or self._core.state is not State.OPEN:
+            return False
+        if time.monotonic() >= account.paused_at + PATIENCE:
+            account.overdue()
+        return account.paused
+
+    def _memory_news(self) -> None:
+        """As the base class says. That reading pauses, or goes on, is seen by the thread that reads."""
+        account = self._account
+        if account is None or not account.ending:
+            return
+        with self._state:
+            if account.pardoned():
+                return
+            error, unreachable = account.error(), account.unsent_most
+            self._queue.clear()
+            self._take(self._core.fail(error, time.monotonic()))
+            if self._news is not None:
+                self._news.notify_all()
+        self._close_account()
+        if unreachable:
+            self._socket.shutdown()
+        else:
+            self._flush(wait=False)
 
     def _begin_reading(self) -> bool:
         """Claim to be the one thread that reads, unless another one does; with the state locked."""
@@ -310,6 +358,8 @@ class ThreadsShell(WatershedConnection):
         """Close it under nobody: where a signal's handler asks in the midst of a call, that call does so at its end."""
         self._closing = True
         self._socket.shutdown()  # wakes whoever waits on it
+        if self._account is not None:
+            self._update_memory()
         if not self._writing.acquire(timeout=_AWAKE):
             return
         try:
@@ -338,6 +388,8 @@ class ThreadsShell(WatershedConnection):
                 if not self._queue or self._handler_error is not None:
                     return
                 event = self._queue.take()
+            if self._account is not None:
+                self._update_memory()
             self._emit_event(event)
 
     def _handler_failed(self, error: BaseException) -> None:

@@ -79,6 +79,7 @@ class ClientOptions(TypedDict, total=False):
     reply_timeout: float
     max_queued_messages: int
     max_queued_bytes: int
+    max_memory: float | None
     max_unsent_bytes: int
 
 

@@ -15,6 +15,7 @@ NAMES = [field.name for field in dataclasses.fields(Limits)]
 OPTIONAL = [
     "max_message_size",
     "max_message_rate",
+    "max_memory",
     "message_timeout",
     "max_compression_ratio",
     "ping_interval",
@@ -22,7 +23,7 @@ OPTIONAL = [
 ]
 RATES = ["max_message_rate", "max_inflate_rate"]
 RATIOS = ["max_compression_ratio"]
-COUNTS = [name for name in NAMES if name.startswith("max_") and name not in RATES + RATIOS]
+COUNTS = [name for name in NAMES if name.startswith("max_") and name not in [*RATES, *RATIOS, "max_memory"]]
 
 
 def make(name: str, value: Any) -> Limits:
@@ -45,6 +46,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "reply_timeout": 1.0,
         "max_queued_messages": 32,
         "max_queued_bytes": 256 * 2**10,
+        "max_memory": 0.25,
         "max_unsent_bytes": 64 * 2**20,
     }
 
@@ -74,6 +76,8 @@ def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> No
     kind = "a number per second" if name in RATES else "a number of seconds"
     if name in RATIOS:
         kind = "a number"
+    if name == "max_memory":
+        kind = "a share of the memory below 1, or a whole number"
     if name in COUNTS:
         kind = "a whole number"
     assert f"expected {name} as {kind} above 0, got {value!r}: " in str(caught.value)
@@ -89,7 +93,15 @@ def test_a_count_is_whole(name: str) -> None:
     assert getattr(make(name, sys.maxsize), name) == sys.maxsize
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in COUNTS])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in [*COUNTS, "max_memory"]])
 def test_times_and_rates_may_be_any_number_above_zero(name: str) -> None:
     for value in (0.001, 1, 3.5, 1e9):
         assert getattr(make(name, value), name) == value
+
+
+def test_memory_is_a_share_or_a_number_of_bytes() -> None:
+    for value in (0.001, 0.25, 0.999, 1, 10**12):
+        assert make("max_memory", value).max_memory == value
+    for value in (1.0, 1.5, 1e9):
+        with pytest.raises(ValueError, match="expected max_memory as a share of the memory below 1, or a whole number"):
+            make("max_memory", value)

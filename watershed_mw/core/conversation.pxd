@@ -28,6 +28,8 @@ cdef class Conversation:
     cpdef ping(self, bytes payload, double now)
     cpdef close(self, object code, object reason, double now)
     cpdef abort(self)
+    cpdef list fail(self, object error, double now)
+    cpdef Py_ssize_t incoming_size(self) except -1
     cpdef _check_sending(self)
     cpdef tuple _outcome(self)
     cpdef _move(self, object trigger)

@@ -7,6 +7,7 @@ This file is compiled as well as interpreted. Frames and messages are the busine
 from __future__ import annotations
 
 from ..errors import ConnectionClosed, ProtocolError
+from .events import Event
 from .states import TRANSITIONS, State, Trigger
 
 __all__ = ["Conversation"]
@@ -83,6 +84,18 @@ class Conversation:
     def abort(self) -> None:
         """Give up at once: nothing that is queued will be sent."""
         raise NotImplementedError
+
+    def fail(self, error: ProtocolError, now: float) -> list[Event]:
+        """Fail the connection for a reason of this end's; what is incomplete is forgotten.
+
+        Returns:
+            that it has failed; nothing where the end had begun, and is now at once.
+        """
+        raise NotImplementedError
+
+    def incoming_size(self) -> int:
+        """Bytes that are held of the message that is arriving."""
+        return 0
 
     def _check_sending(self) -> None:
         if not self._sending:

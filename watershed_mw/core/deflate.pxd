@@ -6,6 +6,7 @@ cdef int _NEWCOMERS
 cdef int _REGULARS
 cdef Py_ssize_t _WORTH_PACKING
 cdef int _PACK_BITS
+cdef Py_ssize_t _INFLATER
 
 
 cdef class Contexts:
@@ -59,6 +60,7 @@ cdef class Deflate:
     cdef bytes _joined(self)
     cdef _forget_inflater(self)
     cdef object _fault(self, bytes inflated, str message, int close_code)
+    cpdef Py_ssize_t unfinished(self) except -1
     cpdef share(self, Contexts contexts)
     cpdef rest(self)
     cpdef close(self)

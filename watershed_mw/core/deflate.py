@@ -33,6 +33,8 @@ _REGULARS = 1024
 # Clients that do not let their window be limited, such as Firefox, leave up to 32 KiB: 0.4 ms to pack, 7.5 KiB packed.
 _WORTH_PACKING = 512
 _PACK_BITS = -12
+# What zlib's inflater takes besides its window.
+_INFLATER = 8 * 2**10
 
 
 class Contexts:
@@ -250,6 +252,12 @@ class Deflate:
         return RemoteProtocolError(message, close_code=close_code)
 
     # --- memory --------------------------------------------------------------------------------------
+
+    def unfinished(self) -> int:
+        """Bytes of the context of a message that has begun, which cannot be given back; 0 between two messages."""
+        if not self._within_message or self._inflater is None:
+            return 0
+        return _INFLATER + (1 << self._remote_bits) + self._recent_size
 
     @property
     def holding(self) -> bool:

@@ -21,6 +21,7 @@ INFLATE_ALLOWANCE = 4096
 _OPTIONAL = (
     "max_message_size",
     "max_message_rate",
+    "max_memory",
     "message_timeout",
     "max_compression_ratio",
     "ping_interval",
@@ -66,6 +67,12 @@ class Limits:
         max_queued_messages: messages received and not yet taken by the application, above which
             reading pauses; default 32.
         max_queued_bytes: the same in bytes of payload; default 256 KiB. One message may exceed it.
+        max_memory: bytes that all connections of the process may hold together of messages that are arriving, received
+            and not taken, or unsent; a number below 1 is a share of the memory that the process may have (its control
+            group's limit, else the machine's). Default 0.25. At three quarters of it, reading pauses for those that
+            hold most; past it they end, with 1009 for a message that was arriving and 1013 for the rest. Where
+            connections differ in it, the lowest of those that hold something counts for all. None leaves a connection
+            out of the account.
         max_unsent_bytes: bytes sent and not taken by the peer, above which an asyncio connection
             whose application does not wait for ``send`` is given up; default 64 MiB.
     """
@@ -82,12 +89,15 @@ class Limits:
     reply_timeout: float = 1.0
     max_queued_messages: int = 32
     max_queued_bytes: int = 256 * 2**10
+    max_memory: float | None = 0.25
     max_unsent_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
             if value is None and item.name in _OPTIONAL:
+                continue
+            if item.name == "max_memory" and isinstance(value, float) and 0 < value < 1:
                 continue
             kind, most = "a whole number", _MOST
             if item.name.endswith(("_timeout", "_interval")):
@@ -99,6 +109,8 @@ class Limits:
             # bool is an int to Python, never to a reader of max_message_size=True.
             fits = isinstance(value, int if kind == "a whole number" else (int, float)) and not isinstance(value, bool)
             if not fits or not 0 < value <= most:
+                if item.name == "max_memory":
+                    kind = "a share of the memory below 1, or a whole number"
                 raise ValueError(f"expected {item.name} as {kind} above 0, got {value!r}: {_HINT}")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TypeAlias
 
-from ..errors import LocalProtocolError, RemoteProtocolError
+from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .codes import encode_close, encode_text, shorten
 from .conversation import Conversation
 from .events import Event, Failed
@@ -56,19 +56,26 @@ class MessageProtocol(Conversation):
             if self._max_size is not None and size > self._max_size:
                 raise too_large(self._max_size, size)
         except RemoteProtocolError as error:
-            # Applications keep errors for their logs: the frames of a traceback would keep the message, too.
-            error.__traceback__ = None
-            self._failure = error
-            if self.state is State.OPEN:
-                self._queue_close(error.close_code, shorten(str(error)))
-                self._move(Trigger.VIOLATION)
-                self._move(Trigger.HANDED_OVER)
-            else:
-                self._move(Trigger.VIOLATION)
-            return [Failed(error)]
+            return self.fail(error, now)
         self.messages_received += 1
         self.bytes_received += size
         return [message]
+
+    def fail(self, error: ProtocolError, now: float) -> list[Event]:  # no time limit follows from it
+        """As :meth:`Conversation.fail`."""
+        # Applications keep errors for their logs: the frames of a traceback would keep the message, too.
+        error.__traceback__ = None
+        self._failure = error
+        if self.state is State.OPEN:
+            self._queue_close(error.close_code, shorten(str(error)))
+            self._move(Trigger.VIOLATION)
+            self._move(Trigger.HANDED_OVER)
+        elif self.state is State.CLOSING:
+            self._move(Trigger.VIOLATION)
+        else:
+            self.abort()
+            return []
+        return [Failed(error)]
 
     def receive_disconnect(self, code: int, reason: str) -> None:
         """Take note that the server has ended the connection, and how."""

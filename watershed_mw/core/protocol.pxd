@@ -5,10 +5,11 @@ from .deflate cimport Contexts, Deflate
 from .frames cimport FrameReader
 from .outgoing cimport Outgoing
 from .pace cimport Arrival, InflateRate
-from .utf8 cimport utf8_state
+from .utf8 cimport TextCheck, decode_text, not_utf8
 from .shared cimport SharedMessage
 
 cdef double _REST_AFTER
+cdef Py_ssize_t _STEP
 cdef int _FIN_RSV1
 cdef int _CONTINUATION
 cdef int _TEXT
@@ -48,8 +49,7 @@ cdef class Protocol(Outgoing):
     cdef Py_ssize_t _fragments
     cdef long long _wire_size
     cdef bytearray _message
-    cdef object _utf8
-    cdef long _utf8_state
+    cdef TextCheck _utf8
     cdef bytes _control
     cdef bytes _pending_pong
     cdef public bint read_paused
@@ -78,6 +78,10 @@ cdef class Protocol(Outgoing):
     cpdef list receive_in_place(self, Py_ssize_t size, double now)
     @cython.locals(number="long long")
     cdef _watch_arrival(self, Py_ssize_t size, double now)
+    @cython.locals(events=list)
+    cpdef list fail(self, object error, double now)
+    @cython.locals(size=Py_ssize_t)
+    cpdef Py_ssize_t incoming_size(self) except -1
     cdef _fail(self, object error, double now, list events)
 
     @cython.locals(reader=FrameReader, room="long long", got=object)
@@ -86,7 +90,6 @@ cdef class Protocol(Outgoing):
     cdef _begin_inflating(self)
     @cython.locals(rate=InflateRate, room=Py_ssize_t, allowed=Py_ssize_t, limited=bint, inflated=bytes)
     cdef bytes _inflate(self, bytes piece, bint last)
-    @cython.locals(valid=bint)
     cdef _check_utf8(self, bytes data, Py_ssize_t start, Py_ssize_t stop, bint last)
     cdef _forget_message(self)
 
@@ -125,7 +128,3 @@ cdef class Protocol(Outgoing):
     cpdef share_contexts(self, Contexts contexts)
     cpdef rest(self, double now)
     cdef long long _taken_by_kernel(self, Py_ssize_t unsent) except? -1
-
-
-cdef object _decode(bytes payload)
-cdef object _not_utf8()

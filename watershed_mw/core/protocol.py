@@ -8,10 +8,9 @@ changes no buffer that it was given.
 
 from __future__ import annotations
 
-import codecs
 from math import inf
 
-from ..errors import LocalProtocolError, RemoteProtocolError
+from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .codes import decode_close, encode_close, encode_text, shorten
 from .deflate import Contexts, Deflate
 from .events import CloseReceived, Event, Failed, Ping, Pong
@@ -19,16 +18,12 @@ from .extensions import DeflateParameters
 from .flow import MessageRate
 from .frames import FrameReader
 from .limits import Limits, too_large
+from .memory import STEP
 from .outgoing import Outgoing
 from .pace import Arrival, InflateRate
 from .shared import SharedMessage
 from .states import Role, State, Trigger
-from .utf8 import utf8_state
-
-try:
-    import cython
-except ImportError:  # Cython is needed to build the compiled form, never to run this one.
-    from .. import _interpreted as cython
+from .utf8 import TextCheck, decode_text, not_utf8
 
 __all__ = ["Protocol"]
 
@@ -46,6 +41,8 @@ _MAX_PINGS = 16
 _REST_AFTER = 1.0
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
+
+_STEP = STEP  # a number of C's where this is compiled
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -99,8 +96,7 @@ class Protocol(Outgoing):
         self._wire_size = 0
         self._message: bytearray | None = None
         self._alone = False
-        self._utf8: codecs.IncrementalDecoder | None = None
-        self._utf8_state = 0
+        self._utf8: TextCheck | None = None
         self._control = b""
         self._pending_pong: bytes | None = None
         self.read_paused = False
@@ -166,7 +162,7 @@ class Protocol(Outgoing):
             return
         self._arrival.begin(number, self.bytes_received - size, now)
 
-    def _fail(self, error: RemoteProtocolError, now: float, events: list[Event]) -> None:
+    def _fail(self, error: ProtocolError, now: float, events: list[Event]) -> None:
         # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
         error.__traceback__ = error.__context__ = None
         self._forget_message()
@@ -174,6 +170,27 @@ class Protocol(Outgoing):
         self._reader.forget()
         self._violated(error, now)
         events.append(Failed(error))
+
+    def fail(self, error: ProtocolError, now: float) -> list[Event]:
+        """As :meth:`Conversation.fail`."""
+        events: list[Event] = []
+        if self.state is _OPEN:
+            self._fail(error, now, events)
+        else:
+            self.abort()
+        return events
+
+    def incoming_size(self) -> int:
+        """As :meth:`Conversation.incoming_size`, zlib's context included where the message is compressed."""
+        if not self._in_message:
+            return 0
+        if self._alone:
+            return self._reader.kept
+        size = 0 if self._message is None else len(self._message)
+        if self._compressed and self._deflate is not None:
+            # At least a step, so that it is counted: a peer needs a few bytes to make us hold a context.
+            size = max(_STEP, size + self._deflate.unfinished())
+        return size
 
     def receive_eof(self) -> None:
         """Take note that the TCP stream has ended, in either order with anything else."""
@@ -188,7 +205,7 @@ class Protocol(Outgoing):
             if self._alone and reader.last:
                 # A whole message in one piece, the common case: nothing to put together.
                 self._in_message = False
-                events.append(_decode(reader.take()) if self._text else reader.take())
+                events.append(decode_text(reader.take()) if self._text else reader.take())
                 self.messages_received += 1
                 return
         if self._alone:
@@ -317,33 +334,19 @@ class Protocol(Outgoing):
                 # Of two faults the first counts, in any chunking. What zlib inflated before a fault of its own
                 # it keeps to itself; but a text that does not inflate is no UTF-8 either.
                 if error.close_code == 1007:
-                    raise _not_utf8() from None
+                    raise not_utf8() from None
                 self._check_utf8(self._deflate.salvaged, 0, len(self._deflate.salvaged), False)
             raise error from None
 
     def _check_utf8(self, data: bytes | bytearray, start: int, stop: int, last: bool) -> None:
-        if cython.compiled:
-            # No text is made of it yet: the fault of a large message shows before its end, and costs one look.
-            self._utf8_state = utf8_state(data, start, stop, self._utf8_state)
-            valid = self._utf8_state == 0 or (self._utf8_state > 0 and not last)
-        else:
-            if self._utf8 is None:
-                self._utf8 = codecs.getincrementaldecoder("utf-8")()
-            try:
-                self._utf8.decode(data[start:stop], last)
-                # CPython waits for a third byte to tell that a surrogate has begun; the second one shows it.
-                pending = self._utf8.getstate()[0]
-                valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
-            except UnicodeDecodeError:
-                valid = False
-        if not valid:
-            raise _not_utf8()
+        if self._utf8 is None:
+            self._utf8 = TextCheck()
+        self._utf8.check(data, start, stop, last)
 
     def _forget_message(self) -> None:
         self._in_message = False
         self._message = None
         self._utf8 = None
-        self._utf8_state = 0
 
     def _receive_control(self, events: list[Event], now: float) -> bool:
         """Take a piece of a control frame; False after the peer's Close, as nothing that follows counts."""
@@ -403,7 +406,7 @@ class Protocol(Outgoing):
         if not pings:
             self._pings = None
 
-    def _violated(self, error: RemoteProtocolError, now: float) -> None:
+    def _violated(self, error: ProtocolError, now: float) -> None:
         self._failure = error
         self._move(Trigger.VIOLATION)
         self._await_replies(now)
@@ -673,16 +676,3 @@ class Protocol(Outgoing):
             self._forget_message()
             if self._deflate is not None:
                 self._deflate.close()
-
-
-def _decode(payload: bytes) -> str:
-    try:
-        return payload.decode()
-    except UnicodeDecodeError:
-        pass
-    # Raised out here, as an exception in the context of another holds on to the payload.
-    raise _not_utf8()
-
-
-def _not_utf8() -> RemoteProtocolError:
-    return RemoteProtocolError("expected UTF-8 in a TEXT message, got other bytes", close_code=1007)

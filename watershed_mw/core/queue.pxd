@@ -1,17 +1,22 @@
 # C types of queue.py; the logic stands there and nowhere else.
 
+cdef Py_ssize_t _LARGE
+
 
 cdef class ReceiveQueue:
     cdef object _first
     cdef list _come
     cdef list _next
     cdef Py_ssize_t _count
-    cdef Py_ssize_t _bytes
     cdef Py_ssize_t _max_events
     cdef Py_ssize_t _max_bytes
     cdef public bint full
+    cdef public Py_ssize_t size
 
     cpdef put(self, event)
     cpdef object take(self)
     cdef object _following(self)
     cpdef clear(self)
+
+
+cdef Py_ssize_t _memory_of(object message) except -1

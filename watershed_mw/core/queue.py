@@ -7,10 +7,16 @@ is the shell's part. This file is compiled as well as interpreted.
 
 from __future__ import annotations
 
+import sys
+
 from .events import Event
 from .limits import Limits
 
 __all__ = ["ReceiveQueue"]
+
+# Characters from which on it is looked at how many bytes each takes; below, their number stands in for bytes, as exact
+# counting would cost an encoding.
+_LARGE = 4096
 
 
 class ReceiveQueue:
@@ -24,9 +30,10 @@ class ReceiveQueue:
 
     Attributes:
         full: whether reading should pause.
+        size: bytes of the messages in it.
     """
 
-    __slots__ = ("_bytes", "_come", "_count", "_first", "_max_bytes", "_max_events", "_next", "full")
+    __slots__ = ("_come", "_count", "_first", "_max_bytes", "_max_events", "_next", "full", "size")
 
     def __init__(self, limits: Limits) -> None:
         self._first: Event | None = None
@@ -34,7 +41,7 @@ class ReceiveQueue:
         self._come: list[Event] | None = None
         self._next: list[Event] | None = None
         self._count = 0
-        self._bytes = 0
+        self.size = 0
         self._max_events = limits.max_queued_messages
         self._max_bytes = limits.max_queued_bytes
         self.full = False
@@ -49,9 +56,8 @@ class ReceiveQueue:
             self._come.append(event)
         self._count += 1
         if isinstance(event, (str, bytes)):
-            # A str's length in characters stands in for its bytes: exact counting would cost an encoding.
-            self._bytes += len(event)
-        if self._count > self._max_events or self._bytes > self._max_bytes:
+            self.size += len(event) if len(event) < _LARGE else _memory_of(event)
+        if self._count > self._max_events or self.size > self._max_bytes:
             self.full = True
 
     def take(self) -> Event:
@@ -66,8 +72,8 @@ class ReceiveQueue:
         self._count -= 1
         self._first = None if self._count == 0 else self._following()
         if isinstance(event, (str, bytes)):
-            self._bytes -= len(event)
-        if self.full and self._count <= self._max_events // 2 and self._bytes <= self._max_bytes // 2:
+            self.size -= len(event) if len(event) < _LARGE else _memory_of(event)
+        if self.full and self._count <= self._max_events // 2 and self.size <= self._max_bytes // 2:
             self.full = False
         return event
 
@@ -82,7 +88,7 @@ class ReceiveQueue:
     def clear(self) -> None:
         """Forget everything."""
         self._first = self._come = self._next = None
-        self._count = self._bytes = 0
+        self._count = self.size = 0
         self.full = False
 
     def __len__(self) -> int:
@@ -90,3 +96,8 @@ class ReceiveQueue:
 
     def __bool__(self) -> bool:
         return self._count > 0
+
+
+def _memory_of(message: str | bytes) -> int:
+    """Bytes that a message takes: a single emoji makes four of every character."""
+    return len(message) if isinstance(message, bytes) or message.isascii() else sys.getsizeof(message)

@@ -15,3 +15,15 @@ cdef Py_ssize_t _past_ascii(const unsigned char *source, Py_ssize_t index, Py_ss
     byte="unsigned char", low="unsigned char", high="unsigned char", need=long,
 )
 cpdef long utf8_state(bytes data, Py_ssize_t start, Py_ssize_t stop, long state)
+
+
+cdef class TextCheck:
+    cdef object _decoder
+    cdef long _state
+
+    @cython.locals(valid=bint)
+    cpdef check(self, bytes data, Py_ssize_t start, Py_ssize_t stop, bint last)
+
+
+cpdef object decode_text(bytes payload)
+cpdef object not_utf8()

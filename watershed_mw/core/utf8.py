@@ -5,7 +5,10 @@ This file is compiled as well as interpreted; the interpreted protocol uses Pyth
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
+
+from ..errors import RemoteProtocolError
 
 try:
     import cython
@@ -15,7 +18,7 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
 if cython.compiled:
     from cython.cimports.libc.string import memcpy
 
-__all__ = ["utf8_state"]
+__all__ = ["TextCheck", "decode_text", "not_utf8", "utf8_state"]
 
 # Of eight bytes; one of them set is what ASCII has not.
 _HIGH_BITS = 0x8080808080808080
@@ -87,3 +90,51 @@ def utf8_state(data: bytes | bytearray, start: int, stop: int, state: int) -> in
             low, high = 0x80, 0xBF
             need -= 1
     return need | low << 8 | high << 16 if need else 0
+
+
+class TextCheck:
+    """Checks one TEXT message while its pieces come."""
+
+    __slots__ = ("_decoder", "_state")
+
+    def __init__(self) -> None:
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._state = 0
+
+    def check(self, data: bytes | bytearray, start: int, stop: int, last: bool) -> None:
+        """Check the next piece, ``data[start:stop]``.
+
+        Raises:
+            RemoteProtocolError: it is no UTF-8; close code 1007.
+        """
+        if cython.compiled:
+            # No text is made of it yet: the fault of a large message shows before its end, and costs one look.
+            self._state = utf8_state(data, start, stop, self._state)
+            valid = self._state == 0 or (self._state > 0 and not last)
+        else:
+            if self._decoder is None:
+                self._decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                self._decoder.decode(data[start:stop], last)
+                # CPython waits for a third byte to tell that a surrogate has begun; the second one shows it.
+                pending = self._decoder.getstate()[0]
+                valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
+            except UnicodeDecodeError:
+                valid = False
+        if not valid:
+            raise not_utf8()
+
+
+def decode_text(payload: bytes) -> str:
+    """The text of a whole message. Raises as :meth:`TextCheck.check`."""
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        pass
+    # Raised out here, as an exception in the context of another holds on to the payload.
+    raise not_utf8()
+
+
+def not_utf8() -> RemoteProtocolError:
+    """The error that fails a connection whose peer sends other bytes as text."""
+    return RemoteProtocolError("expected UTF-8 in a TEXT message, got other bytes", close_code=1007)

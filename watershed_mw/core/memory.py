@@ -1,0 +1,264 @@
+"""What the connections of a process hold together, and which of them wait or end when it is too much.
+
+A connection has an account once it holds more than a small amount, and reports in steps, so that messages that come
+whole and are taken at once are never counted. Figures go in, orders come out: nothing here reads a clock, measures
+memory, or touches a connection. Reports come from any thread; orders are given while no lock is held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+
+__all__ = ["PATIENCE", "STEP", "Account", "MemoryBudget"]
+
+STEP: Final = 64 * 2**10
+"""Bytes below which a connection is not counted, and by which what it holds changes until it reports again."""
+
+PATIENCE: Final = 5.0
+"""Seconds that reading may be paused for want of memory until :meth:`Account.overdue` is to be called."""
+
+
+class Account:
+    """What one connection holds.
+
+    Args:
+        budget: of the process.
+        limit: ``max_memory`` of this connection, in bytes.
+        notify: called in any thread when ``paused`` or ``ending`` has changed; it must not block for long.
+
+    Attributes:
+        paused: whether the connection should not read.
+        paused_at: when that was ordered.
+        ending: whether it should end, with :meth:`error`.
+        sentenced_at: bytes that it held when that was ordered.
+        held: bytes that it last reported.
+    """
+
+    __slots__ = ("_budget", "_notify", "_parts", "ending", "held", "limit", "paused", "paused_at", "sentenced_at")
+
+    def __init__(self, budget: MemoryBudget, limit: int, notify: Callable[[], object]) -> None:
+        self._budget = budget
+        self._notify = notify
+        self._parts = (0, 0, 0)
+        self.limit = limit
+        self.held = 0
+        self.paused = False
+        self.paused_at = 0.0
+        self.ending = False
+        self.sentenced_at = 0
+
+    def report(self, making: int, queued: int, unsent: int, now: float) -> None:
+        """Say what the connection holds; less than ``STEP`` bytes count as nothing.
+
+        Args:
+            making: bytes of the message that is being received.
+            queued: bytes of messages that the application has not taken.
+            unsent: bytes that the peer has not taken.
+            now: current time in seconds, of a clock that never goes back.
+        """
+        self._parts = (making, queued, unsent)
+        held = making + queued + unsent
+        self._budget.report(self, held if held >= STEP else 0, now)
+
+    def overdue(self) -> None:
+        """Reading has been paused for ``PATIENCE`` seconds: what is held does not become less by waiting."""
+        self._budget.overdue(self)
+
+    def close(self) -> None:
+        """The connection holds nothing any more."""
+        self._parts = (0, 0, 0)
+        self._budget.report(self, 0, 0.0)
+
+    def pardoned(self) -> bool:
+        """Whether, after a report, it need not end: it has let go of half by itself, as reports come in steps."""
+        return self._budget.pardon(self)
+
+    def notify(self) -> None:
+        """Let the connection look at ``paused`` and ``ending``."""
+        self._notify()
+
+    @property
+    def unsent_most(self) -> bool:
+        """Whether most of it is unsent: the peer does not read, and would not get a Close frame either."""
+        return self._parts[2] >= max(self._parts[:2])
+
+    def error(self) -> ProtocolError:
+        """What the connection ends with.
+
+        The peer's message takes the memory: 1009, as a smaller one would do. Otherwise what we did not take or did not
+        get rid of: 1013, "try again later", as it is no fault of the peer's.
+        """
+        making, queued, unsent = self._parts
+        text = (
+            f"expected the connections of this process to hold at most {self.limit} bytes (max_memory), got more: this "
+            f"one held {making} of an arriving message, {queued} not received by the application, {unsent} unsent"
+        )
+        if making > max(queued, unsent):
+            return RemoteProtocolError(text, close_code=1009)
+        return LocalProtocolError(text, close_code=1013)
+
+
+class MemoryBudget:
+    """The accounts of a process, and how much they may hold in all: the smallest ``max_memory`` among them.
+
+    At three quarters of it reading pauses where more is held than an equal share, and goes on below half. Past all of
+    it the largest end, until a sixteenth is free. What is ending counts until it has let go.
+
+    Args:
+        lock: guards everything; reentrant, as anything may run within an allocation.
+        warn: called with a line for the log.
+    """
+
+    def __init__(self, lock: AbstractContextManager[object], warn: Callable[[str], object]) -> None:
+        self._lock = lock
+        self._warn = warn
+        self._accounts: set[Account] = set()
+        self._paused: set[Account] = set()
+        self._limits: Counter[int] = Counter()
+        self._limit = 0
+        self._gone: deque[Account] = deque()
+        self._ending = 0
+        self.total = 0
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that all may hold; 0 while nobody holds any."""
+        return self._limit
+
+    def forget(self, lock: AbstractContextManager[object]) -> None:
+        """Begin anew, in the child of a fork: the connections are the parent's, and its lock may be held for ever."""
+        self.__init__(lock, self._warn)  # type: ignore[misc]
+
+    def lost(self, account: Account) -> None:
+        """The connection has been collected, wherever that happens: its account is closed with the next report."""
+        self._gone.append(account)
+
+    # --- reports -----------------------------------------------------------------------------------------
+
+    def report(self, account: Account, held: int, now: float) -> None:
+        """Count what ``account`` holds, and give the orders that follow from it."""
+        with self._lock:
+            while self._gone:
+                self._count(self._gone.popleft(), 0)
+            self._count(account, held)
+            line, orders = self._decide(account, now)
+        self._give(line, orders)
+
+    def overdue(self, account: Account) -> None:
+        """End the largest of those that are paused until half is free; where less than the mark is held they go on."""
+        with self._lock:
+            if not account.paused:
+                return
+            account.paused_at += PATIENCE
+            line, orders = "", self._resumed(self._limit * 3 // 4)
+            if not orders:
+                line, orders = self._end(sorted(self._paused, key=_size, reverse=True), self._limit // 2)
+        self._give(line, orders)
+
+    def pardon(self, account: Account) -> bool:
+        """Whether ``account`` need not end, as it holds at most half of what it was told to end for."""
+        with self._lock:
+            if account.ending and account.held > account.sentenced_at // 2:
+                return False
+            if account.ending:
+                account.ending = False
+                self._ending -= account.held
+            return True
+
+    def _give(self, line: str, orders: list[Account]) -> None:
+        if line:
+            self._warn(line)
+        for account in orders:
+            account.notify()
+
+    # --- with the lock -----------------------------------------------------------------------------------
+
+    def _count(self, account: Account, held: int) -> None:
+        if account not in self._accounts:
+            account.held = 0
+            account.paused = account.ending = False
+            if held == 0:
+                return
+            self._accounts.add(account)
+            self._limits[account.limit] += 1
+            self._limit = min(self._limits)
+        self.total += held - account.held
+        if account.ending:
+            self._ending += held - account.held
+        account.held = held
+        if held == 0:
+            self._accounts.discard(account)
+            self._paused.discard(account)
+            self._limits[account.limit] -= 1
+            if not self._limits[account.limit]:
+                del self._limits[account.limit]
+                self._limit = min(self._limits, default=0)
+
+    def _decide(self, account: Account, now: float) -> tuple[str, list[Account]]:
+        mark = self._limit * 3 // 4
+        if self.total - self._ending > self._limit:
+            largest = sorted(self._accounts, key=_size, reverse=True)
+            return self._end(largest, self._limit - self._limit // 16)
+        share = mark // max(1, len(self._accounts))
+        if account.paused:
+            if account.held <= share // 2:
+                self._release(account)
+                return "", [account, *self._resumed(self._limit // 2)]
+        elif account.held > share and self.total > mark and not account.ending:
+            account.paused = True
+            account.paused_at = now
+            self._paused.add(account)
+            line = self._figures("reading pauses where most is held") if len(self._paused) == 1 else ""
+            return line, [account]
+        return "", self._resumed(self._limit // 2)
+
+    def _resumed(self, most: int) -> list[Account]:
+        """Let all read on where at most so much is held."""
+        if not self._paused or self.total - self._ending > most:
+            return []
+        resumed = list(self._paused)
+        for account in resumed:
+            self._release(account)
+        return resumed
+
+    def _release(self, account: Account) -> None:
+        account.paused = False
+        self._paused.discard(account)
+
+    def _end(self, candidates: list[Account], most: int) -> tuple[str, list[Account]]:
+        ended: list[Account] = []
+        size = 0
+        for account in candidates:
+            if self.total - self._ending <= most:
+                break
+            if not account.ending:
+                account.ending = True
+                account.sentenced_at = account.held
+                self._release(account)
+                self._ending += account.held
+                size += account.held
+                ended.append(account)
+        line = self._figures(f"the largest end, {len(ended)} of them with {_mebibytes(size)}") if ended else ""
+        return line, ended
+
+    def _figures(self, what: str) -> str:
+        return (
+            f"connections hold {_mebibytes(self.total)}, and may hold {_mebibytes(self._limit)} (max_memory), in "
+            f"{len(self._accounts)} that hold more than {STEP // 2**10} KiB each: {what}"
+        )
+
+
+def _size(account: Account) -> int:
+    return account.held
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
