@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -28,8 +28,12 @@ _REFUSALS = 256
 class AsyncConnection(WatershedConnection):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting is awaited.
 
-    Every method may be called from the event loop's thread; ``send``, ``ping``, ``end`` and ``destroy``
-    from any other as well.
+    Every method may be called from the event loop's thread; ``send``, ``ping``, ``end`` and ``destroy`` from any other
+    as well, where they act soon, in the order of the calls. What they return need not be awaited. A thread that wants
+    backpressure, or to hear of an error, has it awaited:
+    ``asyncio.run_coroutine_threadsafe(conn.send(data), loop).result()``, or asgiref's ``async_to_sync`` of a coroutine
+    function that awaits it. On asyncio that may be any event loop, and ``receive``, iteration and ``wait_closed`` may
+    be awaited on any; a ``receive`` that another loop cancels may lose the message that has just come for it.
     """
 
     __slots__ = ("_refused",)
@@ -173,20 +177,49 @@ class AsyncConnection(WatershedConnection):
         """Call it on the event loop's thread; RuntimeError when that loop is closed."""
         raise NotImplementedError
 
-    def _from_thread(self, call: Callable[[], object], *, sending: bool = False) -> None:
+    async def _elsewhere(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Await ``call()`` on the connection's own event loop, from a task of another thread's."""
+        raise NotImplementedError
+
+    def _on_own_thread(self) -> bool:
+        raise NotImplementedError
+
+    def _from_thread(self, call: Callable[[], Any], *, sending: bool = False) -> Awaitable[None]:
+        """Call it on the event loop's thread, soon and in order; nobody has to await what comes of it.
+
+        Returns:
+            what may be awaited on any event loop: it is done when what ``call()`` returned is, and raises what that
+            raised.
+        """
         if sending and not self._core.sending:
             raise self._closed_error()
+        outcome: list[Any] = []
 
         def guarded() -> None:
             try:
-                call()
-            except ConnectionClosed:
-                pass  # It ended between the two threads; its handlers know.
+                outcome.append(call())
+            except ConnectionClosed as error:
+                outcome.append(error)  # It ended between the two threads; its handlers know.
+            except BaseException as error:
+                outcome.append(error)
+                raise
 
         try:
             self._soon(guarded)
         except RuntimeError:
             raise self._closed_error() from None  # The loop is closed, and every connection with it.
+        return Pending(lambda: self._outcome(outcome))
+
+    async def _outcome(self, outcome: list[Any]) -> None:
+        if not self._on_own_thread():
+            await self._elsewhere(lambda: self._outcome(outcome))
+            return
+        while not outcome:
+            await self._pause()  # the loop is about to make the call
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        if outcome[0] is not None:
+            await outcome[0]
 
 
 AsyncHandler: TypeAlias = Callable[[AsyncConnection], Awaitable[object]]

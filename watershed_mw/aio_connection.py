@@ -7,11 +7,12 @@ there and then, and carried over to the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from .aio import AsyncConnection
 from .aio_shell import SENDS_PER_TURN, AsyncioShell
-from .awaitables import READY, NextTurn, Pending
+from .awaitables import READY, NextTurn, Pending, on_loop
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
 from .core.payloads import Sendable
@@ -74,6 +75,9 @@ class AsyncioConnection(AsyncioShell):
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""
+        if get_ident() != self._thread:
+            message: str | bytes = await self._elsewhere(lambda: self.receive(timeout))
+            return message
         self._check_pull()
         if timeout is not None:
             async with asyncio.timeout(timeout):
@@ -88,6 +92,8 @@ class AsyncioConnection(AsyncioShell):
         return self._next_message()
 
     async def __anext__(self) -> str | bytes:
+        if get_ident() != self._thread:
+            return await AsyncConnection.__anext__(self)
         # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
         self._check_pull()
         if not self._news.is_idle():
@@ -173,15 +179,13 @@ class AsyncioConnection(AsyncioShell):
             self._flush()
 
     def _send_from_thread(self, data: str | bytes) -> Awaitable[None]:
-        self._from_thread(lambda: self.send(data), sending=True)
-        return READY
+        return self._from_thread(lambda: self.send(data), sending=True)
 
     def ping(self, data: Sendable = b"") -> Awaitable[None]:
         """As the base class says."""
         if get_ident() != self._thread:
             payload = checked_ping(data)
-            self._from_thread(lambda: self.ping(payload), sending=True)
-            return READY
+            return self._from_thread(lambda: self.ping(payload), sending=True)
         try:
             self._queue_ping(data)
         except ConnectionClosed as error:
@@ -192,8 +196,7 @@ class AsyncioConnection(AsyncioShell):
         """As the base class says."""
         if get_ident() != self._thread:
             encode_close(code, reason)  # raises here what nobody would see over there
-            self._from_thread(lambda: self.end(reason, code=code))
-            return READY
+            return self._from_thread(lambda: self.end(reason, code=code))
         self._queue_close(code, reason)
         self._advance_and_settle()
         return Pending(self.wait_closed)
@@ -222,6 +225,9 @@ class AsyncioConnection(AsyncioShell):
 
     async def wait_closed(self) -> None:
         """As the base class says."""
+        if get_ident() != self._thread:
+            await self._elsewhere(self.wait_closed)
+            return
         self._ran = True
         if self._lost:
             await self._pause()
@@ -233,6 +239,12 @@ class AsyncioConnection(AsyncioShell):
     async def _drained(self) -> None:
         while self._writing_paused and not self._lost and not self._core.ended:
             await self._expect_drain()
+
+    async def _elsewhere(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        return await on_loop(self._loop, call)
+
+    def _on_own_thread(self) -> bool:
+        return bool(get_ident() == self._thread)
 
     def _soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)

@@ -107,7 +107,8 @@ class OrderedHandlers(AsyncConnection):
             self._waiting.extend(waiting)
         elif waiting:
             self._waiting = deque(waiting)
-            self._busy = self._loop.create_task(self._await_waiting(self._waiting))
+            # Not by way of a task factory: it may let the task begin at once, and end, before it is known here.
+            self._busy = asyncio.Task(self._await_waiting(self._waiting), loop=self._loop)
             if self._abandoned:
                 self._be_patient(self._busy)
 

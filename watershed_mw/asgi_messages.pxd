@@ -7,7 +7,9 @@ from .aio_connection cimport AsyncioConnection
 cdef class ASGIMessages:
     cdef bint _disconnected
     cdef object _door
+    cdef object _loop
     cdef object _never
+    cdef unsigned long _thread
     cdef public AsyncioConnection connection
 
     @cython.locals(connection=AsyncioConnection, known=dict)

@@ -11,10 +11,20 @@ from collections.abc import Awaitable, MutableMapping
 from typing import Any, Protocol
 
 from .aio_connection import AsyncioConnection
-from .awaitables import NextTurn
+from .awaitables import NextTurn, on_loop
 from .connection import logger
 from .core.codes import MAX_CLOSE_REASON
 from .core.headers import shown
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from . import _interpreted as cython
+
+if cython.compiled:
+    from cython.cimports.cpython.pythread import PyThread_get_thread_ident as get_ident
+else:
+    from threading import get_ident
 
 __all__ = ["ASGIMessages", "Door"]
 
@@ -29,6 +39,10 @@ class Door(Protocol):
         """Take the application's answer, or a part of it."""
 
 
+async def _pattern(message: MutableMapping[str, Any]) -> None:
+    """What ``send`` looks like to an application."""
+
+
 class ASGIMessages:
     """One application's way to its client.
 
@@ -36,9 +50,18 @@ class ASGIMessages:
         connection: what has been accepted, None before.
     """
 
-    __slots__ = ("_disconnected", "_door", "_never", "connection")
+    __slots__ = ("_disconnected", "_door", "_loop", "_never", "_thread", "connection")
+
+    # What it takes to be known as a coroutine function named `send` (inspect and asyncio ask for these), as frameworks
+    # look for one: asgiref's async_to_sync() warns of anything else.
+    __name__ = "send"
+    __code__ = _pattern.__code__
+    __defaults__ = None
+    __kwdefaults__ = None
 
     def __init__(self, door: Door) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._door = door
         self._disconnected = False
         self._never: asyncio.Event | None = None
@@ -50,13 +73,16 @@ class ASGIMessages:
         Any number of tasks may receive: each gets one message, in the order in which they asked, and at the end each of
         them gets the disconnect. Whoever asks after it waits until the task is cancelled, as under uvicorn's classes.
         """
+        if get_ident() != self._thread:
+            message: dict[str, Any] = await on_loop(self._loop, self.receive)
+            return message
         if self._disconnected:
             await self._wait_for_ever()
         if self.connection is None:
-            message = await self._door.receive_unopened()
-            if message is not None:
-                self._disconnected = message["type"] == "websocket.disconnect"
-                return message
+            unopened = await self._door.receive_unopened()
+            if unopened is not None:
+                self._disconnected = unopened["type"] == "websocket.disconnect"
+                return unopened
         connection = self.connection
         assert connection is not None
         if connection._push:
@@ -74,6 +100,16 @@ class ASGIMessages:
             return {"type": "websocket.receive", "text": data}
         return {"type": "websocket.receive", "bytes": data}
 
+    def __call__(self, message: MutableMapping[str, Any]) -> Awaitable[None]:
+        """As :meth:`send`, for the application: the object itself is its ``send``."""
+        return self.send(message)
+
+    async def _send_elsewhere(self, message: MutableMapping[str, Any]) -> None:
+        if get_ident() != self._thread:
+            await on_loop(self._loop, lambda: self._send_elsewhere(message))
+        else:
+            await self.send(message)
+
     async def _wait_for_ever(self) -> None:
         # Not for a future of its own: what nobody but its task holds is collected together with that.
         if self._never is None:
@@ -81,7 +117,13 @@ class ASGIMessages:
         await self._never.wait()
 
     def send(self, message: MutableMapping[str, Any]) -> Awaitable[None]:
-        """Take a message from the application; done once the client keeps up."""
+        """Take a message from the application; done once the client keeps up.
+
+        On the event loop's thread it is taken at once. Elsewhere a coroutine takes it when that is awaited, on whatever
+        event loop: asgiref's ``async_to_sync`` calls this in a worker's thread, and has the outcome awaited.
+        """
+        if get_ident() != self._thread:
+            return self._send_elsewhere(message)
         connection = self.connection
         if connection is None:
             return self._door.send_unopened(message)

@@ -7,10 +7,10 @@ wherever a coroutine is, as by ``asyncio.create_task``. This file is compiled as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn, Self
 
-__all__ = ["READY", "NextTurn", "Pending", "Ready"]
+__all__ = ["READY", "NextTurn", "Pending", "Ready", "on_loop"]
 
 
 class Ready:
@@ -83,6 +83,21 @@ class NextTurn(Pending):
 
     def __init__(self) -> None:
         Pending.__init__(self, _turn)
+
+
+async def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Await ``call()`` on the event loop of another thread, from a task of this thread's own loop.
+
+    Raises:
+        RuntimeError: the other loop is closed.
+    """
+    work = call()
+    try:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        work.close()
+        raise
+    return await asyncio.wrap_future(future)
 
 
 async def _turn() -> None:

@@ -13,7 +13,7 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, NoReturn
 
 import anyio
@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 
 from .aio import AsyncConnection
 from .asgi_server import ASGIServer
-from .awaitables import READY, Pending
+from .awaitables import Pending, on_loop
 from .connection import Details, Handler, checked_message, logger
 from .core.codes import CloseCode, encode_close
 from .core.memory import PATIENCE
@@ -57,6 +57,7 @@ class PortableConnection(AsyncConnection):
         "_call_soon",
         "_drained",
         "_held_back",
+        "_loop",
         "_news",
         "_read_on",
         "_reading",
@@ -82,7 +83,7 @@ class PortableConnection(AsyncConnection):
         self._asgi_send = send
         self._server = server
         self._thread = threading.get_ident()
-        self._call_soon = _call_soon()
+        self._loop, self._call_soon = _loop_and_call_soon()
         self._news = anyio.Event()
         self._reading = anyio.CancelScope()
         self._read_on = True
@@ -130,6 +131,9 @@ class PortableConnection(AsyncConnection):
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says."""
+        if not self._on_own_thread():
+            message: str | bytes = await self._elsewhere(lambda: self.receive(timeout))
+            return message
         self._check_pull()
         if self._receivers or not self._queue:
             await self._expect_message(timeout)
@@ -162,8 +166,7 @@ class PortableConnection(AsyncConnection):
         """As the base class says; the awaitable is done when the server has taken the message."""
         if threading.get_ident() != self._thread:
             copy = checked_message(data)
-            self._from_thread(lambda: self.send(copy), sending=True)
-            return READY
+            return self._from_thread(lambda: self.send(copy), sending=True)
         message = as_message(data)
         if not message and not self._server.empty_messages:
             self._unsupported("to send an empty message")
@@ -194,8 +197,7 @@ class PortableConnection(AsyncConnection):
         if code != CloseCode.NO_STATUS and not self._server.sends(code):
             self._unsupported(f"to close with {code}")
         if threading.get_ident() != self._thread:
-            self._from_thread(lambda: self.end(reason, code=code))
-            return READY
+            return self._from_thread(lambda: self.end(reason, code=code))
         self._queue_close(code, reason)
         self._tell_all()
         return Pending(self.wait_closed)
@@ -221,6 +223,9 @@ class PortableConnection(AsyncConnection):
 
     async def wait_closed(self) -> None:
         """Wait until the server has taken our Close, or has told of the end."""
+        if not self._on_own_thread():
+            await self._elsewhere(self.wait_closed)
+            return
         self._ran = True
         if self._core.ended:
             await self._pause()
@@ -242,6 +247,17 @@ class PortableConnection(AsyncConnection):
 
     async def _news_come(self) -> None:
         await self._news.wait()
+
+    async def _elsewhere(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        if self._loop is None:
+            raise LocalProtocolError(
+                "expected a connection on trio to be awaited in trio's own thread, got another one: "
+                "use trio.from_thread.run(conn.send, data)"
+            )
+        return await on_loop(self._loop, call)
+
+    def _on_own_thread(self) -> bool:
+        return threading.get_ident() == self._thread
 
     def _soon(self, call: Callable[[], None]) -> None:
         self._call_soon(call)
@@ -434,11 +450,12 @@ def ends_task(error: BaseException, task: Any) -> bool:
     return isinstance(error, anyio.get_cancelled_exc_class()) or is_interrupt(error)
 
 
-def _call_soon() -> Callable[[Callable[[], None]], object]:
-    """How another thread gets something called on the running event loop, asyncio's or trio's."""
+def _loop_and_call_soon() -> tuple[asyncio.AbstractEventLoop | None, Callable[[Callable[[], None]], object]]:
+    """The running event loop, None on trio, and how another thread gets something called on it."""
     try:
-        return asyncio.get_running_loop().call_soon_threadsafe
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         import trio
 
-        return trio.lowlevel.current_trio_token().run_sync_soon
+        return None, trio.lowlevel.current_trio_token().run_sync_soon
+    return loop, loop.call_soon_threadsafe

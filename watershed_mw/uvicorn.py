@@ -378,6 +378,16 @@ class WatershedProtocol(asyncio.Protocol):
         share_fields(self._scope["headers"])
         fresh = getattr(self.config, "reset_contextvars", False)
         context = contextvars.Context() if fresh else contextvars.copy_context()
+        if self._loop.get_task_factory() is None:
+            self._start_app(context)
+        else:
+            # A task may begin at once (asyncio.eager_task_factory). It must not: uvicorn makes this object the
+            # transport's protocol when this call returns, in place of a connection that has been accepted already.
+            self._loop.call_soon(self._start_app, context)
+
+    def _start_app(self, context: contextvars.Context) -> None:
+        if self._stage is not _Stage.DECIDING:
+            return  # the client has left, or the server stops: it has been answered
         # What it would get by itself is a name and a second context for each connection.
         self._task = self._loop.create_task(self._run_app(), name="WebSocket", context=context)
         self._server_state.tasks.add(self._task)
@@ -413,7 +423,7 @@ class WatershedProtocol(asyncio.Protocol):
     async def _run_app(self) -> None:
         messages = self._messages = ASGIMessages(self)
         try:
-            result = await self.config.loaded_app(self._scope, messages.receive, messages.send)
+            result = await self.config.loaded_app(self._scope, messages.receive, messages)
         except BaseException as error:
             if is_cancellation(error, self._task):
                 self._finish(1012)
