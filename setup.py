@@ -47,6 +47,8 @@ MODULES = (
     "aio_connection",
     "asgi_messages",
     "broadcast",
+    "blocking_socket",
+    "threads_steps",
     "relay_sides",
 )
 ROOT = Path(__file__).resolve().parent

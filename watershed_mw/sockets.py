@@ -1,8 +1,7 @@
-"""Sockets as the threads flavour and proxy mode need them: waited for, never blocking, plain or TLS.
+"""Kinds of sockets: what applications get in proxy mode, and TLS sockets that had another owner.
 
-:class:`BlockingSocket` hides the differences between plain and TLS sockets behind a handful of
-calls that neither raise nor wait longer than they are told. :class:`DetachedSocket` is what an
-application gets in proxy mode: its own socket, with the bytes that were read too early in front.
+:class:`DetachedSocket` is what an application gets in proxy mode: its own socket, with the bytes that were read too
+early in front. A TLS socket cannot move to another object, so it changes its class instead.
 """
 
 from __future__ import annotations
@@ -10,19 +9,12 @@ from __future__ import annotations
 import _socket
 import asyncio
 import contextlib
-import select
 import socket
 import ssl
-import struct
-import sys
-import threading
-import time
 from collections.abc import Iterable
-from math import inf
-from typing import Any, cast
+from typing import Any
 
 __all__ = [
-    "BlockingSocket",
     "DetachedSocket",
     "DetachedTLSSocket",
     "HeldTLSSocket",
@@ -32,17 +24,9 @@ __all__ = [
     "break_stream",
     "close_socket",
     "detach",
+    "shut_down",
     "without_tls",
 ]
-
-# Bytes asked for at once: where all of them come more, up to the most.
-_FEW = 4 * 2**10
-_MOST = 256 * 2**10
-# Seconds below which a wait inside recv() is not worth telling the kernel its limit.
-_SHORT = 0.05
-# Where the option takes two longs, and a single call can be told not to wait.
-_CAN_WAIT = sys.platform in ("linux", "darwin") and hasattr(socket, "MSG_DONTWAIT")
-_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def address(name: Any) -> str:
@@ -54,164 +38,13 @@ def address(name: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-class BlockingSocket:
-    """A connected stream socket; deadlines are times of ``time.monotonic()``, None for no limit.
-
-    A plain socket's ``recv`` waits for bytes by itself, for as long as the kernel has been told (SO_RCVTIMEO): half
-    the system calls of a ``poll`` before each, and half as often another thread gets hold of the interpreter. TLS and
-    the sockets of gevent and eventlet are waited for.
-
-    Args:
-        sock: plain or TLS socket, which belongs to this object from now on.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
-        # Green sockets are no subclass of the C module's.
-        self._waits = self._tls is None and _CAN_WAIT and isinstance(sock, _socket.socket)
-        self._patience = inf  # what the kernel has been told, in seconds
-        self._exact = False
-        self._size = _FEW
-        if self._waits:
-            try:
-                self._tell_kernel(inf)
-            except OSError:
-                self._waits = False  # another size of time than two longs; or it is closed, as waiting will find out
-        self._at_once = socket.MSG_DONTWAIT if self._waits else 0
-        sock.setblocking(self._waits)
-        self._ending = False
-        # OpenSSL allows one thread at a time inside a connection; no call below waits inside.
-        self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
-
-    def receive(self, deadline: float | None) -> bytes | None:
-        """Wait for bytes: empty when the stream has ended or broken, None when nothing came in time, or sooner."""
-        left = inf if deadline is None else deadline - time.monotonic()
-        if not self._waits or left < _SHORT:
-            return self._receive_when_ready(deadline)
-        try:
-            if self._patience > left:
-                # Deadlines draw nearer with each message. Half of what is left will do for many, and whoever has waited
-                # that long in vain is told to come back.
-                self._tell_kernel(left if self._exact else left / 2)
-            data = self._socket.recv(self._size)
-        except BlockingIOError:
-            self._exact = True
-            return None
-        except (OSError, ValueError):
-            return b""
-        self._exact = False
-        if self._size > _FEW or len(data) == _FEW:
-            self._fit(len(data))
-        return data
-
-    def _fit(self, came: int) -> None:
-        """Ask for more next time where all that was asked for came: room that stays empty has to be got as well."""
-        if came == self._size:
-            self._size = min(4 * self._size, _MOST)
-        elif came < self._size // 4:
-            self._size = max(self._size // 2, _FEW)
-
-    def _receive_when_ready(self, deadline: float | None) -> bytes | None:
-        read, write = True, False
-        while True:
-            try:
-                if not self._pending() and not any(self._wait(deadline, read, write)):
-                    return None
-                with self._guard:
-                    data = self._receive()
-                self._fit(len(data))
-                return data
-            except ssl.SSLWantWriteError:
-                read, write = False, True  # TLS 1.3's key update: it has to write before it can read
-            except _WOULD_BLOCK:
-                read, write = True, False
-            except (OSError, ValueError):
-                return b""
-
-    def _tell_kernel(self, patience: float) -> None:
-        seconds, part = divmod(0.0 if patience == inf else max(patience, 0.001), 1.0)
-        limit = struct.pack("@ll", int(seconds), int(part * 1e6))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._patience = patience
-
-    def _pending(self) -> bool:
-        """Whether OpenSSL holds bytes, which poll cannot see."""
-        return self._tls is not None and not self._ending and self._tls.pending() > 0
-
-    def _receive(self) -> bytes:
-        if self._ending:
-            # After our close_notify OpenSSL calls data a fault, though TCP wants it read to the end.
-            return cast(bytes, without_tls(self._socket).recv(self._socket, self._size))
-        return self._socket.recv(self._size, self._at_once)
-
-    def send(self, data: bytes | memoryview) -> int | None:
-        """Write what the kernel takes at once: 0 when it takes nothing now, None when the stream is broken."""
-        try:
-            if self._tls is None:
-                return self._socket.send(data, self._at_once)
-            with self._guard:
-                return self._tls.send(data)
-        except _WOULD_BLOCK:
-            return 0
-        except (OSError, ValueError):
-            return None
-
-    def wait_to_write(self, deadline: float | None, *, read: bool) -> bool:
-        """Wait until more can be written or, with ``read``, bytes have come; whether they have."""
-        try:
-            return self._wait(deadline, read, True)[0]
-        except (OSError, ValueError):
-            return read
-
-    def _wait(self, deadline: float | None, read: bool, write: bool) -> tuple[bool, bool]:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        # poll knows no limit of 1,024 descriptors; select stands in where there is no poll (Windows).
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(self._socket, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
-            found = poll.poll(None if timeout is None else timeout * 1000)
-            events = found[0][1] if found else 0
-            broken = events & ~(select.POLLIN | select.POLLOUT)
-            return bool(events & select.POLLIN or (broken and read)), bool(events & select.POLLOUT or broken)
-        readable, writable, _ = select.select([self._socket] * read, [self._socket] * write, [], timeout)
-        return bool(readable), bool(writable)
-
-    def half_close(self) -> None:
-        """End this direction of the stream: nothing more will be written, reading goes on."""
-        if self._tls is not None:
-            with contextlib.suppress(OSError, ValueError), self._guard:
-                self._ending = True
-                self._tls.unwrap()  # sends close_notify; the peer's is not waited for
-        with contextlib.suppress(OSError, ValueError):
-            _shut_down(self._socket, socket.SHUT_WR)
-
-    def shutdown(self) -> None:
-        """Break the stream, so that every thread that waits on it wakes up; the descriptor stays."""
-        with contextlib.suppress(OSError, ValueError):
-            _shut_down(self._socket, socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close the descriptor; nobody may be waiting on it any more."""
-        if self._tls is not None:
-            ssl.SSLSocket.close(self._tls)  # a HeldTLSSocket as well
-        else:
-            self._socket.close()
-
-    def release(self) -> socket.socket:
-        """Give the socket to a new owner, out of reach of whoever made it and may want to close it."""
-        if self._tls is not None:
-            self._tls.__class__ = HeldTLSSocket
-            return self._tls
-        return socket.socket(self._socket.family, self._socket.type, self._socket.proto, fileno=self._socket.detach())
-
-
 def without_tls(sock: Any) -> Any:
     """The class whose methods treat a TLS socket as the plain one that it is as well: C's, or gevent's own."""
     return _socket.socket if isinstance(sock, _socket.socket) else socket.socket
 
 
-def _shut_down(sock: socket.socket, how: int) -> None:
+def shut_down(sock: socket.socket, how: int) -> None:
+    """``sock.shutdown(how)``, of a TLS socket as well."""
     if isinstance(sock, ssl.SSLSocket):
         # Not SSLSocket.shutdown, which forgets the TLS state under a thread that may be using it.
         without_tls(sock).shutdown(sock, how)
@@ -222,7 +55,7 @@ def _shut_down(sock: socket.socket, how: int) -> None:
 def close_socket(sock: socket.socket) -> None:
     """Close a socket for good, a :class:`HeldTLSSocket` as well; the peer learns of it though a fork holds it."""
     with contextlib.suppress(OSError, ValueError):
-        _shut_down(sock, socket.SHUT_RDWR)
+        shut_down(sock, socket.SHUT_RDWR)
     if isinstance(sock, ssl.SSLSocket):
         ssl.SSLSocket.close(sock)
     else:
@@ -235,7 +68,7 @@ def break_stream(transport: Any) -> None:
     transport.set_protocol(asyncio.Protocol())
     with contextlib.suppress(Exception):  # uvloop's has no such method: closing that loop closes its descriptors
         if isinstance(sock, ssl.SSLSocket):
-            _shut_down(sock, socket.SHUT_RDWR)
+            shut_down(sock, socket.SHUT_RDWR)
         else:
             sock.shutdown(socket.SHUT_RDWR)
     with contextlib.suppress(Exception):

@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .connection import Handler, checked_message, checked_ping, logger
+from .core.events import Event
 from .core.payloads import Sendable
 from .core.states import State
 from .errors import ConnectionClosed, UnsupportedServerError
 from .threads_shell import LOOK_EVERY, ThreadsShell
+from .threads_steps import receive_alone, take_event
 
 if TYPE_CHECKING:
     from .aio import AsyncHandler
@@ -48,48 +50,37 @@ class ThreadConnection(ThreadsShell):
             self._check_pull()
         until = None if timeout is None else time.monotonic() + timeout
         late = False
-        message: str | bytes = b""
         core = self._core
+        event: Event | bool | None
         while True:
-            with self._state:
-                if self._queue:
-                    message = self._take_message()
-                    break
-                if core.state is not _OPEN:
-                    # To ask for more is to have replied to what came before.
-                    core.messages_handed_over(time.monotonic())
-                idle = until is None and core.state is _OPEN and not core.unsent_size
-                alone = idle and self._account is None and self._begin_reading()
-            if alone:
-                # Nothing else to see to: most messages come this way.
-                try:
-                    data = self._await_bytes(core.next_deadline())
-                    with self._state:
-                        events = self._take_bytes(data)
-                        if len(events) == 1 and self._trace is None and not core.unsent_size:
-                            event = events[0]
-                            if isinstance(event, (str, bytes)):
-                                return event  # past the queue, as nobody else has read meanwhile
-                        at_once = self._take(events)
-                except BaseException:
-                    self._read_no_more()
-                    raise
-                self._update_memory()
-                self._tell(at_once)
-                continue
-            if core.unsent_size:
-                self._flush(wait=True)
-            if core.ended:
-                self._wind_down()
-                raise self._closed_error()
+            if self._queue:
+                # No call from here to the return: no exception of a signal's handler comes in between.
+                (event,) = map(take_event, (self,))
+                if event.__class__ is str or event.__class__ is bytes:
+                    if self._account is not None:
+                        self._report_taken()
+                    return event
+                if event is not None:
+                    self._emit_event(event)
+            if core.state is not _OPEN:
+                with self._state:
+                    if not self._queue:
+                        # To ask for more is to have replied to what came before.
+                        core.messages_handed_over(time.monotonic())
+                if not self._queue and self._over() and self._wind_down(until):
+                    raise self._closed_error()
             if late:
                 raise TimeoutError(f"no message came within {timeout:g} seconds")
-            self._read(until)
+            if until is None:
+                (event,) = map(receive_alone, (self,))
+                if event.__class__ is str or event.__class__ is bytes:
+                    return event
+                if event is not False:
+                    self._look_after()
+                    continue
+            self._drive(until)
             # Judged before the next look, so that what has come in time is taken, with a timeout of 0 as well.
             late = until is not None and time.monotonic() >= until
-        if self._account is not None:
-            self._update_memory()
-        return message
 
     def __iter__(self) -> Self:
         return self
@@ -115,19 +106,11 @@ class ThreadConnection(ThreadsShell):
             return
         if time.monotonic() - self._looked > LOOK_EVERY:
             self._look()
-        with self._state:
-            self._queue_message(data)
-            # Most messages go straight on, with nothing before them and nobody else writing.
-            frame = self._core.data_to_send() if self._writing.acquire(False) else None
-        if frame is not None:
-            try:
-                self._write(frame)
-            finally:
-                self._end_writing()
-        if self._core.unsent_size:
-            self._flush(wait=True)
-        if self._core.state is _CLOSED:
-            raise self._closed_error()
+        if not self._send_at_once(data):
+            self._look_after()
+            self._write_until(self._core.bytes_sent)
+            if self._core.state is _CLOSED:
+                raise self._closed_error()
 
     def ping(self, data: Sendable = b"") -> None:
         """Send a PING with up to 125 bytes; :attr:`latency` is known once its PONG has been read.
@@ -139,7 +122,9 @@ class ThreadConnection(ThreadsShell):
             return
         with self._state:
             self._queue_ping(data)
-        self._flush(wait=True)
+            position = self._core.bytes_sent
+        self._flush()
+        self._write_until(position)
 
     def end(self, reason: str = "", *, code: int = 1000) -> None:
         """Close: send a Close frame, wait for the peer's and for the end of the TCP stream, close the socket.
@@ -170,7 +155,7 @@ class ThreadConnection(ThreadsShell):
             return
         with self._state:
             self._queue_close(code, reason)
-        self._flush(wait=False)
+        self._flush()
 
     def break_off(self) -> None:
         """Break the TCP stream, so that whoever is waiting wakes up and sees the end."""
@@ -201,19 +186,33 @@ class ThreadConnection(ThreadsShell):
             Exception: whatever a handler raised; the connection has then been closed with 1011.
         """
         self._push = self._running = self._ran = True
-        while True:
-            self._dispatch()
-            with self._state:
-                self._core.messages_handed_over(time.monotonic())
-            self._flush(wait=True)
-            if self._core.ended or self._handler_error is not None:
-                break
-            self._read(None)
-        self._running = False
+        try:
+            self._run()
+        finally:
+            self._running = False
         self._wind_down()
         if self._handler_error is not None:
             raise self._handler_error
         return self.close_code or 1006, self.close_reason or ""
+
+    def _run(self) -> None:
+        core = self._core
+        while True:
+            self._dispatch()
+            if core.state is not _OPEN:
+                with self._state:
+                    core.messages_handed_over(time.monotonic())
+                if self._over():
+                    return
+            if self._handler_error is not None:
+                return
+            (event,) = map(receive_alone, (self,))
+            if event is False:
+                self._drive(None)
+            elif event is True:
+                self._look_after()
+            else:
+                self._emit_event(event)
 
     def run_in_background(self, handler: AsyncHandler | None = None) -> None:
         """Hand the connection to the process's event-loop thread and return at once.
@@ -248,11 +247,15 @@ class ThreadConnection(ThreadsShell):
         parts = (self._details, self._core, self._queue)
         # It may raise: then the connection is as it was.
         background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
-        self._close_account()  # the loop's side has its own
         self._push = handler is None
         self._ran = self.in_background = True
+        self._close_account()  # the loop's side has its own
+        self._claim_socket()
+        if self._socket.rest:
+            self._core.put_back(bytes(self._socket.rest)[self._socket.sent :])
+        self._core.write_paused = self._core.read_paused = False
         self._background = background
-        background.start(self, self._socket.release(), self._head)
+        background.start(self, self._socket.release(), self._socket.data or b"")
 
     def _run_for_nobody(self) -> None:
         try:

@@ -133,7 +133,7 @@ def test_what_interrupts_a_reader_that_has_read_loses_nothing(link: Link, monkey
     live, peer = link()
     peer.send(TEXT, "heard")
     with monkeypatch.context() as patch:
-        patch.setattr(live.conn, "_take_bytes", lambda data: signal.default_int_handler(signal.SIGINT, None))
+        patch.setattr(live.conn, "_take_received", lambda: signal.default_int_handler(signal.SIGINT, None))
         with pytest.raises(KeyboardInterrupt):
             live.conn.receive()
     assert live.receive() == "heard"

@@ -1,0 +1,40 @@
+# C types of threads_steps.py; the logic stands there and nowhere else.
+cimport cython
+
+from .blocking_socket cimport BlockingSocket
+from .connection cimport WatershedConnection
+from .core.protocol cimport Protocol
+from .core.queue cimport ReceiveQueue
+
+cdef object _CLOSED
+
+
+cdef class ThreadsSteps(WatershedConnection):
+    cdef public BlockingSocket _socket
+    cdef public object _state
+    cdef public long long _reading
+    cdef public long long _writing
+    cdef public list _gates
+    cdef public double _looked
+    cdef public double _watched
+    cdef public long long _loaded
+    cdef public long long _written
+    cdef public tuple _heard
+    cdef public bint _closing
+
+    @cython.locals(core=Protocol)
+    cpdef _reading_begins(self)
+    @cython.locals(core=Protocol, sock=BlockingSocket, now=double, events=list, due=list, at_once=tuple)
+    cpdef _take_received(self)
+    @cython.locals(core=Protocol, sock=BlockingSocket, writing=bint)
+    cpdef bint _send_at_once(self, object data) except -1
+    @cython.locals(core=Protocol, before="long long")
+    cdef _queue_whole_message(self, object data)
+    @cython.locals(core=Protocol, sock=BlockingSocket)
+    cpdef _load_socket(self)
+
+
+@cython.locals(queue=ReceiveQueue)
+cpdef object take_event(ThreadsSteps connection)
+@cython.locals(core=Protocol, sock=BlockingSocket, queue=ReceiveQueue, reading=bint)
+cpdef object receive_alone(ThreadsSteps connection)
