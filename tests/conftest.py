@@ -31,7 +31,7 @@ THREAD_LIMIT = 5.0
 # Seconds after which a blocking call on a test's socket is a failure.
 SOCKET_LIMIT = 10.0
 # Threads that live as long as the process: they run the connections of `run_in_background()`.
-PROCESS_WIDE_THREADS = ("watershed-loop", "watershed-pool")
+PROCESS_WIDE_THREADS = ("watershed-loop", "watershed-pool", "watershed-watcher")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -25,7 +25,7 @@ from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, Unsupp
 from .interrupts import failure, is_interrupt
 from .refusals import log_scope_refused
 from .requests import as_request, check_status, scope_to_origin_form
-from .room import Room
+from .room import Place, Room
 from .sockets import address
 from .transports import DetachedStreams
 from .watershed import ConnectionOptions, Options, Settings, Watershed, check_options
@@ -74,21 +74,19 @@ class WatershedASGI:
             return
         scope_to_origin_form(scope)
         upgrade = ASGIUpgrade(self, scope, receive, send)
+        place: Place | None = None
         try:
             try:
                 upgrade.check()
-                self._room.enter()
+                place = self._room.enter()
             except HandshakeError as error:
                 await upgrade.refuse(error)
                 return
-            try:
-                scope["watershed"] = upgrade
-                if upgrade.native:
-                    await self.app(scope, receive, send)
-                else:
-                    await upgrade.serve(self.app)
-            finally:
-                self._room.leave()
+            scope["watershed"] = upgrade
+            if upgrade.native:
+                await self.app(scope, receive, send)
+            else:
+                await upgrade.serve(self.app)
         except ConnectionClosed:
             if not upgrade.over:
                 raise  # It tells of another connection, such as one to a database or to an upstream.
@@ -96,6 +94,8 @@ class WatershedASGI:
             if not upgrade.refused:
                 raise
         finally:
+            if place is not None:
+                place.leave()
             # The two refer to each other: what has ended need not wait for the garbage collector.
             scope.pop("watershed", None)
 

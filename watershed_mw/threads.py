@@ -143,7 +143,20 @@ class ThreadConnection(ThreadsShell):
             return
         with self._state:
             self._queue_close(code, reason)
-        self._wind_down()
+        try:
+            self._wind_down()
+        except BaseException:
+            self.end_elsewhere(reason, code=code)
+            raise
+
+    def end_elsewhere(self, reason: str = "", *, code: int = 1000) -> None:
+        """Close as :meth:`end` does, in a thread that is started for it, and wait for nothing."""
+        if self._background is None and not self._end_emitted:
+            self.begin_end(reason, code=code)
+            try:
+                threading.Thread(target=self._wind_down, name="watershed-end", daemon=True).start()
+            except RuntimeError:
+                self.destroy()  # the interpreter is on its way out, and starts no thread any more
 
     def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
         """Send a Close frame as :meth:`end` does, and wait for nothing; whoever is waiting sees the end through.

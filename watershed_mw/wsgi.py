@@ -25,7 +25,7 @@ from .interrupts import failure, is_interrupt
 from .loop_thread import check_background_loop
 from .refusals import log_environ_refused
 from .requests import check_status, environ_to_origin_form, http_version, write_response
-from .room import Room
+from .room import Place, Room
 from .takeover import Takeover
 from .threads import ThreadConnection
 from .transports import BlockingTransport
@@ -59,7 +59,6 @@ class WatershedWSGI:
         self.options = options
         self.shed = Watershed(**options)
         self.room = Room(self.shed.settings.max_connections)
-        self.leave = self.room.leave
         if self.shed.settings.shutdown_code is not None:
             catch_signals()
 
@@ -87,7 +86,9 @@ class WatershedWSGI:
             if isinstance(error, HandshakeError) and not upgrade.accepted:
                 return Rejection.of(error)(environ, start_response)
             interrupted = is_interrupt(error)
-            if interrupted:
+            if _is_timeout(error):
+                upgrade.end(code=1011, wait=False)
+            elif interrupted:
                 # The process is on its way out, and must not be held up.
                 upgrade.end("the server stops", code=self.shed.settings.shutdown_code or 1001, wait=False)
             else:
@@ -106,6 +107,12 @@ class WatershedWSGI:
         upgrade.revive_dummy()
         start_response("101 Switching Protocols", upgrade.sent)
         return _Nothing(upgrade)
+
+
+def _is_timeout(error: BaseException) -> bool:
+    """Whether it is a timeout of gevent's or eventlet's, which are no Exceptions and concern one request alone."""
+    kind = type(error)
+    return kind.__name__ == "Timeout" and kind.__module__.partition(".")[0] in ("gevent", "eventlet")
 
 
 def asks_for_upgrade(environ: Environ) -> bool:
@@ -259,6 +266,7 @@ class WSGIUpgrade:
         "_environ",
         "_held",
         "_middleware",
+        "_place",
         "_start_response",
         "_taken",
         "_write",
@@ -275,6 +283,7 @@ class WSGIUpgrade:
         self._write: Any = None
         self._begun = False
         self._middleware = middleware
+        self._place: Place | None = None
         self._environ = environ
         self._start_response: StartResponse | None = start_response
         self._taken: Takeover | None = None
@@ -332,7 +341,7 @@ class WSGIUpgrade:
             _check_resources()
             self.sent = list(headers)
             response = write_response(101, [*answer, *self.sent])
-            room.enter()
+            self._place = place = room.enter()
         except HandshakeError as error:
             log_environ_refused(self._environ, error)
             raise _as_answer(error, self._environ) from None
@@ -356,13 +365,13 @@ class WSGIUpgrade:
                 self._environ,
                 head,
                 _closed_class(self._environ),
-                self._middleware.leave,  # it may live on when the request is over
+                place.leave,  # it may live on when the request is over
                 settings.shutdown_code if settings.shutdown_code != 0 else 1001,
             )
             self._connection.no_background = server.no_background(self._environ)
         finally:
             if self._connection is None:
-                room.leave()
+                place.leave()
         return self._connection
 
     def check(self) -> tuple[Request, str]:
@@ -485,10 +494,17 @@ class WSGIUpgrade:
         if connection is not None and not connection.in_background:
             if code == 1000:
                 connection.warn_if_never_run()
+            ended = False
             try:
-                (connection.end if wait else connection.begin_end)(reason, code=code)
+                if wait:
+                    connection.end(reason, code=code)
+                    ended = True
             except ConnectionClosed:
-                pass  # It had ended by itself.
+                ended = True  # It had ended by itself.
+            finally:
+                if not ended:
+                    # This thread must not wait, or has been interrupted: the end and the place are due all the same.
+                    connection.end_elsewhere(reason, code=code)
 
     def revive_dummy(self) -> None:
         """The server is about to go on."""
@@ -505,4 +521,4 @@ class WSGIUpgrade:
         let_go(self._environ)
         # It was all in a circle, which only the garbage collector would break.
         self._environ, self._start_response, self._held, self._write = {}, None, None, None
-        self._taken = self._connection = None
+        self._taken = self._connection = self._place = None

@@ -57,7 +57,7 @@ class ASGIProxy:
         upgrade = cast(ASGIUpgrade, scope["watershed"])
         plan = self._plan
         try:
-            plan.room.enter()
+            place = plan.room.enter()
         except HandshakeError as error:
             await upgrade.refuse(error)
             return
@@ -79,7 +79,7 @@ class ASGIProxy:
             logger.warning("%s not proxied: %s", quote(scope["path"]), described(error))
             await upgrade.refuse(error, log=False)
         finally:
-            plan.room.leave()
+            place.leave()
 
     async def _destination(self, request: ProxyRequest) -> Destination:
         chosen = self._plan.chosen(request)

@@ -22,6 +22,7 @@ from ..errors import ConnectionClosed, HandshakeError
 from ..exhaustion import is_exhausted, unavailable
 from ..loop_thread import LoopFailedError, background_loop, run_on_background_loop
 from ..relay import Relay, can_relay, relay
+from ..room import Place
 from ..watershed import Options
 from ..wsgi import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 from .forwarding import answer_fields, refusal_fields
@@ -70,7 +71,7 @@ class WSGIProxy:
         upgrade = cast(WSGIUpgrade, environ["watershed"])
         plan = self._plan
         relayed: Relay | None = None
-        entered = False
+        place: Place | None = None
         try:
             request, key = upgrade.check()
             if not can_relay(background_loop()[0]):
@@ -79,15 +80,14 @@ class WSGIProxy:
                     "run the proxy as an ASGI application here",
                     status=501,
                 )
-            plan.room.enter()
-            entered = True
+            place = plan.room.enter()
             forwarded = request_of_environ(environ, request.headers, upgrade.target)
             # In this thread, which may wait, and has whatever the framework keeps for the request.
             chosen = plan.chosen(forwarded)
             to, answer = self._ask(upgrade, forwarded, key, chosen)
             if isinstance(answer, Refusal):
                 return answer.pass_on(upgrade, start_response)
-            relayed = self._relay(upgrade, *answer, forwarded.path, to.shown)
+            relayed = self._relay(upgrade, place, *answer, forwarded.path, to.shown)
         except ConnectionClosed as error:
             if not upgrade.accepted:
                 gone = HandshakeError(f"nobody is there to be answered: {error}", status=_CLIENT_GONE)
@@ -101,8 +101,8 @@ class WSGIProxy:
                 raise
             return Rejection.of(unavailable(error))(environ, start_response)
         finally:
-            if entered and relayed is None:
-                plan.room.leave()
+            if place is not None and relayed is None:
+                place.leave()
         # To frameworks this is an answer like any other.
         start_response("101 Switching Protocols", [])
         return ()
@@ -130,7 +130,7 @@ class WSGIProxy:
                 socket.close(descriptor)
 
     def _relay(
-        self, upgrade: WSGIUpgrade, answered: list[tuple[str, str]], upstream: Raw, path: str, where: str
+        self, upgrade: WSGIUpgrade, place: Place, answered: list[tuple[str, str]], upstream: Raw, path: str, where: str
     ) -> Relay:
         plan = self._plan
         if not self._told_mode:
@@ -154,13 +154,13 @@ class WSGIProxy:
             run_on_background_loop(_drop(upstream))
             raise
         logger.info("%s relays to %s (raw bytes)", path, where)
-        relayed.when_gone(partial(self._ended, f"{path} relayed to {where}", relayed))
+        relayed.when_gone(partial(self._ended, f"{path} relayed to {where}", relayed, place))
         if server.no_background(upgrade.environ):
             relayed.wait()  # the process ends with the request
         return relayed
 
-    def _ended(self, what: str, relayed: Relay) -> None:
-        self._plan.room.leave()
+    def _ended(self, what: str, relayed: Relay, place: Place) -> None:
+        place.leave()
         logger.info("%s: %s", what, relayed.result)
 
 

@@ -1,0 +1,450 @@
+"""The threads flavour under stress: full queues, exceptions out of nowhere, and applications that do something else."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any, Self
+
+import pytest
+
+from tests.connections.ways import CLIENT, IN_THREADS, SERVER, Link, Opener, Way, in_thread, until
+from tests.connections.wire import PING, PONG, TEXT, WirePeer, tcp_pair
+from tests.support import LIMIT
+from watershed_mw import ConnectionClosed, ThreadConnection, Watershed, implementation
+from watershed_mw.room import Room
+
+in_threads = pytest.mark.parametrize("way", IN_THREADS, ids=str)
+plain = pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
+# Seconds by which a timeout may be missed.
+LATE = 0.5
+# Seconds of the stress test; a minute of it is for a change of the machinery.
+STRESS = float(os.environ.get("WATERSHED_MW_STRESS", "3"))
+# Pieces of a stream that the kernel cannot hold.
+LARGE = 300_000
+
+
+def pair(**options: Any) -> tuple[ThreadConnection, ThreadConnection]:
+    """A server's and a client's connection on the two ends of a socket pair."""
+    ours, theirs = socket.socketpair()
+    shed = Watershed(**options)
+    key = shed.generate_key()
+    request = shed.request_headers(key)
+    server = shed.accept(dict([("Host", "x"), *request]), ours)
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += theirs.recv(1)
+    return server, shed.connect(head, theirs, key=key, request=request)
+
+
+# --- who waits to write also reads -----------------------------------------------------------------------------
+
+
+@in_threads
+def test_a_receiver_reads_on_while_two_senders_wait(link: Link) -> None:
+    """The first sender found the queue full, and the second waits for the first."""
+    live, peer = link(small=True, ping_interval=None, max_queued_messages=4)
+    first = live.begin("send", b"x" * 4_000_000)
+    until(lambda: live.conn._core.write_paused)
+    peer.write(*(peer.frame(TEXT, str(number)) for number in range(40)))
+    until(lambda: live.conn._queue.full)
+    second = live.begin("send", "second")
+    until(lambda: live.conn.stats.messages_sent == 2)
+    assert [live.receive(2.0) for _ in range(40)] == [str(number) for number in range(40)]
+    peer.send(TEXT, "last")
+    assert live.receive(2.0) == "last"
+    with pytest.raises(TimeoutError):
+        live.receive(0.1)
+    assert peer.read().payload == b"x" * 4_000_000
+    assert peer.read().payload == b"second"
+    first.result(LIMIT)
+    second.result(LIMIT)
+
+
+@in_threads
+def test_timeouts_are_kept_while_the_peer_takes_nothing(link: Link) -> None:
+    live, peer = link(small=True, ping_interval=None, max_queued_messages=2, close_timeout=0.3)
+    sending = [live.begin("send", b"x" * 4_000_000) for _ in range(3)]
+    until(lambda: live.conn._core.write_paused)
+    receiving = [live.begin("receive", 0.2) for _ in range(3)]
+    began = time.monotonic()
+    for future in receiving:
+        assert isinstance(future.exception(LIMIT), TimeoutError)
+    assert time.monotonic() - began < 0.2 + LATE
+    peer.write(*(peer.frame(TEXT, str(number)) for number in range(10)))
+    until(lambda: live.conn._queue.full)
+    began = time.monotonic()
+    live.call("end")
+    assert time.monotonic() - began < 0.3 + LATE
+    for future in sending:
+        assert isinstance(future.exception(LATE), ConnectionClosed)
+
+
+@plain
+def test_receive_keeps_its_timeout_while_the_end_is_awaited(link: Link) -> None:
+    """The closing handshake is over, and the peer leaves the TCP stream open."""
+    live, peer = link(close_timeout=LIMIT)
+    peer.send_close(1000)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        live.receive(0.2)
+    assert time.monotonic() - began < 0.2 + LATE
+    peer.expect_close(1000)
+    peer.close()
+    with pytest.raises(ConnectionClosed):
+        live.receive(LIMIT)
+
+
+@in_threads
+def test_keepalive_ends_who_never_receives_and_whose_peer_takes_nothing(link: Link) -> None:
+    live, peer = link(small=True, max_queued_messages=2, ping_interval=0.1, ping_timeout=0.2, close_timeout=0.2)
+    sending = live.begin("send", b"x" * 4_000_000)
+    until(lambda: live.conn._core.write_paused)
+    peer.write(*(peer.frame(TEXT, str(number)) for number in range(10)))
+    assert isinstance(sending.exception(0.5 + 2 * LATE), ConnectionClosed)
+    assert live.conn.close_code == 1011
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.timeout(STRESS + 60)
+@pytest.mark.usefixtures("restless")
+def test_many_threads_send_receive_end_and_destroy_on_full_queues() -> None:
+    """For a minute with ``WATERSHED_MW_STRESS=60``."""
+    until_then = time.monotonic() + STRESS
+    rounds = 0
+    while time.monotonic() < until_then:
+        _struggle(rounds)
+        rounds += 1
+    assert rounds
+
+
+def _struggle(number: int) -> None:
+    """Both ends send more than fits anywhere and take it, from several threads each; then they end in several ways."""
+    ends = pair(max_queued_messages=2, close_timeout=1.0, compression=number % 2 == 1)
+    told: list[list[int]] = [[], []]
+    for conn, codes in zip(ends, told, strict=True):
+        conn.on("end", lambda code, reason, codes=codes: codes.append(code))
+    got: list[list[str]] = [[], []]
+    enough = [threading.Event(), threading.Event()]
+    stop = threading.Event()
+
+    def send(conn: ThreadConnection, name: str) -> None:
+        count = 0
+        while not stop.is_set():
+            conn.send(f"{name} {count} " + "x" * (LARGE if count % 5 == 0 else 20))
+            count += 1
+
+    def receive(place: int) -> None:
+        waits = (None, 0.01, 0.3)
+        while True:
+            timeout = waits[len(got[place]) % 3]
+            began = time.monotonic()
+            try:
+                got[place].append(str(ends[place].receive(timeout)))
+            except TimeoutError:
+                assert timeout is not None
+                assert time.monotonic() - began < timeout + LATE
+            if len(got[place]) > 60:
+                enough[place].set()
+
+    calls = [in_thread(partial(send, conn, f"{name}")) for conn in ends for name in range(3)]
+    calls += [in_thread(partial(receive, place)) for place in (0, 1) for _ in range(2)]
+    for event in enough:
+        assert event.wait(LIMIT), f"stuck at {[len(messages) for messages in got]}"
+    stop.set()
+    before_the_end = [list(messages) for messages in got]
+    began = time.monotonic()
+    methods = (("end", "end"), ("destroy", "end"), ("end", "destroy"), ("destroy", "destroy"))[number % 4]
+    endings = [in_thread(getattr(conn, method)) for conn, method in zip(ends, methods, strict=True)]
+    for call in endings:
+        call.result(LIMIT)
+    assert time.monotonic() - began < 1.0 + 2 * LATE
+    for call in calls:
+        assert isinstance(call.exception(LIMIT), ConnectionClosed | None)
+    assert [len(codes) for codes in told] == [1, 1]
+    for messages, earlier in zip(got, before_the_end, strict=True):
+        for name in range(3):
+            counts = sorted(_counts(messages, name))
+            assert len(counts) == len(set(counts)), "none came twice"
+            # Two threads note what they got, in any order; but whatever came before the last one has been noted.
+            last = max(_counts(earlier, name), default=-1)
+            assert counts[: last + 1] == list(range(last + 1)), "none is missing"
+
+
+def _counts(messages: list[str], name: int) -> list[int]:
+    return [int(text.split(" ")[1]) for text in messages if text.startswith(f"{name} ")]
+
+
+# --- exceptions out of nowhere ---------------------------------------------------------------------------------
+
+
+def strike_once(condition: Callable[[], object]) -> None:
+    """Send this process a signal, which the main thread handles, as soon as a condition holds."""
+    until(condition)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+class Tick(Exception):
+    """What the handler of a signal raises."""
+
+
+class Ticking:
+    """Raises exceptions in the main thread at random moments, one after the other."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _raise(self, *_: Any) -> None:
+        raise Tick
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGALRM, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
+
+    def arm(self) -> None:
+        self.count += 1
+        signal.setitimer(signal.ITIMER_REAL, (self.count * 7919 % 3000 + 10) * 1e-6)
+
+
+@pytest.mark.parametrize("compression", [False, True])
+def test_exceptions_within_receive_lose_and_double_nothing(compression: bool) -> None:
+    count = 6000
+    server, client = pair(compression=compression, ping_interval=None)
+    sending = in_thread(lambda: [client.send(f"{number} " + "x" * (number % 700)) for number in range(count)])
+    got: list[str | bytes] = []
+    with Ticking() as ticking:
+        while len(got) < count:
+            try:
+                ticking.arm()
+                while len(got) < count:
+                    got.append(server.receive())
+            except Tick:
+                pass
+            except ConnectionClosed:
+                # The interpreter came between the steps of the core: the connection ends, with no gap before.
+                assert implementation == "interpreted"
+                break
+    assert [str(text).split(" ")[0] for text in got] == [str(number) for number in range(len(got))]
+    server.destroy()
+    client.destroy()
+    assert sending.exception(LIMIT) is None or implementation == "interpreted"
+    assert ticking.count > 1
+
+
+@pytest.mark.parametrize("compression", [False, True])
+def test_exceptions_within_send_tear_and_double_nothing(compression: bool) -> None:
+    count = 3000
+    server, client = pair(compression=compression, ping_interval=None)
+    receiving = in_thread(lambda: [int(str(text).split(" ")[0]) for text in server])
+    sent: list[int] = []
+    number = 0
+    with Ticking() as ticking:
+        while number < count:
+            try:
+                ticking.arm()
+                while number < count:
+                    number += 1
+                    client.send(f"{number} " + "y" * (200_000 if number % 50 == 0 else number % 5000))
+                    sent.append(number)
+            except Tick:
+                pass
+            except ConnectionClosed:
+                assert implementation == "interpreted"
+                break
+    client.end()
+    seen = receiving.result(LIMIT)
+    assert all(earlier < later for earlier, later in pairwise(seen))
+    if implementation == "compiled":
+        assert set(sent) <= set(seen)
+        assert server.close_code == 1000
+    server.destroy()
+
+
+@in_threads
+def test_a_timeout_error_of_a_signals_handler_is_not_the_peers_end(link: Link) -> None:
+    live, peer = link()
+
+    def late(*_: Any) -> None:
+        raise TimeoutError("too late")
+
+    before = signal.signal(signal.SIGUSR1, late)
+    try:
+        for wait in (None, LIMIT):
+            in_thread(lambda: strike_once(lambda: live.conn._reading < 0))
+            with pytest.raises(TimeoutError, match="too late"):
+                live.conn.receive(wait)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    peer.send(TEXT, "still there")
+    assert live.receive() == "still there"
+
+
+@plain
+def test_a_handler_of_a_signal_may_end_the_connection_that_its_thread_waits_for(link: Link) -> None:
+    live, peer = link(close_timeout=LIMIT)
+    before = signal.signal(signal.SIGUSR1, lambda *_: live.conn.end("stop", code=1001))
+    try:
+        in_thread(lambda: strike_once(lambda: live.conn._reading < 0))
+        answering = in_thread(lambda: peer.answer_close(1001, "stop"))
+        began = time.monotonic()
+        with pytest.raises(ConnectionClosed):
+            live.conn.receive()
+        assert time.monotonic() - began < LIMIT / 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    answering.result(LIMIT)
+
+
+@in_threads
+@pytest.mark.parametrize("method", ["run", "end"])
+def test_who_is_interrupted_still_has_the_end_told_once(link: Link, method: str) -> None:
+    live, peer = link(close_timeout=0.5)
+    live.on("text", print)
+
+    def interrupt(*_: Any) -> None:
+        raise Tick
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        in_thread(lambda: strike_once(lambda: live.conn._reading < 0))
+        with pytest.raises(Tick):
+            getattr(live.conn, method)()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    if method == "run":
+        assert live.endings.events == []
+        answering = in_thread(lambda: peer.answer_close(1000))
+        live.call("end")
+        answering.result(LIMIT)
+    else:
+        peer.answer_close(1000)
+    live.endings.wait_for("end", 1000)
+    live.gone()
+    assert live.endings.count("end") == 1
+
+
+def test_a_place_is_given_back_once_and_by_who_forgets_it() -> None:
+    room = Room(2)
+    first, second = room.enter(), room.enter()
+    first.leave()
+    first.leave()
+    assert room.taken == 1
+    del second
+    gc.collect()
+    assert room.taken == 0
+
+
+# --- connections that nobody reads -----------------------------------------------------------------------------
+
+
+@in_threads
+def test_pings_are_answered_and_sent_while_the_application_does_something_else(link: Link) -> None:
+    live, peer = link(ping_interval=0.3, ping_timeout=5.0)
+    peer.send(PING, b"busy?")
+    peer.send(TEXT, "one")
+    peer.expect(PONG, b"busy?")
+    frame = peer.read()
+    assert frame.opcode == PING
+    peer.send(PONG, frame.payload)
+    until(lambda: live.conn.latency is not None)
+    assert live.receive(0) == "one"
+    assert live.conn.close_code is None
+
+
+@in_threads
+def test_the_end_is_noticed_while_the_application_does_something_else(link: Link) -> None:
+    live, peer = link(reply_timeout=0.1, close_timeout=LIMIT)
+    peer.send(TEXT, "last")
+    peer.send_close(1000)
+    peer.expect_close(1000)
+    peer.close()
+    until(lambda: live.conn.gone)
+    assert live.endings.events == [], "handlers are called by the application's threads"
+    assert live.receive(0) == "last"
+    with pytest.raises(ConnectionClosed):
+        live.receive(0)
+    assert live.endings.count("end") == 1
+
+
+@plain
+def test_what_comes_while_nobody_receives_is_bounded(link: Link) -> None:
+    live, peer = link(small=True, max_queued_messages=4, max_queued_bytes=40_000, ping_interval=0.1, ping_timeout=0.2)
+    frame = peer.frame(TEXT, "x" * 10_000)
+    begun = peer.flood(frame, 4_000_000)
+    threading.Event().wait(0.6)  # several timeouts: a length of time is what this is about
+    assert live.conn.close_code is None
+    assert live.conn.stats.messages_received < 40
+    finishing = in_thread(peer.finish_flood)
+    assert [live.receive() for _ in range(begun)] == ["x" * 10_000] * begun
+    finishing.result(LIMIT)
+
+
+@plain
+def test_a_rest_that_an_interrupted_send_has_left_is_written_though_nobody_calls(link: Link) -> None:
+    live, peer = link(small=True)
+
+    def interrupt(*_: Any) -> None:
+        raise Tick
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        in_thread(lambda: strike_once(lambda: live.conn._writing < 0))
+        with pytest.raises(Tick):
+            live.conn.send(b"x" * 4_000_000)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert peer.read().payload == b"x" * 4_000_000
+
+
+@pytest.mark.parametrize("way", [Way("background", "socket", tls, SERVER) for tls in (False, True)], ids=str)
+def test_a_connection_that_was_looked_after_may_move_to_the_background(opener: Opener, way: Way) -> None:
+    live, peer = opener.open(way, record=("text",))
+    peer.send(TEXT, "early")
+    peer.send(PING, b"there?")
+    peer.expect(PONG, b"there?")  # so the text is in the queue
+    over = live.run()
+    live.log.wait_for("text", "early")
+    peer.send(TEXT, "late")
+    live.log.wait_for("text", "late")
+    peer.begin_close()
+    assert over.result(LIMIT) == (1000, "")
+
+
+def test_one_thread_looks_after_all_connections() -> None:
+    shed = Watershed()
+    conns, peers = [], []
+    for _ in range(50):
+        ours, theirs = tcp_pair()
+        key = shed.generate_key()
+        conns.append(shed.accept(dict([("Host", "x"), *shed.request_headers(key)]), ours))
+        peer = WirePeer(theirs, CLIENT)
+        peer.read_head()
+        peers.append(peer)
+    for peer in peers:
+        peer.send(PING, b"all")
+    for peer in peers:
+        peer.expect(PONG, b"all")
+    assert sum(thread.name == "watershed-watcher" for thread in threading.enumerate()) == 1
+    for conn, peer in zip(conns, peers, strict=True):
+        conn.destroy()
+        peer.close()
