@@ -31,7 +31,12 @@ _CLOSED = State.CLOSED
 
 
 class ThreadConnection(ThreadsShell):
-    """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread."""
+    """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread.
+
+    Any number of threads may send and receive at once; each message is received by one of them. While no thread waits,
+    one watcher thread per process answers PINGs, sends keepalive PINGs and buffers messages up to the queue's bound;
+    it calls no handler.
+    """
 
     __slots__ = ("__dict__",)  # for what an application keeps there
 
@@ -159,9 +164,9 @@ class ThreadConnection(ThreadsShell):
                 self.destroy()  # the interpreter is on its way out, and starts no thread any more
 
     def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
-        """Send a Close frame as :meth:`end` does, and wait for nothing; whoever is waiting sees the end through.
+        """Send a Close frame as :meth:`end` does, and wait for nothing.
 
-        It learns of ``close_timeout`` when it wakes: by what the peer does, or when keepalive is due.
+        A thread that is waiting sees the end through, or the process's watcher does.
         """
         if self._background is not None:
             self._background.call_soon("end", reason, code=code)

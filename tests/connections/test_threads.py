@@ -230,7 +230,12 @@ class Ticking:
 def test_exceptions_within_receive_lose_and_double_nothing(compression: bool) -> None:
     count = 6000
     server, client = pair(compression=compression, ping_interval=None)
-    sending = in_thread(lambda: [client.send(f"{number} " + "x" * (number % 700)) for number in range(count)])
+
+    def send() -> None:
+        for number in range(count):
+            client.send(f"{number} " + "x" * (number % 700))
+
+    sending = in_thread(send)
     got: list[str | bytes] = []
     with Ticking() as ticking:
         while len(got) < count:
