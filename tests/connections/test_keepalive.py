@@ -177,8 +177,11 @@ def _answer_pings(peer: WirePeer) -> None:
 
 
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
-def test_a_thread_that_was_away_for_long_still_finds_the_peers_answer(link: Link) -> None:
-    """Nobody read meanwhile: the PONG has been there all the time."""
+def test_a_thread_that_was_away_for_long_still_finds_the_peers_answer(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody read meanwhile, not even the watcher, which is switched off: the PONG has been there all the time."""
+    monkeypatch.setattr("watershed_mw.threads_watcher._enabled", False)
     live, peer = link(ping_interval=0.05, ping_timeout=0.1)
     receiving = live.begin("receive", 0.07)
     frame = peer.read()
