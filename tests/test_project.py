@@ -51,6 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.flow",
         "core.memory",
         "core.pace",
+        "core.pings",
         "core.queue",
         "core.conversation",
         "core.payloads",

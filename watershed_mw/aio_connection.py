@@ -231,7 +231,7 @@ class AsyncioConnection(AsyncioShell):
         self._ran = True
         if self._lost:
             await self._pause()
-        while not self._lost:
+        while not self._lost or self._core.backlog:
             await self._expect_close()
 
     # --- waiting -----------------------------------------------------------------------------------------

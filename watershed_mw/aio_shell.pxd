@@ -13,6 +13,8 @@ cdef Py_ssize_t _LITTLE
 cdef Py_ssize_t _MUCH
 cdef int _PATIENCE
 cdef Py_ssize_t _WORTH_ITS_OWN_READ
+cdef long long _WORK_PER_TURN
+cdef double _SECONDS_PER_TURN
 cdef object _OPEN
 cdef object _CLOSED
 
@@ -20,9 +22,10 @@ cdef object _CLOSED
 cdef class AsyncioShell(OrderedHandlers):
     cdef public object _armed_state
     cdef public bint _behind
-    cdef public tuple _closers
+    cdef public dict _closers
     cdef public object _closing
-    cdef public tuple _drainers
+    cdef public dict _drainers
+    cdef public bint _eof_waits
     cdef public int _fd
     cdef public bint _filling
     cdef public bint _flush_set
@@ -39,6 +42,9 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public long _sends
     cdef public unsigned long _thread
     cdef public object _transport
+    cdef public double _turn_began
+    cdef public long long _turn_ends
+    cdef public bint _yielding
 
     @cython.locals(core=Protocol)
     cpdef data_received(self, bytes data)
@@ -46,7 +52,13 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef object space(self, object _sizehint)
     @cython.locals(core=Protocol)
     cpdef filled(self, Py_ssize_t nbytes)
+    @cython.locals(core=Protocol)
     cpdef _receive_events(self, list events)
+    @cython.locals(core=Protocol)
+    cdef bint _may_go_on(self) except -1
+    cdef _yield_turn(self)
+    @cython.locals(core=Protocol)
+    cpdef _begin_turn(self)
     @cython.locals(core=Protocol)
     cpdef _settle(self)
     @cython.locals(deadline=object)
@@ -62,7 +74,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _write(self, bytes data)
     @cython.locals(core=Protocol, unsent=Py_ssize_t, held=Py_ssize_t)
     cpdef _update_memory(self)
-    @cython.locals(core=Protocol)
+    @cython.locals(core=Protocol, pause=bint, blocked=bint)
     cpdef _update_reading(self)
     @cython.locals(core=Protocol, filling=bint)
     cpdef _update_filling(self)

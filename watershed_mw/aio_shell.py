@@ -71,6 +71,12 @@ _LITTLE = 16 * 2**10
 # The end of a message is read together with what follows it, and copied.
 _WORTH_ITS_OWN_READ = 64 * 2**10
 
+# What one connection's bytes may keep the event loop busy with before the others have their turn: units of the core's
+# work (as many frames, or 4 MiB), and seconds, as nobody knows what handlers take. uvloop reads from a socket 32 times
+# in one iteration, so it counts across reads.
+_WORK_PER_TURN = 1024
+_SECONDS_PER_TURN = 0.005
+
 # Whose protocol a transport has when its connection is over.
 _GONE = cast(asyncio.Protocol, asyncio.BufferedProtocol())
 # Looked up once: a member of an Enum costs more than a call.
@@ -90,6 +96,7 @@ class AsyncioShell(OrderedHandlers):
         "_closers",
         "_closing",
         "_drainers",
+        "_eof_waits",
         "_fd",
         "_filling",
         "_flush_set",
@@ -106,6 +113,9 @@ class AsyncioShell(OrderedHandlers):
         "_sends",
         "_thread",
         "_transport",
+        "_turn_began",
+        "_turn_ends",
+        "_yielding",
     )
 
     def __init__(
@@ -135,9 +145,13 @@ class AsyncioShell(OrderedHandlers):
         self._patience = 0
         self._scratch: memoryview | None = None
         self._closing: asyncio.TimerHandle | None = None
-        # None or more; an empty list takes 64 bytes.
-        self._drainers: tuple[asyncio.Future[None], ...] = ()
-        self._closers: tuple[asyncio.Future[None], ...] = ()
+        # In the order in which they came; most connections never have one.
+        self._drainers: dict[asyncio.Future[None], None] | None = None
+        self._closers: dict[asyncio.Future[None], None] | None = None
+        self._yielding = False
+        self._eof_waits = False
+        self._turn_began = 0.0
+        self._turn_ends = protocol.work + _WORK_PER_TURN
         super().__init__(details, protocol)
         protocol.share_contexts(contexts_of(self._loop))
         if queue is not None:
@@ -182,7 +196,9 @@ class AsyncioShell(OrderedHandlers):
             self._trace("read-buffer", self, data)
         self._patience = _PATIENCE if len(data) >= _MUCH else 0
         core = self._core
-        self._receive_events(core.receive_data(data, monotonic()))
+        if data:
+            self._turn_began = monotonic()
+            self._receive_events(core.receive_step(data, len(data), self._turn_began))
 
     def space(self, _sizehint: int) -> memoryview:
         """Where the next bytes are to go."""
@@ -202,29 +218,40 @@ class AsyncioShell(OrderedHandlers):
         elif self._patience > 0:
             self._patience -= 1
         core = self._core
+        self._turn_began = monotonic()
         if self._in_place:
-            self._receive_events(core.receive_in_place(nbytes, monotonic()))
+            self._receive_events(core.receive_in_place(nbytes, self._turn_began))
         else:
             assert self._scratch is not None
             if self._trace is not None:
                 self._trace("read-buffer", self, bytes(self._scratch[:nbytes]))
             memory: Any = self._scratch.obj
-            self._receive_events(core.receive_borrowed(memory, nbytes, monotonic()))
+            self._receive_events(core.receive_step(memory, nbytes, self._turn_began))
 
     def _receive_events(self, events: list[Event]) -> None:
+        core = self._core
         self._reading = True
         try:
-            self._tell(self._take(events))
-            if self._queue._count > 0 and not self._push:
-                self._news.tell()
-            self._advance()
+            while True:
+                self._tell(self._take(events))
+                if self._queue._count > 0 and not self._push:
+                    self._news.tell()
+                self._advance()
+                if not core.backlog or not self._may_go_on():
+                    break
+                events = core.receive_more(monotonic())
         finally:
             self._reading = False
             self._sends = 0
+        if (core.backlog or core.work >= self._turn_ends) and not self._yielding:
+            self._yield_turn()
         self._settle()
 
     def eof_received(self) -> bool:
         """The peer has ended its direction of the stream; whatever is queued still goes out."""
+        if self._core.backlog:
+            self._eof_waits = True
+            return self._transport.can_write_eof()  # else it closes itself, before the replies have been written
         self._core.receive_eof()
         self._advance_and_settle()
         return False
@@ -234,7 +261,12 @@ class AsyncioShell(OrderedHandlers):
         self._lost = True
         if exc is not None and not self._core.ended and not isinstance(exc, ConnectionError):
             self._error = exc
-        self._core.receive_eof()
+        if self._core.backlog:
+            self._eof_waits = True
+            if not self._yielding:
+                self._yield_turn()
+        else:
+            self._core.receive_eof()
         self._cancel_ring()
         if self._closing is not None:
             self._closing.cancel()
@@ -266,6 +298,45 @@ class AsyncioShell(OrderedHandlers):
         self._advance_and_settle()
 
     # --- one turn ----------------------------------------------------------------------------------------
+
+    def _may_go_on(self) -> bool:
+        """Whether the next step of what has come may be taken in this iteration of the event loop."""
+        core = self._core
+        if (self._queue.full or self._held_back) and core.state is _OPEN:
+            return False
+        return core.work < self._turn_ends and monotonic() < self._turn_began + _SECONDS_PER_TURN
+
+    def _yield_turn(self) -> None:
+        """Go on with what has come, and read more, in the next iteration of the event loop."""
+        self._yielding = True
+        self._loop.call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._yielding = False
+        core = self._core
+        self._turn_began = monotonic()
+        self._turn_ends = core.work + _WORK_PER_TURN
+        if self._lost and self._is_over_bound():
+            core.receive_eof()  # which drops the rest: that the end is abnormal (1006) says so
+        blocked = (self._queue.full or self._held_back) and core.state is _OPEN
+        if core.backlog and (self._lost or not blocked):
+            self._receive_events(core.receive_more(self._turn_began))
+        else:
+            self._settle()
+        if self._eof_waits and not core.backlog:
+            self._eof_waits = False
+            core.receive_eof()
+            self._advance_and_settle()
+            self._wake_closers()
+
+    def _is_over_bound(self) -> bool:
+        """Whether more is queued than ever may be while the application does not take it.
+
+        After the stream's end nothing can wait in the kernel: what has come is queued past the marks. That is what one
+        read brings, but what is compressed may stand for a thousand times as much.
+        """
+        most = self._limits.max_message_size
+        return most is not None and self._queue._bytes > self._limits.max_queued_bytes + most
 
     def _hand_over(self) -> None:
         self._core.messages_handed_over(monotonic())
@@ -436,8 +507,11 @@ class AsyncioShell(OrderedHandlers):
         # Once the end has begun, only the peer's Close or the end of the stream is awaited.
         self._update_memory()
         core = self._core
-        pause = (self._queue.full or self._held_back) and core.state is _OPEN
-        if pause is not core.read_paused and not self._lost:
+        blocked = (self._queue.full or self._held_back) and core.state is _OPEN
+        pause = self._yielding or core.backlog or blocked
+        if core.backlog and not self._yielding and not blocked:
+            self._yield_turn()  # the application has made room
+        if pause != core.read_paused and not self._lost:
             if pause:
                 core.reading_paused(monotonic())
             else:
@@ -519,22 +593,22 @@ class AsyncioShell(OrderedHandlers):
 
     def _expect_close(self) -> asyncio.Future[None]:
         """A future that is done when the connection may have come to its end, or soon before."""
-        waiter = self._loop.create_future()
-        self._closers = (*[known for known in self._closers if not known.done()], waiter)
-        return waiter
+        if self._closers is None:
+            self._closers = {}
+        return _new_waiter(self._loop, self._closers)
 
     def _expect_drain(self) -> asyncio.Future[None]:
         """A future that is done when the peer reads again, or has gone."""
-        waiter = self._loop.create_future()
-        self._drainers = (*[known for known in self._drainers if not known.done()], waiter)
-        return waiter
+        if self._drainers is None:
+            self._drainers = {}
+        return _new_waiter(self._loop, self._drainers)
 
     def _wake_drainers(self) -> None:
-        waiters, self._drainers = self._drainers, ()
+        waiters, self._drainers = self._drainers, None
         _wake(waiters)
 
     def _wake_closers(self) -> None:
-        waiters, self._closers = self._closers, ()
+        waiters, self._closers = self._closers, None
         _wake(waiters)
 
 
@@ -569,7 +643,15 @@ def _abort(shell: AsyncioShell) -> None:
     shell._transport.abort()
 
 
-def _wake(waiters: tuple[asyncio.Future[None], ...]) -> None:
-    for waiter in waiters:
+def _new_waiter(loop: asyncio.AbstractEventLoop, waiters: dict[asyncio.Future[None], None]) -> asyncio.Future[None]:
+    """A future among the ``waiters``, which it leaves when it is done or cancelled."""
+    waiter = loop.create_future()
+    waiters[waiter] = None
+    waiter.add_done_callback(lambda done: waiters.pop(done, None))
+    return waiter
+
+
+def _wake(waiters: dict[asyncio.Future[None], None] | None) -> None:
+    for waiter in waiters or ():
         if not waiter.done():
             waiter.set_result(None)

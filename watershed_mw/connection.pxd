@@ -34,7 +34,7 @@ cdef class WatershedConnection:
     cdef public object remote
     cdef public object request
 
-    @cython.locals(at_once=tuple)
+    @cython.locals(at_once=list)
     cpdef tuple _take(self, list events)
     cpdef tuple _emit_event(self, object event)
     @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)

@@ -317,13 +317,16 @@ class WatershedConnection:
         Where messages are pushed everything goes through the queue, in order; where they are pulled,
         control frames do not wait for somebody to pull.
         """
-        at_once: tuple[Event, ...] = ()
+        at_once: list[Event] | None = None
         for event in events:
             if self._trace is not None:
                 self._trace_received(event)
             if isinstance(event, (str, bytes)):
                 if self._queue.full and not self._core.sending:
-                    continue  # The application has ended the connection and does not read: it wants no more.
+                    # The application has ended the connection and does not read: it wants no more. What it has still
+                    # to take has no gaps.
+                    self._queue.refuse_more()
+                    continue
                 self._queue.put(event)
             elif isinstance(event, Failed):
                 self._error = event.error
@@ -331,8 +334,10 @@ class WatershedConnection:
                 if self._push:
                     self._queue.put(event)
                 else:
-                    at_once = (*at_once, event)
-        return at_once
+                    if at_once is None:
+                        at_once = []
+                    at_once.append(event)
+        return () if at_once is None else tuple(at_once)
 
     # --- memory --------------------------------------------------------------------------------------
 

@@ -189,8 +189,10 @@ def lend(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START
     memory = bytearray(max(map(len, chunks), default=0) + 1)
     for chunk in filter(None, chunks):
         memory[: len(chunk)] = chunk
-        events += subject.receive_borrowed(memory, len(chunk), now)
+        events += subject.receive_step(memory, len(chunk), now)
         memory[:] = b"\xff" * len(memory)
+        while subject.backlog:
+            events += subject.receive_more(now)
     return events
 
 

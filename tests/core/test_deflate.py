@@ -50,6 +50,8 @@ def inflate_all(deflate: Deflate, pieces: list[bytes], room: int = -1) -> bytes:
     for index, piece in enumerate(pieces):
         left = room if room < 0 else room - len(message)
         message += deflate.inflate(piece, left, index == len(pieces) - 1)
+        while deflate.pending:
+            message += deflate.inflate_more(room if room < 0 else room - len(message))
     return message
 
 

@@ -140,9 +140,9 @@ def test_what_interrupts_the_reading_of_borrowed_memory_ends_it(build: Build, mo
     with monkeypatch.context() as patch:
         patch.setattr(MessageRate, "spend", lambda rate, now: signal.default_int_handler(signal.SIGINT, None))
         with pytest.raises(KeyboardInterrupt):
-            subject.receive_borrowed(memory, len(memory), START)
+            subject.receive_step(memory, len(memory), START)
     assert subject.close_code == 1006
-    assert subject.receive_borrowed(memory, len(memory), START) == []
+    assert subject.receive_step(memory, len(memory), START) == []
 
 
 def test_only_messages_in_one_frame_come_in_place(build: Build) -> None:

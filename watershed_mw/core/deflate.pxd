@@ -7,6 +7,8 @@ cdef int _REGULARS
 cdef Py_ssize_t _WORTH_PACKING
 cdef int _PACK_BITS
 cdef Py_ssize_t _INFLATER
+cdef Py_ssize_t _MOST_AT_ONCE
+cdef double _REST_AFTER
 
 
 cdef class Contexts:
@@ -23,6 +25,7 @@ cdef class Contexts:
 
 
 cdef class Deflate:
+    cdef double _quiet_since
     cdef public Py_ssize_t threshold
     cdef public int level
     cdef public int memory_level
@@ -36,7 +39,10 @@ cdef class Deflate:
     cdef bint _packed
     cdef list _recent
     cdef Py_ssize_t _recent_size
-    cdef bint _within_message
+    cdef public bint within_message
+    cdef bytes _rest
+    cdef bint _last
+    cdef public bint pending
     cdef int _streams
     cdef public bytes salvaged
     cdef public bint active
@@ -49,8 +55,13 @@ cdef class Deflate:
     cpdef start_afresh(self)
     cpdef bytes inflate(self, bytes piece, Py_ssize_t room, bint last)
 
-    @cython.locals(inflated=bytes, part=bytes)
-    cdef bytes _inflate(self, bytes piece, Py_ssize_t room)
+    @cython.locals(inflated=bytes)
+    cpdef bytes inflate_more(self, Py_ssize_t room)
+
+    @cython.locals(
+        inflated=bytes, piece=bytes, part=bytes, most=Py_ssize_t, limit=Py_ssize_t, more=bint,
+    )
+    cdef bytes _inflate(self, Py_ssize_t room)
 
     @cython.locals(history=bytes)
     cdef object _new_inflater(self)
@@ -62,6 +73,8 @@ cdef class Deflate:
     cdef object _fault(self, bytes inflated, str message, int close_code)
     cpdef Py_ssize_t unfinished(self) except -1
     cpdef share(self, Contexts contexts)
+    cpdef object rest_due(self)
+    cpdef rest_if_quiet(self, double now)
     cpdef rest(self)
     cpdef close(self)
     @cython.locals(history=bytes, packed=bytes)

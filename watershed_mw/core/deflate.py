@@ -21,6 +21,11 @@ __all__ = ["Contexts", "Deflate"]
 _TAIL = b"\x00\x00\xff\xff"
 # A block with BFINAL ends a zlib stream and costs a new context; no sender has a reason for many.
 _MAX_STREAMS_PER_MESSAGE = 64
+# Seconds after which contexts that nobody has used are given back, where somebody asks.
+_REST_AFTER = 1.0
+# A few bytes stand for megabytes: so many are inflated by one call, in a millisecond or two, and then others have their
+# turn.
+_MOST_AT_ONCE = 2**20
 
 # How many connections of one event loop may hold contexts: some 55 KiB each with the default options, of which the
 # sender's are 38. Connections that have compressed one message each way, and may never do so again, go through a small
@@ -94,16 +99,21 @@ class Deflate:
 
     Args:
         parameters: what the opening handshake agreed on.
+        now: current time in seconds, for :meth:`rest_if_quiet`.
 
     Attributes:
         threshold: messages shorter than so many bytes are to go uncompressed.
         salvaged: what came out of the piece before its fault, as far as zlib tells.
         active: whether there was a message since somebody set it to False.
+        within_message: whether a message has begun, and has not been inflated to its end.
+        pending: whether the last piece stands for more than has been inflated: :meth:`inflate_more` is to be called
+            before anything else is inflated.
         contexts: the pool that it belongs to; None where contexts are kept until :meth:`rest`.
         used, returned: for the pool: whether a context has been used again, and whether one had been given back before.
     """
 
-    def __init__(self, parameters: DeflateParameters) -> None:
+    def __init__(self, parameters: DeflateParameters, now: float = 0.0) -> None:
+        self._quiet_since = now
         options = parameters.options
         # zlib cannot deflate with 2**8: no message is long enough then.
         self.threshold = options.threshold if parameters.local_max_window_bits > 8 else sys.maxsize
@@ -121,7 +131,11 @@ class Deflate:
         # With an inflater: pieces of what was inflated, which hold at least a window if there was one.
         self._recent: list[bytes] | None = None
         self._recent_size = 0
-        self._within_message = False
+        self.within_message = False
+        # The piece that is being inflated, as far as zlib has not taken it, and whether its message ends with it.
+        self._rest = b""
+        self._last = False
+        self.pending = False
         self._streams = 0
         self.salvaged = b""
         self.active = False
@@ -152,7 +166,7 @@ class Deflate:
     # --- receiving -----------------------------------------------------------------------------------
 
     def inflate(self, piece: bytes, room: int, last: bool) -> bytes:
-        """The next piece of a compressed message, inflated (section 7.2.2).
+        """The next piece of a compressed message, inflated (section 7.2.2); 1 MiB of it where it stands for more.
 
         Args:
             piece: compressed bytes as they came.
@@ -166,9 +180,16 @@ class Deflate:
         self.active = True
         if self._inflater is not None:
             self.used = True
-        self._within_message = not last
-        inflated = self._inflate(piece + _TAIL if last else piece, room)
-        if last:
+        self.within_message = True
+        self._rest = piece + _TAIL if last else piece
+        self._last = last
+        return self.inflate_more(room)
+
+    def inflate_more(self, room: int) -> bytes:
+        """What follows of the piece that :meth:`inflate` was given. Raises as that does."""
+        inflated = self._inflate(room)
+        if self._last and not self.pending:
+            self.within_message = False
             self._streams = 0
             if not self._remote_takeover:
                 self._forget_inflater()
@@ -176,15 +197,19 @@ class Deflate:
                 self._enlist()
         return inflated
 
-    def _inflate(self, piece: bytes, room: int) -> bytes:
+    def _inflate(self, room: int) -> bytes:
         inflated = b""
-        while piece:
+        piece = self._rest
+        # One byte more than there is room for tells "exactly full" from "too much".
+        most = room + 1 if 0 <= room < _MOST_AT_ONCE else _MOST_AT_ONCE
+        more = self.pending or len(piece) > 0
+        while more and len(inflated) < most:
             inflater = self._inflater
             if inflater is None:
                 inflater = self._new_inflater()
+            limit = most - len(inflated)
             try:
-                # One byte more than there is room for tells "exactly full" from "too much"; 0 would mean no limit.
-                part: bytes = inflater.decompress(piece, 0 if room < 0 else room - len(inflated) + 1)
+                part: bytes = inflater.decompress(piece, limit)
             except zlib.error:
                 raise self._fault(
                     inflated, "expected DEFLATE data in a compressed message, got other bytes", 1007
@@ -195,15 +220,20 @@ class Deflate:
                     inflated, "expected a message within max_message_size, got more while inflating", 1009
                 )
             piece = inflater.unconsumed_tail
+            # zlib may have taken all of the piece, and yet hold back what did not fit.
+            more = len(piece) > 0 or len(part) == limit
             if inflater.eof:
                 # Section 7.2.3.4: a block with BFINAL is allowed; what follows starts a new stream.
                 piece = inflater.unused_data
+                more = len(piece) > 0
                 self._forget_inflater()
                 self._streams += 1
                 if self._streams > _MAX_STREAMS_PER_MESSAGE:
                     raise self._fault(inflated, "expected few DEFLATE streams in a message, got too many", 1008)
             elif self._remote_takeover:
                 self._record(part)
+        self.pending = more
+        self._rest = piece
         return inflated
 
     def _new_inflater(self) -> Any:
@@ -248,6 +278,8 @@ class Deflate:
 
     def _fault(self, inflated: bytes, message: str, close_code: int) -> RemoteProtocolError:
         self._forget_inflater()
+        self.pending = False
+        self._rest = b""
         self.salvaged = inflated
         return RemoteProtocolError(message, close_code=close_code)
 
@@ -262,13 +294,27 @@ class Deflate:
     @property
     def holding(self) -> bool:
         """Whether there is a context that could be given back."""
-        return self._deflater is not None or (self._inflater is not None and not self._within_message)
+        return self._deflater is not None or (self._inflater is not None and not self.within_message)
 
     def share(self, contexts: Contexts) -> None:
         """Belong to a pool from now on."""
         self.contexts = contexts
         if self.holding:
             self._enlist()
+
+    def rest_due(self) -> float | None:
+        """The time from which on :meth:`rest_if_quiet` may give something back; None where there is nothing."""
+        return self._quiet_since + _REST_AFTER if self.holding else None
+
+    def rest_if_quiet(self, now: float) -> None:
+        """Give all back, unless it was used since this was called a second ago or earlier."""
+        if now < self._quiet_since + _REST_AFTER:
+            return
+        self._quiet_since = now
+        if self.active:
+            self.active = False
+        else:
+            self.rest()
 
     def rest(self) -> None:
         """Give back all that can be given back, as the connection is idle: it comes back as a newcomer."""
@@ -283,6 +329,8 @@ class Deflate:
             self.contexts.discard(self)
         self._listed = False
         self._deflater = self.contexts = None
+        self.pending = False
+        self._rest = b""
         self._forget_inflater()
 
     def give_back(self, pack: bool) -> None:
@@ -296,7 +344,7 @@ class Deflate:
         self.returned = True
         resting = self._inflater is None
         history = self._history
-        if not resting and not self._within_message and _between_blocks(self._inflater):
+        if not resting and not self.within_message and _between_blocks(self._inflater):
             resting = True
             history = self._joined()
         if pack and not self._packed and len(history) >= _WORTH_PACKING:

@@ -88,7 +88,9 @@ cdef class FrameReader:
 
     cpdef forget(self)
     @cython.locals(rest=bytes)
-    cdef _keep_rest(self)
+    @cython.locals(more=bint)
+    cpdef bint suspend(self) except -1
+    cpdef keep_rest(self)
 
     @cython.locals(
         data="const unsigned char *", position=Py_ssize_t, byte0="unsigned char", byte1="unsigned char",

@@ -214,10 +214,14 @@ class FrameReader:
         self.borrow(data, len(data))
 
     def borrow(self, data: bytes | bytearray, size: int) -> None:
-        """As :meth:`feed` the first ``size`` bytes of ``data``, which the caller may change once ``read`` is False."""
+        """As :meth:`feed` the first ``size`` bytes of ``data``.
+
+        The caller may change them once :meth:`read` has returned False, or after :meth:`keep_rest`.
+        """
         if self._end > 0:
-            data = self._owner + data[:size]
+            data = bytes(self._owner[self._position : self._end]) + data[:size]
             size = len(data)
+            self._position = 0
         self._owner = self._data = data
         self._end = size
 
@@ -230,12 +234,12 @@ class FrameReader:
         available = self._end - self._position
         if self.last:
             if available < 2 or not self._read_header(available):
-                self._keep_rest()
+                self.keep_rest()
                 return False
             available = self._end - self._position
             self.first = True
         elif available == 0:
-            self._keep_rest()
+            self.keep_rest()
             return False
         else:
             self.first = False
@@ -346,10 +350,20 @@ class FrameReader:
         """Let go of every byte: nothing more will be read."""
         self.gathered = self._scratch = b""
         self._position = self._end
-        self._keep_rest()
+        self.keep_rest()
 
-    def _keep_rest(self) -> None:
-        # At most 13 bytes of a header; an idle connection must not hold on to a whole read's worth.
+    def suspend(self) -> bool:
+        """Stop reading before :meth:`read` has returned False, to go on at any time; whether there is more to read."""
+        more = self._position < self._end
+        if not more or not isinstance(self._owner, bytes):
+            self.keep_rest()  # only bytes stay as they are
+        return more
+
+    def keep_rest(self) -> None:
+        """Copy the bytes that are still to be read: mostly none, or at most 13 of a header.
+
+        An idle connection does not hold on to a whole read, and the memory that was lent goes back to its owner.
+        """
         rest = b"" if self._position == self._end else bytes(self._data[self._position : self._end])
         self._owner = self._data = rest
         self._end = len(rest)

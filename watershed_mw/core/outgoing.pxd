@@ -5,7 +5,11 @@ from .conversation cimport Conversation
 from .frames cimport encode_frame, encode_header
 
 cdef int _FIN
+cdef int _CLOSE
+cdef int _PONG
 cdef Py_ssize_t _LARGE
+cdef object _OPEN
+cdef object _ENDING
 cdef object _CLOSED
 
 
@@ -14,6 +18,12 @@ cdef class Outgoing(Conversation):
     cdef bytes _lone
     cdef list _outgoing
     cdef list _keys
+    cdef bytes _pending_pong
+
+    cdef _answer_ping(self, bytes payload)
+    cdef _echo_close(self)
+    cdef _send_failure(self)
+    cdef _send_close(self, bytes payload, object code, object reason)
 
     cpdef bytes data_to_send(self)
     @cython.locals(pieces=list)

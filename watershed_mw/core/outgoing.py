@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from struct import Struct
 
+from .codes import encode_close, shorten
 from .conversation import Conversation
 from .frames import encode_frame, encode_header
 from .states import State
@@ -16,12 +17,16 @@ from .states import State
 __all__ = ["Outgoing"]
 
 _FIN = 0x80
+_CLOSE = 0x8
+_PONG = 0xA
 # The kernel gives random bytes by the system call: one call serves 64 masking keys, which take 3 KiB in the meantime.
 _KEYS = Struct("4s" * 64)
 # Bytes from which on a payload is not copied into its frame: what is put together at last is copied then, once (the
 # protocol's part of a 4 KiB echo in bursts took 1.31 us, and takes 1.14).
 _LARGE = 2 * 2**10
 
+_OPEN = State.OPEN
+_ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
 
@@ -38,6 +43,54 @@ class Outgoing(Conversation):
         self._lone = b""
         self._outgoing: list[bytes] | None = None  # only where it is more than one piece
         self._keys: list[bytes] = []
+        self._pending_pong: bytes | None = None
+
+    # --- the protocol's own answers ------------------------------------------------------------------
+
+    def _answer_ping(self, payload: bytes) -> None:
+        # After our Close nothing but the peer's is awaited (section 5.5.1: no more frames after Close).
+        if self.state is not _OPEN:
+            return
+        if self.write_paused:
+            self._pending_pong = payload
+        else:
+            self._write(_PONG, payload)
+
+    def writing_resumed(self) -> None:
+        """Tell that the peer reads again: the PONG that waited is queued."""
+        self.write_paused = False
+        payload = self._pending_pong
+        self._pending_pong = None
+        if payload is not None and self._sending:
+            self._write(_PONG, payload)
+
+    def _echo_close(self) -> None:
+        assert self._close_received is not None
+        code, reason = self._close_received
+        # "When sending a Close frame in response, the endpoint typically echos the status code" (section 5.5.1).
+        self._send_close(encode_close(code, reason), code, reason)
+
+    def _send_failure(self) -> None:
+        assert self._failure is not None
+        code = self._failure.close_code
+        reason = shorten(str(self._failure))
+        self._send_close(encode_close(code, reason), code, reason)
+
+    def _send_close(self, payload: bytes, code: int, reason: str) -> None:
+        self._close_sent = (code, reason)
+        self._pending_pong = None
+        self._write(_CLOSE, payload)
+
+    @property
+    def half_close(self) -> bool:
+        """Whether this end should now end its direction of the TCP stream, after all queued bytes.
+
+        A server does so when the closing handshake is over (section 7.1.1 has it close first) and
+        either end does when it fails the connection; reading goes on until the peer's end comes.
+        """
+        return self.state is _ENDING and (not self._client or self._close_received is None)
+
+    # --- what waits to be written ----------------------------------------------------------------------
 
     def data_to_send(self) -> bytes:
         """The bytes to write, and forget them; empty when there are none."""

@@ -8,8 +8,9 @@ from .pace cimport Arrival, InflateRate
 from .utf8 cimport TextCheck, decode_text, not_utf8
 from .shared cimport SharedMessage
 
-cdef double _REST_AFTER
 cdef Py_ssize_t _STEP
+cdef Py_ssize_t _UNITS_PER_STEP
+cdef int _UNIT_SHIFT
 cdef int _FIN_RSV1
 cdef int _CONTINUATION
 cdef int _TEXT
@@ -22,16 +23,20 @@ cdef object _OPEN
 cdef object _ANSWERING
 cdef object _FAILING
 cdef object _CLOSING
-cdef object _ENDING
 cdef object _CLOSED
 
 
 cdef class Protocol(Outgoing):
     cdef FrameReader _reader
     cdef Deflate _deflate
-    cdef double _deflate_quiet
     cdef Py_ssize_t _max_size
     cdef Py_ssize_t _max_fragments
+    cdef Py_ssize_t _max_events_per_step
+    cdef long long _max_bytes_per_step
+    cdef public bint backlog
+    cdef public long long work
+    cdef Py_ssize_t _units
+    cdef long long _bytes_in_step
     cdef object _rate
     cdef double _message_timeout
     cdef Arrival _arrival
@@ -51,7 +56,6 @@ cdef class Protocol(Outgoing):
     cdef bytearray _message
     cdef TextCheck _utf8
     cdef bytes _control
-    cdef bytes _pending_pong
     cdef public bint read_paused
     cdef double _deadline
     cdef double _last_received
@@ -59,15 +63,24 @@ cdef class Protocol(Outgoing):
     cdef double _ping_sent
     cdef long long _taken
     cdef long long _ping_position
-    cdef dict _pings
+    cdef object _pings
     cdef long long _keepalives
 
     cpdef list receive_data(self, bytes data, double now)
     @cython.locals(events=list)
-    cpdef list receive_borrowed(self, object data, Py_ssize_t size, double now)
+    cpdef list receive_step(self, object data, Py_ssize_t size, double now)
+    @cython.locals(events=list)
+    cpdef list receive_more(self, double now)
+    @cython.locals(reader=FrameReader)
+    cdef _take_step(self, list events, double now)
+    cdef _lose_place(self)
+    cdef _drop_backlog(self)
 
-    @cython.locals(reader=FrameReader, piece=bytes, message=bytes, room=Py_ssize_t, last=bint, start=Py_ssize_t)
+    @cython.locals(reader=FrameReader, piece=bytes, last=bint, start=Py_ssize_t)
     cdef _receive_payload(self, list events)
+    cdef _take_inflated(self, bytes piece, list events)
+    @cython.locals(message=bytes)
+    cdef _add_piece(self, bytes piece, bint last, list events)
 
     @cython.locals(reader=FrameReader, message=bytes)
     cdef _take_gathered(self, list events, Py_ssize_t start)
@@ -96,7 +109,6 @@ cdef class Protocol(Outgoing):
     @cython.locals(reader=FrameReader, payload=bytes)
     cdef bint _receive_control(self, list events, double now) except -1
 
-    cdef _answer_ping(self, bytes payload)
     cdef _take_pong(self, bytes payload, double now)
     cdef _violated(self, object error, double now)
     cdef _await_replies(self, double now)
@@ -111,9 +123,6 @@ cdef class Protocol(Outgoing):
     cpdef abort(self)
     cpdef tuple _outcome(self)
     cpdef _move(self, object trigger)
-    cdef _echo_close(self)
-    cdef _send_failure(self)
-    cdef _send_close(self, bytes payload, object code, object reason)
     cpdef object next_deadline(self)
     @cython.locals(due=double)
     cdef double _due(self) except? -1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import inf
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
-from .codes import decode_close, encode_close, encode_text, shorten
+from .codes import decode_close, encode_close, encode_text
 from .deflate import Contexts, Deflate
 from .events import CloseReceived, Event, Failed, Ping, Pong
 from .extensions import DeflateParameters
@@ -21,6 +21,7 @@ from .limits import Limits, too_large
 from .memory import STEP
 from .outgoing import Outgoing
 from .pace import Arrival, InflateRate
+from .pings import Pings
 from .shared import SharedMessage
 from .states import Role, State, Trigger
 from .utf8 import TextCheck, decode_text, not_utf8
@@ -35,10 +36,10 @@ _CLOSE = 0x8
 _PING = 0x9
 _PONG = 0xA
 
-# Unanswered PINGs whose send time is remembered; older ones merely give no latency.
-_MAX_PINGS = 16
-# Seconds after which contexts of zlib's that nobody has used are given back, where somebody asks.
-_REST_AFTER = 1.0
+# One step of taking what came: so many frames, or so many bytes inflated in units of 4 KiB. It takes a millisecond or
+# two; then the shell says whether others have their turn first.
+_UNITS_PER_STEP = 256
+_UNIT_SHIFT = 12
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
 
@@ -49,7 +50,6 @@ _OPEN = State.OPEN
 _ANSWERING = State.ANSWERING
 _FAILING = State.FAILING
 _CLOSING = State.CLOSING
-_ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
 
@@ -66,6 +66,10 @@ class Protocol(Outgoing):
         read_paused: whether the shell does not read; the peer's silence then means nothing.
         write_paused: set by the shell while the peer does not read; PONGs then wait, and only the
             newest is kept (section 5.5.3 allows that), so that a flood of PINGs cannot fill memory.
+        backlog: whether bytes have come that :meth:`receive_more` has still to take. The shell reads no more until
+            they are, and lets others have their turn.
+        work: what has been done so far for what the peer sent, in units that take some microseconds each: frames,
+            and 4 KiB of bytes, both as they came and inflated.
     """
 
     def __init__(
@@ -74,10 +78,15 @@ class Protocol(Outgoing):
         super().__init__(role is Role.CLIENT)
         limits = Limits() if limits is None else limits
         self._reader = FrameReader(not self._client, deflate is not None)
-        self._deflate = None if deflate is None else Deflate(deflate)
-        self._deflate_quiet = now
+        self._deflate = None if deflate is None else Deflate(deflate, now)
         self._max_size = -1 if limits.max_message_size is None else min(limits.max_message_size, _HUGE)
         self._max_fragments = limits.max_fragments
+        self._max_events_per_step = limits.max_queued_messages
+        self._max_bytes_per_step = min(limits.max_queued_bytes, _HUGE)
+        self.backlog = False
+        self.work = 0
+        self._units = 0
+        self._bytes_in_step = 0
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
         self._message_timeout = inf if limits.message_timeout is None else limits.message_timeout
         self._arrival: Arrival | None = None  # of what is incomplete
@@ -98,7 +107,6 @@ class Protocol(Outgoing):
         self._alone = False
         self._utf8: TextCheck | None = None
         self._control = b""
-        self._pending_pong: bytes | None = None
         self.read_paused = False
         # Times.
         self._deadline = inf
@@ -107,49 +115,55 @@ class Protocol(Outgoing):
         self._ping_sent = inf
         self._taken = 0
         self._ping_position = 0
-        self._pings: dict[bytes, float] | None = None
+        self._pings: Pings | None = None
         self._keepalives = 0
 
     # --- what came from the peer -----------------------------------------------------------------
 
     def receive_data(self, data: bytes, now: float) -> list[Event]:
-        """Take bytes that came from the peer, and return what they mean, in order.
+        """Take bytes that came from the peer, and return all that they mean, in order.
 
-        Bytes after the peer's Close or its violation mean nothing and are dropped (section 5.5.1).
+        Bytes after the peer's Close or its violation mean nothing and are dropped (section 5.5.1). A shell takes them
+        in steps instead: a few bytes can mean thousands of events, or megabytes.
         """
-        return self.receive_borrowed(data, len(data), now) if data else []
+        events = self.receive_step(data, len(data), now) if data else []
+        while self.backlog:
+            events += self.receive_more(now)
+        return events
 
-    def receive_borrowed(self, data: bytes | bytearray, size: int, now: float) -> list[Event]:
-        """As :meth:`receive_data`, the first ``size`` bytes, at least one, of memory that stays the caller's."""
+    def receive_step(self, data: bytes | bytearray, size: int, now: float) -> list[Event]:
+        """As :meth:`receive_data`, at most one step of it; :attr:`backlog` says whether there is more.
+
+        A step ends with the event that fills a receive queue (``max_queued_messages``, ``max_queued_bytes``), after
+        256 frames, or after 1 MiB inflated. While there is a backlog, bytes are added to it and nothing is taken.
+
+        Args:
+            data: memory that stays the caller's.
+            size: how many bytes of it have come, at least one.
+            now: current time in seconds.
+        """
         self.bytes_received += size
         self._last_received = now
+        self.work += size >> _UNIT_SHIFT
         events: list[Event] = []
         if self.state is not _OPEN and self.state is not _CLOSING:
             return events
         try:
             self._reader.borrow(data, size)
-            while self._reader.read():
-                if self._reader.opcode >= 8:
-                    if not self._receive_control(events, now):
-                        break
-                else:
-                    self._receive_payload(events)
-        except RemoteProtocolError as error:
-            self._fail(error, now, events)
+            if not self.backlog:
+                self._take_step(events, now)
         except BaseException:
-            # A signal's handler, or no memory: the events are lost, and what is left is where others will write.
-            self._reader.forget()
-            self.receive_eof()
+            self._lose_place()
             raise
-        if self._in_message or self._reader.incomplete():
-            self._watch_arrival(size, now)
-        else:
-            self._arrival = None
+        self._watch_arrival(size, now)
         return events
 
     def _watch_arrival(self, size: int, now: float) -> None:
-        """Note that something is incomplete after a read of ``size`` bytes: it has a time limit (message_timeout)."""
-        if self._message_timeout == inf:
+        """Note whether something is incomplete after a read of ``size`` bytes: it has ``message_timeout`` to come."""
+        if self.backlog or self._message_timeout == inf:
+            return
+        if not self._in_message and not self._reader.incomplete():
+            self._arrival = None
             return
         # A control frame in the midst of a message does not begin its time anew, the next message does.
         number = self.messages_received if self._in_message else -1 - self.frames_received
@@ -162,12 +176,61 @@ class Protocol(Outgoing):
             return
         self._arrival.begin(number, self.bytes_received - size, now)
 
+    def receive_more(self, now: float) -> list[Event]:
+        """Take the next step of the :attr:`backlog`."""
+        events: list[Event] = []
+        if self.state is not _OPEN and self.state is not _CLOSING:
+            self._drop_backlog()
+        elif self.backlog:
+            try:
+                self._take_step(events, now)
+            except BaseException:
+                self._lose_place()
+                raise
+            self._watch_arrival(0, now)
+        return events
+
+    def _lose_place(self) -> None:
+        # A signal's handler, or no memory: the events are lost, and what is left is where others will write.
+        self._drop_backlog()
+        self.receive_eof()
+
+    def _drop_backlog(self) -> None:
+        self.backlog = False
+        self._reader.forget()
+
+    def _take_step(self, events: list[Event], now: float) -> None:
+        reader = self._reader
+        self._units = _UNITS_PER_STEP
+        self._bytes_in_step = 0
+        self.backlog = False
+        try:
+            if self._deflate is not None and self._deflate.pending:
+                self._take_inflated(self._inflate(None, False), events)
+                self.backlog = self._deflate.pending
+            while not self.backlog and reader.read():
+                self._units -= 1
+                if reader.opcode < 8:
+                    self._receive_payload(events)
+                elif not self._receive_control(events, now):
+                    break
+                if (
+                    self._units <= 0
+                    or len(events) > self._max_events_per_step
+                    or self._bytes_in_step > self._max_bytes_per_step
+                ):
+                    self.backlog = reader.suspend() or (self._deflate is not None and self._deflate.pending)
+                    break  # even where there is no more: then the reader has let go of the memory
+        except RemoteProtocolError as error:
+            self._fail(error, now, events)
+        self.work += _UNITS_PER_STEP - self._units
+
     def _fail(self, error: ProtocolError, now: float, events: list[Event]) -> None:
         # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
         error.__traceback__ = error.__context__ = None
         self._forget_message()
         self._arrival = None
-        self._reader.forget()
+        self._drop_backlog()
         self._violated(error, now)
         events.append(Failed(error))
 
@@ -205,6 +268,7 @@ class Protocol(Outgoing):
             if self._alone and reader.last:
                 # A whole message in one piece, the common case: nothing to put together.
                 self._in_message = False
+                self._bytes_in_step += reader.length
                 events.append(decode_text(reader.take()) if self._text else reader.take())
                 self.messages_received += 1
                 return
@@ -219,13 +283,25 @@ class Protocol(Outgoing):
         if self._message is None:
             self._message = bytearray()
         if self._compressed:
-            piece = self._inflate(piece, last)
+            self._take_inflated(self._inflate(piece, last), events)
+        else:
+            self._add_piece(piece, last, events)
+
+    def _take_inflated(self, piece: bytes, events: list[Event]) -> None:
+        assert self._deflate is not None
+        self._units -= len(piece) >> _UNIT_SHIFT
+        self._add_piece(piece, not self._deflate.within_message, events)
+
+    def _add_piece(self, piece: bytes, last: bool, events: list[Event]) -> None:
+        """Add to the message that comes in several pieces, which ends with this one if it is the ``last``."""
+        assert self._message is not None
         if self._text:
             self._check_utf8(piece, 0, len(piece), last)
         self._message += piece
         if last:
             message = bytes(self._message)
             self._forget_message()
+            self._bytes_in_step += len(message)
             self.messages_received += 1
             events.append(message.decode() if self._text else message)
 
@@ -235,13 +311,14 @@ class Protocol(Outgoing):
             self._check_utf8(reader.gathered, start, reader.kept, reader.last)
         if reader.last:
             self._forget_message()
+            self._bytes_in_step += reader.length
             self.messages_received += 1
             message = reader.take_gathered()
             events.append(message.decode() if self._text else message)
 
     def payload_to_come(self) -> int:
         """Bytes that are still to come of a message in one frame, so that :meth:`space` can take them; else 0."""
-        if not self._in_message or not self._alone:
+        if not self._in_message or not self._alone or self.backlog:
             return 0
         if self.state is not _OPEN and self.state is not _CLOSING:
             return 0
@@ -259,6 +336,7 @@ class Protocol(Outgoing):
         """Take the next bytes from the peer, which lie in :meth:`space`; otherwise as :meth:`receive_data`."""
         self.bytes_received += size
         self._last_received = now
+        self.work += size >> _UNIT_SHIFT
         events: list[Event] = []
         if self.payload_to_come() == 0:
             return events  # It has ended since, and the memory is gone.
@@ -311,19 +389,20 @@ class Protocol(Outgoing):
             self._inflate_rate = InflateRate(self._limits, self._last_received)
         self._inflate_rate.begin()
 
-    def _inflate(self, piece: bytes, last: bool) -> bytes:
+    def _inflate(self, piece: bytes | None, last: bool) -> bytes:
+        """Inflate ``piece``, or with None more of the one before it, within all limits."""
         assert self._deflate is not None  # else the reader had refused RSV1
         assert self._message is not None
         room = -1 if self._max_size < 0 else self._max_size - len(self._message)
         rate = self._inflate_rate
         limited = False
         if rate is not None:
-            allowed = rate.allow(len(piece), self._last_received)
+            allowed = rate.allow(0 if piece is None else len(piece), self._last_received)
             limited = room < 0 or allowed < room
             if limited:
                 room = allowed
         try:
-            inflated = self._deflate.inflate(piece, room, last)
+            inflated = self._deflate.inflate_more(room) if piece is None else self._deflate.inflate(piece, room, last)
             if rate is not None:
                 rate.spend(len(inflated))
             return inflated
@@ -375,35 +454,13 @@ class Protocol(Outgoing):
             return False
         return True
 
-    def _answer_ping(self, payload: bytes) -> None:
-        # After our Close nothing but the peer's is awaited (section 5.5.1: no more frames after Close).
-        if self.state is not _OPEN:
-            return
-        if self.write_paused:
-            self._pending_pong = payload
-        else:
-            self._write(_PONG, payload)
-
-    def writing_resumed(self) -> None:
-        """Tell that the peer reads again: the PONG that waited is queued."""
-        self.write_paused = False
-        payload = self._pending_pong
-        self._pending_pong = None
-        if payload is not None and self._sending:
-            self._write(_PONG, payload)
-
     def _take_pong(self, payload: bytes, now: float) -> None:
-        pings = self._pings
-        sent = None if pings is None else pings.get(payload)
-        if pings is None or sent is None:
+        if self._pings is None:
             return  # Unsolicited, which section 5.5.3 allows.
-        self.latency = now - sent
-        # A PONG may answer several PINGs at once: those before it will get none.
-        for earlier in list(pings):
-            del pings[earlier]
-            if earlier == payload:
-                break
-        if not pings:
+        sent = self._pings.answered(payload)
+        if sent is not None:
+            self.latency = now - sent
+        if not self._pings.waiting:
             self._pings = None
 
     def _violated(self, error: ProtocolError, now: float) -> None:
@@ -465,10 +522,8 @@ class Protocol(Outgoing):
         if len(payload) > 125:
             raise LocalProtocolError(f"expected at most 125 bytes in a PING, got {len(payload)}")
         if self._pings is None:
-            self._pings = {}
-        self._pings[payload] = now
-        if len(self._pings) > _MAX_PINGS:
-            del self._pings[next(iter(self._pings))]
+            self._pings = Pings()
+        self._pings.sent(payload, now)
         self._write(_PING, payload)
 
     def close(self, code: int, reason: str, now: float) -> None:
@@ -503,23 +558,6 @@ class Protocol(Outgoing):
         self._drop_unsent()
         if self.state is not _CLOSED:
             self._move(Trigger.ABORT)
-
-    def _echo_close(self) -> None:
-        assert self._close_received is not None
-        code, reason = self._close_received
-        # "When sending a Close frame in response, the endpoint typically echos the status code" (section 5.5.1).
-        self._send_close(encode_close(code, reason), code, reason)
-
-    def _send_failure(self) -> None:
-        assert self._failure is not None
-        code = self._failure.close_code
-        reason = shorten(str(self._failure))
-        self._send_close(encode_close(code, reason), code, reason)
-
-    def _send_close(self, payload: bytes, code: int, reason: str) -> None:
-        self._close_sent = (code, reason)
-        self._pending_pong = None
-        self._write(_CLOSE, payload)
 
     # --- time ----------------------------------------------------------------------------------------
 
@@ -626,33 +664,17 @@ class Protocol(Outgoing):
     @property
     def rest_due(self) -> float | None:
         """The time from which on :meth:`rest` may give something back, None where there is nothing; it may move."""
-        if self._deflate is None or not self._deflate.holding:
-            return None
-        return self._deflate_quiet + _REST_AFTER
+        return None if self._deflate is None else self._deflate.rest_due()
 
     def rest(self, now: float) -> None:
         """Give contexts of zlib's back, unless they were used since this was called a second ago or earlier."""
-        if self._deflate is None or now < self._deflate_quiet + _REST_AFTER:
-            return
-        self._deflate_quiet = now
-        if self._deflate.active:
-            self._deflate.active = False
-        else:
-            self._deflate.rest()
+        if self._deflate is not None:
+            self._deflate.rest_if_quiet(now)
 
     def _taken_by_kernel(self, unsent: int) -> int:
         return self.bytes_sent - self.unsent_size - unsent
 
     # --- how it stands ---------------------------------------------------------------------------------
-
-    @property
-    def half_close(self) -> bool:
-        """Whether this end should now end its direction of the TCP stream, after all queued bytes.
-
-        A server does so when the closing handshake is over (section 7.1.1 has it close first) and
-        either end does when it fails the connection; reading goes on until the peer's end comes.
-        """
-        return self.state is _ENDING and (not self._client or self._close_received is None)
 
     @property
     def reset(self) -> bool:
@@ -674,5 +696,7 @@ class Protocol(Outgoing):
             self._deadline = inf
             self._arrival = None
             self._forget_message()
+            if self.backlog:
+                self._drop_backlog()
             if self._deflate is not None:
                 self._deflate.close()

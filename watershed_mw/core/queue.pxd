@@ -16,6 +16,7 @@ cdef class ReceiveQueue:
     cpdef put(self, event)
     cpdef object take(self)
     cdef object _following(self)
+    cpdef refuse_more(self)
     cpdef clear(self)
 
 

@@ -1,6 +1,6 @@
-"""UTF-8 that comes in pieces: the fault of a large message shows before its end, and no text is made of it.
+"""UTF-8, whole or in pieces: the fault of a large message shows before its end, and no text is made of it.
 
-This file is compiled as well as interpreted; the interpreted protocol uses Python's own decoder, which is faster there.
+This file is compiled as well as interpreted; the interpreted check uses Python's own decoder, which is faster there.
 """
 
 from __future__ import annotations
