@@ -287,7 +287,7 @@ class Deflate:
 
     def unfinished(self) -> int:
         """Bytes of the context of a message that has begun, which cannot be given back; 0 between two messages."""
-        if not self._within_message or self._inflater is None:
+        if not self.within_message or self._inflater is None:
             return 0
         return _INFLATER + (1 << self._remote_bits) + self._recent_size
 

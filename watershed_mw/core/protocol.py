@@ -42,7 +42,6 @@ _UNITS_PER_STEP = 256
 _UNIT_SHIFT = 12
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
-
 _STEP = STEP  # a number of C's where this is compiled
 
 # Looked up at most once per change of state, never per message.
@@ -66,10 +65,8 @@ class Protocol(Outgoing):
         read_paused: whether the shell does not read; the peer's silence then means nothing.
         write_paused: set by the shell while the peer does not read; PONGs then wait, and only the
             newest is kept (section 5.5.3 allows that), so that a flood of PINGs cannot fill memory.
-        backlog: whether bytes have come that :meth:`receive_more` has still to take. The shell reads no more until
-            they are, and lets others have their turn.
-        work: what has been done so far for what the peer sent, in units that take some microseconds each: frames,
-            and 4 KiB of bytes, both as they came and inflated.
+        backlog: whether bytes have come that :meth:`receive_more` has still to take: until then no more is read.
+        work: done so far for what the peer sent, in units of some microseconds: frames, 4 KiB come, 4 KiB inflated.
     """
 
     def __init__(
