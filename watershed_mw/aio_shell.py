@@ -336,7 +336,7 @@ class AsyncioShell(OrderedHandlers):
         read brings, but what is compressed may stand for a thousand times as much.
         """
         most = self._limits.max_message_size
-        return most is not None and self._queue._bytes > self._limits.max_queued_bytes + most
+        return most is not None and self._queue.size > self._limits.max_queued_bytes + most
 
     def _hand_over(self) -> None:
         self._core.messages_handed_over(monotonic())
