@@ -128,6 +128,9 @@ class ThreadsShell(ThreadsSteps):
         self._look_after()
 
     def _wait_for_both(self, deadline: float | None, me: int, reading: bool, writing: bool) -> None:
+        if reading and self._core.backlog:
+            self._read(0.0, me)
+            return
         again = time.monotonic() + _LOOK_AGAIN
         if not (reading and writing) and (deadline is None or again < deadline):
             deadline = again
@@ -223,11 +226,12 @@ class ThreadsShell(ThreadsSteps):
         self._look_after()
 
     def _read(self, deadline: float | None, me: int) -> None:
-        """Wait for bytes, as the thread that reads, and take them."""
+        """Wait for bytes, as the thread that reads, and take them; or take what has come and was too much before."""
         sock = self._socket
-        self._reading = -me
-        sock.receive(deadline)
-        self._reading = me
+        if not self._core.backlog:
+            self._reading = -me
+            sock.receive(deadline)
+            self._reading = me
         if self._trace is not None and sock.data:
             self._trace("read-buffer", self, sock.data)
         with self._state:

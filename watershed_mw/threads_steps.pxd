@@ -6,6 +6,7 @@ from .connection cimport WatershedConnection
 from .core.protocol cimport Protocol
 from .core.queue cimport ReceiveQueue
 
+cdef object _OPEN
 cdef object _CLOSED
 
 
@@ -24,8 +25,10 @@ cdef class ThreadsSteps(WatershedConnection):
 
     @cython.locals(core=Protocol)
     cpdef _reading_begins(self)
-    @cython.locals(core=Protocol, sock=BlockingSocket, now=double, events=list, due=list, at_once=tuple)
+    @cython.locals(core=Protocol, sock=BlockingSocket, now=double, events=list, due=list)
     cpdef _take_received(self)
+    @cython.locals(at_once=tuple)
+    cdef _queue_events(self, list events)
     @cython.locals(core=Protocol, sock=BlockingSocket, writing=bint)
     cpdef bint _send_at_once(self, object data) except -1
     @cython.locals(core=Protocol, before="long long")

@@ -27,6 +27,7 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
 
 __all__ = ["ThreadsSteps", "receive_alone", "take_event"]
 
+_OPEN = State.OPEN
 _CLOSED = State.CLOSED
 
 
@@ -85,23 +86,32 @@ class ThreadsSteps(WatershedConnection):
         try:
             events: list[Event] = []
             if data:
-                events = core.receive_data(data, now)
+                events = core.receive_step(data, len(data), now)
             elif data is not None:
                 core.receive_eof()
+            elif core.backlog:
+                events = core.receive_more(now)
             else:
                 core.rest(now)
             sock.data = None
+            # A few bytes may stand for megabytes: the rest waits until the application has taken what fills the queue.
+            while core.backlog and (not self._queue.full or core.state is not _OPEN):
+                self._queue_events(events)
+                events = core.receive_more(now)
             due = core.handle_timeout(now, len(sock.rest) - sock.sent)
             if due:
                 events += due
-            if events:
-                at_once = self._take(events)
-                if at_once:
-                    self._heard = self._heard + at_once
+            self._queue_events(events)
         except BaseException:
             sock.data = None
             core.abort()
             raise
+
+    def _queue_events(self, events: list[Event]) -> None:
+        if events:
+            at_once = self._take(events)
+            if at_once:
+                self._heard = self._heard + at_once
 
     def _send_at_once(self, data: Sendable) -> bool:
         """Send a message as most go: straight on, with nothing before it and nobody else writing.
@@ -187,6 +197,7 @@ def receive_alone(connection: ThreadsSteps) -> Event | bool:
                 or core.unsent_size
                 or core.write_paused
                 or sock.rest
+                or core.backlog
                 or connection._trace is not None
                 or connection._account is not None
                 or sock.torn
