@@ -26,6 +26,7 @@ cdef class ThreadsSteps(WatershedConnection):
     @cython.locals(core=Protocol)
     cpdef _reading_begins(self)
     @cython.locals(core=Protocol, sock=BlockingSocket, now=double, events=list, due=list)
+    cdef _take_bytes(self)
     cpdef _take_received(self)
     @cython.locals(at_once=tuple)
     cdef _queue_events(self, list events)
@@ -34,6 +35,7 @@ cdef class ThreadsSteps(WatershedConnection):
     @cython.locals(core=Protocol, before="long long")
     cdef _queue_whole_message(self, object data)
     @cython.locals(core=Protocol, sock=BlockingSocket)
+    cdef _load(self)
     cpdef _load_socket(self)
 
 

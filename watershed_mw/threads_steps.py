@@ -80,6 +80,15 @@ class ThreadsSteps(WatershedConnection):
 
     def _take_received(self) -> None:
         """Give the core what the socket has received, and queue what it means; with the state locked."""
+        self._take_bytes()
+
+    def _load_socket(self) -> None:
+        """Have the socket write what is queued, as it has written all before; with the state locked."""
+        self._load()
+
+    # The same for this module: C functions where it is compiled, which no subclass has to be asked about.
+
+    def _take_bytes(self) -> None:
         core, sock = self._core, self._socket
         now = self._looked = time.monotonic()
         data = sock.data
@@ -130,7 +139,7 @@ class ThreadsSteps(WatershedConnection):
                 if self._writing == 0 and not sock.rest:
                     self._writing = threading.get_ident()
                     writing = True
-                    self._load_socket()
+                    self._load()
             if not writing:
                 return False
             sock.send()
@@ -152,8 +161,7 @@ class ThreadsSteps(WatershedConnection):
                 core.abort()
             raise
 
-    def _load_socket(self) -> None:
-        """Have the socket write what is queued, as it has written all before; with the state locked."""
+    def _load(self) -> None:
         core, sock = self._core, self._socket
         try:
             sock.rest = core.data_to_send()
@@ -203,7 +211,9 @@ def receive_alone(connection: ThreadsSteps) -> Event | bool:
                 or sock.torn
             ):
                 return False
-            connection._reading_begins()
+            core.read_paused = False
+            if core.arriving:
+                connection._reading_begins()
             deadline = core.next_deadline()
             rest_due = core.rest_due
             if rest_due is not None and (deadline is None or rest_due < deadline):
@@ -212,7 +222,7 @@ def receive_alone(connection: ThreadsSteps) -> Event | bool:
             reading = True
         sock.receive(deadline)
         with connection._state:
-            connection._take_received()
+            connection._take_bytes()
             connection._reading = 0
             reading = False
             others = connection._gates or connection._heard or core.unsent_size

@@ -135,7 +135,7 @@ def test_what_interrupts_a_reader_that_has_read_loses_nothing(link: Link, monkey
     with monkeypatch.context() as patch:
         patch.setattr(live.conn, "_take_received", lambda: signal.default_int_handler(signal.SIGINT, None))
         with pytest.raises(KeyboardInterrupt):
-            live.conn.receive()
+            live.conn.receive(LIMIT)
     assert live.receive() == "heard"
 
 
