@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import logging
 
 from .errors import HandshakeError
 
 __all__ = ["is_exhausted", "unavailable"]
-
-_logger = logging.getLogger("watershed_mw")
 
 _ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC})
 # What CPython says where the system gives the process no more threads.
@@ -24,10 +21,10 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def unavailable(error: BaseException) -> HandshakeError:
-    """The refusal, 503, of a request for which ``error`` leaves nothing; the log says what is missing."""
-    _logger.warning("no WebSocket can be opened now: %s", str(error) or type(error).__name__)
+    """The refusal, 503, of a request for which ``error`` leaves nothing; it says what is missing."""
+    cause = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     refusal = HandshakeError(
-        "expected descriptors, threads and memory for one more connection, got none: try again later",
+        f"expected descriptors, threads and memory for one more connection, got none ({cause}): try again later",
         status=503,
         headers=[("Retry-After", "1")],
     )

@@ -415,6 +415,6 @@ def original(module: str, name: str) -> Any:
     """What stood in ``module`` before gevent or eventlet patched it."""
     gevent_monkey: Any = sys.modules.get("gevent.monkey")
     if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
-        return gevent_monkey.getoriginal(module, name)
+        return gevent_monkey.get_original(module, name)
     eventlet_patcher: Any = sys.modules["eventlet.patcher"]
     return getattr(eventlet_patcher.original(module), name)
