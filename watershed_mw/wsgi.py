@@ -429,7 +429,9 @@ class WSGIUpgrade:
         except (OSError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
-            raise _as_answer(unavailable(error), self._environ) from error
+            refusal = unavailable(error)
+            log_environ_refused(self._environ, refusal)
+            raise _as_answer(refusal, self._environ) from error
         self.accepted = True
         return server, BlockingTransport(self._taken.sock), self._taken.head
 

@@ -50,7 +50,12 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-NO_DESCRIPTOR = "no WebSocket can be opened now: [Errno 24] Too many open files"
+NO_DESCRIPTOR = "got none (Too many open files)"
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[bool]:
+    """Whether each warning says that descriptors were missing: there is one for each refusal."""
+    return [NO_DESCRIPTOR in line for line in warnings_in(caplog)]
 
 
 # --- WSGI ------------------------------------------------------------------------------------------------
@@ -72,7 +77,7 @@ def test_a_takeover_without_descriptors_is_a_503(free: int, detached: bool, capl
                 assert (answer.status, answer["retry-after"]) == (503, "1")
         assert get(server.port).body == b"page"
         assert server.troubles == []
-    assert warnings_in(caplog) == [NO_DESCRIPTOR] * 3
+    assert told(caplog) == [True] * 3
 
 
 @pytest.mark.parametrize("free", [0, 1, 4, 8])
@@ -197,7 +202,7 @@ def test_a_raw_socket_without_descriptors_is_a_503(uvicorns: Uvicorn, caplog: py
         answer = peer.refusal()
         assert (answer.status, answer["retry-after"]) == (503, "1")
     assert run.outcome() is None
-    assert warnings_in(caplog) == [NO_DESCRIPTOR]
+    assert told(caplog) == [True]
 
 
 def _proxy(limit: contextlib.ExitStack) -> WebSocketProxy:
@@ -219,7 +224,7 @@ def test_an_upstream_that_cannot_be_dialled_for_want_of_descriptors_is_a_503_by_
         limit.close()
         assert answer.status == 503
         assert run.outcome() is None
-    assert NO_DESCRIPTOR in warnings_in(caplog)
+    assert any(told(caplog))
 
 
 def test_an_upstream_that_cannot_be_dialled_for_want_of_descriptors_is_a_503_by_wsgi(
@@ -230,4 +235,4 @@ def test_an_upstream_that_cannot_be_dialled_for_want_of_descriptors_is_a_503_by_
         answer = peer.answer()
         limit.close()
         assert answer.status == 503
-    assert NO_DESCRIPTOR in warnings_in(caplog)
+    assert any(told(caplog))

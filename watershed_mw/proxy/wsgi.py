@@ -99,7 +99,9 @@ class WSGIProxy:
         except (OSError, RuntimeError, MemoryError) as error:
             if upgrade.accepted or not (is_exhausted(error) or isinstance(error, LoopFailedError)):
                 raise
-            return Rejection.of(unavailable(error))(environ, start_response)
+            refusal = unavailable(error)
+            logger.warning("%s not proxied: %s", quote(str(environ.get("PATH_INFO", "")).encode("latin-1")), refusal)
+            return Rejection.of(refusal)(environ, start_response)
         finally:
             if place is not None and relayed is None:
                 place.leave()
