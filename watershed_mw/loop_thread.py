@@ -22,7 +22,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from .exhaustion import is_exhausted
 
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Outcome: TypeAlias = tuple[T | None, BaseException | None]
 
 logger = logging.getLogger("watershed_mw")
 
@@ -51,7 +52,7 @@ logger = logging.getLogger("watershed_mw")
 _POOL_SIZE = 32
 
 # Iterations of a loop that has failed, for tasks to be cancelled in and transports to close.
-_LAST_TURNS = 3
+_LAST_TURNS = 10
 # More than any event loop needs: uvloop's takes 7, and other threads may take some meanwhile.
 _LOOP_DESCRIPTORS = 16
 # Seconds after which the system is asked again for a thread that it has not given.
@@ -204,9 +205,12 @@ class Serving:
 
     def _clear(self) -> None:
         """Let what is on the loop that has failed see its end, as far as that can still be done."""
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
+        cancelled: set[asyncio.Task[Any]] = set()
         for _ in range(_LAST_TURNS):
+            # In each turn, as what other threads have submitted meanwhile becomes a task only now; each task once.
+            for task in asyncio.all_tasks(self.loop) - cancelled:
+                task.cancel()
+                cancelled.add(task)
             self.loop.call_soon(self.loop.stop)
             with contextlib.suppress(Exception):
                 self.loop.run_forever()
@@ -249,46 +253,68 @@ class LoopFailedError(RuntimeError):
     """The process's event loop has failed: what was to run on it will not."""
 
 
-# What threads wait for: on which loop it runs, and the coroutine.
-_awaited: dict[Future[Any], tuple[asyncio.AbstractEventLoop, Coroutine[Any, Any, Any]]] = {}
+# What threads wait for: on which loop it runs, and the coroutines.
+_awaited: dict[Future[Any], tuple[asyncio.AbstractEventLoop, tuple[Coroutine[Any, Any, Any], ...]]] = {}
 
 
 def _fail_awaited(failed: asyncio.AbstractEventLoop) -> None:
-    for future, (loop, work) in _awaited.copy().items():
+    for future, (loop, _) in _awaited.copy().items():
         if loop is failed:
-            _fail(future, work)
+            future.cancel()
 
 
-def _fail(future: Future[Any], work: Coroutine[Any, Any, Any]) -> None:
-    future.cancel()
-    if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-        work.close()
+def _forget_awaited(future: Future[Any]) -> None:
+    _, coroutines = _awaited.pop(future)
+    for coroutine in coroutines:
+        # A task that is cancelled before its first step never begins them.
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            with contextlib.suppress(ValueError):  # it begins at this moment
+                coroutine.close()
 
 
-def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
+async def _outcome(work: Coroutine[Any, Any, T]) -> Outcome[T]:
+    """What ``work`` returns, and what it raises.
+
+    An exception is passed on as a value: where the loop fails in the same iteration, nobody asks the task for it, and
+    asyncio would log that as a fault.
+    """
+    try:
+        return await work, None
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  # the thread that waits raises it
+        return None, error
+
+
+def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[Outcome[T]]:
     """Run a coroutine on the process's event loop; the future is cancelled if that fails before it is done.
 
     Raises:
         LoopFailedError: it has failed.
     """
+    carried = _outcome(work)
     try:
-        future = asyncio.run_coroutine_threadsafe(work, loop)
+        future = asyncio.run_coroutine_threadsafe(carried, loop)
     except RuntimeError as error:
+        carried.close()
         work.close()
         raise LoopFailedError("the process's event loop has failed") from error
-    _awaited[future] = loop, work
-    future.add_done_callback(_awaited.pop)
+    _awaited[future] = loop, (carried, work)
+    future.add_done_callback(_forget_awaited)
     if loop.is_closed():
-        _fail(future, work)  # it has failed between the two
+        future.cancel()  # it has failed between the two
     return future
 
 
-def result_of(future: Future[T]) -> T:
+def result_of(future: Future[Outcome[T]]) -> T:
     """Wait, as threads do, for what :func:`submit` has begun. Raises LoopFailedError where the loop fails meanwhile."""
     try:
-        return future.result()
-    except CancelledError as error:
-        raise LoopFailedError("the process's event loop has failed") from error
+        result, error = future.result()
+    except CancelledError as failed:
+        raise LoopFailedError("the process's event loop has failed") from failed
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
