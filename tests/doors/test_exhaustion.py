@@ -70,11 +70,14 @@ def test_a_takeover_without_descriptors_is_a_503(free: int, detached: bool, capl
         return "never"
 
     with Werkzeug(flask_app(view, max_connections=1)) as server:
+        before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):  # and no place of max_connections is lost
             with Peer(server.port) as peer:
                 peer.send(head("/ws"))
                 answer = peer.refusal()
                 assert (answer.status, answer["retry-after"]) == (503, "1")
+            # What the server closes a moment later would be one descriptor more for the next request.
+            eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "the end of the request's socket")
         assert get(server.port).body == b"page"
         assert server.troubles == []
     assert told(caplog) == [True] * 3
