@@ -325,7 +325,6 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._connection is not None:
             self._connection.end("the server restarts", code=self.settings.shutdown_code or 1012)
         elif self._given_to_relay:
-            self._stopping = True
             self._end_relay()
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse_and_log(HandshakeError("the server is shutting down: try again", status=503))
@@ -427,6 +426,10 @@ class WatershedProtocol(asyncio.Protocol):
         except BaseException as error:
             if is_cancellation(error, self._task):
                 self._finish(1012)
+                if self._stopping and self._connection is not None and not self._lost:
+                    # The grace period is over, and the event loop about to close: what is queued is flushed, and the
+                    # client's part of the closing handshake is not awaited.
+                    self._transport.close()
                 raise
             if isinstance(error, ConnectionClosed) and (self._connection is None or not self._connection.sending):
                 return self._finish(1000)  # The client has left; from another connection it would be a failure.
@@ -442,6 +445,7 @@ class WatershedProtocol(asyncio.Protocol):
 
     def _finish(self, code: int) -> None:
         """The application has returned or raised: nothing of its may stay open."""
+        self._stopping = True
         if self._connection is not None:
             if not self._lost:
                 if code == 1000:
