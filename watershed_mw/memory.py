@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import sys
@@ -102,6 +101,8 @@ def cgroup_limit(membership: str, root: Path) -> int | None:
 
 def _physical_memory() -> int:
     if sys.platform == "win32":
+        import ctypes  # here, as nobody else needs it
+
         status = (ctypes.c_ulonglong * 8)()
         ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)
         ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
