@@ -1264,9 +1264,9 @@ def test_the_log_says_how(front: Front, serve: Serve, caplog: pytest.LogCaptureF
         return [record.getMessage() for record in caplog.records if record.name == "watershed_mw.proxy"]
 
     way = "raw bytes" if front.raw else "messages"
+    eventually(lambda: len([line for line in said() if "relayed to" in line]) == 2, "two ends in the log")
     assert len([line for line in said() if line.startswith(f"the proxy relays {way}")]) == 1
     assert len([line for line in said() if line.endswith(f"relays to {upstream.url('/app')} ({way})")]) == 2
-    eventually(lambda: len([line for line in said() if "relayed to" in line]) == 2, "two ends in the log")
     assert not [line for line in said() if "secret" in line]
 
 
