@@ -320,6 +320,7 @@ class WatershedProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
+        self._stopping = True
         if self._lost and not self._given_to_relay:
             pass  # only its application is left
         elif self._connection is not None:
@@ -445,7 +446,6 @@ class WatershedProtocol(asyncio.Protocol):
 
     def _finish(self, code: int) -> None:
         """The application has returned or raised: nothing of its may stay open."""
-        self._stopping = True
         if self._connection is not None:
             if not self._lost:
                 if code == 1000:
