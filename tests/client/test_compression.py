@@ -57,6 +57,23 @@ def test_by_an_httpx_client_as_well(client: Client, serve: Serve) -> None:
     assert offers_of(server)[1:] == [DEFLATE]
 
 
+def test_an_httpx_client_asks_again_on_another_connection(client: Client, serve: Serve) -> None:
+    """As a server that refuses may well close, without a word before: what was sent behind that would be lost."""
+
+    def script(visit: Visit) -> None:
+        if visit.number == 0:
+            visit.answer("400 Bad Request")
+            visit.sock.recv(2**16)  # the end, or a request, which gets no answer
+        else:
+            strict(visit)
+
+    server = serve(script)
+    http = httpx.Client() if client.loop is None else client.do(httpx.AsyncClient)
+    client.open(server.url(), http=http).end()
+    client.do(http.close if isinstance(http, httpx.Client) else http.aclose)
+    assert (server.visits, offers_of(server)[1:]) == (2, [DEFLATE])
+
+
 @pytest.mark.parametrize(
     "options, asked", [({}, 2), ({"compression": DeflateOptions(window_bits=15)}, 2), ({"compression": False}, 1)]
 )
@@ -109,7 +126,7 @@ def test_a_400_that_trickles_uses_up_the_time(client: Client, serve: Serve) -> N
 
     server = serve(script)
     with pytest.raises(HandshakeError) as caught:
-        client.open(server.url(), open_timeout=0.2)
+        client.open(server.url(), open_timeout=1)
     assert (caught.value.body, server.visits) == (b"no", 1)
 
 

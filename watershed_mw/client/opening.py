@@ -253,6 +253,8 @@ async def read_refusal(response: httpx.Response, until: float | None) -> Handsha
                         break
     finally:
         await response.aclose()
+    if (stream := _own_stream(response)) is not None:
+        await stream.aclose()
     return _refusal(response, body)
 
 
@@ -267,7 +269,15 @@ def read_refusal_blocking(response: httpx.Response) -> HandshakeError:
                     break
     finally:
         response.close()
+    if (stream := _own_stream(response)) is not None:
+        stream.close()
     return _refusal(response, body)
+
+
+def _own_stream(response: httpx.Response) -> Any:
+    # A client's pool would use it for the next handshake. Many servers close after a refusal without announcing it,
+    # and what is sent behind that gets no answer. A stream of HTTP/2 carries the requests of others.
+    return response.extensions.get("network_stream") if response.http_version.startswith("HTTP/1") else None
 
 
 def _refusal(response: httpx.Response, body: bytes) -> HandshakeError:
