@@ -62,6 +62,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "_implementation",
         "alarm",
+        "loop_end",
         "awaitables",
         "contexts",
         "filling",

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from .aio_handlers import OrderedHandlers
 from .alarm import alarm_of
-from .connection import Details
+from .connection import Details, live_connections
 from .contexts import contexts_of
 from .core.events import Event
 from .core.memory import PATIENCE, Account
@@ -25,6 +25,7 @@ from .core.queue import ReceiveQueue
 from .core.states import State
 from .errors import LocalProtocolError
 from .filling import Filling, scratch_of
+from .loop_end import end_with
 
 try:
     import cython
@@ -154,6 +155,7 @@ class AsyncioShell(OrderedHandlers):
         self._turn_ends = protocol.work + _WORK_PER_TURN
         super().__init__(details, protocol)
         protocol.share_contexts(contexts_of(self._loop))
+        end_with(self._loop, _living)
         if queue is not None:
             self._queue = queue
 
@@ -655,3 +657,7 @@ def _wake(waiters: dict[asyncio.Future[None], None] | None) -> None:
     for waiter in waiters or ():
         if not waiter.done():
             waiter.set_result(None)
+
+
+def _living(loop: asyncio.AbstractEventLoop) -> list[AsyncioShell]:
+    return [one for one in live_connections() if isinstance(one, AsyncioShell) and one._loop is loop]

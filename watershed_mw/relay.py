@@ -31,6 +31,7 @@ from .core.codes import CloseCode, Opcode, encode_close
 from .core.frames import encode_frame
 from .errors import ConnectionClosed
 from .interrupts import is_interrupt
+from .loop_end import end_with
 from .loop_thread import Serving, at_failure, background_loop, threads_are_greenlets
 from .relay_sides import Phase, Side, SocketSide, TransportSide
 from .sockets import HeldTLSSocket
@@ -493,6 +494,7 @@ def relay(
     _live.add(ref(made, _live.discard))
     # Not in the caller's context: it would be held on to, and a web framework's has a request in it.
     if running is not None:
+        end_with(running, _living)
         Context().run(made._begin)
     else:
         loop.call_soon_threadsafe(made._begin, context=Context())
@@ -506,10 +508,13 @@ def live_relays() -> list[Relay]:
     return sorted(found, key=lambda relay: relay._began)
 
 
+def _living(loop: asyncio.AbstractEventLoop) -> list[Relay]:
+    return [relay for relay in live_relays() if relay._loop is loop]
+
+
 def _strand(serving: Serving) -> None:
-    for relay in live_relays():
-        if relay._loop is serving.loop:
-            relay.strand()
+    for relay in _living(serving.loop):
+        relay.strand()
 
 
 at_failure(_strand)

@@ -1,22 +1,23 @@
-"""A connection that is still open when its event loop closes: all of it can be collected, and the peer sees the end."""
+"""A connection that is still open when its event loop ends: the peer gets a Close, and all of it can be collected."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import socket
+import time
 import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import uvloop
 
-from tests.connections.ways import CLIENT, SERVER, HeadReader
-from tests.connections.wire import HANDSHAKE_KEY, KEY, TEXT, request_head, response_head
+from tests.connections.ways import CLIENT, SERVER
+from tests.connections.wire import CLOSE, HANDSHAKE_KEY, TEXT, WirePeer, request_head, response_head
 from tests.support import LIMIT
 from watershed_mw import AsyncConnection, Watershed, live_connections
-from watershed_mw.core.frames import encode_frame
 from watershed_mw.core.states import Role
 from watershed_mw.relay import live_relays, relay
 
@@ -78,10 +79,85 @@ WORKS: tuple[Work, ...] = (
 async def opened(role: Role, sock: socket.socket) -> AsyncConnection:
     sock.setblocking(False)
     shed = Watershed(compression=True)
-    transport, _ = await asyncio.get_running_loop().create_connection(HeadReader, sock=sock)
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=sock)
     if role is SERVER:
         return shed.accept(request_head(), transport)
     return shed.connect(response_head(HANDSHAKE_KEY), transport, key=HANDSHAKE_KEY, request=request_head())
+
+
+def peer_of(role: Role, sock: socket.socket) -> WirePeer:
+    return WirePeer(sock, SERVER if role is CLIENT else CLIENT)
+
+
+def code_told(peer: WirePeer) -> int:
+    """Read up to the Close, answer it, and see the stream end."""
+    if peer.role is CLIENT:
+        peer.read_head()
+    while (frame := peer.read()).opcode != CLOSE:
+        pass
+    code = int.from_bytes(frame.payload[:2], "big")
+    peer.send_close(code)
+    peer.finish()
+    return code
+
+
+@pytest.mark.parametrize("run", RUN)
+@pytest.mark.parametrize("role", [SERVER, CLIENT], ids=["server", "client"])
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.__name__)
+def test_a_connection(work: Work, role: Role, run: str) -> None:
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    ids: list[int] = []
+    ours, theirs = socket.socketpair()
+    peer = peer_of(role, theirs)
+
+    async def forget() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        connection = await opened(role, ours)
+        ids.append(connection.id)
+        peer.send(TEXT, "hello")
+        await work(connection)
+
+    with theirs, ThreadPoolExecutor(1) as threads:
+        told = threads.submit(code_told, peer)
+        RUN[run](forget())
+        gc.collect()
+        assert loops[0]() is None
+        assert ids[0] not in [connection.id for connection in live_connections()]
+        assert told.result(LIMIT) == (1000 if work is while_it_is_ended else 1001)
+
+
+@pytest.mark.parametrize("run", RUN)
+def test_a_peer_that_does_not_answer_is_not_waited_for_long(run: str) -> None:
+    ours, theirs = socket.socketpair()
+
+    async def forget() -> None:
+        connection = await opened(SERVER, ours)
+        await with_much_unsent(connection)
+
+    with theirs:
+        began = time.monotonic()
+        RUN[run](forget())
+        assert time.monotonic() - began < 5  # close_timeout is 10 seconds
+        gc.collect()
+        assert_ended(theirs)
+
+
+@pytest.mark.parametrize("run", RUN)
+def test_a_loop_that_is_closed_without_further_ado(run: str) -> None:
+    """Without ``shutdown_asyncgens()``: no Close, and nothing is kept all the same."""
+    ours, theirs = socket.socketpair()
+
+    def forget() -> weakref.ref[asyncio.AbstractEventLoop]:
+        loop = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[run]()
+        loop.run_until_complete(opened(CLIENT, ours))
+        loop.close()
+        return weakref.ref(loop)
+
+    with theirs:
+        loop = forget()
+        gc.collect()
+        assert loop() is None
+        assert_ended(theirs)
 
 
 def assert_ended(peer: socket.socket) -> None:
@@ -92,29 +168,6 @@ def assert_ended(peer: socket.socket) -> None:
             pass
     except ConnectionResetError:
         pass
-
-
-@pytest.mark.parametrize("run", RUN)
-@pytest.mark.parametrize("role", [SERVER, CLIENT], ids=["server", "client"])
-@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.__name__)
-def test_a_connection(work: Work, role: Role, run: str) -> None:
-    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
-    ids: list[int] = []
-    ours, theirs = socket.socketpair()
-
-    async def forget() -> None:
-        loops.append(weakref.ref(asyncio.get_running_loop()))
-        connection = await opened(role, ours)
-        ids.append(connection.id)
-        theirs.sendall(encode_frame(TEXT, b"hello", KEY if role is SERVER else None))
-        await work(connection)
-
-    with theirs:
-        RUN[run](forget())
-        gc.collect()
-        assert loops[0]() is None
-        assert ids[0] not in [connection.id for connection in live_connections()]
-        assert_ended(theirs)
 
 
 @pytest.mark.parametrize("run", RUN)
@@ -131,14 +184,16 @@ def test_a_relay(transports: bool, run: str) -> None:
         if transports:
             ends = [(await loop.create_connection(asyncio.Protocol, sock=end))[0] for end in ends]
         relay(*ends)
-        client.sendall(b"hello")
-        assert await asyncio.to_thread(server.recv, 100) == b"hello"
+        peer_of(SERVER, client).send(TEXT, "hello")
+        await asyncio.to_thread(peer_of(CLIENT, server).expect, TEXT, "hello")
 
     server.settimeout(LIMIT)
     with client, server:
+        # Nobody answers, so that this takes its half second.
         RUN[run](forget())
         gc.collect()
         assert loops[0]() is None
         assert live_relays() == []
-        assert_ended(client)
-        assert_ended(server)
+        for peer in (peer_of(SERVER, client), peer_of(CLIENT, server)):
+            peer.expect_close(1001)
+            assert_ended(peer.sock)

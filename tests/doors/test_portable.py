@@ -37,6 +37,7 @@ from watershed_mw import (
     WatershedASGI,
     live_connections,
 )
+from watershed_mw.memory import memory_budget
 from watershed_mw.portable import PortableConnection
 
 from .support import (
@@ -1076,3 +1077,88 @@ def test_clients_that_vanish_leave_nothing(server: Server) -> None:
         return not any(reference() for reference in references)
 
     eventually(collected)
+
+
+# --- memory of all connections -----------------------------------------------------------------------------
+
+
+MEMORY: dict[str, Any] = {"max_memory": 4 * MIB, "max_queued_bytes": 64 * MIB}
+
+
+@pytest.fixture
+def nothing_is_held() -> None:
+    """The budget is the process's: what other tests have left would count here."""
+    eventually(lambda: memory_budget().total == 0)
+
+
+@pytest.mark.need(6)
+@pytest.mark.usefixtures("nothing_is_held")
+def test_the_one_that_holds_most_waits_and_goes_on_when_there_is_room(server: Server) -> None:
+    ready, connections = Gate[anyio.Event](), Inbox[PortableConnection]()
+
+    async def handler(conn: PortableConnection) -> None:
+        connections.put(conn)
+        if await conn.receive() == "the neighbour":
+            await echo(conn)
+            return
+        go_on = anyio.Event()
+        ready.put(go_on)
+        await go_on.wait()
+        await echo(conn)
+
+    server.serve(handler, **MEMORY)
+    with dial(server.port) as large, dial(server.port) as small:
+        large.send("large")
+        go_on, conn = ready.get(), connections.get()
+        small.send("the neighbour")
+        for _ in range(3):
+            large.send(bytes(MIB))
+        large.send(bytes(MIB // 4))
+        eventually(lambda: conn._held_back)
+        large.send("the next")  # which was being received already
+        large.send("the last")
+        small.send("not touched by that")
+        assert small.recv(LIMIT) == "not touched by that"
+        assert conn.stats.messages_received < 7
+        server.soon(go_on.set)
+        for size in (MIB, MIB, MIB, MIB // 4):
+            assert large.recv(LIMIT) == bytes(size)
+        assert [large.recv(LIMIT), large.recv(LIMIT)] == ["the next", "the last"]
+        eventually(lambda: memory_budget().total == 0)
+
+
+@pytest.mark.need(6)
+@pytest.mark.usefixtures("nothing_is_held")
+def test_past_max_memory_the_one_that_holds_most_ends_with_1013(server: Server) -> None:
+    ready, outcomes = Gate[anyio.Event](), Inbox[ConnectionClosed]()
+
+    async def handler(conn: PortableConnection) -> None:
+        if await conn.receive() == "the neighbour":
+            await echo(conn)
+            return
+        go_on = anyio.Event()
+        ready.put(go_on)
+        await go_on.wait()
+        try:
+            await conn.receive()
+        except ConnectionClosed as error:
+            outcomes.put(error)
+
+    server.serve(handler, **MEMORY)
+    with dial(server.port) as large, dial(server.port) as small:
+        large.send("large")
+        go_on = ready.get()
+        small.send("the neighbour")
+        large.send(bytes(int(2.9 * MIB)))
+        eventually(lambda: memory_budget().total > 2.8 * MIB)
+        small.send(bytes(int(1.4 * MIB)))
+        assert small.recv(LIMIT) == bytes(int(1.4 * MIB))
+        with pytest.raises(ClientClosed) as caught:
+            large.recv(LIMIT)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code in (1013, 4013)  # 1013 is a code that not every server sends
+        server.soon(go_on.set)
+        error = outcomes.get()
+        assert (error.code, type(error.__cause__)) == (1013, LocalProtocolError)
+        assert "max_memory" in str(error.__cause__)
+        eventually(lambda: memory_budget().total == 0)
