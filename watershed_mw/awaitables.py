@@ -7,10 +7,11 @@ wherever a coroutine is, as by ``asyncio.create_task``. This file is compiled as
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn, Self
 
-__all__ = ["READY", "NextTurn", "Pending", "Ready", "on_loop"]
+__all__ = ["READY", "NextTurn", "Pending", "Ready", "mark_coroutine_functions", "on_loop"]
 
 
 class Ready:
@@ -106,3 +107,13 @@ async def _turn() -> None:
 
 Coroutine.register(Ready)
 Coroutine.register(Pending)
+
+
+def mark_coroutine_functions(kind: type, *names: str) -> None:
+    """Let plain methods that return an awaitable be known as coroutine functions: asgiref warns of others."""
+    for name in names:
+        function = getattr(kind, name)
+        if hasattr(inspect, "markcoroutinefunction"):
+            inspect.markcoroutinefunction(function)
+        else:
+            function._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine")  # noqa: B009  # no stub has it

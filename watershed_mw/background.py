@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from .aio import AsyncHandler
 from .aio_connection import AsyncioConnection
+from .awaitables import Pending
 from .connection import MESSAGES, Details, WatershedConnection, handlers_of, live_connections, logger, stand_in
 from .core.protocol import Protocol
 from .core.queue import ReceiveQueue
@@ -63,12 +64,21 @@ class Background:
 
         def begin() -> None:
             self._starting = self._loop.create_task(self._start(connection, sock, head, context))
+            self._starting.add_done_callback(started)
+
+        def started(task: asyncio.Task[None]) -> None:
+            self._starting = None  # those who wait for it have it
+            if task.cancelled() and self._inner is None:  # the loop has failed, perhaps before the task's first step
+                self._give_up(connection, sock, None)
 
         # The transport remembers the context that it was made in, and a web framework's has a request in it.
         try:
             self._loop.call_soon_threadsafe(begin, context=Context())
         except RuntimeError:  # the loop has failed since it was asked for
             self._give_up(connection, sock, None)
+        else:
+            if self._loop.is_closed():  # it may have failed too late to call anything more
+                self._give_up(connection, sock, None)
 
     async def _start(self, connection: WatershedConnection, sock: socket.socket, head: bytes, context: Context) -> None:
         transport: asyncio.Transport | None = None
@@ -87,8 +97,6 @@ class Background:
             else:
                 logger.error("%r cannot run in the background", connection, exc_info=error)
             self._give_up(connection, sock, transport)
-        finally:
-            self._starting = None  # those who wait for it have it
 
     def _give_up(
         self, connection: WatershedConnection, sock: socket.socket, transport: asyncio.Transport | None
@@ -209,7 +217,8 @@ class _TellingThreads(AsyncioConnection):
             self._outer._note_end()
         if not self._has_handler(event):
             return ()
-        return (_in_turn(self._workers, partial(self._outer._emit, event, args)),)
+        # No coroutine, which would warn where the loop fails before anybody awaits it.
+        return (Pending(partial(_in_turn, self._workers, partial(self._outer._emit, event, args))),)
 
 
 class BackgroundHandler(Background):

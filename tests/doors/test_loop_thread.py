@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -170,6 +171,40 @@ def test_a_thread_that_waits_for_a_loop_that_fails_waits_no_longer(breaking: Cal
             connection.send("too late")
         connection.begin_end()
         assert connection.closed
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_connection_that_a_failing_loop_is_taking_over_ends(breaking: Callable[[], None], turns: int) -> None:
+    """However far it has come with it: the peer sees the end, the application hears of it, no socket is left over."""
+    ends = Inbox[int]()
+
+    def view() -> ResponseReturnValue:
+        loop: Any = background_loop()[0]
+        busy, go_on = threading.Event(), threading.Event()
+
+        def stop_in(turns: int) -> None:
+            if turns:
+                loop.call_soon(stop_in, turns - 1)
+            else:
+                loop.fails = True
+                loop.stop()
+
+        loop.call_soon_threadsafe(lambda: (busy.set(), go_on.wait(LIMIT)))
+        assert busy.wait(LIMIT)
+        connection: ThreadConnection = upgrade().accept()
+        connection.on("end", lambda code, reason: ends.put(code))
+        connection.run_in_background()
+        loop.call_soon_threadsafe(stop_in, turns)
+        go_on.set()
+        eventually(loop.is_closed, "the end of the loop")
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        peer.end()
+        assert ends.get() == 1006
+    gc.collect()  # which warns of a socket that nobody has closed
+    background_loop()
 
 
 def test_a_relay_on_a_loop_that_fails_ends(breaking: Callable[[], None]) -> None:
