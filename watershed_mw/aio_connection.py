@@ -249,4 +249,5 @@ class AsyncioConnection(AsyncioShell):
     def _soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
 
+
 mark_coroutine_functions(AsyncioConnection, "send", "ping", "end")
