@@ -32,6 +32,7 @@ MODULES = (
     "core.utf8",
     "core.boundaries",
     "core.deflate",
+    "core.memory",
     "core.pace",
     "core.shared",
     "core.conversation",

@@ -18,7 +18,8 @@ cdef class AsyncioConnection(AsyncioShell):
     cdef dict _own
 
     cpdef object send(self, object data)
-    cpdef object _sent(self)
+    cpdef object _send_too_late(self, object data)
+    cpdef object _sent_much(self)
     @cython.locals(core=Protocol, frame=bytes)
     cpdef _send_shared(self, SharedMessage shared)
     cpdef bint _is_over(self) except -1

@@ -136,7 +136,8 @@ class AsyncioConnection(AsyncioShell):
         return self._news
 
     def _next_message(self) -> str | bytes:
-        self._news.pass_on()
+        if self._news._line is not None:
+            self._news.pass_on()
         message = self._take_message()
         if not self._reading:  # else its turn ends with it: to stop and begin again within costs two system calls
             self._update_reading()
@@ -146,19 +147,23 @@ class AsyncioConnection(AsyncioShell):
         """As the base class says; a lone reply leaves at once, what follows in the same turn of the loop together."""
         if get_ident() != self._thread:
             return self._send_from_thread(checked_message(data))
+        if not self._core._sending:
+            return self._send_too_late(data)
+        self._queue_message(data)
+        self._sends += 1
+        self._wrote()
+        return READY if self._sends < _MOST_SENDS and not self._writing_paused else self._sent_much()
+
+    def _send_too_late(self, data: Sendable) -> Awaitable[None]:
         try:
             self._queue_message(data)
         except ConnectionClosed as error:
             return self._refuse(error)
-        return self._sent()
+        raise AssertionError("a message was sent on a connection that has ended")
 
-    def _sent(self) -> Awaitable[None]:
-        """One thing more is to be written: what the application may await."""
-        self._sends += 1
-        self._wrote()
-        if self._writing_paused:
-            return Pending(self._drained)
-        return READY if self._sends < _MOST_SENDS else NextTurn()
+    def _sent_much(self) -> Awaitable[None]:
+        """What to await behind what was sent: until the peer reads, or until others had their turn."""
+        return Pending(self._drained) if self._writing_paused else NextTurn()
 
     def _send_shared(self, shared: SharedMessage) -> None:
         if get_ident() != self._thread:
@@ -190,7 +195,9 @@ class AsyncioConnection(AsyncioShell):
             self._queue_ping(data)
         except ConnectionClosed as error:
             return self._refuse(error)
-        return self._sent()
+        self._sends += 1
+        self._wrote()
+        return READY if self._sends < _MOST_SENDS and not self._writing_paused else self._sent_much()
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says."""

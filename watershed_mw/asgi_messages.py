@@ -11,7 +11,7 @@ from collections.abc import Awaitable, MutableMapping
 from typing import Any, Protocol
 
 from .aio_connection import AsyncioConnection
-from .awaitables import NextTurn, on_loop
+from .awaitables import NextTurn, mark_coroutine_functions, on_loop
 from .connection import logger
 from .core.codes import MAX_CLOSE_REASON
 from .core.headers import shown
@@ -39,10 +39,6 @@ class Door(Protocol):
         """Take the application's answer, or a part of it."""
 
 
-async def _pattern(message: MutableMapping[str, Any]) -> None:
-    """What ``send`` looks like to an application."""
-
-
 class ASGIMessages:
     """One application's way to its client.
 
@@ -51,13 +47,6 @@ class ASGIMessages:
     """
 
     __slots__ = ("_disconnected", "_door", "_loop", "_never", "_thread", "connection")
-
-    # What it takes to be known as a coroutine function named `send` (inspect and asyncio ask for these), as frameworks
-    # look for one: asgiref's async_to_sync() warns of anything else.
-    __name__ = "send"
-    __code__ = _pattern.__code__
-    __defaults__ = None
-    __kwdefaults__ = None
 
     def __init__(self, door: Door) -> None:
         self._loop = asyncio.get_running_loop()
@@ -100,10 +89,6 @@ class ASGIMessages:
             return {"type": "websocket.receive", "text": data}
         return {"type": "websocket.receive", "bytes": data}
 
-    def __call__(self, message: MutableMapping[str, Any]) -> Awaitable[None]:
-        """As :meth:`send`, for the application: the object itself is its ``send``."""
-        return self.send(message)
-
     async def _send_elsewhere(self, message: MutableMapping[str, Any]) -> None:
         if get_ident() != self._thread:
             await on_loop(self._loop, lambda: self._send_elsewhere(message))
@@ -141,6 +126,10 @@ class ASGIMessages:
             connection.end(_fitting(known.get("reason") or ""), code=1000 if code is None else code)
             return NextTurn()
         raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")
+
+
+# Frameworks look for a coroutine function.
+mark_coroutine_functions(ASGIMessages, "send")
 
 
 def _fitting(reason: Any) -> Any:

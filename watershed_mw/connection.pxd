@@ -2,13 +2,15 @@
 cimport cython
 
 from .core.conversation cimport Conversation
+from .core.memory cimport Account
 from .core.queue cimport ReceiveQueue
 from .core.shared cimport SharedMessage
 
 
 cdef class WatershedConnection:
     cdef object __weakref__
-    cdef public object _account
+    cdef public Account _account
+    cdef public Account _known_account
     cdef public bint _close_traced
     cdef public object _closed_as
     cdef public Conversation _core
@@ -36,6 +38,8 @@ cdef class WatershedConnection:
 
     @cython.locals(at_once=list)
     cpdef tuple _take(self, list events)
+    @cython.locals(account=Account, making=Py_ssize_t, queued=Py_ssize_t, held=Py_ssize_t)
+    cpdef _report_memory(self, Py_ssize_t unsent)
     cpdef tuple _emit_event(self, object event)
     @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)
     cpdef tuple _emit(self, str event, tuple args)

@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
@@ -31,6 +30,16 @@ from .core.states import Role, State
 from .errors import ConnectionClosed, LocalProtocolError
 from .interrupts import is_interrupt
 from .memory import open_account
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from . import _interpreted as cython
+
+if cython.compiled:
+    from cython.cimports.cpython.time import monotonic
+else:
+    from time import monotonic
 
 __all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
 
@@ -139,6 +148,7 @@ class WatershedConnection:
         "_error",
         "_handler_error",
         "_handlers",
+        "_known_account",
         "_limits",
         "_opened",
         "_push",
@@ -175,6 +185,8 @@ class WatershedConnection:
         self._queue = ReceiveQueue(details.limits)
         # What is held is reported when it passes one of these, see core/memory.py.
         self._account: Account | None = None
+        # The same while nothing is held that counts: each large message would open another.
+        self._known_account: Account | None = None
         self._report_above = sys.maxsize if details.limits.max_memory is None else STEP
         self._report_below = 0
         # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
@@ -348,18 +360,21 @@ class WatershedConnection:
             max_memory = self._limits.max_memory
             if max_memory is None:
                 return
-            account = self._account = open_account(self, max_memory)
+            account = self._known_account
+            if account is None:
+                account = self._known_account = open_account(self, max_memory)
+            self._account = account
         making, queued = self._core.incoming_size(), self._queue.size
         held = making + queued + unsent
         self._report_above = held + STEP if held >= STEP else STEP
         self._report_below = held - STEP + 1 if held >= STEP else 0
         if held < STEP:
             self._account = None
-        account.report(making, queued, unsent, self._now())
+        account.report(making, queued, unsent, monotonic())
 
     def _close_account(self) -> None:
         """Nothing is held any more, or another object holds it."""
-        account, self._account = self._account, None
+        account, self._account, self._known_account = self._account, None, None
         if account is not None:
             account.close()
 
@@ -543,7 +558,7 @@ class WatershedConnection:
 
     @staticmethod
     def _now() -> float:
-        return time.monotonic()
+        return monotonic()
 
     def __repr__(self) -> str:
         state = self._core.state.name.lower()

@@ -423,7 +423,7 @@ class WatershedProtocol(asyncio.Protocol):
     async def _run_app(self) -> None:
         messages = self._messages = ASGIMessages(self)
         try:
-            result = await self.config.loaded_app(self._scope, messages.receive, messages)
+            result = await self.config.loaded_app(self._scope, messages.receive, messages.send)
         except BaseException as error:
             if is_cancellation(error, self._task):
                 self._finish(1012)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -186,6 +187,17 @@ def test_the_lowest_limit_of_those_that_hold_something_counts(bank: Bank) -> Non
     assert large.ending
     low.close()
     assert bank.budget.limit == 100 * MIB
+
+
+def test_the_lowest_limit_however_they_come_and_go(bank: Bank) -> None:
+    chance = random.Random(1)
+    accounts = [bank.account(limit * 1000 * MIB) for limit in (1, 2, 3) for _ in range(2)]
+    for _ in range(1000):
+        account = chance.choice(accounts)
+        account.report(chance.choice((0, MIB)), 0, 0, NOW)
+        holding = [account for account in accounts if account.held]
+        assert bank.budget.limit == min((account.limit for account in holding), default=0)
+        assert (bank.budget.total, len(bank.budget)) == (len(holding) * MIB, len(holding))
 
 
 def test_the_account_of_a_connection_that_was_collected_is_closed(bank: Bank) -> None:

@@ -1,4 +1,5 @@
 # C types of queue.py; the logic stands there and nowhere else.
+cimport cython
 
 cdef Py_ssize_t _LARGE
 
@@ -13,7 +14,9 @@ cdef class ReceiveQueue:
     cdef public bint full
     cdef public Py_ssize_t size
 
+    @cython.locals(size=Py_ssize_t)
     cpdef put(self, event)
+    @cython.locals(size=Py_ssize_t)
     cpdef object take(self)
     cdef object _following(self)
     cpdef refuse_more(self)

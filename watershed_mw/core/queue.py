@@ -56,7 +56,8 @@ class ReceiveQueue:
             self._come.append(event)
         self._count += 1
         if isinstance(event, (str, bytes)):
-            self.size += len(event) if len(event) < _LARGE else _memory_of(event)
+            size = len(event)
+            self.size += size if size < _LARGE else _memory_of(event)
         if self._count > self._max_events or self.size > self._max_bytes:
             self.full = True
 
@@ -72,7 +73,8 @@ class ReceiveQueue:
         self._count -= 1
         self._first = None if self._count == 0 else self._following()
         if isinstance(event, (str, bytes)):
-            self.size -= len(event) if len(event) < _LARGE else _memory_of(event)
+            size = len(event)
+            self.size -= size if size < _LARGE else _memory_of(event)
         if self.full and self._count <= self._max_events // 2 and self.size <= self._max_bytes // 2:
             self.full = False
         return event
