@@ -558,7 +558,8 @@ class WatershedConnection:
 
     @staticmethod
     def _now() -> float:
-        return monotonic()
+        now: float = monotonic()
+        return now
 
     def __repr__(self) -> str:
         state = self._core.state.name.lower()

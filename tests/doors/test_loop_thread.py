@@ -189,7 +189,11 @@ def test_a_connection_that_a_failing_loop_is_taking_over_ends(breaking: Callable
                 loop.fails = True
                 loop.stop()
 
-        loop.call_soon_threadsafe(lambda: (busy.set(), go_on.wait(LIMIT)))
+        def wait() -> None:
+            busy.set()
+            go_on.wait(LIMIT)
+
+        loop.call_soon_threadsafe(wait)
         assert busy.wait(LIMIT)
         connection: ThreadConnection = upgrade().accept()
         connection.on("end", lambda code, reason: ends.put(code))
