@@ -109,11 +109,10 @@ def test_nothing_goes_to_who_has_the_descriptor_of_a_loop_that_is_closed() -> No
         await asyncio.sleep(0)  # it begins to read
         return conn
 
-    with (
-        warnings.catch_warnings(action="ignore", category=ResourceWarning),
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        conn = runner.run(accept())
+    loop = uvloop.new_event_loop()
+    conn = loop.run_until_complete(accept())
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        loop.close()  # without shutdown_asyncgens(), which would end the connection
     ours.detach()
     taken: list[socket.socket] = []
     while all(end.fileno() != number for end in taken):
