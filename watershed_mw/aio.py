@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from .awaitables import Pending, mark_coroutine_functions
+from .awaitables import Pending
 from .connection import Details, WatershedConnection
 from .core.conversation import Conversation
 from .core.payloads import Sendable
@@ -221,8 +221,6 @@ class AsyncConnection(WatershedConnection):
         if outcome[0] is not None:
             await outcome[0]
 
-
-mark_coroutine_functions(AsyncConnection, "send", "ping", "end")
 
 AsyncHandler: TypeAlias = Callable[[AsyncConnection], Awaitable[object]]
 """A coroutine function that is given a connection; what it leaves open is ended when it returns."""

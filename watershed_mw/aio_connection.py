@@ -12,7 +12,7 @@ from typing import Any
 
 from .aio import AsyncConnection
 from .aio_shell import SENDS_PER_TURN, AsyncioShell
-from .awaitables import READY, NextTurn, Pending, mark_coroutine_functions, on_loop
+from .awaitables import READY, NextTurn, Pending, on_loop
 from .connection import checked_message, checked_ping
 from .core.codes import encode_close
 from .core.payloads import Sendable
@@ -255,6 +255,3 @@ class AsyncioConnection(AsyncioShell):
 
     def _soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
-
-
-mark_coroutine_functions(AsyncioConnection, "send", "ping", "end")

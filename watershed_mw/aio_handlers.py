@@ -133,6 +133,16 @@ class OrderedHandlers(AsyncConnection):
         if self._busy is not None:
             self._be_patient(self._busy)
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a handler that is a coroutine function has begun and not returned."""
+        return self._busy is not None
+
+    def cancel_handlers(self) -> None:
+        """Cancel the handler that is at work, and those that would follow."""
+        if self._busy is not None:
+            self._busy.cancel()
+
     def _be_patient(self, busy: asyncio.Task[None]) -> None:
         patience = self._limits.close_timeout
 

@@ -348,6 +348,7 @@ class AsyncioShell(OrderedHandlers):
     def _settle(self) -> None:
         """Write what is due, follow the core's wishes about reading and closing, and set the timer."""
         if self._lost:
+            self._update_memory()
             if self._finished():
                 self._wake_closers()
             return

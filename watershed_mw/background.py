@@ -47,7 +47,7 @@ class Background:
         details, core, queue: the inner parts of the threads flavour, as they are.
     """
 
-    __slots__ = ("_core", "_details", "_inner", "_loop", "_queue", "_starting", "_workers")
+    __slots__ = ("_core", "_details", "_inner", "_loop", "_queue", "_sock", "_starting", "_workers")
 
     def __init__(self, details: Details, core: Protocol, queue: ReceiveQueue) -> None:
         self._loop, self._workers = background_loop()
@@ -56,11 +56,13 @@ class Background:
         self._queue = queue
         self._starting: asyncio.Task[None] | None = None
         self._inner: AsyncioConnection | None = None
+        self._sock: socket.socket | None = None  # until a transport has it
 
     def start(self, connection: WatershedConnection, sock: socket.socket, head: bytes) -> None:
         """Give the loop the connection's socket, and bytes that were read and not yet given to the core."""
 
         context = copy_context()
+        self._sock = sock
 
         def begin() -> None:
             self._starting = self._loop.create_task(self._start(connection, sock, head, context))
@@ -76,9 +78,6 @@ class Background:
             self._loop.call_soon_threadsafe(begin, context=Context())
         except RuntimeError:  # the loop has failed since it was asked for
             self._give_up(connection, sock, None)
-        else:
-            if self._loop.is_closed():  # it may have failed too late to call anything more
-                self._give_up(connection, sock, None)
 
     async def _start(self, connection: WatershedConnection, sock: socket.socket, head: bytes, context: Context) -> None:
         transport: asyncio.Transport | None = None
@@ -86,6 +85,7 @@ class Background:
             transport, early = await attach_socket(sock)
             # To the application there is one connection, whose start has been traced already.
             self._inner = self._take_on(connection, transport)
+            self._sock = None
             # First the function, then the bytes: what it registers before it waits must see what has come early. uvloop
             # looks for more of them before it takes up a new task, unless it is told not to.
             transport.pause_reading()
@@ -114,8 +114,15 @@ class Background:
         self._core.receive_eof()
         if self._inner is not None:
             break_stream(self._inner._transport)
+        else:
+            _stranded.add(self)  # its socket may be in use, and may still come
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
             self._workers.run(connection._emit_end)
+
+    def close_socket(self) -> None:
+        """The loop is closed: nothing that was begun with the socket can go on."""
+        if self._sock is not None:
+            close_socket(self._sock)
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
         raise NotImplementedError
@@ -178,7 +185,14 @@ def _strand(serving: Serving) -> None:
             background.strand(connection)
         elif isinstance(connection, HandledConnection) and connection._loop is serving.loop:
             connection.strand()
+    if serving.loop.is_closed():
+        for background in [one for one in _stranded if one._loop is serving.loop]:
+            _stranded.discard(background)
+            background.close_socket()
 
+
+# Those that no transport was made for when their loop failed, until it is closed.
+_stranded: set[Background] = set()
 
 at_failure(_strand)
 

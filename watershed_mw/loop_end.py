@@ -2,22 +2,29 @@
 
 ``asyncio.run`` cancels the tasks that are left, and then closes the asynchronous generators that are; it has no other
 hook. So each loop with connections has such a generator, which waits for nothing else. A loop that is closed without
-``shutdown_asyncgens()`` tells nobody.
+``shutdown_asyncgens()`` tells nobody, and one that goes on after it tells nobody the next time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 __all__ = ["Ends", "end_with"]
 
-# Seconds that peers have to answer the Close.
+logger = logging.getLogger("watershed_mw")
+
+# Seconds that peers have to answer the Close, and handlers to return.
 _GRACE = 0.5
 # How often, in seconds, they are looked at.
 _LOOK_EVERY = 0.005
+# Iterations in which transports and cancelled handlers do what they still have to.
+_LAST_TURNS = 5
 # Seconds, some thirty years.
 _NEVER = 1e9
 
@@ -29,11 +36,18 @@ class Ends(Protocol):
     def gone(self) -> bool:
         """Whether its streams have been closed."""
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a handler has begun and not returned."""
+
     def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
         """Send a Close frame, and wait for nothing."""
 
     def break_off(self) -> None:
         """Close the streams at once."""
+
+    def cancel_handlers(self) -> None:
+        """Cancel the handler that is at work, and those that would follow."""
 
 
 Living = Callable[[asyncio.AbstractEventLoop], Iterable[Ends]]
@@ -51,10 +65,12 @@ def end_with(loop: asyncio.AbstractEventLoop, living: Living) -> None:
     known = _known.get(loop)
     if known is None:
         known = _known[loop] = set()
+        if sys.get_asyncgen_hooks().finalizer is None or getattr(loop, "_asyncgens_shutdown_called", False):
+            return  # it does not close generators, or has done so
         waiting = _wait_for_end()
         try:
             waiting.__anext__().send(None)
-        except StopIteration:
+        except (StopIteration, ResourceWarning):
             pass  # it has begun, and so the loop knows of it
         # The loop knows of it weakly. Of its timers it is the owner, and lets go of them when it is closed; whatever
         # else held on to the generator would hold on to the loop, which is what the generator's finalizer is bound to.
@@ -67,17 +83,42 @@ async def _wait_for_end() -> AsyncGenerator[None, None]:
         yield
     finally:
         loop = asyncio.get_running_loop()
-        await _end([one for living in _known.get(loop, ()) for one in living(loop)])
+        until = loop.time() + _GRACE
+        await _others_end(until)
+        await _end([one for living in _known.get(loop, ()) for one in living(loop)], until)
 
 
-async def _end(living: list[Ends]) -> None:
+async def _others_end(until: float) -> None:
+    """Wait for the application's own generators, which are being closed as well: they may still use a connection."""
+    me = asyncio.current_task()
+    # All but the one that waits for all of them, this one included.
+    others = {task for task in asyncio.all_tasks() if task is not me and _name(task) != "shutdown_asyncgens"}
+    if others:
+        await asyncio.wait(others, timeout=until - asyncio.get_running_loop().time())
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    return getattr(task.get_coro(), "__name__", "")
+
+
+async def _end(living: list[Ends], until: float) -> None:
     for one in living:
-        one.begin_end("the event loop ends", code=1001)
+        _try(partial(one.begin_end, "the event loop ends", code=1001))
     loop = asyncio.get_running_loop()
-    until = loop.time() + _GRACE
-    while not all(one.gone for one in living) and loop.time() < until:  # noqa: ASYNC110  # they share no event
+    while any(not one.gone or one.at_work for one in living) and loop.time() < until:  # noqa: ASYNC110  # they share no event
         await asyncio.sleep(_LOOK_EVERY)
     for one in living:
         if not one.gone:
-            one.break_off()
-    await asyncio.sleep(0)  # for what the transports still do
+            _try(one.break_off)
+        if one.at_work:
+            _try(one.cancel_handlers)
+    for _ in range(_LAST_TURNS):
+        await asyncio.sleep(0)
+
+
+def _try(call: Callable[[], object]) -> None:
+    # What one of them raises, a trace of the application's say, is not to be the others' business.
+    try:
+        call()
+    except Exception:
+        logger.exception("the end of an event loop")

@@ -201,6 +201,8 @@ class Serving:
                 self._clear()
             with contextlib.suppress(Exception):
                 self.loop.close()
+            for call in _at_failure:
+                call(self)  # once more, for what has been handed over meanwhile
             _fail_awaited(self.loop)  # now, as nothing can come any more that waits for it
 
     def _clear(self) -> None:
@@ -222,7 +224,7 @@ _at_failure: list[Callable[[Serving], object]] = []
 
 
 def at_failure(call: Callable[[Serving], object]) -> None:
-    """Call ``call`` when the process's event loop has failed, in its thread, before it is closed."""
+    """Call ``call`` when the process's event loop has failed, in its thread, before it is closed and after."""
     _at_failure.append(call)
 
 

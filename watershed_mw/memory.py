@@ -53,7 +53,7 @@ def open_account(holder: Holder, max_memory: float) -> Account:
 
 def bytes_of(max_memory: float) -> int:
     """``max_memory`` in bytes: below 1 it is a share of what the process may have."""
-    return int(max_memory) if max_memory >= 1 else max(1, int(max_memory * available_memory()))
+    return min(int(max_memory), sys.maxsize) if max_memory >= 1 else max(1, int(max_memory * available_memory()))
 
 
 def available_memory() -> int:

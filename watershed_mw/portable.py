@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 
 from .aio import AsyncConnection
 from .asgi_server import ASGIServer
-from .awaitables import Pending, mark_coroutine_functions, on_loop
+from .awaitables import Pending, on_loop
 from .connection import Details, Handler, checked_message, logger
 from .core.codes import CloseCode, encode_close
 from .core.memory import PATIENCE
@@ -413,9 +413,6 @@ class PortableConnection(AsyncConnection):
         if not self._running or isinstance(error, asyncio.CancelledError):
             # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
             logger.error("a handler of %r raised", self, exc_info=error)
-
-
-mark_coroutine_functions(PortableConnection, "send", "ping", "end")
 
 
 def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:

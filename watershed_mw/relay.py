@@ -153,6 +153,14 @@ class Relay:
         return self._result is not None
 
     @property
+    def at_work(self) -> bool:
+        """Never: a relay has no handlers."""
+        return False
+
+    def cancel_handlers(self) -> None:
+        """Nothing: a relay has none."""
+
+    @property
     def ending(self) -> bool:
         """Whether the end has begun: nothing passes any more but the rest of frames that had."""
         return self._end is not None

@@ -138,7 +138,7 @@ class _Watcher:
             number, mask = self._ask(member, now)
             if mask & FORGET:
                 self._members.discard(member)
-            elif mask:
+            elif mask and number >= 0:  # its socket may have been closed meanwhile
                 found[number] = member, mask
         for number in [number for number in self._watched if number not in found]:
             self._drop(number)

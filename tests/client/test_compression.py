@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import zlib
 from typing import Any
@@ -72,6 +73,32 @@ def test_an_httpx_client_asks_again_on_another_connection(client: Client, serve:
     client.open(server.url(), http=http).end()
     client.do(http.close if isinstance(http, httpx.Client) else http.aclose)
     assert (server.visits, offers_of(server)[1:]) == (2, [DEFLATE])
+
+
+def test_an_httpx_clients_other_requests_get_a_connection_that_lives(async_client: Client, serve: Serve) -> None:
+    """A pool of one: whoever waits has the refused handshake's place, and not its connection."""
+
+    def script(visit: Visit) -> None:
+        while visit.request():
+            visit.answer("403 Forbidden" if visit.field("upgrade") else "200 OK")
+            visit.head = b""
+
+    server = serve(script)
+
+    async def all_at_once() -> list[int]:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) as http:
+
+            async def handshake() -> int:
+                with pytest.raises(HandshakeError) as caught:
+                    await connect(server.url(), http=http, compression=False)
+                return caught.value.status
+
+            pages = (http.get(server.url(scheme="http")) for _ in range(3))
+            first, *others = await asyncio.gather(handshake(), *pages)
+            return [first, *(page.status_code for page in others)]
+
+    for _ in range(20):
+        assert async_client.do(all_at_once) == [403, 200, 200, 200]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import gc
 import socket
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -158,6 +158,82 @@ def test_a_loop_that_is_closed_without_further_ado(run: str) -> None:
         gc.collect()
         assert loop() is None
         assert_ended(theirs)
+
+
+@pytest.mark.parametrize("run", RUN)
+def test_the_applications_own_generators_are_closed_before_it(run: str) -> None:
+    """One may use a connection until it ends itself."""
+    ours, theirs = socket.socketpair()
+    kept: list[Any] = []
+
+    async def says_goodbye() -> AsyncIterator[str]:
+        connection = await opened(SERVER, ours)
+        try:
+            yield "the first of many"
+        finally:
+            await asyncio.sleep(0.01)
+            await connection.send("bye")
+
+    async def forget() -> None:
+        kept.append(says_goodbye())
+        await anext(kept[0])
+
+    with theirs:
+        RUN[run](forget())
+        peer = peer_of(SERVER, theirs)
+        peer.read_head()
+        peer.expect(TEXT, "bye")
+        peer.expect_close(1001)
+
+
+@pytest.mark.parametrize("run", RUN)
+@pytest.mark.parametrize("seconds", [0.01, LIMIT], ids=["returns", "does not return"])
+def test_a_handler_that_begins_with_the_end_is_not_left_behind(seconds: float, run: str) -> None:
+    ours, theirs = socket.socketpair()
+    ways: list[str] = []
+
+    async def on_end(code: int, reason: str) -> None:
+        try:
+            await asyncio.sleep(seconds)
+            ways.append("returned")
+        except asyncio.CancelledError:
+            ways.append("cancelled")
+            raise
+
+    async def forget() -> None:
+        connection = await opened(SERVER, ours)
+        connection.on("end", on_end)
+
+    with theirs, ThreadPoolExecutor(1) as threads:
+        told = threads.submit(code_told, peer_of(SERVER, theirs))
+        RUN[run](forget())
+        assert told.result(LIMIT) == 1001
+    gc.collect()  # which warns of a task that is left
+    assert ways == ["returned" if seconds < 1 else "cancelled"]
+
+
+def test_what_one_of_them_raises_is_not_the_others_business(caplog: pytest.LogCaptureFixture) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+
+    def trace(probe: str, connection: object, data: bytes) -> None:
+        if probe == "send-close":
+            raise OSError("the disk is full")
+
+    async def forget() -> None:
+        for ours, shed in zip((ours for ours, _ in pairs), (Watershed(trace=trace), Watershed()), strict=True):
+            ours.setblocking(False)
+            transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+            shed.accept(request_head(), transport)
+        await asyncio.sleep(0)
+
+    asyncio.run(forget())
+    peer = peer_of(SERVER, pairs[1][1])
+    peer.read_head()
+    peer.expect_close(1001)
+    assert [record.getMessage() for record in caplog.records] == ["the end of an event loop"]
+    for _, theirs in pairs:
+        assert_ended(theirs)
+        theirs.close()
 
 
 def assert_ended(peer: socket.socket) -> None:

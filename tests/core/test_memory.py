@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from watershed_mw.core.memory import PATIENCE, STEP, Account, MemoryBudget
 from watershed_mw.errors import LocalProtocolError, RemoteProtocolError
+from watershed_mw.memory import bytes_of
 
 MIB = 2**20
 NOW = 1000.0
@@ -187,6 +189,13 @@ def test_the_lowest_limit_of_those_that_hold_something_counts(bank: Bank) -> Non
     assert large.ending
     low.close()
     assert bank.budget.limit == 100 * MIB
+
+
+def test_a_limit_of_any_size(bank: Bank) -> None:
+    account = bank.account(sys.maxsize)
+    account.report(100 * MIB, 0, 0, NOW)
+    assert (bank.budget.limit, account.paused, bank.lines) == (sys.maxsize, False, [])
+    assert bytes_of(1e30) == sys.maxsize
 
 
 def test_the_lowest_limit_however_they_come_and_go(bank: Bank) -> None:

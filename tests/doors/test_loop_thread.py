@@ -211,6 +211,44 @@ def test_a_connection_that_a_failing_loop_is_taking_over_ends(breaking: Callable
     background_loop()
 
 
+def test_a_connection_that_comes_while_a_failed_loop_is_closed_ends(breaking: Callable[[], None]) -> None:
+    """Those that the failure has ended have been ended by then; this one is handed over all the same."""
+    ends = Inbox[int]()
+    closing, handed_over = threading.Event(), threading.Event()
+
+    def view() -> ResponseReturnValue:
+        loop: Any = background_loop()[0]
+        close = loop.close
+
+        def close_late() -> None:
+            closing.set()
+            handed_over.wait(LIMIT)
+            close()
+
+        loop.close = close_late
+        connection: ThreadConnection = upgrade().accept()
+        connection.on("end", lambda code, reason: ends.put(code))
+        claim = connection._claim_socket
+
+        def claim_late() -> None:
+            loop.fails = True
+            loop.call_soon_threadsafe(loop.stop)
+            assert closing.wait(LIMIT)
+            claim()
+
+        connection._claim_socket = claim_late  # type: ignore[method-assign]
+        connection.run_in_background()
+        handed_over.set()
+        return ""
+
+    with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
+        peer.open("/ws")
+        peer.end()
+        assert ends.get() == 1006
+    gc.collect()
+    background_loop()
+
+
 def test_a_relay_on_a_loop_that_fails_ends(breaking: Callable[[], None]) -> None:
     import socket
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import httpcore
 import httpx
@@ -243,34 +243,37 @@ async def read_refusal(response: httpx.Response, until: float | None) -> Handsha
         until: time of the event loop at which what has come by then is enough.
     """
     body = b""
+    stream = _own_stream(response)
     try:
         # A server that sends less than it has announced, or nonsense: what came is what there is.
         with suppress(*_BROKEN_OFF):
             async with asyncio.timeout_at(until):
-                async for part in response.aiter_raw():
+                # Not aiter_raw(), at whose end the pool has the connection back, and gives it to somebody else.
+                async for part in cast(httpx.AsyncByteStream, response.stream):
                     body += part
                     if len(body) >= _MOST_OF_A_REFUSAL:
                         break
     finally:
+        if stream is not None:
+            await stream.aclose()
         await response.aclose()
-    if (stream := _own_stream(response)) is not None:
-        await stream.aclose()
     return _refusal(response, body)
 
 
 def read_refusal_blocking(response: httpx.Response) -> HandshakeError:
     """As :func:`read_refusal`, until the stream's own deadline."""
     body = b""
+    stream = _own_stream(response)
     try:
         with suppress(*_BROKEN_OFF):
-            for part in response.iter_raw():
+            for part in cast(httpx.SyncByteStream, response.stream):
                 body += part
                 if len(body) >= _MOST_OF_A_REFUSAL:
                     break
     finally:
+        if stream is not None:
+            stream.close()
         response.close()
-    if (stream := _own_stream(response)) is not None:
-        stream.close()
     return _refusal(response, body)
 
 

@@ -247,7 +247,7 @@ class MemoryBudget:
 
     def _set_limit(self, limit: int) -> None:
         self._limit = limit
-        self._mark = limit * 3 // 4
+        self._mark = limit - limit // 4
 
     def _decide(self, account: Account, now: float) -> tuple[str, list[Account]]:
         if self.total - self._ending > self._limit:
