@@ -97,7 +97,7 @@ def test_an_httpx_clients_other_requests_get_a_connection_that_lives(async_clien
             async def page() -> int:
                 return (await http.get(server.url(scheme="http"))).status_code
 
-            return await asyncio.gather(handshake(), page(), page(), page())
+            return [*await asyncio.gather(handshake(), page(), page(), page())]
 
     for _ in range(20):
         assert async_client.do(all_at_once) == [403, 200, 200, 200]
