@@ -17,6 +17,7 @@ cdef class BlockingSocket:
     cdef public Py_ssize_t sent
     cdef public bint torn
     cdef public bint broken
+    cdef object _calls
     cdef object _write
     cdef tuple _flags
     cdef object _reads

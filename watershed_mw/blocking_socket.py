@@ -85,7 +85,8 @@ class BlockingSocket:
         self.sent = 0
         self.torn = False
         self.broken = False
-        self._write = sock.send if self._tls is None else _tls_call(self._tls, "write")
+        self._calls = _of_c(sock)  # that move bytes, and never wait
+        self._write = self._calls.send if self._tls is None else _tls_call(self._tls, "write")
         self._flags = (self._at_once,)
         self._reads: Iterator[bytes]
         self._reads_at_once: Iterator[bytes]
@@ -135,8 +136,8 @@ class BlockingSocket:
     def _make_reads(self) -> None:
         size = itertools.repeat(self._size)
         if self._tls is None:
-            self._reads = map(self._socket.recv, size)
-            self._reads_at_once = map(self._socket.recv, size, itertools.repeat(self._at_once))
+            self._reads = map(self._calls.recv, size)
+            self._reads_at_once = map(self._calls.recv, size, itertools.repeat(self._at_once))
         elif not self._ending:
             self._reads = self._reads_at_once = map(_tls_call(self._tls, "read"), size)
         else:
@@ -325,6 +326,16 @@ def _of_socket(error: BaseException) -> bool:
             return False
         traceback = traceback.tb_next
     return True
+
+
+def _of_c(sock: socket.socket) -> Any:
+    """The C module's socket within gevent's and eventlet's, whose methods are Python: a handler may run within them
+    when the kernel has taken or given bytes already."""
+    for name in ("_sock", "fd"):
+        inner = getattr(sock, name, None)
+        if isinstance(inner, _socket.socket):
+            return inner
+    return sock
 
 
 def _tls_call(tls: ssl.SSLSocket, name: str) -> Callable[..., Any]:

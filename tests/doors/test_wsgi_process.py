@@ -15,6 +15,8 @@ import select
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -104,7 +106,7 @@ def test_a_gunicorn_that_stops_ends_every_connection(name: str, number: signal.S
         os.kill(server.program.pid, number)
         expect_the_close(peers, 1001, began)
         assert server.program.wait() == 0
-        assert time.monotonic() - began < 2 * SOON, "the process stayed"
+        assert time.monotonic() - began < 10, "the process stayed"  # gunicorn itself would wait for 30
         # Where it is to stop at once, gunicorn breaks a handler off with a SystemExit, and calls it an error.
         assert server.program.output.count("Traceback") == server.program.output.count("SystemExit: 0")
 
@@ -175,7 +177,7 @@ def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number:
         if survives and server.program.outlives(SOON / 2):
             os.kill(server.program.pid, number)  # the first came while it still logged a request: Ctrl-C once more
         server.program.wait()
-        assert time.monotonic() - began < 2 * SOON, "the process stayed"
+        assert time.monotonic() - began < 10, "the process stayed"  # gunicorn itself would wait for 30
 
 
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "werkzeug"])
@@ -543,3 +545,14 @@ def test_a_handler_that_does_not_take_holds_its_peer(name: str, certificate: tup
         peer.sock.close()
         server.program.wait_for_line(re.compile(f"ended {word} 1000"))
         assert server.program.output.count(f"took {word} 65536") == 800
+
+
+@pytest.mark.parametrize("kind", ["gevent", "eventlet"])
+def test_what_a_signal_raises_within_a_green_socket_doubles_nothing(kind: str) -> None:
+    """As a KeyboardInterrupt does: the kernel may have taken the bytes, though the socket's method did not return."""
+    command = [sys.executable, "-m", "tests.doors.green_signals", kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    seen, doubled, in_order = done.stdout.split()
+    assert int(seen) > 10_000
+    assert (doubled, in_order) == ("0", "True")

@@ -94,7 +94,7 @@ cdef class FrameReader:
 
     @cython.locals(
         data="const unsigned char *", position=Py_ssize_t, byte0="unsigned char", byte1="unsigned char",
-        length="long long", size=Py_ssize_t, key=Py_ssize_t,
+        length="long long", size=Py_ssize_t, key=Py_ssize_t, highest="unsigned int",
     )
     cdef bint _read_header(self, Py_ssize_t available) except -1
 

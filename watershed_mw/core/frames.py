@@ -403,7 +403,8 @@ class FrameReader:
             return False
         if self._masked:
             key = position + size - 4
-            self._key = data[key] | data[key + 1] << 8 | data[key + 2] << 16 | data[key + 3] << 24
+            highest = data[key + 3]  # unsigned, as in _number()
+            self._key = data[key] | data[key + 1] << 8 | data[key + 2] << 16 | highest << 24
             self._phase = 0
         self._position = position + size
         self._remaining = length
