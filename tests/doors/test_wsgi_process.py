@@ -177,7 +177,7 @@ def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number:
         if survives and server.program.outlives(SOON / 2):
             os.kill(server.program.pid, number)  # the first came while it still logged a request: Ctrl-C once more
         server.program.wait()
-        assert time.monotonic() - began < 10, "the process stayed"  # gunicorn itself would wait for 30
+        assert time.monotonic() - began < 10, "the process stayed"
 
 
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "werkzeug"])
