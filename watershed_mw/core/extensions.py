@@ -178,7 +178,11 @@ def check_answer(
     answer = _parse(pairs, client_bits_need_value=True)
     refusals = []
     for parameters in offered:
-        offer = _parse(parameters, client_bits_need_value=False)
+        try:
+            offer = _parse(parameters, client_bits_need_value=False)
+        except HandshakeError as error:
+            refusals.append(str(error))  # an application's own, which a server can only decline
+            continue
         refusal = _not_allowed(answer, offer)
         if refusal is None:
             break
