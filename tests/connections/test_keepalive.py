@@ -148,12 +148,12 @@ def test_an_application_that_is_slow_to_take_messages_is_not_blamed_on_the_peer(
             conn.on("binary", lambda data: gate.wait(LIMIT) and None)
 
     live, peer = link(
-        small=True, setup=setup, max_queued_messages=2, ping_interval=0.1, ping_timeout=0.4, close_timeout=0.2
+        small=True, setup=setup, max_queued_messages=2, ping_interval=0.05, ping_timeout=0.1, close_timeout=0.2
     )
     over = None if way.on_loop else live.run()
     answering = in_thread(lambda: _answer_pings(peer))
     peer.write(*(peer.frame(BINARY, b"x" * 10) for _ in range(20)))
-    threading.Event().wait(1)  # several time-outs: a length of time is what this is about
+    threading.Event().wait(0.5)  # several time-outs: a length of time is what this is about
     assert live.conn.close_code is None
     gate.set()
     if over is None:

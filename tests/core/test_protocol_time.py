@@ -5,6 +5,8 @@ No test waits: time is a number.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -217,6 +219,24 @@ def test_while_we_do_not_read_the_peers_silence_means_nothing(build: Build) -> N
         assert subject.state is State.OPEN
     subject.read_paused = False
     (event,) = plain(subject.handle_timeout(START + 80, 0))
+    assert failure(event) == (SILENT, 1011)
+
+
+def test_while_there_is_a_backlog_the_peers_silence_means_nothing(build: Build) -> None:
+    """Nothing is read before it is taken, which may be long after the PING: the answer lies unread."""
+    subject = build.make(limits=replace(LIMITS, max_queued_messages=1))
+    data = b"".join(frame(TEXT, b"x", key=wire.KEY) for _ in range(6))
+    assert len(subject.receive_step(data, len(data), START + 1)) == 2
+    assert subject.handle_timeout(START + 20, 0) == []
+    assert sent(subject) == [wire.Frame(PING, b"keepalive 1")]
+    assert subject.handle_timeout(START + 36, 0) == []
+    assert len(subject.receive_more(START + 60)) == 2
+    assert subject.handle_timeout(START + 60, 0) == []
+    assert len(subject.receive_more(START + 90)) == 2  # the last of it: reading can go on
+    assert not subject.backlog
+    assert subject.handle_timeout(START + 90, 0) == []
+    assert subject.next_deadline() == START + 105
+    (event,) = plain(subject.handle_timeout(START + 105, 0))
     assert failure(event) == (SILENT, 1011)
 
 

@@ -128,7 +128,6 @@ cdef class Protocol(Outgoing):
     cdef double _due(self) except? -1
     cpdef double arrival_due(self) except? -1
     cdef double _keepalive_due(self) except? -1
-    cdef list _break_off_arrival(self, double now)
     cpdef reading_paused(self, double now)
     cpdef reading_resumed(self, double now)
     cpdef was_not_read(self, double since, double now)

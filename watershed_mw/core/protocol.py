@@ -185,6 +185,9 @@ class Protocol(Outgoing):
                 self._lose_place()
                 raise
             self._watch_arrival(0, now)
+            if self._last_received <= self._ping_sent < inf:
+                # Nothing is read while there is a backlog: the answer may be there, and has ping_timeout from now on.
+                self._ping_sent = self._last_received = now
         return events
 
     def _lose_place(self) -> None:
@@ -593,20 +596,14 @@ class Protocol(Outgoing):
         if now < self._due():
             return []
         if self.state is _OPEN:
-            if now >= self.arrival_due():
-                return self._break_off_arrival(now)
+            if self._arrival is not None and now >= self.arrival_due():
+                return self.fail(self._arrival.error(self.bytes_received, now), now)
             return self._keep_alive(now, unsent)
         if self.state is _ANSWERING or self.state is _FAILING:
             self.messages_handed_over(now)
         else:
             self._move(Trigger.TIMEOUT)
         return []
-
-    def _break_off_arrival(self, now: float) -> list[Event]:
-        assert self._arrival is not None
-        events: list[Event] = []
-        self._fail(self._arrival.error(self.bytes_received, now), now, events)
-        return events
 
     def reading_paused(self, now: float) -> None:
         """Note that nothing is read from now on: how fast the peer sends cannot be known."""
@@ -631,8 +628,9 @@ class Protocol(Outgoing):
     def _keep_alive(self, now: float, unsent: int) -> list[Event]:
         if self._ping_sent != inf and self._ping_timeout != inf and self._last_received <= self._ping_sent:
             taken = self._taken_by_kernel(unsent)
-            if (self._taken < self._ping_position and taken > self._taken) or (self.read_paused and unsent == 0):
-                # It takes what went before the PING, or we are the one who does not listen.
+            unread = (self.read_paused or self.backlog) and unsent == 0
+            if unread or (self._taken < self._ping_position and taken > self._taken):
+                # This end does not read, or the peer still takes what went before the PING.
                 self._taken = taken
                 self._ping_sent = self._last_received = now
                 return []
