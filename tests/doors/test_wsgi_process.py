@@ -28,6 +28,7 @@ import pytest
 
 from tests.support import LIMIT
 
+from .green_signals import COUNT
 from .support import Peer, binary, close, eventually, head, ping, text
 from .wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
 
@@ -94,6 +95,19 @@ def paths_of(kind: Kind) -> list[str]:
     return [*released, "/blocking"] if kind.single else ["/blocking", *released, "/blocking"]
 
 
+def wait_for_workers(server: Running, kind: Kind) -> None:
+    """Wait until each worker has answered: gunicorn loses a signal that comes while one starts, for 5 seconds."""
+    options = kind.options or ()
+    number = int(options[options.index("-w") + 1]) if "-w" in options else 1
+    pids: set[int] = set()
+
+    def all_have_answered() -> bool:
+        pids.add(process(server)["pid"])
+        return len(pids) == number
+
+    eventually(all_have_answered, f"an answer of each of {number} workers")
+
+
 @pytest.mark.need(2, 3)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("name", WORKERS)
@@ -101,12 +115,13 @@ def test_a_gunicorn_that_stops_ends_every_connection(name: str, number: signal.S
     kind = SERVERS[name]
     with start(kind) as server, ExitStack() as stack:
         server.wait_until_it_serves()
+        wait_for_workers(server, kind)
         peers = open_connections(server, stack, paths_of(kind))
         began = time.monotonic()
         os.kill(server.program.pid, number)
         expect_the_close(peers, 1001, began)
         assert server.program.wait() == 0
-        assert time.monotonic() - began < 10, "the process stayed"  # gunicorn itself would wait for 30
+        assert time.monotonic() - began < 2 * SOON, "the process stayed"
         # Where it is to stop at once, gunicorn breaks a handler off with a SystemExit, and calls it an error.
         assert server.program.output.count("Traceback") == server.program.output.count("SystemExit: 0")
 
@@ -117,6 +132,7 @@ def test_a_reload_ends_every_connection_and_the_new_worker_is_there_at_once(name
     kind = SERVERS[name]
     with start(kind) as server, ExitStack() as stack:
         server.wait_until_it_serves()
+        wait_for_workers(server, kind)
         old = {process(server)["pid"] for _ in range(20)}
         peers = open_connections(server, stack, paths_of(kind))
         began = time.monotonic()
@@ -177,7 +193,7 @@ def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number:
         if survives and server.program.outlives(SOON / 2):
             os.kill(server.program.pid, number)  # the first came while it still logged a request: Ctrl-C once more
         server.program.wait()
-        assert time.monotonic() - began < 10, "the process stayed"
+        assert time.monotonic() - began < 2 * SOON, "the process stayed"
 
 
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "werkzeug"])
@@ -548,11 +564,12 @@ def test_a_handler_that_does_not_take_holds_its_peer(name: str, certificate: tup
 
 
 @pytest.mark.parametrize("kind", ["gevent", "eventlet"])
-def test_what_a_signal_raises_within_a_green_socket_doubles_nothing(kind: str) -> None:
-    """As a KeyboardInterrupt does: the kernel may have taken the bytes, though the socket's method did not return."""
+def test_a_signal_within_a_green_socket_doubles_and_loses_nothing(kind: str) -> None:
+    """As with a KeyboardInterrupt: the kernel has moved bytes already, though the socket's method does not return."""
     command = [sys.executable, "-m", "tests.doors.green_signals", kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stderr
-    seen, doubled, in_order = done.stdout.split()
-    assert int(seen) > 10_000
-    assert (doubled, in_order) == ("0", "True")
+    peer, ours = (json.loads(line) for line in done.stdout.splitlines())
+    assert ours["signals"] > 100
+    assert (peer["messages"], peer["in order"]) == (COUNT, True)
+    assert (ours["messages"], ours["in order"]) == (COUNT, True)
