@@ -47,7 +47,7 @@ class Background:
         details, core, queue: the inner parts of the threads flavour, as they are.
     """
 
-    __slots__ = ("_core", "_details", "_inner", "_loop", "_queue", "_sock", "_starting", "_workers")
+    __slots__ = ("_core", "_details", "_inner", "_loop", "_queue", "_starting", "_workers")
 
     def __init__(self, details: Details, core: Protocol, queue: ReceiveQueue) -> None:
         self._loop, self._workers = background_loop()
@@ -56,13 +56,12 @@ class Background:
         self._queue = queue
         self._starting: asyncio.Task[None] | None = None
         self._inner: AsyncioConnection | None = None
-        self._sock: socket.socket | None = None  # until a transport has it
 
     def start(self, connection: WatershedConnection, sock: socket.socket, head: bytes) -> None:
         """Give the loop the connection's socket, and bytes that were read and not yet given to the core."""
 
         context = copy_context()
-        self._sock = sock
+        _handed_over[self] = connection, sock
 
         def begin() -> None:
             self._starting = self._loop.create_task(self._start(connection, sock, head, context))
@@ -70,6 +69,7 @@ class Background:
 
         def started(task: asyncio.Task[None]) -> None:
             self._starting = None  # those who wait for it have it
+            _handed_over.pop(self, None)
             if task.cancelled() and self._inner is None:  # the loop has failed, perhaps before the task's first step
                 self._give_up(connection, sock, None)
 
@@ -85,7 +85,6 @@ class Background:
             transport, early = await attach_socket(sock)
             # To the application there is one connection, whose start has been traced already.
             self._inner = self._take_on(connection, transport)
-            self._sock = None
             # First the function, then the bytes: what it registers before it waits must see what has come early. uvloop
             # looks for more of them before it takes up a new task, unless it is told not to.
             transport.pause_reading()
@@ -101,6 +100,7 @@ class Background:
     def _give_up(
         self, connection: WatershedConnection, sock: socket.socket, transport: asyncio.Transport | None
     ) -> None:
+        _handed_over.pop(self, None)
         self._core.receive_eof()
         if transport is None:
             close_socket(sock)
@@ -111,18 +111,12 @@ class Background:
 
     def strand(self, connection: WatershedConnection) -> None:
         """The loop has failed: the peer has to see the end, and the application is told of it."""
+        if self._inner is None:
+            return  # its socket may be in use: see _strand() for what comes of it
         self._core.receive_eof()
-        if self._inner is not None:
-            break_stream(self._inner._transport)
-        else:
-            _stranded.add(self)  # its socket may be in use, and may still come
+        break_stream(self._inner._transport)
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
             self._workers.run(connection._emit_end)
-
-    def close_socket(self) -> None:
-        """The loop is closed: nothing that was begun with the socket can go on."""
-        if self._sock is not None:
-            close_socket(self._sock)
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
         raise NotImplementedError
@@ -186,13 +180,13 @@ def _strand(serving: Serving) -> None:
         elif isinstance(connection, HandledConnection) and connection._loop is serving.loop:
             connection.strand()
     if serving.loop.is_closed():
-        for background in [one for one in _stranded if one._loop is serving.loop]:
-            _stranded.discard(background)
-            background.close_socket()
+        for background, (connection, sock) in _handed_over.copy().items():
+            if background._loop is serving.loop:
+                background._give_up(connection, sock, None)
 
 
-# Those that no transport was made for when their loop failed, until it is closed.
-_stranded: set[Background] = set()
+# Those that the loop has yet to take over. Nobody else need hold on to them, and a loop that is closed lets go of them.
+_handed_over: dict[Background, tuple[WatershedConnection, socket.socket]] = {}
 
 at_failure(_strand)
 

@@ -15,6 +15,7 @@ from flask.typing import ResponseReturnValue
 
 from tests.support import LIMIT
 from watershed_mw import AsyncConnection, ConnectionClosed, ThreadConnection, live_connections, loop_thread
+from watershed_mw import background as background_module
 from watershed_mw.loop_thread import background_loop, run_on_background_loop
 from watershed_mw.relay import Relay, RelayEnd, live_relays, relay
 
@@ -211,13 +212,16 @@ def test_a_connection_that_a_failing_loop_is_taking_over_ends(breaking: Callable
     background_loop()
 
 
-def test_a_connection_that_comes_while_a_failed_loop_is_closed_ends(breaking: Callable[[], None]) -> None:
-    """Those that the failure has ended have been ended by then; this one is handed over all the same."""
+def test_a_connection_that_comes_while_a_failed_loop_is_closed_ends(
+    breaking: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread asked for the loop before that failed, and hands the connection over after all others have ended."""
     ends = Inbox[int]()
     closing, handed_over = threading.Event(), threading.Event()
 
-    def view() -> ResponseReturnValue:
-        loop: Any = background_loop()[0]
+    def a_loop_that_fails_at_once() -> tuple[Any, loop_thread.Workers]:
+        loop: Any
+        loop, workers = background_loop()
         close = loop.close
 
         def close_late() -> None:
@@ -226,18 +230,17 @@ def test_a_connection_that_comes_while_a_failed_loop_is_closed_ends(breaking: Ca
             close()
 
         loop.close = close_late
+        loop.fails = True
+        loop.call_soon_threadsafe(loop.stop)
+        assert closing.wait(LIMIT)
+        return loop, workers
+
+    def view() -> ResponseReturnValue:
         connection: ThreadConnection = upgrade().accept()
         connection.on("end", lambda code, reason: ends.put(code))
-        claim = connection._claim_socket
-
-        def claim_late() -> None:
-            loop.fails = True
-            loop.call_soon_threadsafe(loop.stop)
-            assert closing.wait(LIMIT)
-            claim()
-
-        connection._claim_socket = claim_late  # type: ignore[method-assign]
-        connection.run_in_background()
+        with monkeypatch.context() as patch:
+            patch.setattr(background_module, "background_loop", a_loop_that_fails_at_once)
+            connection.run_in_background()
         handed_over.set()
         return ""
 
