@@ -19,7 +19,7 @@ cdef class AsyncioConnection(AsyncioShell):
 
     cpdef object send(self, object data)
     cpdef object _send_too_late(self, object data)
-    cpdef object _sent_much(self)
+    cdef object _sent(self)
     @cython.locals(core=Protocol, frame=bytes)
     cpdef _send_shared(self, SharedMessage shared)
     cpdef bint _is_over(self) except -1

@@ -150,9 +150,7 @@ class AsyncioConnection(AsyncioShell):
         if not self._core._sending:
             return self._send_too_late(data)
         self._queue_message(data)
-        self._sends += 1
-        self._wrote()
-        return READY if self._sends < _MOST_SENDS and not self._writing_paused else self._sent_much()
+        return self._sent()
 
     def _send_too_late(self, data: Sendable) -> Awaitable[None]:
         try:
@@ -161,9 +159,13 @@ class AsyncioConnection(AsyncioShell):
             return self._refuse(error)
         raise AssertionError("a message was sent on a connection that has ended")
 
-    def _sent_much(self) -> Awaitable[None]:
-        """What to await behind what was sent: until the peer reads, or until others had their turn."""
-        return Pending(self._drained) if self._writing_paused else NextTurn()
+    def _sent(self) -> Awaitable[None]:
+        """One thing more is to be written: what the application may await."""
+        self._sends += 1
+        self._wrote()
+        if self._writing_paused:
+            return Pending(self._drained)
+        return READY if self._sends < _MOST_SENDS else NextTurn()
 
     def _send_shared(self, shared: SharedMessage) -> None:
         if get_ident() != self._thread:
@@ -195,9 +197,7 @@ class AsyncioConnection(AsyncioShell):
             self._queue_ping(data)
         except ConnectionClosed as error:
             return self._refuse(error)
-        self._sends += 1
-        self._wrote()
-        return READY if self._sends < _MOST_SENDS and not self._writing_paused else self._sent_much()
+        return self._sent()
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, MutableMapping
 from typing import Any, Protocol
 
 from .aio_connection import AsyncioConnection
-from .awaitables import NextTurn, mark_coroutine_functions, on_loop
+from .awaitables import NextTurn, mark_coroutine_function, on_loop
 from .connection import logger
 from .core.codes import MAX_CLOSE_REASON
 from .core.headers import shown
@@ -128,8 +128,8 @@ class ASGIMessages:
         raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")
 
 
-# Frameworks look for a coroutine function.
-mark_coroutine_functions(ASGIMessages, "send")
+# By its name: where this is compiled, the class's own attribute is another object.
+mark_coroutine_function(getattr(ASGIMessages, "send"))  # noqa: B009
 
 
 def _fitting(reason: Any) -> Any:

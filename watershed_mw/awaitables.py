@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn, Self
 
-__all__ = ["READY", "NextTurn", "Pending", "Ready", "mark_coroutine_functions", "on_loop"]
+__all__ = ["READY", "NextTurn", "Pending", "Ready", "mark_coroutine_function", "on_loop"]
 
 
 class Ready:
@@ -109,11 +110,12 @@ Coroutine.register(Ready)
 Coroutine.register(Pending)
 
 
-def mark_coroutine_functions(kind: type, *names: str) -> None:
-    """Let plain methods that return an awaitable be known as coroutine functions: asgiref warns of others."""
-    for name in names:
-        function = getattr(kind, name)
-        if hasattr(inspect, "markcoroutinefunction"):
-            inspect.markcoroutinefunction(function)
-        else:
-            function._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine")  # noqa: B009  # no stub has it
+def mark_coroutine_function(function: Any) -> None:
+    """Make a plain function that returns an awaitable known as a coroutine function, as frameworks look for one.
+
+    Before Python 3.12 :mod:`inspect` cannot be told, and asgiref asks :mod:`asyncio`.
+    """
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(function)
+    else:
+        function._is_coroutine = vars(asyncio.coroutines)["_is_coroutine"]

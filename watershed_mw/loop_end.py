@@ -19,7 +19,8 @@ __all__ = ["Ends", "end_with"]
 
 logger = logging.getLogger("watershed_mw")
 
-# Seconds that peers have to answer the Close, and handlers to return.
+# Seconds that the application's own generators have to end, and as many again that peers have to answer the Close, and
+# handlers to return.
 _GRACE = 0.5
 # How often, in seconds, they are looked at.
 _LOOK_EVERY = 0.005
@@ -83,42 +84,42 @@ async def _wait_for_end() -> AsyncGenerator[None, None]:
         yield
     finally:
         loop = asyncio.get_running_loop()
-        until = loop.time() + _GRACE
-        await _others_end(until)
-        await _end([one for living in _known.get(loop, ()) for one in living(loop)], until)
+        await _others_end()
+        await _end([one for living in _known.get(loop, ()) for one in living(loop)])
 
 
-async def _others_end(until: float) -> None:
+async def _others_end() -> None:
     """Wait for the application's own generators, which are being closed as well: they may still use a connection."""
     me = asyncio.current_task()
     # All but the one that waits for all of them, this one included.
     others = {task for task in asyncio.all_tasks() if task is not me and _name(task) != "shutdown_asyncgens"}
     if others:
-        await asyncio.wait(others, timeout=until - asyncio.get_running_loop().time())
+        await asyncio.wait(others, timeout=_GRACE)
 
 
 def _name(task: asyncio.Task[Any]) -> str:
     return getattr(task.get_coro(), "__name__", "")
 
 
-async def _end(living: list[Ends], until: float) -> None:
+async def _end(living: list[Ends]) -> None:
     for one in living:
-        _try(partial(one.begin_end, "the event loop ends", code=1001))
+        _try(one, partial(one.begin_end, "the event loop ends", code=1001))
     loop = asyncio.get_running_loop()
+    until = loop.time() + _GRACE
     while any(not one.gone or one.at_work for one in living) and loop.time() < until:  # noqa: ASYNC110  # they share no event
         await asyncio.sleep(_LOOK_EVERY)
     for one in living:
         if not one.gone:
-            _try(one.break_off)
+            _try(one, one.break_off)
         if one.at_work:
-            _try(one.cancel_handlers)
+            _try(one, one.cancel_handlers)
     for _ in range(_LAST_TURNS):
         await asyncio.sleep(0)
 
 
-def _try(call: Callable[[], object]) -> None:
-    # What one of them raises, a trace of the application's say, is not to be the others' business.
+def _try(one: Ends, call: Callable[[], object]) -> None:
+    # What ending one of them raises, in the application's trace function, say, must not keep the others open.
     try:
         call()
     except Exception:
-        logger.exception("the end of an event loop")
+        logger.exception("expected %r to end with its event loop, got an exception: the others are ended anyway", one)

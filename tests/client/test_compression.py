@@ -76,7 +76,7 @@ def test_an_httpx_client_asks_again_on_another_connection(client: Client, serve:
 
 
 def test_an_httpx_clients_other_requests_get_a_connection_that_lives(async_client: Client, serve: Serve) -> None:
-    """A pool of one: whoever waits has the refused handshake's place, and not its connection."""
+    """In a pool of one connection: a refused handshake gives its place to the next request, not its connection."""
 
     def script(visit: Visit) -> None:
         while True:

@@ -27,6 +27,7 @@ import trio
 from hypercorn.config import Config
 from websockets.exceptions import ConnectionClosed as ClientClosed
 from websockets.frames import Opcode
+from websockets.sync.client import ClientConnection
 
 from tests.support import LIMIT
 from watershed_mw import (
@@ -1082,83 +1083,86 @@ def test_clients_that_vanish_leave_nothing(server: Server) -> None:
 # --- memory of all connections -----------------------------------------------------------------------------
 
 
-MEMORY: dict[str, Any] = {"max_memory": 4 * MIB, "max_queued_bytes": 64 * MIB}
-
-
 @pytest.fixture
 def nothing_is_held() -> None:
     """The budget is the process's: what other tests have left would count here."""
     eventually(lambda: memory_budget().total == 0)
 
 
+class _Hoarder:
+    """An application that echoes, but for one client, whose messages it takes once it is told to."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._ready = Gate[tuple[PortableConnection, anyio.Event]]()
+        self.taken = Inbox[str | bytes | ConnectionClosed]()
+        server.serve(self._handle, max_memory=4 * MIB, max_queued_bytes=64 * MIB)
+
+    async def _handle(self, conn: PortableConnection) -> None:
+        if await conn.receive() == "hoard":
+            go_on = anyio.Event()
+            self._ready.put((conn, go_on))
+            await go_on.wait()
+        try:
+            while True:
+                message = await conn.receive()
+                self.taken.put(message)
+                await conn.send(message)
+        except ConnectionClosed as error:
+            self.taken.put(error)
+
+    def begin(self, client: ClientConnection) -> PortableConnection:
+        """Have the application hoard what this client sends."""
+        client.send("hoard")
+        self._hoarding, self._go_on = self._ready.get()
+        return self._hoarding
+
+    def go_on(self) -> None:
+        """Have it take what it hoards."""
+        self._server.soon(self._go_on.set)
+
+
 @pytest.mark.need(6)
 @pytest.mark.usefixtures("nothing_is_held")
 def test_the_one_that_holds_most_waits_and_goes_on_when_there_is_room(server: Server) -> None:
-    ready, connections = Gate[anyio.Event](), Inbox[PortableConnection]()
-
-    async def handler(conn: PortableConnection) -> None:
-        connections.put(conn)
-        if await conn.receive() == "the neighbour":
-            await echo(conn)
-            return
-        go_on = anyio.Event()
-        ready.put(go_on)
-        await go_on.wait()
-        await echo(conn)
-
-    server.serve(handler, **MEMORY)
+    application = _Hoarder(server)
+    messages = [*[bytes([number]) * MIB for number in range(3)], bytes(MIB // 4)]
     with dial(server.port) as large, dial(server.port) as small:
-        large.send("large")
-        go_on, conn = ready.get(), connections.get()
-        small.send("the neighbour")
-        for _ in range(3):
-            large.send(bytes(MIB))
-        large.send(bytes(MIB // 4))
+        conn = application.begin(large)
+        small.send("echo")
+        for message in messages:
+            large.send(message)
         eventually(lambda: conn._held_back)
-        large.send("the next")  # which was being received already
-        large.send("the last")
+        more = [f"more {number}" for number in range(1000)]
+        for word in more:
+            large.send(word)
         small.send("not touched by that")
         assert small.recv(LIMIT) == "not touched by that"
-        assert conn.stats.messages_received < 7
-        server.soon(go_on.set)
-        for size in (MIB, MIB, MIB, MIB // 4):
-            assert large.recv(LIMIT) == bytes(size)
-        assert [large.recv(LIMIT), large.recv(LIMIT)] == ["the next", "the last"]
+        # The one that was being received already, and none behind it.
+        assert conn.stats.messages_received <= 1 + len(messages) + 1
+        application.go_on()
+        assert [large.recv(LIMIT) for _ in range(len(messages) + len(more))] == [*messages, *more]
         eventually(lambda: memory_budget().total == 0)
 
 
 @pytest.mark.need(6)
 @pytest.mark.usefixtures("nothing_is_held")
 def test_past_max_memory_the_one_that_holds_most_ends_with_1013(server: Server) -> None:
-    ready, outcomes = Gate[anyio.Event](), Inbox[ConnectionClosed]()
-
-    async def handler(conn: PortableConnection) -> None:
-        if await conn.receive() == "the neighbour":
-            await echo(conn)
-            return
-        go_on = anyio.Event()
-        ready.put(go_on)
-        await go_on.wait()
-        try:
-            await conn.receive()
-        except ConnectionClosed as error:
-            outcomes.put(error)
-
-    server.serve(handler, **MEMORY)
+    application = _Hoarder(server)
     with dial(server.port) as large, dial(server.port) as small:
-        large.send("large")
-        go_on = ready.get()
-        small.send("the neighbour")
+        application.begin(large)
+        small.send("echo")
         large.send(bytes(int(2.9 * MIB)))
         eventually(lambda: memory_budget().total > 2.8 * MIB)
         small.send(bytes(int(1.4 * MIB)))
-        assert small.recv(LIMIT) == bytes(int(1.4 * MIB))
+        assert small.recv(LIMIT) == application.taken.get() == bytes(int(1.4 * MIB))
         with pytest.raises(ClientClosed) as caught:
             large.recv(LIMIT)
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code in (1013, 4013)  # 1013 is a code that not every server sends
-        server.soon(go_on.set)
-        error = outcomes.get()
+        application.go_on()
+        error = application.taken.get()
+        assert isinstance(error, ConnectionClosed)
         assert (error.code, type(error.__cause__)) == (1013, LocalProtocolError)
         assert "max_memory" in str(error.__cause__)
         eventually(lambda: memory_budget().total == 0)

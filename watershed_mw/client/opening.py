@@ -7,8 +7,8 @@ for each request, whose stream the WebSocket connection takes over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, closing, nullcontext, suppress
 from typing import Any, cast
 
 import httpcore
@@ -243,44 +243,33 @@ async def read_refusal(response: httpx.Response, until: float | None) -> Handsha
         until: time of the event loop at which what has come by then is enough.
     """
     body = b""
-    stream = _own_stream(response)
-    try:
-        # A server that sends less than it has announced, or nonsense: what came is what there is.
-        with suppress(*_BROKEN_OFF):
-            async with asyncio.timeout_at(until):
-                # Not aiter_raw(), at whose end the pool has the connection back, and gives it to somebody else.
-                async for part in cast(httpx.AsyncByteStream, response.stream):
-                    body += part
-                    if len(body) >= _MOST_OF_A_REFUSAL:
-                        break
-    finally:
-        if stream is not None:
-            await stream.aclose()
-        await response.aclose()
+    # A server that sends less than it has announced, or nonsense, or breaks off: what came is what there is.
+    with suppress(*_BROKEN_OFF):
+        async with aclosing(response), _closed_first(response, aclosing), asyncio.timeout_at(until):
+            # Not aiter_raw(), at whose end the pool has the connection back, and gives it to somebody else.
+            async for part in cast(httpx.AsyncByteStream, response.stream):
+                body += part
+                if len(body) >= _MOST_OF_A_REFUSAL:
+                    break
     return _refusal(response, body)
 
 
 def read_refusal_blocking(response: httpx.Response) -> HandshakeError:
     """As :func:`read_refusal`, until the stream's own deadline."""
     body = b""
-    stream = _own_stream(response)
-    try:
-        with suppress(*_BROKEN_OFF):
-            for part in cast(httpx.SyncByteStream, response.stream):
-                body += part
-                if len(body) >= _MOST_OF_A_REFUSAL:
-                    break
-    finally:
-        if stream is not None:
-            stream.close()
-        response.close()
+    with suppress(*_BROKEN_OFF), closing(response), _closed_first(response, closing):
+        for part in cast(httpx.SyncByteStream, response.stream):
+            body += part
+            if len(body) >= _MOST_OF_A_REFUSAL:
+                break
     return _refusal(response, body)
 
 
-def _own_stream(response: httpx.Response) -> Any:
-    # A client's pool would use it for the next handshake. Many servers close after a refusal without announcing it,
-    # and what is sent behind that gets no answer. A stream of HTTP/2 carries the requests of others.
-    return response.extensions.get("network_stream") if response.http_version.startswith("HTTP/1") else None
+def _closed_first(response: httpx.Response, closes: Callable[[Any], Any]) -> Any:
+    # A client's pool would use the stream for the next handshake. Many servers close after a refusal without announcing
+    # it, and what is sent behind that gets no answer. A stream of HTTP/2 carries the requests of others.
+    stream = response.extensions.get("network_stream") if response.http_version.startswith("HTTP/1") else None
+    return nullcontext() if stream is None else closes(stream)
 
 
 def _refusal(response: httpx.Response, body: bytes) -> HandshakeError:

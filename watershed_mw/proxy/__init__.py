@@ -9,13 +9,13 @@ Then bytes are relayed between two sockets, unparsed, on the process's event loo
 
 from __future__ import annotations
 
-import inspect
 import ssl as tls
 from collections.abc import Iterable
 from typing import Any, Final
 
 import httpx
 
+from ..awaitables import mark_coroutine_function
 from ..core.headers import check_outgoing
 from ..relay import Relay, RelayEnd, RelayResult, live_relays, relay
 from ..room import Room
@@ -137,20 +137,19 @@ class WebSocketProxy:
         self._asgi = ASGIProxy(plan)
         self._wsgi = WSGIProxy(plan)
 
-    def __call__(self, *args: Any) -> Any:
-        """Serve ``(scope, receive, send)`` or ``(environ, start_response)``."""
-        if len(args) == 3:
-            return self._asgi(*args)
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Serve ``(scope, receive, send)``, which may be given by name, or ``(environ, start_response)``."""
+        if len(args) == 3 or named:  # daphne gives them by name
+            return self._asgi(*args, **named)
         if len(args) == 2:
             return self._wsgi(*args)
         if len(args) == 1:
-            # As servers call what does not look like an ASGI 3 application: on Python 3.11 this one cannot.
+            # As some servers call what inspect does not know as an ASGI 3 application: it can be told from 3.12 on.
             return _Double(self._asgi, args[0])
         raise TypeError(f"expected (scope, receive, send) or (environ, start_response), got {len(args)} arguments")
 
 
-if hasattr(inspect, "markcoroutinefunction"):
-    inspect.markcoroutinefunction(WebSocketProxy.__call__)
+mark_coroutine_function(WebSocketProxy.__call__)
 
 
 class _Double:
