@@ -82,7 +82,7 @@ class AsyncioConnection(AsyncioShell):
         if timeout is not None:
             async with asyncio.timeout(timeout):
                 await self._expect_message()
-        elif not self._news.is_idle():
+        elif self._news.state:
             await self._take_turn()
         while self._queue._count == 0:
             if self._is_over():
@@ -96,7 +96,7 @@ class AsyncioConnection(AsyncioShell):
             return await AsyncConnection.__anext__(self)
         # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
         self._check_pull()
-        if not self._news.is_idle():
+        if self._news.state:
             await self._take_turn()
         while self._queue._count == 0:
             if self._is_over():
@@ -107,7 +107,7 @@ class AsyncioConnection(AsyncioShell):
 
     async def _expect_message(self) -> None:
         """Wait for this task's turn, and for a message or the end, in the middle of :meth:`receive`."""
-        if not self._news.is_idle():
+        if self._news.state:
             await self._take_turn()
         while self._queue._count == 0 and not self._is_over():
             await self._expect_news()

@@ -76,7 +76,7 @@ class ASGIMessages:
         assert connection is not None
         if connection._push:
             connection._check_pull()
-        if not connection._news.is_idle():
+        if connection._news.state:
             await connection._take_turn()
         while connection._queue._count == 0:
             if connection._is_over():

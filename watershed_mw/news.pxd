@@ -14,11 +14,10 @@ cdef class News:
     cdef object _line
     cdef object _loop
     cdef object _message
-    cdef int _state
     cdef object _wakeup
+    cdef readonly int state
 
     cpdef bint is_awaited(self)
-    cpdef bint is_idle(self)
     cpdef bint is_deserted(self)
     cdef _leave(self, turn, bint unused)
     cpdef pass_on(self)

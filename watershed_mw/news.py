@@ -44,13 +44,16 @@ class News:
 
     Args:
         loop: the event loop of the tasks.
+
+    Attributes:
+        state: 0 while a task may wait, or take what there is: no other task does, was told to, or stands in line.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_line", "_loop", "_message", "_state", "_wakeup")
+    __slots__ = ("_asyncio_future_blocking", "_context", "_line", "_loop", "_message", "_wakeup", "state")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._state = _IDLE
+        self.state = _IDLE
         self._wakeup: Callable[[Any], object] | None = None
         self._context: Context | None = None
         self._line: deque[asyncio.Future[None]] | None = None  # an empty one takes 700 bytes
@@ -59,15 +62,11 @@ class News:
 
     def is_awaited(self) -> bool:
         """Whether a task waits and has not been told."""
-        return self._state == _AWAITED
-
-    def is_idle(self) -> bool:
-        """Whether a task may wait, or take what there is: no other task does, was told to, or stands in line."""
-        return self._state == _IDLE
+        return self.state == _AWAITED
 
     def is_deserted(self) -> bool:
         """Whether the only task that waited has been cancelled, and has yet to hear of it."""
-        return self._state == _CANCELLED and self._line is None
+        return self.state == _CANCELLED and self._line is None
 
     # --- further tasks -------------------------------------------------------------------------------------
 
@@ -80,10 +79,10 @@ class News:
         try:
             await turn
         except BaseException:
-            self._leave(turn, self._line[0] is turn and self._state == _RESERVED)
+            self._leave(turn, self._line[0] is turn and self.state == _RESERVED)
             raise
         self._leave(turn, False)
-        self._state = _IDLE
+        self.state = _IDLE
 
     def _leave(self, turn: asyncio.Future[None], unused: bool) -> None:
         assert self._line is not None
@@ -91,14 +90,14 @@ class News:
         if not self._line:
             self._line = None
         if unused:
-            self._state = _IDLE
+            self.state = _IDLE
             self.pass_on()
 
     def pass_on(self) -> None:
         """It is the next task's turn. The one whose turn it was has taken what it wanted, or will not."""
-        if self._line is None or self._state != _IDLE:
+        if self._line is None or self.state != _IDLE:
             return
-        self._state = _RESERVED
+        self.state = _RESERVED
         turn = self._line[0]
         # One that is cancelled leaves the line when it hears of that, and passes its turn on.
         if not (turn.done() or self._loop.is_closed()):
@@ -108,9 +107,9 @@ class News:
 
     def tell(self) -> None:
         """Let the task go on now; in the next turn of the loop where it cannot, as this is within another task."""
-        if self._state != _AWAITED:
+        if self.state != _AWAITED:
             return
-        self._state = _TOLD
+        self.state = _TOLD
         if self._wakeup is None or self._context is None:
             return  # driven by hand, not by a task
         try:
@@ -124,8 +123,8 @@ class News:
 
     def tell_soon(self) -> None:
         """Let the task go on in the next turn of the loop."""
-        if self._state == _AWAITED:
-            self._state = _TOLD
+        if self.state == _AWAITED:
+            self.state = _TOLD
             self._wake_soon()
 
     def _wake_soon(self) -> None:
@@ -141,8 +140,8 @@ class News:
         return self
 
     def __next__(self) -> Self:
-        if self._state == _IDLE:
-            self._state = _AWAITED
+        if self.state == _IDLE:
+            self.state = _AWAITED
             self._asyncio_future_blocking = True
             return self
         self._forget()
@@ -164,7 +163,7 @@ class News:
         self.pass_on()
 
     def _forget(self) -> None:
-        self._state = _IDLE
+        self.state = _IDLE
         self._wakeup = self._context = self._message = None
 
     # --- the task itself, as it asks a future -----------------------------------------------------------------
@@ -180,16 +179,16 @@ class News:
 
     def cancel(self, msg: object = None) -> bool:
         """The task is to go on with ``asyncio.CancelledError``."""
-        if self._state != _AWAITED:
+        if self.state != _AWAITED:
             return False
-        self._state = _CANCELLED
+        self.state = _CANCELLED
         self._message = msg
         self._wake_soon()
         return True
 
     def result(self) -> None:
         """Nothing: the news is for the one who was told to look for."""
-        if self._state == _CANCELLED:
+        if self.state == _CANCELLED:
             raise asyncio.CancelledError(*(() if self._message is None else (self._message,)))
 
 

@@ -113,8 +113,9 @@ class ThreadConnection(ThreadsShell):
             self._look()
         if not self._send_at_once(data):
             self._look_after()
-            self._write_until(self._core.bytes_sent)
-            if self._core.state is _CLOSED:
+            position = self._core.bytes_sent
+            self._write_until(position)
+            if self._written < position and self._core.state is _CLOSED:
                 raise self._closed_error()
 
     def ping(self, data: Sendable = b"") -> None:

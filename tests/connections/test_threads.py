@@ -191,6 +191,19 @@ def _counts(messages: list[str], name: int) -> list[int]:
     return [int(text.split(" ")[1]) for text in messages if text.startswith(f"{name} ")]
 
 
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("compression", [False, True])
+def test_a_message_that_has_left_was_sent_though_the_connection_ends_then(compression: bool) -> None:
+    """Who destroys it once the peer has the message need not ask the thread that sends."""
+    for size in range(200):
+        server, client = pair(compression=compression, ping_interval=None)
+        sending = in_thread(partial(client.send, "x" * size))
+        assert server.receive(LIMIT) == "x" * size
+        client.destroy()
+        server.destroy()
+        assert sending.exception(LIMIT) is None
+
+
 # --- exceptions out of nowhere ---------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ cdef class FrameReader:
     cdef object _owner
     cdef const unsigned char *_data
     cdef Py_ssize_t _end
-    cdef Py_ssize_t _position
+    cdef readonly Py_ssize_t position
     cdef long long _remaining
     cdef unsigned int _key
     cdef Py_ssize_t _phase

@@ -193,7 +193,7 @@ class FrameReader:
         self._owner: bytes | bytearray = b""
         self._data: Any = self._owner  # compiled, a pointer into it
         self._end = 0
-        self._position = 0
+        self.position = 0
         self._remaining = 0
         self._key = 0
         self._phase = 0
@@ -219,9 +219,9 @@ class FrameReader:
         The caller may change them once :meth:`read` has returned False, or after :meth:`keep_rest`.
         """
         if self._end > 0:
-            data = bytes(self._owner[self._position : self._end]) + data[:size]
+            data = bytes(self._owner[self.position : self._end]) + data[:size]
             size = len(data)
-            self._position = 0
+            self.position = 0
         self._owner = self._data = data
         self._end = size
 
@@ -231,12 +231,12 @@ class FrameReader:
         Raises:
             RemoteProtocolError: the frame breaks a rule that its header alone shows.
         """
-        available = self._end - self._position
+        available = self._end - self.position
         if self.last:
             if available < 2 or not self._read_header(available):
                 self.keep_rest()
                 return False
-            available = self._end - self._position
+            available = self._end - self.position
             self.first = True
         elif available == 0:
             self.keep_rest()
@@ -244,9 +244,9 @@ class FrameReader:
         else:
             self.first = False
         size = min(self._remaining, available)
-        self._start = self._position
+        self._start = self.position
         self._size = size
-        self._position += size
+        self.position += size
         self._remaining -= size
         self.last = self._remaining == 0
         return True
@@ -349,12 +349,12 @@ class FrameReader:
     def forget(self) -> None:
         """Let go of every byte: nothing more will be read."""
         self.gathered = self._scratch = b""
-        self._position = self._end
+        self.position = self._end
         self.keep_rest()
 
     def suspend(self) -> bool:
         """Stop reading before :meth:`read` has returned False, to go on at any time; whether there is more to read."""
-        more = self._position < self._end
+        more = self.position < self._end
         if not more or not isinstance(self._owner, bytes):
             self.keep_rest()  # only bytes stay as they are
         return more
@@ -364,41 +364,40 @@ class FrameReader:
 
         An idle connection does not hold on to a whole read, and the memory that was lent goes back to its owner.
         """
-        rest = b"" if self._position == self._end else bytes(self._data[self._position : self._end])
+        rest = b"" if self.position == self._end else bytes(self._data[self.position : self._end])
         self._owner = self._data = rest
         self._end = len(rest)
-        self._position = 0
+        self.position = 0
 
     def _read_header(self, available: int) -> bool:
         data = self._data
-        position = self._position
+        position = self.position
         byte0 = data[position]
         byte1 = data[position + 1]
         self.opcode = byte0 & 0x0F
         self.fin = byte0 >= 0x80
         self.rsv1 = (byte0 & 0x40) != 0
-        self._check_first_bytes(byte0, byte1)
+        if byte0 & 0x7F not in (0x1, 0x2) or (byte1 >= 0x80) != self._masked:  # not just a message's first frame
+            self._check_first_bytes(byte0, byte1)
         length = byte1 & 0x7F
-        size = 2
+        size = 6 if self._masked else 2
+        # A length is judged as soon as it is there: a peer may trickle what follows.
         if length == 126:
-            size = 4
-        elif length == 127:
-            size = 10
-        if self._masked:
-            size += 4
-        # The length is judged as soon as it is there: a peer may trickle what follows.
-        if available < size and (length < 126 or available < (4 if length == 126 else 10)):
-            return False
-        if length == 126:
+            if available < 4:
+                return False
             length = (data[position + 2] << 8) | data[position + 3]
             if length < 126:
                 raise RemoteProtocolError(f"expected the shortest form of a frame's length, got {length} in 16 bits")
+            size += 2
         elif length == 127:
+            if available < 10:
+                return False
             if data[position + 2] >= 0x80:
                 raise RemoteProtocolError("expected a frame length below 2**63, got its highest bit set")
             length = int.from_bytes(data[position + 2 : position + 10], "big")
             if length < 65536:
                 raise RemoteProtocolError(f"expected the shortest form of a frame's length, got {length} in 64 bits")
+            size += 8
         if available < size:
             return False
         if self._masked:
@@ -406,7 +405,7 @@ class FrameReader:
             highest = data[key + 3]  # unsigned, as in _number()
             self._key = data[key] | data[key + 1] << 8 | data[key + 2] << 16 | highest << 24
             self._phase = 0
-        self._position = position + size
+        self.position = position + size
         self._remaining = length
         self.length = length
         return True

@@ -9,7 +9,8 @@ from .utf8 cimport TextCheck, decode_text, not_utf8
 from .shared cimport SharedMessage
 
 cdef Py_ssize_t _STEP
-cdef Py_ssize_t _UNITS_PER_STEP
+cdef Py_ssize_t _FRAMES_PER_STEP
+cdef Py_ssize_t _BYTES_PER_STEP
 cdef int _UNIT_SHIFT
 cdef int _FIN_RSV1
 cdef int _CONTINUATION
@@ -31,12 +32,11 @@ cdef class Protocol(Outgoing):
     cdef Deflate _deflate
     cdef Py_ssize_t _max_size
     cdef Py_ssize_t _max_fragments
-    cdef Py_ssize_t _max_events_per_step
-    cdef long long _max_bytes_per_step
+    cdef Py_ssize_t _frames_per_step
+    cdef Py_ssize_t _bytes_per_step
     cdef public bint backlog
     cdef public long long work
-    cdef Py_ssize_t _units
-    cdef long long _bytes_in_step
+    cdef long long _step_ends
     cdef object _rate
     cdef double _message_timeout
     cdef Arrival _arrival
@@ -71,7 +71,7 @@ cdef class Protocol(Outgoing):
     cpdef list receive_step(self, object data, Py_ssize_t size, double now)
     @cython.locals(events=list)
     cpdef list receive_more(self, double now)
-    @cython.locals(reader=FrameReader)
+    @cython.locals(reader=FrameReader, frames="long long", _=Py_ssize_t)
     cdef _take_step(self, list events, double now)
     cdef _lose_place(self)
     cdef _drop_backlog(self)

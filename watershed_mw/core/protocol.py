@@ -36,10 +36,11 @@ _CLOSE = 0x8
 _PING = 0x9
 _PONG = 0xA
 
-# One step of taking what came: so many frames, or so many bytes inflated in units of 4 KiB. It takes a millisecond or
-# two; then the shell says whether others have their turn first.
-_UNITS_PER_STEP = 256
-_UNIT_SHIFT = 12
+# One step of taking what came: at most so many frames, or bytes of messages. It takes a millisecond or two; then
+# the shell says whether others have their turn first.
+_FRAMES_PER_STEP = 256
+_BYTES_PER_STEP = 2**20 - 1
+_UNIT_SHIFT = 12  # units of work for bytes: 4 KiB
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
 _STEP = STEP  # a number of C's where this is compiled
@@ -78,12 +79,11 @@ class Protocol(Outgoing):
         self._deflate = None if deflate is None else Deflate(deflate, now)
         self._max_size = -1 if limits.max_message_size is None else min(limits.max_message_size, _HUGE)
         self._max_fragments = limits.max_fragments
-        self._max_events_per_step = limits.max_queued_messages
-        self._max_bytes_per_step = min(limits.max_queued_bytes, _HUGE)
+        self._frames_per_step = min(limits.max_queued_messages + 1, _FRAMES_PER_STEP)
+        self._bytes_per_step = min(limits.max_queued_bytes, _BYTES_PER_STEP)
         self.backlog = False
         self.work = 0
-        self._units = 0
-        self._bytes_in_step = 0
+        self._step_ends = 0
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
         self._message_timeout = inf if limits.message_timeout is None else limits.message_timeout
         self._arrival: Arrival | None = None  # of what is incomplete
@@ -201,29 +201,28 @@ class Protocol(Outgoing):
 
     def _take_step(self, events: list[Event], now: float) -> None:
         reader = self._reader
-        self._units = _UNITS_PER_STEP
-        self._bytes_in_step = 0
+        frames = self.frames_received
         self.backlog = False
+        # So far the reader may come. What a message has beyond the bytes that are read for it now takes from that.
+        self._step_ends = reader.position + self._bytes_per_step
         try:
             if self._deflate is not None and self._deflate.pending:
                 self._take_inflated(self._inflate(None, False), events)
-                self.backlog = self._deflate.pending
-            while not self.backlog and reader.read():
-                self._units -= 1
+            for _ in range(self._frames_per_step):
+                if reader.position > self._step_ends:
+                    break
+                if not reader.read():
+                    return
                 if reader.opcode < 8:
                     self._receive_payload(events)
                 elif not self._receive_control(events, now):
-                    break
-                if (
-                    self._units <= 0
-                    or len(events) > self._max_events_per_step
-                    or self._bytes_in_step > self._max_bytes_per_step
-                ):
-                    self.backlog = reader.suspend() or (self._deflate is not None and self._deflate.pending)
-                    break  # even where there is no more: then the reader has let go of the memory
+                    return
+            # Even where there is no more the reader has let go of the memory after this.
+            self.backlog = reader.suspend() or (self._deflate is not None and self._deflate.pending)
         except RemoteProtocolError as error:
             self._fail(error, now, events)
-        self.work += _UNITS_PER_STEP - self._units
+        finally:
+            self.work += 1 + self.frames_received - frames
 
     def _fail(self, error: ProtocolError, now: float, events: list[Event]) -> None:
         # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
@@ -268,7 +267,6 @@ class Protocol(Outgoing):
             if self._alone and reader.last:
                 # A whole message in one piece, the common case: nothing to put together.
                 self._in_message = False
-                self._bytes_in_step += reader.length
                 events.append(decode_text(reader.take()) if self._text else reader.take())
                 self.messages_received += 1
                 return
@@ -289,7 +287,7 @@ class Protocol(Outgoing):
 
     def _take_inflated(self, piece: bytes, events: list[Event]) -> None:
         assert self._deflate is not None
-        self._units -= len(piece) >> _UNIT_SHIFT
+        self.work += len(piece) >> _UNIT_SHIFT
         self._add_piece(piece, not self._deflate.within_message, events)
 
     def _add_piece(self, piece: bytes, last: bool, events: list[Event]) -> None:
@@ -298,10 +296,10 @@ class Protocol(Outgoing):
         if self._text:
             self._check_utf8(piece, 0, len(piece), last)
         self._message += piece
+        self._step_ends -= len(self._message) if last else len(piece)
         if last:
             message = bytes(self._message)
             self._forget_message()
-            self._bytes_in_step += len(message)
             self.messages_received += 1
             events.append(message.decode() if self._text else message)
 
@@ -311,7 +309,7 @@ class Protocol(Outgoing):
             self._check_utf8(reader.gathered, start, reader.kept, reader.last)
         if reader.last:
             self._forget_message()
-            self._bytes_in_step += reader.length
+            self._step_ends -= reader.length
             self.messages_received += 1
             message = reader.take_gathered()
             events.append(message.decode() if self._text else message)
