@@ -507,9 +507,17 @@ class AsyncioShell(OrderedHandlers):
             self._loop.call_soon(self._drop)
 
     def _update_reading(self) -> None:
-        # Once the end has begun, only the peer's Close or the end of the stream is awaited.
-        self._update_memory()
         core = self._core
+        if self._queue._count > 0 or core._in_message or self._writing_paused or self._account is not None:
+            self._update_memory()
+        if core.read_paused or core.backlog or self._yielding or self._queue.full or self._held_back:
+            self._pause_or_resume()
+        if core._arrival is not None and core.arrival_due() < self._rings_at:
+            self._arm()  # where no PING is due earlier
+
+    def _pause_or_resume(self) -> None:
+        core = self._core
+        # Once the end has begun, only the peer's Close or the end of the stream is awaited.
         blocked = (self._queue.full or self._held_back) and core.state is _OPEN
         pause = self._yielding or core.backlog or blocked
         if core.backlog and not self._yielding and not blocked:
@@ -525,8 +533,6 @@ class AsyncioShell(OrderedHandlers):
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
-        if core._arrival is not None and core.arrival_due() < self._rings_at:
-            self._arm()  # where no PING is due earlier
 
     def _update_filling(self) -> None:
         core = self._core

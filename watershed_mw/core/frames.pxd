@@ -44,7 +44,7 @@ cdef class FrameReader:
     cdef bint _rsv1_allowed
     cdef object _owner
     cdef const unsigned char *_data
-    cdef Py_ssize_t _end
+    cdef readonly Py_ssize_t end
     cdef readonly Py_ssize_t position
     cdef long long _remaining
     cdef unsigned int _key
@@ -66,7 +66,6 @@ cdef class FrameReader:
 
     @cython.locals(available=Py_ssize_t, size="long long")
     cpdef bint read(self) except -1
-    cpdef bint incomplete(self) except -1
 
     @cython.locals(
         start=Py_ssize_t, piece=bytes, target="unsigned char *", source="const unsigned char *",

@@ -61,20 +61,27 @@ def mask(data: bytes | bytearray, start: int, stop: int, key: bytes, phase: int)
         _mask_to(cython.cast("unsigned char *", PyBytes_AS_STRING(result)), source + start, size, _number(key), phase)
         return result  # type: ignore[no-any-return]
     # One exclusive-or of two long integers is the fastest loop that the interpreter has.
-    turned = key[phase & 3 :] + key[: phase & 3]
+    turned = key[phase & 3 :] + key[: phase & 3] if phase else key
+    if size < _BLOCK:
+        return _mask_block(data[start:stop], turned)
+    # Of integers that stay in the processor's cache, one of them made once: half of the time of all at once.
+    word = int.from_bytes(turned, "little") * _ONES
     pieces = []
-    if size >= _BLOCK:
-        # Of integers that stay in the processor's cache, one of them made once: half of the time of all at once.
-        word = int.from_bytes(turned, "little") * _ONES
-        while stop - start >= _BLOCK:
-            number = int.from_bytes(data[start : start + _BLOCK], "little") ^ word
-            pieces.append(number.to_bytes(_BLOCK, "little"))
-            start += _BLOCK
-        size = stop - start
-    repeated = turned * (size // 4) + turned[: size % 4]
-    number = int.from_bytes(data[start:stop], "little") ^ int.from_bytes(repeated, "little")
-    rest = number.to_bytes(size, "little")
-    return rest if not pieces else b"".join([*pieces, rest])
+    while stop - start >= _BLOCK:
+        number = int.from_bytes(data[start : start + _BLOCK], "little") ^ word
+        pieces.append(number.to_bytes(_BLOCK, "little"))
+        start += _BLOCK
+    pieces.append(_mask_block(data[start:stop], turned))
+    return b"".join(pieces)
+
+
+if not cython.compiled:
+
+    def _mask_block(data: bytes | bytearray, key: bytes) -> bytes:
+        size = len(data)
+        repeated = (key * (size // 4 + 1))[:size]
+        number = int.from_bytes(data, "little") ^ int.from_bytes(repeated, "little")
+        return number.to_bytes(size, "little")
 
 
 if cython.compiled:
@@ -182,6 +189,8 @@ class FrameReader:
         opcode, fin, rsv1: of the frame that the current piece belongs to.
         length: payload length that this frame declares, in bytes.
         first, last: whether the piece begins the frame's payload, and whether it ends it.
+        position, end: where reading goes on in what has come, and where that ends; once :meth:`read` has returned
+            False, ``end`` is how many bytes have come of the next header.
         gathered, kept: memory in which :meth:`gather` puts pieces together, and how many bytes of it they fill.
     """
 
@@ -192,7 +201,7 @@ class FrameReader:
         self._rsv1_allowed = rsv1
         self._owner: bytes | bytearray = b""
         self._data: Any = self._owner  # compiled, a pointer into it
-        self._end = 0
+        self.end = 0
         self.position = 0
         self._remaining = 0
         self._key = 0
@@ -218,12 +227,12 @@ class FrameReader:
 
         The caller may change them once :meth:`read` has returned False, or after :meth:`keep_rest`.
         """
-        if self._end > 0:
-            data = bytes(self._owner[self.position : self._end]) + data[:size]
+        if self.end > 0:
+            data = bytes(self._owner[self.position : self.end]) + data[:size]
             size = len(data)
             self.position = 0
         self._owner = self._data = data
-        self._end = size
+        self.end = size
 
     def read(self) -> bool:
         """Go to the next piece, which may be empty; False when more bytes are needed.
@@ -231,29 +240,27 @@ class FrameReader:
         Raises:
             RemoteProtocolError: the frame breaks a rule that its header alone shows.
         """
-        available = self._end - self.position
+        available = self.end - self.position
         if self.last:
             if available < 2 or not self._read_header(available):
                 self.keep_rest()
                 return False
-            available = self._end - self.position
+            available = self.end - self.position
             self.first = True
         elif available == 0:
             self.keep_rest()
             return False
         else:
             self.first = False
-        size = min(self._remaining, available)
+        size = self._remaining
+        if size > available:
+            size = available
         self._start = self.position
         self._size = size
         self.position += size
         self._remaining -= size
         self.last = self._remaining == 0
         return True
-
-    def incomplete(self) -> bool:
-        """Whether part of a frame has come, and not all of it."""
-        return self._end > 0 or not self.last
 
     def take(self) -> bytes:
         """The piece, unmasked; once."""
@@ -349,12 +356,12 @@ class FrameReader:
     def forget(self) -> None:
         """Let go of every byte: nothing more will be read."""
         self.gathered = self._scratch = b""
-        self.position = self._end
+        self.position = self.end
         self.keep_rest()
 
     def suspend(self) -> bool:
         """Stop reading before :meth:`read` has returned False, to go on at any time; whether there is more to read."""
-        more = self.position < self._end
+        more = self.position < self.end
         if not more or not isinstance(self._owner, bytes):
             self.keep_rest()  # only bytes stay as they are
         return more
@@ -364,9 +371,9 @@ class FrameReader:
 
         An idle connection does not hold on to a whole read, and the memory that was lent goes back to its owner.
         """
-        rest = b"" if self.position == self._end else bytes(self._data[self.position : self._end])
+        rest = b"" if self.position == self.end else bytes(self._data[self.position : self.end])
         self._owner = self._data = rest
-        self._end = len(rest)
+        self.end = len(rest)
         self.position = 0
 
     def _read_header(self, available: int) -> bool:

@@ -67,7 +67,7 @@ cdef class Protocol(Outgoing):
     cdef long long _keepalives
 
     cpdef list receive_data(self, bytes data, double now)
-    @cython.locals(events=list)
+    @cython.locals(events=list, reader=FrameReader)
     cpdef list receive_step(self, object data, Py_ssize_t size, double now)
     @cython.locals(events=list)
     cpdef list receive_more(self, double now)

@@ -145,21 +145,23 @@ class Protocol(Outgoing):
         events: list[Event] = []
         if self.state is not _OPEN and self.state is not _CLOSING:
             return events
+        reader = self._reader
         try:
-            self._reader.borrow(data, size)
+            reader.borrow(data, size)
             if not self.backlog:
                 self._take_step(events, now)
         except BaseException:
             self._lose_place()
             raise
-        self._watch_arrival(size, now)
+        if self._in_message or self._arrival is not None or reader.end > 0 or not reader.last:
+            self._watch_arrival(size, now)
         return events
 
     def _watch_arrival(self, size: int, now: float) -> None:
         """Note whether something is incomplete after a read of ``size`` bytes: it has ``message_timeout`` to come."""
         if self.backlog or self._message_timeout == inf:
             return
-        if not self._in_message and not self._reader.incomplete():
+        if not self._in_message and self._reader.end == 0 and self._reader.last:
             self._arrival = None
             return
         # A control frame in the midst of a message does not begin its time anew, the next message does.
@@ -179,6 +181,7 @@ class Protocol(Outgoing):
         if self.state is not _OPEN and self.state is not _CLOSING:
             self._drop_backlog()
         elif self.backlog:
+            self.backlog = False
             try:
                 self._take_step(events, now)
             except BaseException:
@@ -202,7 +205,6 @@ class Protocol(Outgoing):
     def _take_step(self, events: list[Event], now: float) -> None:
         reader = self._reader
         frames = self.frames_received
-        self.backlog = False
         # So far the reader may come. What a message has beyond the bytes that are read for it now takes from that.
         self._step_ends = reader.position + self._bytes_per_step
         try:
@@ -355,6 +357,11 @@ class Protocol(Outgoing):
         if reader.opcode == _CONTINUATION:
             if not self._in_message:
                 raise RemoteProtocolError("expected the first frame of a message, got a continuation frame")
+            self._fragments += 1
+            if self._fragments > self._max_fragments:
+                raise RemoteProtocolError(
+                    f"expected a message in at most {self._max_fragments} frames, got more", close_code=1008
+                )
         elif self._in_message:
             raise RemoteProtocolError("expected a continuation frame, got the first frame of another message")
         else:
@@ -365,17 +372,14 @@ class Protocol(Outgoing):
             self._compressed = reader.rsv1
             if self._compressed and self._limits.max_compression_ratio is not None:
                 self._begin_inflating()
-            self._fragments = 0
+            self._fragments = 1
             self._wire_size = 0
-        self._fragments += 1
-        if self._fragments > self._max_fragments:
-            raise RemoteProtocolError(
-                f"expected a message in at most {self._max_fragments} frames, got more", close_code=1008
-            )
         if self._max_size >= 0:
             # The declared length is judged before a byte of payload is kept. Compressed data may be a
             # little longer than what it stands for; what it inflates to is limited while inflating.
-            room = self._max_size + (self._max_size // 64 + 1024 if self._compressed else 0) - self._wire_size
+            room = self._max_size - self._wire_size
+            if self._compressed:
+                room += self._max_size // 64 + 1024
             if reader.length > room:
                 got = reader.length
                 got += self._wire_size
