@@ -132,7 +132,7 @@ class AsyncioConnection(AsyncioShell):
     def _expect_news(self) -> News:
         """What to wait for, when it is this task's turn: that a message has come, or the end."""
         if self._flush_set:
-            self._flush()  # it has said what it had to say
+            self._flush_and_report()  # it has said what it had to say
         return self._news
 
     def _next_message(self) -> str | bytes:

@@ -69,6 +69,7 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _wrote(self)
     cpdef _end_turn(self)
     @cython.locals(core=Protocol, pieces=list, size=Py_ssize_t)
+    cdef _flush_and_report(self)
     cpdef _flush(self)
     @cython.locals(sent=Py_ssize_t)
     cpdef _write(self, bytes data)

@@ -440,10 +440,15 @@ class AsyncioShell(OrderedHandlers):
         self._flush_set = False
         self._sends = 0
         try:
-            self._flush()
+            self._flush_and_report()
         except BaseException:
             self._transport.abort()  # what was taken to be written is lost, and what follows would be misread
             raise
+
+    def _flush_and_report(self) -> None:
+        self._flush()
+        if self._account is not None and not self._reading:
+            self._update_memory()  # what was unsent when the last message was taken has left
 
     def _flush(self) -> None:
         if self._trace is not None:

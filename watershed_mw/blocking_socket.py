@@ -31,6 +31,10 @@ _FEW = 4 * 2**10
 _MOST = 256 * 2**10
 # Seconds below which a wait inside recv() is not worth telling the kernel its limit.
 _SHORT = 0.05
+# CPython runs the handlers of signals in the main thread, between two instructions. A signal that comes in the last
+# moment before a system call, or to another thread, does not end that call: its handler waits so many seconds at most.
+_MOST_ASLEEP = 1.0
+_MAIN = threading.main_thread().ident
 # Where the option takes two longs, and a single call can be told not to wait.
 _CAN_WAIT = sys.platform in ("linux", "darwin") and hasattr(socket, "MSG_DONTWAIT")
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -99,6 +103,8 @@ class BlockingSocket:
         if self.data is not None:
             return
         left = inf if deadline is None else deadline - time.monotonic()
+        if self._patience > _MOST_ASLEEP and left > _MOST_ASLEEP and threading.get_ident() == _MAIN:
+            left = _MOST_ASLEEP
         if not self._waits or left < _SHORT:
             self._receive_when_ready(deadline)
             return
@@ -255,6 +261,8 @@ class BlockingSocket:
 
     def _wait(self, deadline: float | None, read: bool, write: bool) -> tuple[bool, bool]:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if (timeout is None or timeout > _MOST_ASLEEP) and threading.get_ident() == _MAIN:
+            timeout = _MOST_ASLEEP
         # poll knows no limit of 1,024 descriptors; select stands in where there is no poll (Windows).
         if hasattr(select, "poll"):
             poll = select.poll()
@@ -262,7 +270,10 @@ class BlockingSocket:
             found = poll.poll(None if timeout is None else timeout * 1000)
             events = found[0][1] if found else 0
             broken = events & ~(select.POLLIN | select.POLLOUT)
-            return bool(events & select.POLLIN or (broken and read)), bool(events & select.POLLOUT or broken)
+            # To write is the business of one thread alone: it is not asked of who only reads.
+            return bool(events & select.POLLIN or (broken and read)), bool(
+                events & select.POLLOUT or (broken and write)
+            )
         readable, writable, _ = select.select([self._socket] * read, [self._socket] * write, [], timeout)
         return bool(readable), bool(writable)
 

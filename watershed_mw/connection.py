@@ -22,7 +22,7 @@ from .core.conversation import Conversation
 from .core.events import CloseReceived, Event, Failed, Ping, Pong
 from .core.handshake import Agreement
 from .core.limits import Limits
-from .core.memory import STEP, Account
+from .core.memory import LARGEST_STEP, STEP, Account
 from .core.payloads import Sendable, as_message, as_ping_payload, exact_text
 from .core.queue import ReceiveQueue
 from .core.shared import SharedMessage
@@ -366,8 +366,9 @@ class WatershedConnection:
             self._account = account
         making, queued = self._core.incoming_size(), self._queue.size
         held = making + queued + unsent
-        self._report_above = held + STEP if held >= STEP else STEP
-        self._report_below = held - STEP + 1 if held >= STEP else 0
+        step = min(max(STEP, held // 4), LARGEST_STEP)
+        self._report_above = held + step if held >= STEP else STEP
+        self._report_below = held - step + 1 if held >= STEP else 0
         if held < STEP:
             self._account = None
         account.report(making, queued, unsent, monotonic())

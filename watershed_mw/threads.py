@@ -111,11 +111,11 @@ class ThreadConnection(ThreadsShell):
             return
         if time.monotonic() - self._looked > LOOK_EVERY:
             self._look()
-        if not self._send_at_once(data):
+        position = self._send_at_once(data)
+        if position:
             self._look_after()
-            position = self._core.bytes_sent
             self._write_until(position)
-            if self._written < position and self._core.state is _CLOSED:
+            if self._core.state is _CLOSED and not self._has_left(position):
                 raise self._closed_error()
 
     def ping(self, data: Sendable = b"") -> None:

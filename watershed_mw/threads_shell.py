@@ -309,6 +309,17 @@ class ThreadsShell(ThreadsSteps):
                 return  # This is a signal's handler within a call that writes, and goes on when the handler returns.
             self._drive(None, position)
 
+    def _has_left(self, position: int) -> bool:
+        """Whether the kernel took everything up to ``position`` before the connection ended."""
+        until = time.monotonic() + _AWAKE
+        me = threading.get_ident()
+        # A thread that has just written may not have said so yet. Nothing keeps it: the stream is shut down.
+        while self._written < position and self._writing > 0 and self._writing != me and time.monotonic() < until:
+            with self._state:
+                gate = self._make_gate()
+            self._wait_at(gate, until, _LOOK_AGAIN)
+        return self._written >= position
+
     def _give_up_stream(self) -> None:
         """Take note that nothing more can be written, or that nobody knows what was; with the state locked."""
         core = self._core

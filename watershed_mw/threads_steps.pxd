@@ -30,8 +30,8 @@ cdef class ThreadsSteps(WatershedConnection):
     cpdef _take_received(self)
     @cython.locals(at_once=tuple)
     cdef _queue_events(self, list events)
-    @cython.locals(core=Protocol, sock=BlockingSocket, writing=bint)
-    cpdef bint _send_at_once(self, object data) except -1
+    @cython.locals(core=Protocol, sock=BlockingSocket, writing=bint, position="long long")
+    cpdef long long _send_at_once(self, object data) except -1
     @cython.locals(core=Protocol, before="long long")
     cdef _queue_whole_message(self, object data)
     @cython.locals(core=Protocol, sock=BlockingSocket)

@@ -122,34 +122,39 @@ class ThreadsSteps(WatershedConnection):
             if at_once:
                 self._heard = self._heard + at_once
 
-    def _send_at_once(self, data: Sendable) -> bool:
+    def _send_at_once(self, data: Sendable) -> int:
         """Send a message as most go: straight on, with nothing before it and nobody else writing.
 
         Returns:
-            False when there is more to see to: it has been queued, or written in part.
+            0 when it has left, and there is nothing else to see to. Otherwise its end among the bytes that are sent: it
+            has been queued, or written in part.
 
         Raises:
             as ``ThreadConnection.send``.
         """
         core, sock = self._core, self._socket
         writing = False
+        position = 0
         try:
             with self._state:
                 self._queue_whole_message(data)
+                position = core.bytes_sent
                 if self._writing == 0 and not sock.rest:
                     self._writing = threading.get_ident()
                     writing = True
                     self._load()
             if not writing:
-                return False
+                return position
             sock.send()
             if sock.rest or sock.broken or sock.torn:
-                return False
+                return position
             self._written = self._loaded
         finally:
             if writing:
                 self._writing = 0
-        return not self._gates and core.unsent_size == 0 and not core.write_paused and core.state is not _CLOSED
+        if not self._gates and core.unsent_size == 0 and not core.write_paused and core.state is not _CLOSED:
+            return 0
+        return position
 
     def _queue_whole_message(self, data: Sendable) -> None:
         core = self._core

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -193,6 +194,43 @@ def test_an_asgi_transport(async_client: Client) -> None:
     with pytest.raises(HandshakeError) as caught:
         async_client.open("ws://x", http=both.http)
     assert (caught.value.status, caught.value.body) == (404, b"none")
+    both.close()
+
+
+class _Endless(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """The body of a refusal, of which no more comes; and the stream below, which breaks as it is closed."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"no"
+        await asyncio.Event().wait()
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"no"
+        raise KeyboardInterrupt
+
+    async def aclose(self) -> None:
+        raise ConnectionResetError("reset by the peer")
+
+    def close(self) -> None:
+        raise ConnectionResetError("reset by the peer")
+
+
+def test_a_stream_that_fails_to_close_hides_no_cancellation(client: Client) -> None:
+    def refuse(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(403, stream=_Endless(), extensions={"network_stream": _Endless()})
+
+    both = Both(client, transport=httpx.MockTransport(refuse))
+
+    async def cancelled() -> None:
+        async with asyncio.timeout(0.05):
+            await connect("ws://x", http=both.http, open_timeout=LIMIT)
+
+    if client.loop is None:
+        with pytest.raises(KeyboardInterrupt):
+            client.open("ws://x", http=both.http)
+    else:
+        with pytest.raises(TimeoutError):
+            client.do(cancelled)
     both.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -80,6 +81,44 @@ def test_half_messages_end_the_largest_with_1009_and_nobody_else_notices(
     assert other.conn.close_code is None
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("the largest end, 1 of them with 2." in line for line in lines), lines
+
+
+@pytest.mark.need(6)
+@pytest.mark.parametrize("way", [ON_LOOP[0], IN_THREADS[0]], ids=str)
+def test_many_small_halves_are_counted_together(way: Way, opener: Opener) -> None:
+    opened = [opener.open(way, **OPTIONS) for _ in range(100)]
+    for live, peer in opened:
+        live.run()
+        half(peer, 60_000, 70_000)
+    until(lambda: len({live for live, _ in opened if live.conn.closed}) > 30, "past 4 MiB the largest end")
+    until(lambda: all(live.conn.closed or live.conn.stats.bytes_received >= 60_000 for live, _ in opened))
+    assert memory_budget().total <= OPTIONS["max_memory"]
+    alive = [(live, peer) for live, peer in opened if not live.conn.closed]
+    assert len(alive) > 50
+    for live, peer in opened:
+        if live.conn.closed:
+            peer.expect_close(1009)
+
+
+@pytest.mark.need(6)
+@pulling_on_loop
+def test_what_has_been_taken_and_answered_is_not_counted_any_more(way: Way, opener: Opener) -> None:
+    """Where a whole queue is answered in one turn, the answers are unsent when its last message is taken."""
+    live, peer = opener.open(way, **OPTIONS)
+    for _ in range(30):
+        peer.send(BINARY, bytes(3000))
+    until(lambda: memory_budget().total >= 60_000)
+
+    async def echo(conn: Any) -> None:
+        for _ in range(30):
+            conn.send(await conn.receive())
+        with suppress(ConnectionClosed):
+            await conn.receive()
+
+    live.do(echo)
+    for _ in range(30):
+        peer.expect(BINARY, bytes(3000))
+    until(lambda: memory_budget().total == 0)
 
 
 @pytest.mark.need(6)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any, Self
@@ -204,6 +205,22 @@ def test_a_message_that_has_left_was_sent_though_the_connection_ends_then(compre
         assert sending.exception(LIMIT) is None
 
 
+@pytest.mark.usefixtures("restless")
+def test_the_same_where_several_threads_send() -> None:
+    """What others have queued behind a message, and who of them writes it, does not matter."""
+    for _ in range(200):
+        server, client = pair(ping_interval=None)
+        sending = [in_thread(partial(client.send, str(number))) for number in range(4)]
+        got = [server.receive(LIMIT) for _ in range(2)]
+        client.destroy()
+        with suppress(ConnectionClosed):
+            while True:
+                got.append(server.receive(LIMIT))
+        server.destroy()
+        outcomes = [one.exception(LIMIT) for one in sending]
+        assert [outcomes[int(text)] for text in got] == [None] * len(got)
+
+
 # --- exceptions out of nowhere ---------------------------------------------------------------------------------
 
 
@@ -315,6 +332,35 @@ def test_a_timeout_error_of_a_signals_handler_is_not_the_peers_end(link: Link) -
         signal.signal(signal.SIGUSR1, before)
     peer.send(TEXT, "still there")
     assert live.receive() == "still there"
+
+
+@in_threads
+@pytest.mark.parametrize("wait", [None, LIMIT], ids=["for ever", "so long"])
+def test_a_signal_that_interrupts_no_system_call_is_handled_soon(wait: float | None, link: Link) -> None:
+    """It comes to another thread, or in the last moment before the call."""
+    live, _ = link(ping_interval=None)
+
+    def interrupt(*_: Any) -> None:
+        raise Tick
+
+    def strike() -> None:
+        blocked.wait(LIMIT)
+        until(lambda: live.conn._reading < 0)
+        os.kill(os.getpid(), signal.SIGUSR1)  # to this thread, as the main one has it blocked
+
+    blocked = threading.Event()
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        in_thread(strike)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        blocked.set()
+        began = time.monotonic()
+        with pytest.raises(Tick):
+            live.conn.receive(wait)
+        assert time.monotonic() - began < LIMIT / 2
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGUSR1, before)
 
 
 @plain

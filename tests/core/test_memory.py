@@ -66,7 +66,7 @@ def test_the_largest_pause_at_three_quarters_and_the_small_go_on(bank: Bank) -> 
     assert not any(account.ending for account in (small, large, other))
     assert bank.lines == [
         (
-            "connections hold 76.0 MiB, and may hold 100.0 MiB (max_memory), in 3 that hold more than 64 KiB each: "
+            "connections hold 76.0 MiB, and may hold 100.0 MiB (max_memory), in 3 that hold more than 4 KiB each: "
             "reading pauses where most is held"
         )
     ]

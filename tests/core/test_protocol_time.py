@@ -17,7 +17,7 @@ from watershed_mw.core.states import Role, State
 
 from . import wire
 from .support import START, Build, failure, peer_key, plain
-from .wire import CLOSE, PING, PONG, TEXT, frame
+from .wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 ROLES = [Role.SERVER, Role.CLIENT]
 LIMITS = Limits(ping_interval=20, ping_timeout=15, close_timeout=10)
@@ -391,6 +391,17 @@ def test_a_message_that_keeps_the_rate_may_take_as_long_as_it_likes(build: Build
         events += subject.receive_data(data[index : index + 600], now)
     assert events == [payload]
     assert subject.next_deadline() is None
+
+
+def test_what_came_at_once_counts_whatever_number_of_steps_it_takes(build: Build) -> None:
+    subject = build.make(limits=SLOW)
+    piece = frame(CONTINUATION, bytes(1024), fin=False, key=wire.KEY)
+    burst = frame(BINARY, fin=False, key=wire.KEY) + piece * 200
+    assert subject.receive_data(burst, START) == []
+    assert subject.next_deadline() == pytest.approx(START + 30 + len(burst) / 512)
+    assert subject.receive_data(piece, START + 50) == []
+    assert subject.next_deadline() == pytest.approx(START + 30 + (len(burst) + len(piece)) / 512)
+    assert subject.handle_timeout(START + 50, 0) == []
 
 
 def test_each_message_has_its_own_time(build: Build) -> None:

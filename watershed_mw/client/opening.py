@@ -7,8 +7,8 @@ for each request, whose stream the WebSocket connection takes over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import aclosing, closing, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
 import httpcore
@@ -243,21 +243,22 @@ async def read_refusal(response: httpx.Response, until: float | None) -> Handsha
         until: time of the event loop at which what has come by then is enough.
     """
     body = b""
-    # A server that sends less than it has announced, or nonsense, or breaks off: what came is what there is.
-    with suppress(*_BROKEN_OFF):
-        async with aclosing(response), _closed_first(response, aclosing), asyncio.timeout_at(until):
-            # Not aiter_raw(), at whose end the pool has the connection back, and gives it to somebody else.
-            async for part in cast(httpx.AsyncByteStream, response.stream):
-                body += part
-                if len(body) >= _MOST_OF_A_REFUSAL:
-                    break
+    async with _aclosing(response), _aclosing(_own_stream(response)):
+        # A server that sends less than it has announced, or nonsense: what came is what there is.
+        with suppress(*_BROKEN_OFF):
+            async with asyncio.timeout_at(until):
+                # Not aiter_raw(), at whose end the pool has the connection back, and gives it to somebody else.
+                async for part in cast(httpx.AsyncByteStream, response.stream):
+                    body += part
+                    if len(body) >= _MOST_OF_A_REFUSAL:
+                        break
     return _refusal(response, body)
 
 
 def read_refusal_blocking(response: httpx.Response) -> HandshakeError:
     """As :func:`read_refusal`, until the stream's own deadline."""
     body = b""
-    with suppress(*_BROKEN_OFF), closing(response), _closed_first(response, closing):
+    with _closing(response), _closing(_own_stream(response)), suppress(*_BROKEN_OFF):
         for part in cast(httpx.SyncByteStream, response.stream):
             body += part
             if len(body) >= _MOST_OF_A_REFUSAL:
@@ -265,11 +266,33 @@ def read_refusal_blocking(response: httpx.Response) -> HandshakeError:
     return _refusal(response, body)
 
 
-def _closed_first(response: httpx.Response, closes: Callable[[Any], Any]) -> Any:
-    # A client's pool would use the stream for the next handshake. Many servers close after a refusal without announcing
-    # it, and what is sent behind that gets no answer. A stream of HTTP/2 carries the requests of others.
-    stream = response.extensions.get("network_stream") if response.http_version.startswith("HTTP/1") else None
-    return nullcontext() if stream is None else closes(stream)
+def _own_stream(response: httpx.Response) -> Any:
+    # It is closed before the response: a client's pool would use it for the next handshake. Many servers close after a
+    # refusal without announcing it, and what is sent behind that gets no answer. HTTP/2 has others' requests on it.
+    return response.extensions.get("network_stream") if response.http_version.startswith("HTTP/1") else None
+
+
+# Not contextlib's: what goes wrong while closing must not take the place of a cancellation, say, that passes by.
+
+
+@asynccontextmanager
+async def _aclosing(thing: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        if thing is not None:
+            with suppress(*_BROKEN_OFF):
+                await thing.aclose()
+
+
+@contextmanager
+def _closing(thing: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if thing is not None:
+            with suppress(*_BROKEN_OFF):
+                thing.close()
 
 
 def _refusal(response: httpx.Response, body: bytes) -> HandshakeError:

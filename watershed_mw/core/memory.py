@@ -17,10 +17,13 @@ from typing import Final
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 
-__all__ = ["PATIENCE", "STEP", "Account", "MemoryBudget"]
+__all__ = ["LARGEST_STEP", "PATIENCE", "STEP", "Account", "MemoryBudget"]
 
-STEP: Final = 64 * 2**10
+STEP: Final = 4 * 2**10
 """Bytes below which a connection is not counted, and by which what it holds changes until it reports again."""
+
+LARGEST_STEP: Final = 64 * 2**10
+"""As STEP, for those that hold much: a quarter of it, or so many bytes."""
 
 PATIENCE: Final = 5.0
 """Seconds that reading may be paused for want of memory until :meth:`Account.overdue` is to be called."""

@@ -26,5 +26,5 @@ cdef class Arrival:
     cdef public long long number
     cdef public double since
 
-    cpdef begin(self, long long number, long long position, double now)
+    cpdef watch(self, long long number, long long header, long long position, double now)
     cpdef double due(self, long long position) except? -1

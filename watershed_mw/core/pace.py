@@ -84,11 +84,15 @@ class Arrival:
         self.number = 0
         self.since = inf
 
-    def begin(self, number: int, position: int, now: float) -> None:
-        """Watch the arrival of ``number``, which began after ``position`` bytes of the stream."""
+    def watch(self, number: int, header: int, position: int, now: float) -> None:
+        """Watch the arrival of ``number``, which began after ``position`` bytes of the stream.
+
+        It may be watched already, or have been watched as ``header``, when no more of it had come.
+        """
+        if self.since == inf or (self.number != number and self.number != header):
+            self._position = position
+            self.since = now
         self.number = number
-        self._position = position
-        self.since = now
 
     def due(self, position: int) -> float:
         """When it is too slow, if the stream is still at ``position`` by then."""

@@ -8,7 +8,7 @@ from .pace cimport Arrival, InflateRate
 from .utf8 cimport TextCheck, decode_text, not_utf8
 from .shared cimport SharedMessage
 
-cdef Py_ssize_t _STEP
+cdef Py_ssize_t _CONTEXT
 cdef Py_ssize_t _FRAMES_PER_STEP
 cdef Py_ssize_t _BYTES_PER_STEP
 cdef int _UNIT_SHIFT
@@ -40,6 +40,7 @@ cdef class Protocol(Outgoing):
     cdef object _rate
     cdef double _message_timeout
     cdef Arrival _arrival
+    cdef long long _unwatched
     cdef double _paused_at
     cdef object _limits
     cdef InflateRate _inflate_rate

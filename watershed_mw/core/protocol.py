@@ -18,7 +18,6 @@ from .extensions import DeflateParameters
 from .flow import MessageRate
 from .frames import FrameReader
 from .limits import Limits, too_large
-from .memory import STEP
 from .outgoing import Outgoing
 from .pace import Arrival, InflateRate
 from .pings import Pings
@@ -43,7 +42,8 @@ _BYTES_PER_STEP = 2**20 - 1
 _UNIT_SHIFT = 12  # units of work for bytes: 4 KiB
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
-_STEP = STEP  # a number of C's where this is compiled
+# Bytes that a context of zlib's counts for at least.
+_CONTEXT = 64 * 2**10
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -87,6 +87,7 @@ class Protocol(Outgoing):
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
         self._message_timeout = inf if limits.message_timeout is None else limits.message_timeout
         self._arrival: Arrival | None = None  # of what is incomplete
+        self._unwatched = 0  # bytes of the reads that made the backlog
         self._paused_at = now
         self._limits = limits  # for what few connections need
         self._inflate_rate: InflateRate | None = None
@@ -131,8 +132,9 @@ class Protocol(Outgoing):
     def receive_step(self, data: bytes | bytearray, size: int, now: float) -> list[Event]:
         """As :meth:`receive_data`, at most one step of it; :attr:`backlog` says whether there is more.
 
-        A step ends with the event that fills a receive queue (``max_queued_messages``, ``max_queued_bytes``), after
-        256 frames, or after 1 MiB inflated. While there is a backlog, bytes are added to it and nothing is taken.
+        A step ends at the latest after as many frames, or pieces of them, as messages fill a receive queue
+        (``max_queued_messages``), 256 at the most, and with the bytes that do (``max_queued_bytes``) or 1 MiB. While
+        there is a backlog, bytes are added to it and nothing is taken.
 
         Args:
             data: memory that stays the caller's.
@@ -159,21 +161,22 @@ class Protocol(Outgoing):
 
     def _watch_arrival(self, size: int, now: float) -> None:
         """Note whether something is incomplete after a read of ``size`` bytes: it has ``message_timeout`` to come."""
-        if self.backlog or self._message_timeout == inf:
+        if self._message_timeout == inf:
             return
+        size += self._unwatched
+        if self.backlog:
+            self._unwatched = size  # some of it may be of what is incomplete then
+            return
+        self._unwatched = 0
         if not self._in_message and self._reader.end == 0 and self._reader.last:
             self._arrival = None
             return
-        # A control frame in the midst of a message does not begin its time anew, the next message does.
-        number = self.messages_received if self._in_message else -1 - self.frames_received
         if self._arrival is None:
             self._arrival = Arrival(self._message_timeout)
-        elif self._arrival.number == number:
-            return
-        elif self._in_message and self._arrival.number == -self.frames_received:
-            self._arrival.number = number  # the header that was incomplete is this message's
-            return
-        self._arrival.begin(number, self.bytes_received - size, now)
+        # A control frame in the midst of a message does not begin its time anew, the next message does.
+        number = self.messages_received if self._in_message else -1 - self.frames_received
+        header = -self.frames_received if self._in_message else number
+        self._arrival.watch(number, header, self.bytes_received - size, now)
 
     def receive_more(self, now: float) -> list[Event]:
         """Take the next step of the :attr:`backlog`."""
@@ -224,7 +227,7 @@ class Protocol(Outgoing):
         except RemoteProtocolError as error:
             self._fail(error, now, events)
         finally:
-            self.work += 1 + self.frames_received - frames
+            self.work += self.frames_received - frames
 
     def _fail(self, error: ProtocolError, now: float, events: list[Event]) -> None:
         # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
@@ -252,8 +255,8 @@ class Protocol(Outgoing):
             return self._reader.kept
         size = 0 if self._message is None else len(self._message)
         if self._compressed and self._deflate is not None:
-            # At least a step, so that it is counted: a peer needs a few bytes to make us hold a context.
-            size = max(_STEP, size + self._deflate.unfinished())
+            # A peer needs a few bytes to make us hold a context.
+            size = max(_CONTEXT, size + self._deflate.unfinished())
         return size
 
     def receive_eof(self) -> None:
