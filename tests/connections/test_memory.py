@@ -19,6 +19,7 @@ from watershed_mw.memory import memory_budget
 MIB = 2**20
 each = pytest.mark.parametrize("way", [way for way in EACH if not way.tls], ids=str)
 on_loop = pytest.mark.parametrize("way", [way for way in EACH if way.on_loop and not way.tls], ids=str)
+pulling = pytest.mark.parametrize("way", [way for way in EACH if way.pulls and not way.tls], ids=str)
 pulling_on_loop = pytest.mark.parametrize(
     "way", [way for way in EACH if way.on_loop and way.pulls and not way.tls], ids=str
 )
@@ -122,7 +123,7 @@ def test_what_has_been_taken_and_answered_is_not_counted_any_more(way: Way, open
 
 
 @pytest.mark.need(6)
-@pulling_on_loop
+@pulling
 def test_the_largest_waits_and_goes_on_when_there_is_room(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, max_queued_bytes=64 * MIB, **OPTIONS)
     small, small_peer = opener.open(way, **OPTIONS)
@@ -142,7 +143,7 @@ def test_the_largest_waits_and_goes_on_when_there_is_room(way: Way, opener: Open
 
 
 @pytest.mark.need(6)
-@pulling_on_loop
+@pulling
 def test_what_the_application_does_not_take_ends_with_1013(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, max_queued_bytes=64 * MIB, **OPTIONS)
     peer.send(BINARY, bytes(int(2.9 * MIB)))

@@ -179,6 +179,41 @@ def test_after_our_end_messages_come_without_gaps(link: Link) -> None:
     assert len(got) >= 30
 
 
+@pytest.mark.parametrize("way", ON_LOOP, ids=str)
+def test_after_our_end_handlers_get_messages_without_gaps(link: Link) -> None:
+    live, peer = link(close_timeout=LIMIT)
+    got: list[int] = []
+    turns = asyncio.Semaphore(0)
+
+    async def on_text(text: str) -> None:
+        got.append(int(text))
+        await turns.acquire()
+
+    def let(number: int) -> None:
+        def release(_: Any) -> None:
+            for _ in range(number):
+                turns.release()
+
+        live.do(release).result(LIMIT)
+
+    live.on("text", on_text)
+    over = live.run()
+    ending = live.begin("end", "enough")
+    peer.expect_close(1000, "enough")
+    for part in range(4):
+        before = live.conn.stats.frames_received
+        peer.write(*(peer.frame(TEXT, str(number)) for number in range(part * 50, part * 50 + 50)))
+        until(lambda before=before: live.conn.stats.frames_received == before + 50)  # type: ignore[misc]
+        let(30)
+        until(lambda part=part: len(got) >= min(33, 30 * part + 31))  # type: ignore[misc]
+    let(200)
+    peer.send_close(1000)
+    peer.finish()
+    ending.result(LIMIT)
+    over.result(LIMIT)
+    assert got == list(range(33))  # what the queue holds
+
+
 def way_reads_by_itself(live: Live) -> bool:
     """Whether bytes are taken though nobody receives."""
     return isinstance(live, LiveOnLoop)

@@ -443,6 +443,26 @@ def test_max_connections_of_a_process(name: str) -> None:
                 peer.sock.close()  # until then, or for close_timeout, there is a socket of the server's
 
 
+@pytest.mark.parametrize("name", ["gunicorn-gevent", "gunicorn-gevent_pywsgi", "pywsgi-patched", "eventlet"])
+def test_who_leaves_run_by_a_timeout_is_told_of_the_end_and_gives_the_place_back(name: str) -> None:
+    with start(SERVERS[name], max_connections=2) as server, ExitStack() as stack:
+        server.wait_until_it_serves()
+        for _ in range(4):
+            word = server.word()
+            peers: list[Peer] = []
+            eventually(partial(takes, server, stack, f"/limited?{word}", peers), "a place")
+            (peer,) = peers
+            peer.send(text("here"))
+            assert peer.text() == "here"
+            assert peer.close() == (1000, "time is up")
+            peer.send(close())
+            peer.end()
+            peer.sock.close()
+            server.program.wait_for_line(re.compile(f"returned {word}"))
+            assert server.program.output.count(f"ended {word} ") == 1
+        assert_no_traceback(server)
+
+
 def takes(server: Running, stack: ExitStack, path: str, peers: list[Peer]) -> bool:
     """Whether the server has a place; then the connection is one of the peers."""
     peer = stack.enter_context(server.peer())

@@ -173,6 +173,18 @@ def busy(upgrade: Any, word: str) -> None:
 _resume = threading.Event()
 
 
+def limited(upgrade: Any, word: str) -> None:
+    """A session that a timeout of the server's green threads ends."""
+    kind = "eventlet" if "eventlet" in sys.modules else "gevent"
+    connection = _accepted(upgrade, word)
+    _told(connection, word)
+    connection.on("text", connection.send)
+    with import_module(kind).Timeout(0.3, False):
+        connection.run()
+    connection.end("time is up")
+    report("returned", word)
+
+
 def forking(upgrade: Any, word: str) -> None:
     """An echo that makes children of this process, as handlers do that call ``os.fork`` or use multiprocessing."""
     connection = upgrade.accept()
@@ -236,6 +248,7 @@ HANDLERS = {
     "/detached": detached,
     "/flooding": flooding,
     "/busy": busy,
+    "/limited": limited,
     "/forking": forking,
     "/forking-background": forking_background,
 }
