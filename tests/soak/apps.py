@@ -14,6 +14,8 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
+from importlib import import_module
 from typing import Any, TypeAlias
 
 from watershed_mw import AsyncConnection, ConnectionClosed, WatershedASGI, WatershedConnection, WatershedWSGI
@@ -180,9 +182,23 @@ def proxied_wsgi(environ: Environ, start_response: StartResponse) -> Iterable[by
     return [holdings(0)]
 
 
-if __name__ == "__main__":
-    from werkzeug.serving import make_server
+def _serve(kind: str) -> None:
+    """Run a server that has no command of its own, or one that cannot be told to use port 0."""
+    say = partial(print, "listening on http://127.0.0.1:", sep="", flush=True)
+    if kind == "werkzeug":
+        server = import_module("werkzeug.serving").make_server("127.0.0.1", 0, wsgi, threaded=True)
+        say(server.port)
+        server.serve_forever()
+    elif kind == "waitress":
+        server = import_module("waitress").create_server(wsgi, host="127.0.0.1", port=0, threads=16)
+        say(server.effective_port)
+        server.run()
+    else:
+        server = import_module("cheroot.wsgi").Server(("127.0.0.1", 0), wsgi, numthreads=16)
+        server.prepare()
+        say(server.bind_addr[1])
+        server.serve()
 
-    server = make_server("127.0.0.1", 0, wsgi, threaded=True)
-    print(f"listening on http://127.0.0.1:{server.port}", flush=True)
-    server.serve_forever()
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

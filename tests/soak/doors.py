@@ -44,16 +44,18 @@ class Door:
     wild: bool = True
 
 
-def _uvicorn(app: str) -> tuple[str, ...]:
-    return ("uvicorn", f"{_APPS}:{app}", "--port", "{port}", "--ws", _CLASS, "--log-level", "warning")
+def _uvicorn(app: str, ws: str = _CLASS) -> tuple[str, ...]:
+    return ("uvicorn", f"{_APPS}:{app}", "--port", "{port}", "--ws", ws, "--log-level", "warning")
 
 
-def _gunicorn(app: str) -> tuple[str, ...]:
+def _gunicorn(app: str, workers: str = "gthread") -> tuple[str, ...]:
     # Threads enough for all lives at once: a blocking handler holds one.
-    workers = ("-k", "gthread", "--threads", "16", "--no-control-socket", "--log-level", "error")
-    return ("gunicorn", f"{_APPS}:{app}", "--bind", "127.0.0.1:{port}", *workers)
+    threads = ("--threads", "16") if workers == "gthread" else ()
+    options = ("-k", workers, *threads, "--no-control-socket", "--log-level", "error")
+    return ("gunicorn", f"{_APPS}:{app}", "--bind", "127.0.0.1:{port}", *options)
 
 
+_WSGI: Final = ("/blocking", "/background", "/async")
 # The pool for the handlers of background connections (32), and what runs it.
 _POOL: Final = 36
 
@@ -70,9 +72,13 @@ DOORS: Final = {
             wild=False,
         ),
         Door("granian", ("granian", "--interface", "asgi", "--port", "{port}", f"{_APPS}:native"), threads=4),
-        Door("gunicorn", _gunicorn("wsgi"), ("/blocking", "/background", "/async"), threads=16 + _POOL),
+        Door("uvicorn-own", _uvicorn("native", "websockets-sansio")),
+        Door("gunicorn", _gunicorn("wsgi"), _WSGI, threads=16 + _POOL),
+        Door("gunicorn-gevent", _gunicorn("wsgi", "gevent"), _WSGI, threads=_POOL),
         # It has a thread for each request, and for each blocking handler.
-        Door("werkzeug", ("python", "-m", _APPS), ("/blocking", "/background", "/async"), threads=_POOL),
+        Door("werkzeug", ("python", "-m", _APPS, "werkzeug"), _WSGI, threads=_POOL),
+        Door("waitress", ("python", "-m", _APPS, "waitress"), _WSGI, threads=_POOL),
+        Door("cheroot", ("python", "-m", _APPS, "cheroot"), _WSGI, threads=_POOL),
         Door("proxy-asgi", _uvicorn("proxied"), proxy=True),
         Door("proxy-wsgi", _gunicorn("proxied_wsgi"), threads=16 + _POOL, proxy=True),
     )
