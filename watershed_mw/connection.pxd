@@ -39,7 +39,7 @@ cdef class WatershedConnection:
     @cython.locals(at_once=list)
     cpdef tuple _take(self, list events)
     @cython.locals(account=Account, making=Py_ssize_t, queued=Py_ssize_t, held=Py_ssize_t)
-    cpdef _report_memory(self, Py_ssize_t unsent)
+    cpdef _report_memory(self, Py_ssize_t unsent, Py_ssize_t taking=*)
     cpdef tuple _emit_event(self, object event)
     @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)
     cpdef tuple _emit(self, str event, tuple args)

@@ -353,8 +353,13 @@ class WatershedConnection:
 
     # --- memory --------------------------------------------------------------------------------------
 
-    def _report_memory(self, unsent: int) -> None:
-        """Tell the process's budget what this connection holds; called when it has passed a mark, with no lock held."""
+    def _report_memory(self, unsent: int, taking: int = 0) -> None:
+        """Tell the process's budget what this connection holds; called when it has passed a mark, with no lock held.
+
+        Args:
+            unsent: bytes that the peer has not taken.
+            taking: bytes of a message in the queue that is being taken.
+        """
         account = self._account
         if account is None:
             max_memory = self._limits.max_memory
@@ -364,7 +369,7 @@ class WatershedConnection:
             if account is None:
                 account = self._known_account = open_account(self, max_memory)
             self._account = account
-        making, queued = self._core.incoming_size(), self._queue.size
+        making, queued = self._core.incoming_size(), max(0, self._queue.size - taking)
         held = making + queued + unsent
         step = min(max(STEP, held // 4), LARGEST_STEP)
         self._report_above = held + step if held >= STEP else STEP

@@ -59,11 +59,11 @@ class ThreadConnection(ThreadsShell):
         event: Event | bool | None
         while True:
             if self._queue:
+                if self._account is not None:
+                    self._report_taking()
                 # No call from here to the return: no exception of a signal's handler comes in between.
                 (event,) = map(take_event, (self,))
                 if event.__class__ is str or event.__class__ is bytes:
-                    if self._account is not None:
-                        self._report_taken()
                     return event
                 if event is not None:
                     self._emit_event(event)

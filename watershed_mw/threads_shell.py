@@ -241,19 +241,21 @@ class ThreadsShell(ThreadsSteps):
 
     def _update_memory(self) -> None:
         """Report what is held, where that has passed a mark; never with the state locked, as others may have to end."""
-        unsent = self._core.unsent_size + len(self._socket.rest)
-        held = self._core.incoming_size() + self._queue.size + unsent
-        if held >= self._report_above or held < self._report_below:
-            self._report_memory(unsent)
+        self._update_memory_but(0)
 
-    def _report_taken(self) -> None:
-        """As :meth:`_update_memory`, by a thread that has taken a message: it is lost where this is interrupted."""
-        try:
-            self._update_memory()
-        except BaseException:
-            with self._state:
-                self._core.abort()
-            raise
+    def _report_taking(self) -> None:
+        """As :meth:`_update_memory`, as if the first message of the queue had been taken.
+
+        It is taken afterwards. Nothing may be called between that and its return: what a signal's handler raises there
+        would lose it.
+        """
+        self._update_memory_but(self._queue.first_size())
+
+    def _update_memory_but(self, taking: int) -> None:
+        unsent = self._core.unsent_size + len(self._socket.rest)
+        held = self._core.incoming_size() + self._queue.size - taking + unsent
+        if held >= self._report_above or held < self._report_below:
+            self._report_memory(unsent, taking)
 
     def _held_back(self) -> bool:
         """Whether too much memory is held in this process, and too much of it here, to read more."""
@@ -536,12 +538,12 @@ class ThreadsShell(ThreadsSteps):
     def _dispatch(self) -> None:
         """Tell the handlers what is queued."""
         while self._push and self._handler_error is None:
+            if self._account is not None:
+                self._report_taking()
             # Unpacked, and not called: no exception of a signal's handler comes between taking an event and telling it.
             (event,) = map(take_event, (self,))
             if event is None:
                 return
-            if self._account is not None:
-                self._report_taken()
             self._emit_event(event)
 
     def _handler_failed(self, error: BaseException) -> None:

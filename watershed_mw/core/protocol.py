@@ -42,8 +42,7 @@ _BYTES_PER_STEP = 2**20 - 1
 _UNIT_SHIFT = 12  # units of work for bytes: 4 KiB
 # Stands for every larger limit, with room for arithmetic in 64 bits.
 _HUGE = 2**62
-# Bytes that a context of zlib's counts for at least.
-_CONTEXT = 64 * 2**10
+_CONTEXT = 64 * 2**10  # bytes that a context of zlib's counts for at least: a peer needs few to make us hold it
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -255,7 +254,6 @@ class Protocol(Outgoing):
             return self._reader.kept
         size = 0 if self._message is None else len(self._message)
         if self._compressed and self._deflate is not None:
-            # A peer needs a few bytes to make us hold a context.
             size = max(_CONTEXT, size + self._deflate.unfinished())
         return size
 

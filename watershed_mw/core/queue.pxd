@@ -18,6 +18,8 @@ cdef class ReceiveQueue:
     cpdef put(self, event)
     @cython.locals(size=Py_ssize_t)
     cpdef object take(self)
+    @cython.locals(size=Py_ssize_t)
+    cpdef Py_ssize_t first_size(self) except -1
     cdef object _following(self)
     cpdef refuse_more(self)
     cpdef clear(self)

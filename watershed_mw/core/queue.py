@@ -79,6 +79,14 @@ class ReceiveQueue:
             self.full = False
         return event
 
+    def first_size(self) -> int:
+        """What :attr:`size` becomes less by with the next :meth:`take`."""
+        event = self._first
+        if not isinstance(event, (str, bytes)):
+            return 0
+        size = len(event)
+        return size if size < _LARGE else _memory_of(event)
+
     def _following(self) -> Event:
         assert self._come is not None
         assert self._next is not None
