@@ -235,13 +235,15 @@ class Tick(Exception):
 
 
 class Ticking:
-    """Raises exceptions in the main thread at random moments, one after the other."""
+    """Raises exceptions in the main thread at random moments, one after the other, while they are wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self._wanted = wanted
         self.count = 0
 
     def _raise(self, *_: Any) -> None:
-        raise Tick
+        if self._wanted():
+            raise Tick
 
     def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGALRM, self._raise)
@@ -267,7 +269,7 @@ def test_exceptions_within_receive_lose_and_double_nothing(compression: bool) ->
 
     sending = in_thread(send)
     got: list[str | bytes] = []
-    with Ticking() as ticking:
+    with Ticking(lambda: len(got) < count and not server.closed) as ticking:
         while len(got) < count:
             try:
                 ticking.arm()
@@ -293,7 +295,7 @@ def test_exceptions_within_send_tear_and_double_nothing(compression: bool) -> No
     receiving = in_thread(lambda: [int(str(text).split(" ")[0]) for text in server])
     sent: list[int] = []
     number = 0
-    with Ticking() as ticking:
+    with Ticking(lambda: number < count and not client.closed) as ticking:
         while number < count:
             try:
                 ticking.arm()
