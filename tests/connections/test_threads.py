@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
 import signal
@@ -246,6 +247,7 @@ class Ticking:
             raise Tick
 
     def __enter__(self) -> Self:
+        codecs.lookup("ascii")  # an import that is interrupted leaves its file to the collector
         self._before = signal.signal(signal.SIGALRM, self._raise)
         return self
 
