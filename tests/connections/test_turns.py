@@ -8,6 +8,7 @@ import itertools
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -166,7 +167,7 @@ def test_after_our_end_messages_come_without_gaps(link: Link) -> None:
         before = live.conn.stats.frames_received
         peer.write(*(peer.frame(TEXT, str(number)) for number in range(part * 50, part * 50 + 50)))
         if way_reads_by_itself(live):
-            until(lambda before=before: live.conn.stats.frames_received == before + 50)  # type: ignore[misc]
+            wait_for_frames(live, before + 50)
         with contextlib.suppress(ConnectionClosed, TimeoutError):
             got.extend(int(live.receive(0.2)) for _ in range(30))
     peer.send_close(1000)
@@ -203,15 +204,23 @@ def test_after_our_end_handlers_get_messages_without_gaps(link: Link) -> None:
     for part in range(4):
         before = live.conn.stats.frames_received
         peer.write(*(peer.frame(TEXT, str(number)) for number in range(part * 50, part * 50 + 50)))
-        until(lambda before=before: live.conn.stats.frames_received == before + 50)  # type: ignore[misc]
+        wait_for_frames(live, before + 50)
         let(30)
-        until(lambda part=part: len(got) >= min(33, 30 * part + 31))  # type: ignore[misc]
+        until(partial(has, got, min(33, 30 * part + 31)))
     let(200)
     peer.send_close(1000)
     peer.finish()
     ending.result(LIMIT)
     over.result(LIMIT)
     assert got == list(range(33))  # what the queue holds
+
+
+def has(got: list[int], number: int) -> bool:
+    return len(got) >= number
+
+
+def wait_for_frames(live: Live, number: int) -> None:
+    until(lambda: live.conn.stats.frames_received == number)
 
 
 def way_reads_by_itself(live: Live) -> bool:

@@ -50,16 +50,16 @@ def fault(message: str | bytes) -> str | bytes | None:
     """What becomes of a message: itself, where no fault is planted."""
     number = next(_echoed)
     if FAULT == "memory":
-        _kept.append(bytearray(40_000))
-    elif FAULT == "descriptor" and number % 20 == 0:
+        _kept.append(bytearray(20_000))
+    elif FAULT == "descriptor" and number % 50 == 0:
         _kept.append(os.open(os.devnull, os.O_RDONLY))
-    elif FAULT == "thread" and number % 20 == 0:
+    elif FAULT == "thread" and number % 50 == 0:
         threading.Thread(target=threading.Event().wait, daemon=True).start()
-    elif FAULT == "task" and number % 20 == 0:
+    elif FAULT == "task" and number % 50 == 0:
         _kept.append(asyncio.ensure_future(asyncio.sleep(3600)))
-    elif FAULT == "lost" and number % 100 == 0:
+    elif FAULT == "lost" and number % 500 == 0:
         return None
-    elif FAULT == "changed" and number % 100 == 0:
+    elif FAULT == "changed" and number % 500 == 0:
         return message[:-1] or b"something else"
     return message
 

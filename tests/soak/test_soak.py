@@ -29,7 +29,7 @@ def soak(fault: str) -> subprocess.CompletedProcess[str]:
         "-m",
         "tests.soak",
         "--seconds",
-        "2",
+        "4",
         "uvicorn-native",
         *(["--grace", "1"] if fault else []),
     ]
