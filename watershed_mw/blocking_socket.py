@@ -270,7 +270,7 @@ class BlockingSocket:
             found = poll.poll(None if timeout is None else timeout * 1000)
             events = found[0][1] if found else 0
             broken = events & ~(select.POLLIN | select.POLLOUT)
-            # To write is the business of one thread alone: it is not asked of who only reads.
+            # Only the thread with the writing role may write: a reader must not be told that it can.
             return bool(events & select.POLLIN or (broken and read)), bool(
                 events & select.POLLOUT or (broken and write)
             )

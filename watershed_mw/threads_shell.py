@@ -315,7 +315,7 @@ class ThreadsShell(ThreadsSteps):
         """Whether the kernel took everything up to ``position`` before the connection ended."""
         until = time.monotonic() + _AWAKE
         me = threading.get_ident()
-        # A thread that has just written may not have said so yet. Nothing keeps it: the stream is shut down.
+        # Another thread may have written it and not updated _written yet. The stream is shut down, so it returns soon.
         while self._written < position and self._writing > 0 and self._writing != me and time.monotonic() < until:
             with self._state:
                 gate = self._make_gate()

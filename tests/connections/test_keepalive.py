@@ -153,7 +153,7 @@ def test_an_application_that_is_slow_to_take_messages_is_not_blamed_on_the_peer(
     over = None if way.on_loop else live.run()
     answering = in_thread(lambda: _answer_pings(peer))
     peer.write(*(peer.frame(BINARY, b"x" * 10) for _ in range(20)))
-    threading.Event().wait(0.5)  # several time-outs: a length of time is what this is about
+    threading.Event().wait(0.5)  # several times ping_timeout: elapsed time is the subject
     assert live.conn.close_code is None
     gate.set()
     if over is None:

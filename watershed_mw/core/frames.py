@@ -388,7 +388,7 @@ class FrameReader:
             self._check_first_bytes(byte0, byte1)
         length = byte1 & 0x7F
         size = 6 if self._masked else 2
-        # A length is judged as soon as it is there: a peer may trickle what follows.
+        # Check the length as soon as its bytes are here: the peer may send the rest slowly.
         if length == 126:
             if available < 4:
                 return False

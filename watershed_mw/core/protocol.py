@@ -131,9 +131,8 @@ class Protocol(Outgoing):
     def receive_step(self, data: bytes | bytearray, size: int, now: float) -> list[Event]:
         """As :meth:`receive_data`, at most one step of it; :attr:`backlog` says whether there is more.
 
-        A step ends at the latest after as many frames, or pieces of them, as messages fill a receive queue
-        (``max_queued_messages``), 256 at the most, and with the bytes that do (``max_queued_bytes``) or 1 MiB. While
-        there is a backlog, bytes are added to it and nothing is taken.
+        A step ends after ``max_queued_messages`` + 1 frames or pieces of frames, at most 256, or once it has taken more
+        than ``max_queued_bytes``, at most 1 MiB. While there is a backlog, bytes are added to it and nothing is taken.
 
         Args:
             data: memory that stays the caller's.
@@ -164,7 +163,7 @@ class Protocol(Outgoing):
             return
         size += self._unwatched
         if self.backlog:
-            self._unwatched = size  # some of it may be of what is incomplete then
+            self._unwatched = size  # counted once the backlog is empty
             return
         self._unwatched = 0
         if not self._in_message and self._reader.end == 0 and self._reader.last:
@@ -207,7 +206,7 @@ class Protocol(Outgoing):
     def _take_step(self, events: list[Event], now: float) -> None:
         reader = self._reader
         frames = self.frames_received
-        # So far the reader may come. What a message has beyond the bytes that are read for it now takes from that.
+        # Reader position at which this step ends. Bytes inflated, or gathered by earlier steps, move it closer.
         self._step_ends = reader.position + self._bytes_per_step
         try:
             if self._deflate is not None and self._deflate.pending:
@@ -221,7 +220,7 @@ class Protocol(Outgoing):
                     self._receive_payload(events)
                 elif not self._receive_control(events, now):
                     return
-            # Even where there is no more the reader has let go of the memory after this.
+            # Also when nothing is left to read: the reader must release the borrowed memory.
             self.backlog = reader.suspend() or (self._deflate is not None and self._deflate.pending)
         except RemoteProtocolError as error:
             self._fail(error, now, events)

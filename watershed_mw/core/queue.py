@@ -80,7 +80,7 @@ class ReceiveQueue:
         return event
 
     def first_size(self) -> int:
-        """What :attr:`size` becomes less by with the next :meth:`take`."""
+        """Bytes by which :attr:`size` drops with the next :meth:`take`."""
         event = self._first
         if not isinstance(event, (str, bytes)):
             return 0
