@@ -144,6 +144,23 @@ def test_the_largest_waits_and_goes_on_when_there_is_room(way: Way, opener: Open
 
 @pytest.mark.need(6)
 @pulling
+def test_the_last_of_it_that_is_taken_at_once_makes_room(way: Way, opener: Opener) -> None:
+    live, peer = opener.open(way, max_queued_bytes=64 * MIB, **OPTIONS)
+    first, second = bytes(MIB), bytes(int(2.3 * MIB))
+    for _ in range(2):
+        peer.send(BINARY, first)
+        peer.send(BINARY, second)
+        until(lambda: live.conn._core.read_paused)
+        peer.send(TEXT, "the next")
+        # After the first one, too much is held to read on; after the second nothing is.
+        assert live.receive() == first
+        assert live.receive() == second
+        assert live.receive() == "the next"
+    assert memory_budget().total == 0
+
+
+@pytest.mark.need(6)
+@pulling
 def test_what_the_application_does_not_take_ends_with_1013(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, max_queued_bytes=64 * MIB, **OPTIONS)
     peer.send(BINARY, bytes(int(2.9 * MIB)))

@@ -169,6 +169,29 @@ def test_one_that_goes_on_is_not_overdue(bank: Bank) -> None:
     assert not other.ending
 
 
+@pytest.mark.parametrize("beside", [0, 1])
+@pytest.mark.parametrize("how", ["report", "close"])
+def test_one_that_lets_go_of_all_at_once_reads_on(bank: Bank, how: str, beside: int) -> None:
+    account, *_ = bank.holding(80, *[1] * beside)
+    account.report(81 * MIB, 0, 0, NOW)
+    assert account.paused
+    bank.orders.clear()
+    if how == "close":
+        account.close()
+    else:
+        account.report(0, 0, 0, NOW)
+    assert not account.paused
+    assert bank.orders == [account]
+
+
+def test_one_that_is_collected_while_it_is_paused_is_forgotten(bank: Bank) -> None:
+    account, other = bank.holding(80, 1)
+    account.report(81 * MIB, 0, 0, NOW)
+    bank.budget.lost(account)
+    other.report(2 * MIB, 0, 0, NOW)
+    assert (account.paused, account.held, bank.budget.total) == (False, 0, 2 * MIB)
+
+
 def test_one_that_has_let_go_of_most_is_pardoned(bank: Bank) -> None:
     large, _ = bank.holding(60, 41)
     assert large.ending

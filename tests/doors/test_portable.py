@@ -1147,6 +1147,22 @@ def test_the_one_that_holds_most_waits_and_goes_on_when_there_is_room(server: Se
 
 @pytest.mark.need(6)
 @pytest.mark.usefixtures("nothing_is_held")
+def test_the_last_of_it_that_is_taken_at_once_makes_room(server: Server) -> None:
+    application = _Hoarder(server)
+    messages = [bytes(MIB), bytes(int(2.3 * MIB))]
+    with dial(server.port) as large:
+        conn = application.begin(large)
+        for message in messages:
+            large.send(message)
+        eventually(lambda: conn._held_back)
+        large.send("the next")
+        application.go_on()
+        assert [large.recv(LIMIT) for _ in range(3)] == [*messages, "the next"]
+        eventually(lambda: memory_budget().total == 0)
+
+
+@pytest.mark.need(6)
+@pytest.mark.usefixtures("nothing_is_held")
 def test_past_max_memory_the_one_that_holds_most_ends_with_1013(server: Server) -> None:
     application = _Hoarder(server)
     with dial(server.port) as large, dial(server.port) as small:

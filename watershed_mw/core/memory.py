@@ -169,10 +169,13 @@ class MemoryBudget:
         with self._lock:
             while self._gone:
                 self._count(self._gone.popleft(), 0)
+            paused = account.paused
             self._count(account, held)
-            if self.total <= self._mark and not self._paused:
+            if self.total <= self._mark and not self._paused and not paused:
                 return  # as nearly always: where large messages come, each of them reports several times
             line, orders = self._decide(account, now)
+            if paused and held == 0 and account not in orders:
+                orders.append(account)  # it has let go of all at once, and reads on
         self._give(line, orders)
 
     def overdue(self, account: Account) -> None:
@@ -235,7 +238,7 @@ class MemoryBudget:
 
     def _leave(self, account: Account) -> None:
         self._accounts.discard(account)
-        self._paused.discard(account)
+        self._release(account)
         limit = account.limit
         if limit != self._limit:
             self._higher[limit] -= 1
