@@ -304,6 +304,7 @@ class PortableConnection(AsyncConnection):
             await self._news_come()
         if waiting.cancelled_caught and account is not None:
             account.overdue()
+            self._held_back = account.paused
 
     # --- the three tasks ------------------------------------------------------------------------------------
 

@@ -246,7 +246,8 @@ class ThreadConnection(ThreadsShell):
         Raises:
             UnsupportedServerError: the server's process ends with the request.
             TypeError: ``handler`` is no coroutine function.
-            OSError, RuntimeError: the process has no descriptor or thread for its event loop; nothing has changed.
+            OSError, RuntimeError: the process has no descriptor or thread for its event loop, or another thread waits
+                in ``receive`` or ``send`` and goes on waiting; nothing has changed.
         """
         if self.no_background:
             raise UnsupportedServerError(self.no_background)
@@ -266,10 +267,10 @@ class ThreadConnection(ThreadsShell):
         parts = (self._details, self._core, self._queue)
         # It may raise: then the connection is as it was.
         background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
+        self._claim_socket()
         self._push = handler is None
         self._ran = self.in_background = True
         self._close_account()  # the loop's side has its own
-        self._claim_socket()
         if self._socket.rest:
             self._core.put_back(bytes(self._socket.rest)[self._socket.sent :])
         self._core.write_paused = self._core.read_paused = False

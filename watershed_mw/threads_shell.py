@@ -169,11 +169,14 @@ class ThreadsShell(ThreadsSteps):
 
     def _keep_time(self) -> None:
         """Do what is due by the clock."""
-        deadline = self._core.next_deadline()
-        if deadline is None:
+        deadline, rest_due = self._core.next_deadline(), self._core.rest_due
+        if deadline is None and rest_due is None:
             return
         now = time.monotonic()
-        if now >= deadline:
+        if rest_due is not None and now >= rest_due:
+            with self._state:
+                self._core.rest(now)
+        if deadline is not None and now >= deadline:
             with self._state:
                 self._heard = (*self._heard, *self._take(self._core.handle_timeout(now, self._socket.unsent)))
 
@@ -447,15 +450,25 @@ class ThreadsShell(ThreadsSteps):
         self._settle()
 
     def _claim_socket(self) -> None:
-        """Take both roles for good, as the socket gets another owner."""
+        """Take both roles for good, as the socket gets another owner.
+
+        Raises:
+            RuntimeError: other threads wait with a role. Whoever waits in ``recv`` cannot be told to let go, and would
+                take bytes that are the new owner's.
+        """
         me = threading.get_ident()
         until = time.monotonic() + _AWAKE
         while True:
             with self._state:
-                if (self._reading == 0 and self._writing == 0) or time.monotonic() >= until:
+                if self._reading == 0 and self._writing == 0:
                     self._reading = self._writing = me
                     return
                 gate = self._make_gate()
+            if time.monotonic() >= until:
+                raise RuntimeError(
+                    "expected no other thread within receive() or send() of this connection, got one that waits there: "
+                    "call run_in_background() before, or once it has returned"
+                )
             self._wait_at(gate, until)
 
     # --- the end -----------------------------------------------------------------------------------------

@@ -115,6 +115,29 @@ def test_keepalive_ends_who_never_receives_and_whose_peer_takes_nothing(link: Li
     assert live.conn.close_code == 1011
 
 
+@in_threads
+@pytest.mark.parametrize("call", ["send", "receive"])
+def test_a_connection_is_not_handed_over_while_another_thread_waits(call: str, link: Link) -> None:
+    """It would wake with bytes of the new owner's, or write in between."""
+    live, peer = link(small=True)
+    noise = b"n" * 2_000_000
+    waiting = live.begin("receive") if call == "receive" else live.begin("send", noise)
+    until(lambda: live.conn._reading < 0 if call == "receive" else live.conn._core.write_paused)
+    with pytest.raises(RuntimeError, match="expected no other thread within"):
+        live.call("run_in_background")
+    assert not live.conn.in_background
+    if call == "receive":
+        peer.send(TEXT, "for the one who waits")
+        assert waiting.result(LIMIT) == "for the one who waits"
+    else:
+        assert peer.read().payload == noise
+        waiting.result(LIMIT)
+    live.on("text", lambda text: live.conn.send(text.upper()))
+    live.call("run_in_background")
+    peer.send(TEXT, "now")
+    assert peer.read().payload == b"NOW"
+
+
 @pytest.fixture
 def restless() -> Iterator[None]:
     """Threads take turns as often as they can."""
