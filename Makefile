@@ -16,7 +16,7 @@ PY := $(VENV)/bin/python
 # A PYTHON that was asked for is the only candidate; otherwise the first that is new enough is taken.
 CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.14 python3.13 python3.12 python3.11)
 INSTALL := WATERSHED_MW_PURE=1 $(PY) -m pip install --quiet --no-build-isolation
-TYPES := $(wildcard watershed_mw/*.pxd watershed_mw/core/*.pxd)
+TYPES := $(shell find watershed_mw -name '*.pxd')
 SOURCES := $(TYPES) $(wildcard $(TYPES:.pxd=.py))
 # The second run of the suite needs only what the choice of build can change: not how servers are started and stopped.
 PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py --ignore=tests/test_docs.py \

@@ -35,85 +35,40 @@ HOT_PATH: tuple[str, ...] = ast.literal_eval(
     re.search(r"^MODULES = (\(.*?\))$", (ROOT / "setup.py").read_text(), re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
 )
 # What C has and compiled modules call; nothing that runs.
-DECLARATIONS = {"system_calls"}
+DECLARATIONS = {"_native.system_calls"}
 
-# The rooms in reading order: a module may import from the floors above its own, never from its own floor
-# nor from one below. A new module gets its place here first.
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_interpreted", "core"),
-    ("core.states", "core.limits", "core.codes", "core.events", "core.headers"),
-    (
-        "core.origin",
-        "core.boundaries",
-        "core.extensions",
-        "core.frames",
-        "core.utf8",
-        "core.flow",
-        "core.memory",
-        "core.pace",
-        "core.pings",
-        "core.queue",
-        "core.conversation",
-        "core.payloads",
-    ),
-    ("core.handshake", "core.deflate", "core.messages"),
-    ("core.shared", "core.outgoing"),
-    ("core.protocol",),
-    (
-        "_implementation",
-        "alarm",
-        "loop_end",
-        "awaitables",
-        "contexts",
-        "filling",
-        "room",
-        "sockets",
-        "requests",
-        "werkzeug",
-        "django",
-        "asgi_server",
-        "exhaustion",
-        "hosts",
-        "news",
-        "proxy.pace",
-        "proxy.paths",
-    ),
-    ("loop_thread",),
-    ("interrupts", "memory"),
-    ("connection", "tls", "network_streams", "blocking_socket"),
-    ("aio",),
-    ("aio_handlers", "portable"),
-    ("aio_shell",),
-    ("aio_connection",),
-    ("background", "asgi_messages", "broadcast", "refusals"),
-    ("threads_steps", "threads_watcher"),
-    ("threads_shell",),
-    ("threads",),
-    ("transports", "relay_sides"),
-    ("relay",),
-    ("drain",),
-    ("watershed", "takeover", "uvicorn_request", "uvicorn_denial", "shared_fields"),
-    ("wsgi_servers",),
-    ("client.alpn", "client.happy_eyeballs", "client.no_proxy", "client.retry", "client.socks"),
-    ("client.network",),
-    ("client.route",),
-    ("client.opening",),
-    ("asgi", "wsgi", "uvicorn", "client"),
-    ("proxy.target", "proxy.messages", "proxy.waiting"),
-    ("proxy.forwarding", "proxy.upstream"),
-    ("proxy.settings",),
-    ("proxy.asgi", "proxy.wsgi"),
-    ("proxy",),
-    ("cli.output", "cli.parameters", "cli.heads"),
-    ("cli.dialogue", "cli.serving", "cli.hosts"),
-    ("cli.pipe", "cli.terminal", "cli.echo", "cli.proxy"),
-    ("cli.connect",),
-    ("cli.commands",),
-    ("starlette", "flask", "testing", "cli"),
-    ("fastapi", "__main__"),
-    ("",),  # watershed_mw itself
-)
-FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+# What each child of the package may import of the others: from the protocol, which knows nothing of sockets, to the
+# doors, which know all of it. A folder counts as one.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "_cython": set(),
+    "_native": set(),
+    "core": {"_cython", "errors"},
+    "runtime": {"errors"},
+    "sockets": {"errors"},
+    "werkzeug": {"errors"},
+    "django": {"errors"},
+    "_implementation": {"core"},
+    "http": {"core", "errors"},
+    "connection": {"_cython", "core", "errors", "runtime", "sockets"},
+    "relay": {"_cython", "connection", "core", "errors", "runtime", "sockets"},
+    "watershed": {"connection", "core", "errors", "http", "sockets"},
+    "asgi": {"connection", "core", "errors", "http", "runtime", "sockets", "watershed"},
+    "uvicorn": {"_cython", "connection", "core", "errors", "http", "runtime", "watershed"},
+    "wsgi": {
+        *("connection", "core", "errors", "http", "runtime", "sockets"),
+        *("relay", "watershed", "werkzeug", "django"),
+    },
+    "client": {"connection", "core", "errors", "watershed"},
+    "testing": {"connection", "errors", "watershed"},
+    "starlette": {"asgi", "connection", "watershed"},
+    "fastapi": {"asgi", "connection", "starlette", "watershed"},
+    "flask": {"connection", "errors", "http", "watershed", "wsgi"},
+    "proxy": {"asgi", "client", "connection", "core", "errors", "relay", "runtime", "watershed", "wsgi"},
+    "cli": {"_implementation", "asgi", "client", "connection", "core", "errors", "http", "proxy", "uvicorn"},
+    "__init__": {"_implementation", "asgi", "connection", "core", "errors", "watershed", "wsgi"},
+    "__main__": {"cli"},
+}
 CLOCKS_AND_IO = frozenset({
     "_socket", "_thread", "asyncio", "concurrent", "datetime", "fcntl", "http", "io", "multiprocessing",
     "queue", "sched", "select", "selectors", "signal", "socket", "socketserver", "ssl", "subprocess",
@@ -140,33 +95,69 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, ".".join([*base, alias.name])
 
 
-def _inside(imported: str) -> str | None:
-    """Return the package's module that an absolute import names (without the package), None for others."""
+def _file_of(imported: str) -> Path | None:
+    """The package's file that an absolute import names, None for what is of others."""
     first, *parts = imported.split(".")
-    if first != PACKAGE:
-        return None
-    while parts and ".".join(parts) not in FLOOR_OF:
-        unknown = ROOT / PACKAGE / Path(*parts)
-        assert not unknown.with_suffix(".py").exists(), f"give {'.'.join(parts)} a place in FLOORS"
+    while first == PACKAGE:
+        place = ROOT / PACKAGE / Path(*parts)
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path in SOURCES:
+                return path
         parts.pop()  # it names something in a module
-    return ".".join(parts)
+    return None
+
+
+def _children(folder: Path) -> dict[str, dict[str, str]]:
+    """The files and folders of one folder, each with those that it imports, and a place where it does."""
+    children: dict[str, dict[str, str]] = {_child(folder, path): {} for path in SOURCES if path.is_relative_to(folder)}
+    for path in SOURCES:
+        if path.is_relative_to(folder):
+            for line, imported in _imports(path):
+                target = _file_of(imported)
+                if target is not None and target.is_relative_to(folder):
+                    children[_child(folder, path)][_child(folder, target)] = f"{_identify(path)}:{line}"
+    return {name: {other: at for other, at in found.items() if other != name} for name, found in children.items()}
+
+
+def _child(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).parts[0].removesuffix(".py")
+
+
+def _floors(children: dict[str, dict[str, str]]) -> list[set[str]]:
+    """Sets of children, each importing from those before it alone; a circle is never placed."""
+    floors: list[set[str]] = []
+    placed: set[str] = set()
+    while floor := {name for name, found in children.items() if name not in placed and found.keys() <= placed}:
+        floors.append(floor)
+        placed |= floor
+    return floors
 
 
 def _identify(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_identify)
-def test_imports_go_downwards_only(path: Path) -> None:
-    module = _module_name(path)
-    assert module in FLOOR_OF, f"give {module} a place in FLOORS"
-    for line, imported in _imports(path):
-        inside = _inside(imported)
-        if inside is not None:
-            assert FLOOR_OF[inside] < FLOOR_OF[module], f"{path.name}:{line} imports {imported}"
+@pytest.mark.parametrize("name", sorted(_children(ROOT / PACKAGE)))
+def test_a_folder_imports_what_it_may(name: str) -> None:
+    found = _children(ROOT / PACKAGE)[name]
+    assert {other: at for other, at in found.items() if other not in MAY_IMPORT[name]} == {}
+    assert MAY_IMPORT[name] <= found.keys(), "MAY_IMPORT allows what nobody needs"
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "core"], ids=_identify)
+@pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES}), ids=_identify)
+def test_imports_form_no_circle(folder: Path) -> None:
+    children = _children(folder)
+    placed = set().union(*_floors(children))
+    assert {name: found for name, found in children.items() if name not in placed} == {}
+
+
+def test_the_package_has_few_rooms_on_few_floors() -> None:
+    children = _children(ROOT / PACKAGE)
+    assert len(children) <= 30
+    assert len(_floors(children)) <= 9
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if (ROOT / PACKAGE / "core") in p.parents], ids=_identify)
 def test_core_imports_the_standard_library_without_io_clock_or_threads(path: Path) -> None:
     for line, imported in _imports(path):
         top = imported.partition(".")[0]
@@ -186,7 +177,7 @@ def test_core_runs_without_cython_and_loads_no_io_module(run_python: RunPython) 
         # the package's own __init__ loads the doors; an empty stand-in leaves the core alone
         "package = types.ModuleType('watershed_mw'); package.__path__ = ['watershed_mw']\n"
         "sys.modules['watershed_mw'] = package\n"
-        "import watershed_mw._implementation, watershed_mw.core.protocol, watershed_mw.core.handshake\n"
+        "import watershed_mw._implementation, watershed_mw.core.protocol, watershed_mw.core.handshake.negotiation\n"
         "print(*sys.modules)",
         WATERSHED_MW_PURE="1",
     ).split()
@@ -213,7 +204,7 @@ def test_types_of_the_compiled_modules_hold_no_logic() -> None:
 def test_a_compiled_connection_comes_without_a_dictionary() -> None:
     """Where there is one, each call between its methods looks for another method in it first."""
     compiled = importlib.import_module(PACKAGE).implementation == "compiled"
-    connection = importlib.import_module(f"{PACKAGE}.aio_connection").AsyncioConnection
+    connection = importlib.import_module(f"{PACKAGE}.connection.aio.connection").AsyncioConnection
     assert (connection.__dictoffset__ == 0) is compiled
 
 

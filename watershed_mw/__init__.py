@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from ._implementation import implementation
-from .aio import AsyncConnection
-from .asgi import WatershedASGI
-from .broadcast import broadcast
-from .connection import Stats, WatershedConnection, live_connections
+from .asgi.middleware import WatershedASGI
+from .connection.aio.api import AsyncConnection
+from .connection.base import Stats, WatershedConnection, live_connections
+from .connection.broadcast import broadcast
+from .connection.threads.connection import ThreadConnection
 from .core.codes import CloseCode
-from .core.extensions import DeflateOptions
-from .core.handshake import Request
+from .core.handshake.extensions import DeflateOptions
+from .core.handshake.negotiation import Request
 from .core.limits import Limits
 from .errors import (
     ConnectionClosed,
@@ -22,9 +23,8 @@ from .errors import (
     UnsupportedServerError,
     WatershedError,
 )
-from .threads import ThreadConnection
 from .watershed import Options, Watershed
-from .wsgi import WatershedWSGI
+from .wsgi.middleware import WatershedWSGI
 
 __all__ = [
     "AsyncConnection",

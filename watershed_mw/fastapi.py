@@ -14,8 +14,8 @@ from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import WebSocketRequestValidationError
 from starlette.websockets import WebSocket
 
-from .aio import AsyncConnection, is_coroutine_function
-from .asgi import ASGIUpgrade
+from .asgi.middleware import ASGIUpgrade
+from .connection.aio.api import AsyncConnection, is_coroutine_function
 from .starlette import upgrade_of
 from .watershed import ConnectionOptions, check_connection_options
 

@@ -18,12 +18,12 @@ from flask.sansio.scaffold import Scaffold
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from .aio import AsyncConnection, AsyncHandler, is_coroutine_function
+from .connection.aio.api import AsyncConnection, AsyncHandler, is_coroutine_function
+from .connection.threads.connection import ThreadConnection
 from .errors import ConnectionClosed, HandshakeError
-from .refusals import log_environ_refused
-from .threads import ThreadConnection
+from .http.refusals import log_environ_refused
 from .watershed import ConnectionOptions, Options, check_connection_options
-from .wsgi import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
+from .wsgi.middleware import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
 
 __all__ = ["Shed", "UpgradeResponse"]
 

@@ -16,8 +16,8 @@ from starlette.routing import WebSocketRoute, get_name
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from .aio import AsyncConnection, is_coroutine_function
-from .asgi import ASGIUpgrade, WatershedASGI
+from .asgi.middleware import ASGIUpgrade, WatershedASGI
+from .connection.aio.api import AsyncConnection, is_coroutine_function
 from .watershed import Options
 
 __all__ = ["WatershedRoute", "upgrade_of"]

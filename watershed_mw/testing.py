@@ -15,8 +15,8 @@ from typing import Any, Unpack
 
 from werkzeug.test import Client
 
+from .connection.threads.connection import ThreadConnection
 from .errors import ConnectionClosed, HandshakeError
-from .threads import ThreadConnection
 from .watershed import ClientOptions, Watershed, check_options
 
 __all__ = ["TestConnection", "connect"]

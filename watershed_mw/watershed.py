@@ -1,7 +1,7 @@
 """The factory: accept an upgrade, or take one that was accepted, on any kind of transport.
 
 All options stand in one place. Requests and responses were parsed by whoever received them; they
-are judged by :mod:`watershed_mw.core.handshake`, and what comes back is a connection of the flavour
+are judged by :mod:`watershed_mw.core.handshake.negotiation`, and what comes back is a connection of the flavour
 that fits the transport, or the raw socket.
 """
 
@@ -17,11 +17,21 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, overload
 from urllib.parse import urlsplit
 
-from .aio import AsyncConnection
-from .connection import Trace
+from .connection.adopt import (
+    AsyncioTransport,
+    AsyncTransportLike,
+    BlockingTransport,
+    DetachedStreams,
+    drain_request,
+    way_of,
+)
+from .connection.aio.api import AsyncConnection
+from .connection.base import Trace
+from .connection.threads.connection import ThreadConnection
 from .core.codes import encode_close
-from .core.extensions import DeflateOptions, make_offer
-from .core.handshake import (
+from .core.handshake.extensions import DeflateOptions, make_offer
+from .core.handshake.headers import Headers, HeadersLike
+from .core.handshake.negotiation import (
     Agreement,
     Request,
     check_request,
@@ -31,13 +41,11 @@ from .core.handshake import (
     offered_subprotocols,
     select_subprotocol,
 )
-from .core.headers import Headers, HeadersLike
+from .core.handshake.origin import check_origins
 from .core.limits import Limits
-from .core.origin import check_origins
 from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError
-from .network_streams import NetworkStreamTransport, is_network_stream, stream_of, take_socket
-from .requests import (
+from .http.adapt import (
     as_request,
     as_response,
     read_request_head,
@@ -46,8 +54,7 @@ from .requests import (
     write_refusal,
     write_response,
 )
-from .threads import ThreadConnection
-from .transports import AsyncioTransport, AsyncTransportLike, BlockingTransport, DetachedStreams, drain_request, way_of
+from .sockets.httpx_stream import NetworkStreamTransport, is_network_stream, stream_of, take_socket
 
 __all__ = [
     "ClientOptions",

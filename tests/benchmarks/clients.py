@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import aiofastnet
 import uvloop
 
-from watershed_mw.core.frames import encode_frame
+from watershed_mw.core.frames.codec import encode_frame
 
 from .__main__ import machine
 from .contestants import CONTESTANTS, Setting, started

@@ -43,7 +43,7 @@ from tests.benchmarks.__main__ import machine
 from tests.benchmarks.contestants import CONTESTANTS, OUR_CLASS, SERVERS, Setting, started, uvicorn
 from tests.benchmarks.servers.process import REQUEST, Server, running
 from tests.benchmarks.servers.serving import BACKLOG
-from watershed_mw.core.handshake import accept_key
+from watershed_mw.core.handshake.negotiation import accept_key
 
 RESULTS = generator.BUILD / "relays.json"
 BARRED = ("proxy, uvicorn", "proxy, gunicorn", "relay on uvloop")

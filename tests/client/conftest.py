@@ -16,7 +16,7 @@ pytest.register_assert_rewrite(
 from tests.client.peers import FLAVOURS, Client, Script, Server, descriptors, left_tasks  # noqa: E402
 from tests.connections.ways import UVLoopThread, until  # noqa: E402
 from tests.support import LoopThread  # noqa: E402
-from watershed_mw.client import network  # noqa: E402
+from watershed_mw.client import streams  # noqa: E402
 
 Serve = Callable[..., Server]
 
@@ -76,7 +76,7 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     def choose(flavour: str) -> str:
         loop, _, package = flavour.partition(" and ")
         if not package:
-            monkeypatch.setattr(network, "aiofastnet", None)
+            monkeypatch.setattr(streams, "aiofastnet", None)
         return loop
 
     return choose

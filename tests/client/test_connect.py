@@ -28,8 +28,8 @@ from tests.connections.ways import in_thread, until
 from tests.connections.wire import PING, TEXT, WirePeer
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, DeflateOptions, HandshakeError, Watershed, WatershedConnection
-from watershed_mw.client import Connect, connect, network
-from watershed_mw.client.opening import as_http_url, shown
+from watershed_mw.client import Connect, connect, streams
+from watershed_mw.client.handshake import as_http_url, shown
 from watershed_mw.client.route import Route
 from watershed_mw.core.states import Role
 
@@ -510,7 +510,7 @@ def test_tls_on_a_stream_that_has_ended(async_client: Client, serve: Serve, tls_
     server = serve(lambda visit: visit.reset())
 
     async def start() -> None:
-        stream = await network.connect_asyncio("127.0.0.1", server.port, faster=network.is_faster([tls_contexts[0]]))
+        stream = await streams.connect_asyncio("127.0.0.1", server.port, faster=streams.is_faster([tls_contexts[0]]))
         while await stream.read(1):
             pass
         await stream.start_tls(tls_contexts[0], "127.0.0.1")

@@ -14,7 +14,7 @@ import pytest
 from tests.client.conftest import Serve
 from tests.client.peers import Client, Script, echoing, http_proxy, silent_address, socks_proxy
 from tests.support import LIMIT
-from watershed_mw.client import happy_eyeballs, network
+from watershed_mw.client import happy_eyeballs, streams
 from watershed_mw.client.happy_eyeballs import Address, connect_first
 
 Names = Callable[..., None]
@@ -33,8 +33,8 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     def of_thread(host: str, port: int) -> list[Address]:
         return known[host] if host in known else resolve_blocking(host, port)
 
-    monkeypatch.setattr(network, "resolve", of_loop)
-    monkeypatch.setattr(network, "resolve_blocking", of_thread)
+    monkeypatch.setattr(streams, "resolve", of_loop)
+    monkeypatch.setattr(streams, "resolve_blocking", of_thread)
     return lambda *addresses: known.update({"many.test": list(addresses)})
 
 

@@ -171,7 +171,7 @@ def test_what_has_no_stream(client: Client) -> None:
     """Tests' transports, which have no network under them."""
 
     def answer(request: httpx.Request) -> httpx.Response:
-        from watershed_mw.core.handshake import accept_key
+        from watershed_mw.core.handshake.negotiation import accept_key
 
         accept = accept_key(request.headers["sec-websocket-key"])
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept}

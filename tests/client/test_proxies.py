@@ -14,7 +14,7 @@ from tests.client.peers import Client, Script, Server, Visit, echoing, http_prox
 from tests.support import LIMIT
 from watershed_mw import HandshakeError, UnsupportedServerError
 from watershed_mw.client import worth_retrying
-from watershed_mw.client.opening import as_http_url
+from watershed_mw.client.handshake import as_http_url
 from watershed_mw.client.route import by_environment
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]

@@ -13,7 +13,7 @@ from tests.client.peers import Client, Server, Visit, echoing
 from tests.connections.wire import header
 from watershed_mw import HandshakeError, Watershed
 from watershed_mw.client import connect
-from watershed_mw.client.opening import Journey
+from watershed_mw.client.handshake import Journey
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 SECRETS: dict[str, Any] = {

@@ -14,7 +14,7 @@ from tests.client.peers import Client, Server, Visit, echoing, http_proxy, socks
 from tests.connections.wire import header
 from tests.support import LIMIT
 from watershed_mw import HandshakeError
-from watershed_mw.client import alpn, happy_eyeballs, network, worth_retrying
+from watershed_mw.client import alpn, happy_eyeballs, streams, worth_retrying
 from watershed_mw.client.happy_eyeballs import Address
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
@@ -133,8 +133,8 @@ def test_a_fully_qualified_name(
     server: Server = serve(echoing, tls=contexts[1])
     proxy = None
     if way == "direct":
-        monkeypatch.setattr(network, "resolve", resolve)
-        monkeypatch.setattr(network, "resolve_blocking", resolve_blocking)
+        monkeypatch.setattr(streams, "resolve", resolve)
+        monkeypatch.setattr(streams, "resolve_blocking", resolve_blocking)
     else:
         proxy = serve({"http": http_proxy, "socks5": socks_proxy}[way]()).url("", scheme=way)
     host = "localhost." if way == "direct" else "localhost"

@@ -1,4 +1,4 @@
-"""watershed_mw.broadcast: one message to connections of every kind."""
+"""watershed_mw.connection.broadcast: one message to connections of every kind."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.connections.ways import CLIENT, SERVER, HeadReader, Opener, in_thread
 from tests.connections.wire import HANDSHAKE_KEY, WirePeer, header, request_head, response_head, tcp_pair
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, HandshakeError, Watershed
-from watershed_mw.transports import DetachedStreams
+from watershed_mw.connection.adopt import DetachedStreams
 
 EARLY = b"early bytes"
 

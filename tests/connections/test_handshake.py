@@ -31,8 +31,8 @@ from tests.connections.wire import (
 )
 from tests.support import LIMIT
 from watershed_mw import HandshakeError, ThreadConnection, Watershed
-from watershed_mw.core.handshake import Request, Response
-from watershed_mw.core.headers import Headers
+from watershed_mw.core.handshake.headers import Headers
+from watershed_mw.core.handshake.negotiation import Request, Response
 
 Fields = list[tuple[str, str]]
 

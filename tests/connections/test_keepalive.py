@@ -181,7 +181,7 @@ def test_a_thread_that_was_away_for_long_still_finds_the_peers_answer(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody read meanwhile, not even the watcher, which is switched off: the PONG has been there all the time."""
-    monkeypatch.setattr("watershed_mw.threads_watcher._enabled", False)
+    monkeypatch.setattr("watershed_mw.connection.threads.watcher._enabled", False)
     live, peer = link(ping_interval=0.05, ping_timeout=0.1)
     receiving = live.begin("receive", 0.07)
     frame = peer.read()
@@ -207,7 +207,7 @@ def test_a_thread_that_was_away_for_long_may_send_more_than_the_kernel_takes(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its queue is full, so the PONG cannot be read; the peer reads, and is slow only at this moment."""
-    monkeypatch.setattr("watershed_mw.threads_watcher._enabled", False)
+    monkeypatch.setattr("watershed_mw.connection.threads.watcher._enabled", False)
     live, peer = link(small=True, max_queued_messages=1, ping_interval=0.05, ping_timeout=0.1, close_timeout=0.2)
     receiving = live.begin("receive", 0.07)
     frame = peer.read()

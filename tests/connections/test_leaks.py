@@ -16,8 +16,8 @@ import pytest
 from tests.connections.ways import SERVER, Opener, Way, tasks_are_gone, until
 from tests.connections.wire import BINARY, TEXT
 from watershed_mw import WatershedConnection
-from watershed_mw.alarm import alarm_of
-from watershed_mw.loop_thread import background_loop
+from watershed_mw.runtime.loop_thread import background_loop
+from watershed_mw.runtime.timers import alarm_of
 
 WAYS = (
     Way("asyncio", "streams", False, SERVER),

@@ -13,8 +13,8 @@ from tests.connections.ways import EACH, IN_THREADS, ON_LOOP, Opener, Way, until
 from tests.connections.wire import BINARY, TEXT, WirePeer
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError
-from watershed_mw.core.memory import PATIENCE
-from watershed_mw.memory import memory_budget
+from watershed_mw.connection.memory import memory_budget
+from watershed_mw.core.memory_budget import PATIENCE
 
 MIB = 2**20
 each = pytest.mark.parametrize("way", [way for way in EACH if not way.tls], ids=str)

@@ -1,4 +1,4 @@
-"""memory.py: how much memory the process may have."""
+"""connection/memory.py: how much memory the process may have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from watershed_mw import memory
+from watershed_mw.connection import memory
 
 GIB = 2**30
 

@@ -21,10 +21,10 @@ from tests.connections.ways import in_thread, until
 from tests.connections.wire import KEY, tcp_pair
 from tests.support import LIMIT, LoopThread
 from watershed_mw.core.codes import encode_close
-from watershed_mw.core.frames import encode_frame, mask
+from watershed_mw.core.frames.codec import encode_frame, mask
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
 from watershed_mw.relay import Relay, RelayEnd, RelayResult, live_relays, relay
-from watershed_mw.sockets import detach
+from watershed_mw.sockets.tls_views import detach
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 TEXT, BINARY, CLOSE = 0x1, 0x2, 0x8

@@ -22,7 +22,7 @@ from tests.connections.ways import CLIENT, IN_THREADS, SERVER, Link, Opener, Way
 from tests.connections.wire import PING, PONG, TEXT, WirePeer, tcp_pair
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, ThreadConnection, Watershed, implementation
-from watershed_mw.room import Room
+from watershed_mw.connection.limit import Room
 
 in_threads = pytest.mark.parametrize("way", IN_THREADS, ids=str)
 plain = pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)

@@ -13,8 +13,8 @@ import pytest
 from tests.connections.ways import ON_LOOP, SERVER, Link, Way
 from tests.connections.wire import BINARY, KEY, PING, TEXT, request_head
 from tests.support import LIMIT
-from watershed_mw.aio_shell import SENDS_PER_TURN
-from watershed_mw.core.frames import encode_frame
+from watershed_mw.connection.aio.driver import SENDS_PER_TURN
+from watershed_mw.core.frames.codec import encode_frame
 
 on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
 who = contextvars.ContextVar("who", default="nobody")

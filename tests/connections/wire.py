@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from tests.support import LIMIT
-from watershed_mw.core.frames import encode_frame, mask
+from watershed_mw.core.frames.codec import encode_frame, mask
 from watershed_mw.core.states import Role
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from watershed_mw.core.events import CloseReceived, Event, Ping, Pong
-from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.states import Role
 

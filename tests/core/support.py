@@ -20,9 +20,10 @@ from typing import TypeAlias
 
 import watershed_mw
 from watershed_mw._implementation import SourcesOnly
-from watershed_mw.core import deflate, frames, protocol, queue, shared
+from watershed_mw.core import deflate, prepared, protocol, receive_queue
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
-from watershed_mw.core.extensions import DeflateParameters
+from watershed_mw.core.frames import codec
+from watershed_mw.core.handshake.extensions import DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.states import Role, State
 
@@ -43,11 +44,11 @@ class Build:
 
     name: str
     Protocol: type[protocol.Protocol]
-    FrameReader: type[frames.FrameReader]
+    FrameReader: type[codec.FrameReader]
     Deflate: type[deflate.Deflate]
     Contexts: type[deflate.Contexts]
-    SharedMessage: type[shared.SharedMessage]
-    ReceiveQueue: type[queue.ReceiveQueue]
+    SharedMessage: type[prepared.SharedMessage]
+    ReceiveQueue: type[receive_queue.ReceiveQueue]
     encode_frame: Callable[..., bytes]
     mask: Callable[[bytes, int, int, bytes, int], bytes]
 
@@ -81,7 +82,7 @@ def interpreted_package() -> str:
 def load_build(name: str) -> Build:
     """``"interpreted"`` or ``"compiled"``; fails, never skips, where the compiled one is missing."""
     package = "watershed_mw" if PURE or name == "compiled" else interpreted_package()
-    parts = ("protocol", "frames", "deflate", "shared", "queue")
+    parts = ("protocol", "frames.codec", "deflate", "prepared", "receive_queue")
     modules = [importlib.import_module(f"{package}.core.{part}") for part in parts]
     compiled = [not str(module.__file__).endswith(".py") for module in modules]
     assert compiled == [name == "compiled"] * 5, (

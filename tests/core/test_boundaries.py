@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watershed_mw.core.frames import encode_frame
+from watershed_mw.core.frames.codec import encode_frame
 
 from .support import PURE, interpreted_package
 
@@ -21,7 +21,7 @@ CLOSE = 0x8
 
 def made(build: str) -> Any:
     package = interpreted_package() if build == "interpreted" and not PURE else "watershed_mw"
-    module = importlib.import_module(f"{package}.core.boundaries")
+    module = importlib.import_module(f"{package}.core.frames.boundaries")
     assert str(module.__file__).endswith(".py") is (build == "interpreted")
     return module.Boundaries()
 

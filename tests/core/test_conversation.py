@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
-from watershed_mw.core.extensions import DeflateParameters
+from watershed_mw.core.handshake.extensions import DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import Role, State

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.benchmarks.load import document
 from watershed_mw.core.deflate import Deflate
 from watershed_mw.core.events import Event
-from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.states import Role
 from watershed_mw.errors import RemoteProtocolError

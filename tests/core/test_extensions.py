@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watershed_mw.core.extensions import (
+from watershed_mw.core.handshake.extensions import (
     DeflateOptions,
     DeflateParameters,
     accept_offer,
     check_answer,
     make_offer,
 )
-from watershed_mw.core.headers import ExtensionOffer, Headers, parse_extensions
+from watershed_mw.core.handshake.headers import ExtensionOffer, Headers, parse_extensions
 from watershed_mw.errors import HandshakeError
 
 FULL = DeflateOptions(window_bits=15)

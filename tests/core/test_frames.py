@@ -1,4 +1,4 @@
-"""core/frames.py: framing and masking (RFC 6455 sections 5.2, 5.3 and 5.5; the examples are section 5.7)."""
+"""core/frames/codec.py: framing and masking (RFC 6455 sections 5.2, 5.3 and 5.5; the examples are section 5.7)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watershed_mw.core import frames
+from watershed_mw.core.frames import codec
 from watershed_mw.errors import RemoteProtocolError
 
 from . import wire
@@ -48,7 +48,7 @@ class Reading:
     payload: bytes
 
 
-def read(reader: frames.FrameReader, chunks: Iterable[bytes]) -> list[Reading]:
+def read(reader: codec.FrameReader, chunks: Iterable[bytes]) -> list[Reading]:
     """Feed ``chunks`` and put the pieces together, checking that they tell a frame's begin and end."""
     readings: list[Reading] = []
     last = True
@@ -449,8 +449,8 @@ def test_a_trickled_payload_is_not_kept(build: Build) -> None:
 
 def test_the_interpreted_build_needs_no_cython(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cython", None)  # an import of it now fails
-    source = Path(frames.__file__ or "").with_name("frames.py")
-    spec = importlib.util.spec_from_file_location("watershed_mw.core.frames_without_cython", source)
+    source = Path(codec.__file__ or "").with_name("codec.py")
+    spec = importlib.util.spec_from_file_location("watershed_mw.core.frames.codec_without_cython", source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

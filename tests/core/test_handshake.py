@@ -1,4 +1,4 @@
-"""core/handshake.py: the opening handshake (RFC 6455 section 4; the worked example is section 1.3)."""
+"""core/handshake/negotiation.py: the opening handshake (RFC 6455 section 4; the worked example is section 1.3)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
-from watershed_mw.core.handshake import (
+from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.handshake.headers import Headers
+from watershed_mw.core.handshake.negotiation import (
     Agreement,
     Request,
     Response,
@@ -24,7 +25,6 @@ from watershed_mw.core.handshake import (
     offered_subprotocols,
     select_subprotocol,
 )
-from watershed_mw.core.headers import Headers
 from watershed_mw.errors import HandshakeError
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

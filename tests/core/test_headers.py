@@ -1,4 +1,4 @@
-"""core/headers.py: header fields and their grammars (RFC 9110 section 5, RFC 6455 sections 4.3 and 9.1)."""
+"""core/handshake/headers.py: header fields and their grammars (RFC 9110 section 5, RFC 6455 sections 4.3 and 9.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watershed_mw.core.headers import (
+from watershed_mw.core.handshake.headers import (
     ExtensionOffer,
     Headers,
     check_outgoing,

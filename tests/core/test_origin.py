@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watershed_mw.core.headers import Headers
-from watershed_mw.core.origin import check_origin, check_origins
+from watershed_mw.core.handshake.headers import Headers
+from watershed_mw.core.handshake.origin import check_origin, check_origins
 from watershed_mw.errors import HandshakeError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watershed_mw.core.events import CloseReceived, Event, Ping, Pong
-from watershed_mw.core.extensions import DeflateParameters
+from watershed_mw.core.handshake.extensions import DeflateParameters
 from watershed_mw.core.states import Role, State
 
 from . import wire

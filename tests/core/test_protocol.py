@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watershed_mw.core.events import CloseReceived, Ping, Pong
-from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
-from watershed_mw.core.flow import MessageRate
+from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
+from watershed_mw.core.rate import MessageRate
 from watershed_mw.core.states import Role, State
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
 

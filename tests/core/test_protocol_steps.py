@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from watershed_mw.core.events import CloseReceived, Event, Ping, Pong
-from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
+from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import State

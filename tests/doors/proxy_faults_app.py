@@ -62,7 +62,7 @@ def wsgi_after_a_loop() -> Any:
     """The WSGI application, loaded by a process whose own loop runs already; the workers are forked from it."""
     import asyncio
 
-    from watershed_mw.loop_thread import run_on_background_loop
+    from watershed_mw.runtime.loop_thread import run_on_background_loop
 
     run_on_background_loop(asyncio.sleep(0))
     return wsgi()

@@ -23,8 +23,8 @@ from websockets.frames import Frame, Opcode
 from tests.core.support import measured
 from tests.support import LIMIT
 from watershed_mw import AsyncConnection, HandshakeError, LocalProtocolError, WatershedASGI
-from watershed_mw.core.handshake import offered_subprotocols
-from watershed_mw.core.headers import Headers, parse_extensions
+from watershed_mw.core.handshake.headers import Headers, parse_extensions
+from watershed_mw.core.handshake.negotiation import offered_subprotocols
 
 from .conftest import Start
 from .support import (

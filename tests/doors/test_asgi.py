@@ -21,7 +21,7 @@ from websockets.frames import Opcode
 
 from tests.support import LIMIT
 from watershed_mw import AsyncConnection, ConnectionClosed, HandshakeError, WatershedASGI
-from watershed_mw.sockets import DetachedSocket
+from watershed_mw.sockets.tls_views import DetachedSocket
 
 from .support import (
     ACCEPT,

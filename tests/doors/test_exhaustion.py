@@ -16,8 +16,9 @@ from flask.typing import ResponseReturnValue
 
 import watershed_mw.werkzeug  # noqa: F401  # else the first refusal needs a descriptor to import it
 from tests.support import LIMIT
-from watershed_mw import HandshakeError, ThreadConnection, WatershedASGI, loop_thread
+from watershed_mw import HandshakeError, ThreadConnection, WatershedASGI
 from watershed_mw.proxy import WebSocketProxy
+from watershed_mw.runtime import loop_thread
 
 from .support import ASGIApp, Inbox, Peer, Receive, Scope, Send, Uvicorn, Werkzeug, close, eventually, head, text
 from .wsgi_servers import SERVERS, Kind, start

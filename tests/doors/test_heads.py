@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-import watershed_mw.requests
-import watershed_mw.uvicorn_request
+import watershed_mw.http.adapt
+import watershed_mw.uvicorn.request
 from tests.support import LIMIT
-from watershed_mw.core.handshake import Request, check_request
+from watershed_mw.core.handshake.negotiation import Request, check_request
 from watershed_mw.errors import HandshakeError
-from watershed_mw.requests import as_parsed, read_by_h11, read_request_head
+from watershed_mw.http.adapt import as_parsed, read_by_h11, read_request_head
 from watershed_mw.uvicorn import WatershedProtocol
-from watershed_mw.uvicorn_request import read_request
+from watershed_mw.uvicorn.request import read_request
 
 from .support import Uvicorn, accept
 
@@ -195,9 +195,9 @@ def test_a_plain_head_is_read_by_httptools_where_it_is_there(monkeypatch: pytest
         raise AssertionError(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watershed_mw.requests, "read_by_h11", never)
+        patch.setattr(watershed_mw.http.adapt, "read_by_h11", never)
         assert read_request_head(early) == by_h11
-    monkeypatch.setattr(watershed_mw.requests, "httptools", None)
+    monkeypatch.setattr(watershed_mw.http.adapt, "httptools", None)
     assert read_request_head(early) == by_h11
 
 
@@ -240,7 +240,7 @@ def test_what_uvicorn_has_parsed_is_not_parsed_again(monkeypatch: pytest.MonkeyP
     def never(data: bytes) -> Any:
         raise AssertionError(data)
 
-    monkeypatch.setattr(watershed_mw.uvicorn_request, "read_request_head", never)
+    monkeypatch.setattr(watershed_mw.uvicorn.request, "read_request_head", never)
     request, fields, rest = read(FIELDS)
     assert (request, fields, rest) == (expected, FIELDS, b"")
 

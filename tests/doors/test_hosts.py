@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watershed_mw.hosts import HostList
+from watershed_mw.http.hosts import HostList
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import uvloop
 from flask.typing import ResponseReturnValue
 
 from tests.support import LIMIT
-from watershed_mw import AsyncConnection, ConnectionClosed, ThreadConnection, live_connections, loop_thread
-from watershed_mw import background as background_module
-from watershed_mw.loop_thread import background_loop, run_on_background_loop
+from watershed_mw import AsyncConnection, ConnectionClosed, ThreadConnection, live_connections
+from watershed_mw.connection.threads import background as background_module
 from watershed_mw.relay import Relay, RelayEnd, live_relays, relay
+from watershed_mw.runtime import loop_thread
+from watershed_mw.runtime.loop_thread import background_loop, run_on_background_loop
 
 from .support import Gate, Inbox, Peer, Werkzeug, close, eventually, head, text
 from .wsgi_support import background, flask_app, get, upgrade

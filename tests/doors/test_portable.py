@@ -38,8 +38,8 @@ from watershed_mw import (
     WatershedASGI,
     live_connections,
 )
-from watershed_mw.memory import memory_budget
-from watershed_mw.portable import PortableConnection
+from watershed_mw.asgi.portable import PortableConnection
+from watershed_mw.connection.memory import memory_budget
 
 from .support import (
     ASGIApp,

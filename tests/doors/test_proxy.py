@@ -31,9 +31,9 @@ from tests.client.peers import Server, Visit, echoing, silent_address
 from tests.connections.wire import CLOSE, PING, PONG, TEXT, response_head
 from tests.support import LIMIT, free_port
 from watershed_mw import HandshakeError, WatershedASGI, WatershedWSGI
-from watershed_mw.client import network
+from watershed_mw.client import streams
 from watershed_mw.proxy import ProxyRequest, Upstream, WebSocketProxy, live_relays
-from watershed_mw.proxy.settings import Mode
+from watershed_mw.proxy.config import Mode
 
 from .proxy_support import FRONTS, Front, WSGIFront, fields_of, refusing, saying, target_of
 from .support import KEY, Peer, Receive, Scope, Send, Uvicorn, close, errors_in, eventually, head, ping, text
@@ -1197,7 +1197,7 @@ def test_an_upstream_of_which_one_address_does_not_answer(
         async def resolve(host: str, port: int) -> Any:
             return addresses
 
-        monkeypatch.setattr(network, "resolve", resolve)
+        monkeypatch.setattr(streams, "resolve", resolve)
         front.serve(WebSocketProxy("ws://many.test", open_timeout=LIMIT))
         with Peer(front.port) as peer:
             peer.open()

@@ -25,8 +25,8 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT, Program
-from watershed_mw.loop_thread import background_loop
 from watershed_mw.proxy import ProxyRequest, WebSocketProxy, live_relays
+from watershed_mw.runtime.loop_thread import background_loop
 from watershed_mw.uvicorn import WatershedProtocol
 from watershed_mw.watershed import ConnectionOptions
 

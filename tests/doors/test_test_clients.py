@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, WebSocketRoute
 
 from watershed_mw import AsyncConnection, WatershedASGI
-from watershed_mw.asgi_server import TEST_CLIENT, server_of
+from watershed_mw.asgi.servers import TEST_CLIENT, server_of
 from watershed_mw.starlette import WatershedRoute
 
 from .support import Peer, Receive, Scope, Send, Uvicorn, accept, head

@@ -20,7 +20,7 @@ from websockets.frames import Opcode
 
 from tests.support import LIMIT
 from watershed_mw import WatershedASGI
-from watershed_mw.transports import DetachedStreams
+from watershed_mw.connection.adopt import DetachedStreams
 
 from .support import (
     Gate,

@@ -17,7 +17,7 @@ from werkzeug.serving import WSGIRequestHandler
 
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, HandshakeError, ThreadConnection, WatershedWSGI
-from watershed_mw.sockets import DetachedSocket
+from watershed_mw.sockets.tls_views import DetachedSocket
 
 from .support import (
     ACCEPT,

@@ -27,7 +27,7 @@ _MISSING: dict[Any, tuple[str, ...]] = {
 _NO_MODULES = ("fcntl", "termios", "tty", "resource", "uvloop", "trio")
 # What chooses by the platform's name while it is imported, and must find its own.
 _CHOOSING = ("asyncio", "socket", "ssl", "subprocess", "threading", "http.server", "h11", "httpx")
-_OURS = ("watershed_mw", "watershed_mw.background", "watershed_mw.proxy")
+_OURS = ("watershed_mw", "watershed_mw.connection.threads.background", "watershed_mw.proxy")
 
 
 def _hide() -> None:

@@ -223,7 +223,7 @@ def _use_a_loop(connection: ThreadConnection) -> None:
     """A child has its own loop, if it wants one; what it has inherited goes with it, and with it alone."""
     import gc
 
-    from watershed_mw.loop_thread import background_loop
+    from watershed_mw.runtime.loop_thread import background_loop
 
     loop, _ = background_loop()
     ran = threading.Event()

@@ -17,18 +17,17 @@ from typing import Any
 
 import pytest
 
-import watershed_mw.asgi
-import watershed_mw.portable
-import watershed_mw.proxy.forwarding
+import watershed_mw.asgi.portable
+import watershed_mw.proxy.headers
 import watershed_mw.proxy.target
-import watershed_mw.uvicorn
+import watershed_mw.uvicorn.protocol
 from tests.fuzz import run as fuzz_run
 from tests.fuzz.run import Hang, TooMuchMemory, run, seeds_of
 from tests.fuzz.source import Source
 from tests.fuzz.targets import TARGETS, asgi, frames, http, routing
 from watershed_mw.client.route import as_proxy
-from watershed_mw.core.extensions import DeflateOptions
-from watershed_mw.core.handshake import Agreement
+from watershed_mw.core.handshake.extensions import DeflateOptions
+from watershed_mw.core.handshake.negotiation import Agreement
 from watershed_mw.core.limits import Limits
 from watershed_mw.errors import HandshakeError
 
@@ -185,8 +184,8 @@ FAULTS: dict[str, dict[str, Fault]] = {
     "boundaries": {"a close": _put(frames, "Boundaries", _misses_a_close)},
     "close_codes": {"a reason": _put(frames, "decode_close", _replaces_what_is_no_utf8)},
     "forwarding": {
-        "a hop-by-hop field": _put(watershed_mw.proxy.forwarding, "_HOP_BY_HOP", lambda names: names - {"te"}),
-        "an underscore": _put(watershed_mw.proxy.forwarding, "_plain", lambda _: str.lower),
+        "a hop-by-hop field": _put(watershed_mw.proxy.headers, "_HOP_BY_HOP", lambda names: names - {"te"}),
+        "an underscore": _put(watershed_mw.proxy.headers, "_plain", lambda _: str.lower),
     },
     "paths": {"dot segments": _put(watershed_mw.proxy.target, "_check_path", lambda _: lambda path: None)},
     "urls": {"a password": _put(routing, "shown", lambda _: str)},
@@ -195,12 +194,14 @@ FAULTS: dict[str, dict[str, Fault]] = {
     "message_protocol": {"a second close": _put(asgi, "MessageProtocol", _keeps_what_was_taken)},
     "portable": {
         "a message": _put(
-            watershed_mw.portable, "_as_asgi", lambda _: lambda item, server: {"type": "websocket.send", "text": item}
+            watershed_mw.asgi.portable,
+            "_as_asgi",
+            lambda _: lambda item, server: {"type": "websocket.send", "text": item},
         ),
-        "no end": _put(watershed_mw.portable.PortableConnection, "finish", _never_finishes),
+        "no end": _put(watershed_mw.asgi.portable.PortableConnection, "finish", _never_finishes),
     },
     "uvicorn": {
-        "an answer": _put(watershed_mw.uvicorn, "write_switch", lambda write: lambda *args: write(*args)[:-2]),
+        "an answer": _put(watershed_mw.uvicorn.protocol, "write_switch", lambda write: lambda *args: write(*args)[:-2]),
     },
 }
 

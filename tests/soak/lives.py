@@ -14,7 +14,7 @@ from typing import Any, Final
 from tests.soak.apps import END
 from watershed_mw import ConnectionClosed
 from watershed_mw.client import connect
-from watershed_mw.core.frames import encode_frame
+from watershed_mw.core.frames.codec import encode_frame
 
 __all__ = ["ENDINGS", "Tally", "live_asyncio", "live_threads", "live_wild"]
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 import httpx
 from rich.console import Console
 
-from ..aio import AsyncConnection
 from ..client import Connect, connect, worth_retrying
-from ..client.opening import shown
+from ..client.handshake import shown
+from ..connection.aio.api import AsyncConnection
 from ..errors import ConnectionClosed, HandshakeError, WatershedError
 from .output import Failure, describe_end, escape, say, status_of
 

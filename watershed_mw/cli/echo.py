@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ..asgi import Receive, Scope, Send, WatershedASGI
+from ..asgi.middleware import Receive, Scope, Send, WatershedASGI
 from .hosts import LOOPBACK_ORIGINS, HostGuard, as_origins, page_options
 from .output import describe_end, dump, say, shown
 from .parameters import Address

@@ -11,10 +11,10 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ..asgi import App, Receive, Scope, Send, WatershedASGI
-from ..core.headers import Headers, shown
+from ..asgi.middleware import App, Receive, Scope, Send, WatershedASGI
+from ..core.handshake.headers import Headers, shown
 from ..errors import HandshakeError
-from ..hosts import HostList
+from ..http.hosts import HostList
 from .parameters import Address
 
 __all__ = ["LOOPBACK_ORIGINS", "HostGuard", "as_origins", "page_options"]

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from rich.console import Console
 
-from ..aio import AsyncConnection
+from ..connection.aio.api import AsyncConnection
 from ..errors import ConnectionClosed
 from .dialogue import Dialogue, Order
 from .output import Failure, dump, shown

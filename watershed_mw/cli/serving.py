@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..asgi import App
+from ..asgi.middleware import App
 from .heads import bounded
 from .output import Failure
 from .parameters import Address, as_address
@@ -62,7 +62,7 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
         import uvicorn
         from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-        from ..uvicorn import WatershedProtocol
+        from ..uvicorn.protocol import WatershedProtocol
     except ModuleNotFoundError as error:
         raise Failure(f"expected the package {error.name}: pip install 'watershed-mw[cli,uvicorn]'") from error
 

@@ -20,7 +20,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.patch_stdout import StdoutProxy
 from rich.console import Console
 
-from ..aio import AsyncConnection
+from ..connection.aio.api import AsyncConnection
 from ..errors import ConnectionClosed, WatershedError
 from .dialogue import Dialogue, Order, plain
 from .output import dump, escape, shown

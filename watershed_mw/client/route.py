@@ -20,7 +20,7 @@ import httpcore
 import httpx
 
 from ..errors import HandshakeError, WatershedError
-from . import network
+from . import streams as network
 from .no_proxy import is_excepted
 from .socks import socks_dialogue
 

@@ -12,8 +12,8 @@ import zlib
 from collections import OrderedDict
 from typing import Any
 
-from ..core.extensions import DeflateParameters
 from ..errors import RemoteProtocolError
+from .handshake.extensions import DeflateParameters
 
 __all__ = ["Contexts", "Deflate"]
 

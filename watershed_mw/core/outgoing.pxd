@@ -1,8 +1,8 @@
 # C types of outgoing.py; the logic stands there and nowhere else.
 cimport cython
 
-from .conversation cimport Conversation
-from .frames cimport encode_frame, encode_header
+from .base cimport Conversation
+from .frames.codec cimport encode_frame, encode_header
 
 cdef int _FIN
 cdef int _CLOSE

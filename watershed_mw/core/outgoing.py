@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from struct import Struct
 
+from .base import Conversation
 from .codes import encode_close, shorten
-from .conversation import Conversation
-from .frames import encode_frame, encode_header
+from .frames.codec import encode_frame, encode_header
 from .states import State
 
 __all__ = ["Outgoing"]

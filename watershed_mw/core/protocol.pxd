@@ -2,11 +2,11 @@
 cimport cython
 
 from .deflate cimport Contexts, Deflate
-from .frames cimport FrameReader
+from .frames.codec cimport FrameReader
 from .outgoing cimport Outgoing
 from .pace cimport Arrival, InflateRate
-from .utf8 cimport TextCheck, decode_text, not_utf8
-from .shared cimport SharedMessage
+from .frames.utf8 cimport TextCheck, decode_text, not_utf8
+from .prepared cimport SharedMessage
 
 cdef Py_ssize_t _CONTEXT
 cdef Py_ssize_t _FRAMES_PER_STEP

@@ -14,16 +14,16 @@ from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .codes import decode_close, encode_close, encode_text
 from .deflate import Contexts, Deflate
 from .events import CloseReceived, Event, Failed, Ping, Pong
-from .extensions import DeflateParameters
-from .flow import MessageRate
-from .frames import FrameReader
+from .frames.codec import FrameReader
+from .frames.utf8 import TextCheck, decode_text, not_utf8
+from .handshake.extensions import DeflateParameters
 from .limits import Limits, too_large
 from .outgoing import Outgoing
 from .pace import Arrival, InflateRate
 from .pings import Pings
-from .shared import SharedMessage
+from .prepared import SharedMessage
+from .rate import MessageRate
 from .states import Role, State, Trigger
-from .utf8 import TextCheck, decode_text, not_utf8
 
 __all__ = ["Protocol"]
 

@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any, cast
 from urllib.parse import quote
 
-from ..aio import AsyncConnection
-from ..asgi import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
-from ..core.extensions import with_plain_offer
-from ..core.handshake import offered_subprotocols
+from ..asgi.middleware import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
+from ..connection.aio.api import AsyncConnection
+from ..core.handshake.extensions import with_plain_offer
+from ..core.handshake.negotiation import offered_subprotocols
 from ..errors import ConnectionClosed, HandshakeError
-from ..relay import Relay, can_relay, relay
-from .forwarding import answer_fields, refusal_fields
+from ..relay.engine import Relay, can_relay, relay
+from .config import Plan, request_of_scope
+from .disconnect import while_there
+from .headers import answer_fields, refusal_fields
 from .messages import relay_messages
-from .settings import Plan, request_of_scope
 from .target import Destination, ProxyRequest
 from .upstream import Refused, Switched, described, drop
-from .waiting import while_there
 
 __all__ = ["ASGIProxy"]
 

@@ -7,7 +7,7 @@ import contextlib
 import time
 from typing import Final
 
-from ..aio import AsyncConnection
+from ..connection.aio.api import AsyncConnection
 from ..core.codes import CloseCode
 from ..errors import ConnectionClosed, UnsupportedServerError
 

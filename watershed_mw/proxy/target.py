@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 import httpx
 
-from ..client.opening import as_http_url
-from ..core.handshake import Request
-from ..core.headers import Headers
+from ..client.handshake import as_http_url
+from ..core.handshake.headers import Headers
+from ..core.handshake.negotiation import Request
 from ..errors import HandshakeError
 from .paths import split_prefix
 

@@ -15,13 +15,13 @@ from typing import Final, TypeAlias
 
 import httpcore
 
-from ..client.network import AsyncioStream
 from ..client.route import Route
-from ..core.handshake import Response, check_switch
-from ..core.headers import Headers
+from ..client.streams import AsyncioStream
+from ..connection.adopt import AsyncioTransport, DetachedStreams
+from ..core.handshake.headers import Headers
+from ..core.handshake.negotiation import Response, check_switch
 from ..errors import ConnectionClosed, HandshakeError
-from ..exhaustion import is_exhausted, unavailable
-from ..transports import AsyncioTransport, DetachedStreams
+from ..runtime.exhaustion import is_exhausted, unavailable
 from .pace import Pace
 from .target import Destination
 

@@ -17,19 +17,19 @@ from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import quote
 
-from ..drain import catch_signals, watch_process
+from ..connection.limit import Place
 from ..errors import ConnectionClosed, HandshakeError
-from ..exhaustion import is_exhausted, unavailable
-from ..loop_thread import LoopFailedError, background_loop, run_on_background_loop
-from ..relay import Relay, can_relay, relay
-from ..room import Place
+from ..relay.engine import Relay, can_relay, relay
+from ..runtime.exhaustion import is_exhausted, unavailable
+from ..runtime.loop_thread import LoopFailedError, background_loop, run_on_background_loop
 from ..watershed import Options
-from ..wsgi import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
-from .forwarding import answer_fields, refusal_fields
-from .settings import Plan, request_of_environ
+from ..wsgi.middleware import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
+from ..wsgi.shutdown import catch_signals, watch_process
+from .config import Plan, request_of_environ
+from .disconnect import left, while_there
+from .headers import answer_fields, refusal_fields
 from .target import Destination, ProxyRequest
 from .upstream import Raw, Refused, described, drop
-from .waiting import left, while_there
 
 __all__ = ["WSGIProxy"]
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from watershed_mw.uvicorn_request import make_scope, read_request
+from watershed_mw.uvicorn.request import make_scope, read_request
 
 from .raw import answer
 

@@ -26,9 +26,9 @@ from websockets.protocol import State as PeerState
 from tests.fuzz.source import Source, mutated
 from tests.fuzz.targets.http import REQUEST_HEAD
 from watershed_mw import ConnectionClosed, HandshakeError, LocalProtocolError, UnsupportedServerError, WatershedASGI
-from watershed_mw.core.frames import encode_frame
+from watershed_mw.core.frames.codec import encode_frame
 from watershed_mw.core.limits import Limits
-from watershed_mw.core.messages import MessageProtocol
+from watershed_mw.core.message_protocol import MessageProtocol
 from watershed_mw.core.states import State
 from watershed_mw.uvicorn import WatershedProtocol
 

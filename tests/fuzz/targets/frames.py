@@ -7,11 +7,11 @@ import zlib
 
 from tests.fuzz.source import Source
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError
-from watershed_mw.core.boundaries import Boundaries
 from watershed_mw.core.codes import decode_close, encode_close, is_sendable, shorten
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
-from watershed_mw.core.extensions import DeflateOptions, DeflateParameters
-from watershed_mw.core.frames import encode_frame
+from watershed_mw.core.frames.boundaries import Boundaries
+from watershed_mw.core.frames.codec import encode_frame
+from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import Role, State

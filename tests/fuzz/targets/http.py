@@ -7,8 +7,9 @@ from typing import Any
 
 from tests.fuzz.source import Source, mutated
 from watershed_mw import HandshakeError
-from watershed_mw.core.extensions import DeflateOptions, accept_offer, check_answer, make_offer
-from watershed_mw.core.handshake import (
+from watershed_mw.core.handshake.extensions import DeflateOptions, accept_offer, check_answer, make_offer
+from watershed_mw.core.handshake.headers import Headers, is_token, parse_extensions
+from watershed_mw.core.handshake.negotiation import (
     Request,
     Response,
     accept_key,
@@ -18,8 +19,7 @@ from watershed_mw.core.handshake import (
     offered_subprotocols,
     select_subprotocol,
 )
-from watershed_mw.core.headers import Headers, is_token, parse_extensions
-from watershed_mw.requests import (
+from watershed_mw.http.adapt import (
     as_request,
     read_by_h11,
     read_request_head,

@@ -10,12 +10,12 @@ import httpx
 
 from tests.fuzz.source import Source
 from watershed_mw import HandshakeError
-from watershed_mw.client.opening import as_http_url, shown
+from watershed_mw.client.handshake import as_http_url, shown
 from watershed_mw.client.route import as_proxy, by_environment
-from watershed_mw.core.headers import Headers
-from watershed_mw.core.origin import check_origin
-from watershed_mw.proxy.forwarding import answer_fields, refusal_fields, request_fields
-from watershed_mw.proxy.settings import request_of_environ, request_of_scope
+from watershed_mw.core.handshake.headers import Headers
+from watershed_mw.core.handshake.origin import check_origin
+from watershed_mw.proxy.config import request_of_environ, request_of_scope
+from watershed_mw.proxy.headers import answer_fields, refusal_fields, request_fields
 from watershed_mw.proxy.target import ProxyRequest, destination, parse_upstream
 
 HOP_BY_HOP = frozenset({

@@ -1,0 +1,275 @@
+"""core/memory_budget.py: who waits and who ends when connections hold too much together."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from watershed_mw.connection.memory import bytes_of
+from watershed_mw.core.memory_budget import PATIENCE, STEP, Account, MemoryBudget
+from watershed_mw.errors import LocalProtocolError, RemoteProtocolError
+
+MIB = 2**20
+NOW = 1000.0
+
+
+class Bank:
+    """A budget, its lines for the log, and accounts that note what they are told."""
+
+    def __init__(self, limit: int = 100 * MIB) -> None:
+        self.lines: list[str] = []
+        self.budget = MemoryBudget(threading.RLock(), self.lines.append)
+        self.limit = limit
+        self.orders: list[Account] = []
+
+    def account(self, limit: int | None = None, notify: Callable[[], object] | None = None) -> Account:
+        def note() -> None:
+            self.orders.append(account)
+
+        account = Account(self.budget, limit or self.limit, notify or note)
+        return account
+
+    def holding(self, *sizes: int) -> list[Account]:
+        """Accounts with these MiB of a message in the making each."""
+        accounts = [self.account() for _ in sizes]
+        for account, size in zip(accounts, sizes, strict=True):
+            account.report(size * MIB, 0, 0, NOW)
+        return accounts
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return Bank()
+
+
+def test_what_is_little_is_not_counted(bank: Bank) -> None:
+    accounts = [bank.account() for _ in range(1000)]
+    for account in accounts:
+        account.report(STEP // 2, STEP // 4, STEP // 4 - 1, NOW)
+    assert (bank.budget.total, len(bank.budget), bank.budget.limit) == (0, 0, 0)
+
+
+@pytest.mark.need(6)
+def test_the_largest_pause_at_three_quarters_and_the_small_go_on(bank: Bank) -> None:
+    small, large, other = bank.holding(1, 40, 33)
+    assert bank.orders == []
+    other.report(35 * MIB, 0, 0, NOW + 1)
+    assert bank.orders == [other]
+    large.report(41 * MIB, 0, 0, NOW + 2)
+    small.report(2 * MIB, 0, 0, NOW + 2)
+    assert [account.paused for account in (small, large, other)] == [False, True, True]
+    assert not any(account.ending for account in (small, large, other))
+    assert bank.lines == [
+        (
+            "connections hold 76.0 MiB, and may hold 100.0 MiB (max_memory), in 3 that hold more than 4 KiB each: "
+            "reading pauses where most is held"
+        )
+    ]
+
+
+@pytest.mark.need(6)
+def test_reading_goes_on_below_half(bank: Bank) -> None:
+    small, large, other = bank.holding(1, 40, 35)
+    bank.orders.clear()
+    assert other.paused
+    other.report(0, 20 * MIB, 0, NOW)
+    assert other.paused
+    large.close()
+    assert not other.paused
+    assert bank.orders == [other]
+    assert bank.budget.total == 21 * MIB
+    small.close()
+    other.close()
+    assert (bank.budget.total, len(bank.budget)) == (0, 0)
+
+
+def test_one_that_has_let_go_by_itself_goes_on_at_once(bank: Bank) -> None:
+    *_, last = bank.holding(*[1] * 39, 37)
+    assert last.paused
+    last.report(0, MIB // 2, 0, NOW)
+    assert not last.paused
+    assert bank.orders == [last, last]
+
+
+@pytest.mark.need(6)
+def test_past_all_of_it_the_largest_end_until_a_sixteenth_is_free(bank: Bank) -> None:
+    accounts = bank.holding(*[10] * 5, 20, 1, 28)
+    assert [account.ending for account in accounts] == [False] * 8
+    accounts[6].report(3 * MIB, 0, 0, NOW)
+    assert [account.ending for account in accounts] == [False] * 7 + [True]
+    assert bank.lines[-1].endswith("the largest end, 1 of them with 28.0 MiB")
+    # What is ending counts until it has let go, and no more of them end for it.
+    accounts[0].report(11 * MIB, 0, 0, NOW)
+    assert sum(account.ending for account in accounts) == 1
+    accounts[7].close()
+    assert bank.budget.total == 74 * MIB
+
+
+@pytest.mark.parametrize(
+    "parts, kind, code",
+    [
+        ((30, 10, 0), RemoteProtocolError, 1009),
+        ((10, 30, 0), LocalProtocolError, 1013),
+        ((0, 0, 30), LocalProtocolError, 1013),
+    ],
+    ids=["a message that was arriving", "not received", "unsent"],
+)
+def test_what_it_ends_with(parts: tuple[int, int, int], kind: type[Any], code: int) -> None:
+    bank = Bank(20)
+    account = bank.account(20 * MIB)
+    making, queued, unsent = (part * MIB for part in parts)
+    account.report(making, queued, unsent, NOW)
+    assert account.ending
+    error = account.error()
+    assert type(error) is kind
+    assert error.close_code == code
+    assert account.unsent_most is (parts[2] == 30)
+    assert str(error).startswith(
+        f"expected the connections of this process to hold at most {20 * MIB} bytes (max_memory), got more: this one "
+        f"held {parts[0] * MIB} of an arriving message"
+    )
+
+
+@pytest.mark.need(6)
+def test_one_that_stays_paused_is_overdue_and_the_largest_end_until_half_is_free(bank: Bank) -> None:
+    # Half messages, of which nothing more comes: to wait would never free anything, and large messages would wait too.
+    accounts = bank.holding(*[1] * 20, 20, 20, 10, 14)
+    for account in accounts:
+        account.report(account.held + STEP, 0, 0, NOW)
+    paused = [account for account in accounts if account.paused]
+    assert [account.held // MIB for account in paused] == [20, 20, 10, 14]
+    paused[2].overdue()
+    assert paused[2].paused_at == NOW + PATIENCE
+    assert [account.ending for account in paused] == [True, True, False, False]
+    assert [account.paused for account in paused] == [False, False, True, True]
+    accounts[20].close()
+    accounts[21].close()
+    assert not any(account.paused for account in accounts)
+
+
+def test_one_that_is_overdue_where_the_others_have_let_go_of_some_reads_on(bank: Bank) -> None:
+    first, second, third = bank.holding(20, 30, 27)
+    assert third.paused
+    first.report(10 * MIB, 0, 0, NOW)
+    assert third.paused
+    third.overdue()
+    assert [account.paused or account.ending for account in (first, second, third)] == [False] * 3
+
+
+def test_one_that_goes_on_is_not_overdue(bank: Bank) -> None:
+    account, other = bank.holding(40, 40)
+    assert other.paused
+    account.close()
+    other.overdue()
+    assert not other.ending
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+@pytest.mark.parametrize("how", ["report", "close"])
+def test_one_that_lets_go_of_all_at_once_reads_on(bank: Bank, how: str, beside: int) -> None:
+    account, *_ = bank.holding(80, *[1] * beside)
+    account.report(81 * MIB, 0, 0, NOW)
+    assert account.paused
+    bank.orders.clear()
+    if how == "close":
+        account.close()
+    else:
+        account.report(0, 0, 0, NOW)
+    assert not account.paused
+    assert bank.orders == [account]
+
+
+def test_one_that_is_collected_while_it_is_paused_is_forgotten(bank: Bank) -> None:
+    account, other = bank.holding(80, 1)
+    account.report(81 * MIB, 0, 0, NOW)
+    bank.budget.lost(account)
+    other.report(2 * MIB, 0, 0, NOW)
+    assert (account.paused, account.held, bank.budget.total) == (False, 0, 2 * MIB)
+
+
+def test_one_that_has_let_go_of_most_is_pardoned(bank: Bank) -> None:
+    large, _ = bank.holding(60, 41)
+    assert large.ending
+    assert not large.pardoned()
+    large.report(0, 0, 20 * MIB, NOW)
+    assert large.pardoned()
+    assert not large.ending
+    assert bank.budget.total == 61 * MIB
+
+
+@pytest.mark.need(6)
+def test_the_lowest_limit_of_those_that_hold_something_counts(bank: Bank) -> None:
+    low = bank.account(10 * MIB)
+    (large,) = bank.holding(50)
+    assert bank.budget.limit == 100 * MIB
+    low.report(MIB, 0, 0, NOW)
+    assert bank.budget.limit == 10 * MIB
+    assert large.ending
+    low.close()
+    assert bank.budget.limit == 100 * MIB
+
+
+def test_a_limit_of_any_size(bank: Bank) -> None:
+    account = bank.account(sys.maxsize)
+    account.report(100 * MIB, 0, 0, NOW)
+    assert (bank.budget.limit, account.paused, bank.lines) == (sys.maxsize, False, [])
+    assert bytes_of(1e30) == sys.maxsize
+
+
+def test_the_lowest_limit_however_they_come_and_go(bank: Bank) -> None:
+    chance = random.Random(1)
+    accounts = [bank.account(limit * 1000 * MIB) for limit in (1, 2, 3) for _ in range(2)]
+    for _ in range(1000):
+        account = chance.choice(accounts)
+        account.report(chance.choice((0, MIB)), 0, 0, NOW)
+        holding = [account for account in accounts if account.held]
+        assert bank.budget.limit == min((account.limit for account in holding), default=0)
+        assert (bank.budget.total, len(bank.budget)) == (len(holding) * MIB, len(holding))
+
+
+def test_the_account_of_a_connection_that_was_collected_is_closed(bank: Bank) -> None:
+    account, other = bank.holding(30, 30)
+    bank.budget.lost(account)
+    other.report(31 * MIB, 0, 0, NOW)
+    assert (bank.budget.total, len(bank.budget)) == (31 * MIB, 1)
+
+
+def test_in_the_child_of_a_fork_everything_begins_anew(bank: Bank) -> None:
+    accounts = bank.holding(40, 40)
+    assert accounts[1].paused
+    bank.budget.forget(threading.RLock())
+    assert (bank.budget.total, len(bank.budget)) == (0, 0)
+    accounts[1].report(5 * MIB, 0, 0, NOW)
+    assert (bank.budget.total, len(bank.budget), accounts[1].paused) == (5 * MIB, 1, False)
+
+
+def test_reports_of_many_threads_add_up() -> None:
+    bank = Bank(2**50)
+
+    def work(seed: int) -> None:
+        account = bank.account()
+        for step in range(2000):
+            account.report((seed + step) % 7 * MIB, 0, 0, NOW)
+        account.report(3 * MIB, 0, 0, NOW)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (bank.budget.total, len(bank.budget)) == (24 * MIB, 8)
+
+
+def test_orders_may_lead_to_reports_at_once() -> None:
+    """A connection that is told to end lets go within the call, and its report comes from there."""
+    bank = Bank()
+    accounts: list[Account] = []
+    for index in range(4):
+        accounts.append(bank.account(notify=lambda index=index: accounts[index].close()))  # type: ignore[misc]
+        accounts[index].report(26 * MIB, 0, 0, NOW)
+    assert bank.budget.total < 100 * MIB

@@ -1,0 +1,1 @@
+"""What goes past Python to the kernel or the C library."""

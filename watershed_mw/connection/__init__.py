@@ -1,0 +1,1 @@
+"""The connection that an application holds, and the ways to make one of a stream."""

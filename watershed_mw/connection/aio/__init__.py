@@ -1,0 +1,1 @@
+"""The asyncio flavour: waiting is awaited."""

@@ -1,0 +1,27 @@
+# C types of wakeup.py; the logic stands there and nowhere else.
+
+cdef int _IDLE
+cdef int _AWAITED
+cdef int _TOLD
+cdef int _CANCELLED
+cdef int _RESERVED
+cdef object _DONE
+
+
+cdef class News:
+    cdef public bint _asyncio_future_blocking
+    cdef object _context
+    cdef object _line
+    cdef object _loop
+    cdef object _message
+    cdef object _wakeup
+    cdef readonly int state
+
+    cpdef bint is_awaited(self)
+    cpdef bint is_deserted(self)
+    cdef _leave(self, turn, bint unused)
+    cpdef pass_on(self)
+    cpdef tell(self)
+    cpdef tell_soon(self)
+    cdef _wake_soon(self)
+    cdef _forget(self)

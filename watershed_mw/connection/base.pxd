@@ -1,0 +1,50 @@
+# C types of base.py; the logic stands there and nowhere else.
+cimport cython
+
+from ..core.base cimport Conversation
+from ..core.memory_budget cimport Account
+from ..core.receive_queue cimport ReceiveQueue
+from ..core.prepared cimport SharedMessage
+
+
+cdef class WatershedConnection:
+    cdef object __weakref__
+    cdef public Account _account
+    cdef public Account _known_account
+    cdef public bint _close_traced
+    cdef public object _closed_as
+    cdef public Conversation _core
+    cdef public bint _destroyed
+    cdef public bint _end_emitted
+    cdef public object _ended_at
+    cdef public object _error
+    cdef public object _handler_error
+    cdef public tuple _handlers
+    cdef public object _limits
+    cdef public double _opened
+    cdef public bint _push
+    cdef public ReceiveQueue _queue
+    cdef public bint _ran
+    cdef public Py_ssize_t _report_above
+    cdef public Py_ssize_t _report_below
+    cdef public object _shutdown_code
+    cdef public object _tell_ended
+    cdef public object _trace
+    cdef public object id
+    cdef public object local
+    cdef public object protocol
+    cdef public object remote
+    cdef public object request
+
+    @cython.locals(at_once=list)
+    cpdef tuple _take(self, list events)
+    @cython.locals(account=Account, making=Py_ssize_t, queued=Py_ssize_t, held=Py_ssize_t)
+    cpdef _report_memory(self, Py_ssize_t unsent, Py_ssize_t taking=*)
+    cpdef tuple _emit_event(self, object event)
+    @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)
+    cpdef tuple _emit(self, str event, tuple args)
+    cpdef object _take_message(self)
+    cpdef tuple _emit_end(self)
+    cpdef _note_end(self)
+    cpdef _queue_message(self, object data)
+    cpdef _send_shared(self, SharedMessage shared)

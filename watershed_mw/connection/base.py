@@ -1,0 +1,610 @@
+"""What an application holds: one connection with events, pull, send and end, in either flavour.
+
+:class:`WatershedConnection` knows handlers, the receive queue and what an end looks like; the
+asyncio and the threads flavour add how bytes travel and how waiting works. Every decision about
+the protocol is asked of :mod:`watershed_mw.core.protocol`; no socket is touched here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar, overload
+from weakref import ref
+
+from ..core.base import Conversation
+from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
+from ..core.events import CloseReceived, Event, Failed, Ping, Pong
+from ..core.handshake.negotiation import Agreement
+from ..core.limits import Limits
+from ..core.memory_budget import LARGEST_STEP, STEP, Account
+from ..core.payloads import Sendable, as_message, as_ping_payload, exact_text
+from ..core.prepared import SharedMessage
+from ..core.receive_queue import ReceiveQueue
+from ..core.states import Role, State
+from ..errors import ConnectionClosed, LocalProtocolError
+from ..runtime.interrupts import is_interrupt
+from .awaitables import READY
+from .memory import open_account
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from .. import _cython as cython
+
+if cython.compiled:
+    from cython.cimports.cpython.time import monotonic
+else:
+    from time import monotonic
+
+__all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
+
+Handler: TypeAlias = Callable[..., Any]
+"""Called with the event's arguments; in the asyncio flavour it may be a coroutine function."""
+
+Trace: TypeAlias = "Callable[[str, WatershedConnection, bytes], None]"
+"""Called with a probe's name, the connection, and the bytes concerned."""
+
+_H = TypeVar("_H", bound=Handler)
+
+EVENTS: Final = frozenset({"text", "binary", "ping", "pong", "error", "connection_reset", "end", "drain"})
+MESSAGES: Final = frozenset({"text", "binary"})
+
+logger = logging.getLogger("watershed_mw")
+_ids = itertools.count(1)
+# Weak, so that to be listed keeps nothing alive. A WeakSet would do, and takes 4 us for each connection.
+_live: set[ref[WatershedConnection]] = set()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_live.clear)  # they are the parent's
+
+
+def checked_message(data: Sendable) -> str | bytes:
+    """``data`` as it can be handed to another thread, which could only log what is wrong with it."""
+    message = as_message(data)
+    if isinstance(message, str):
+        encode_text(message)
+    return message
+
+
+def checked_ping(data: Sendable) -> bytes:
+    """The payload of a PING. Raises as :meth:`WatershedConnection.ping`."""
+    payload = as_ping_payload(data)
+    if len(payload) > MAX_CONTROL_PAYLOAD:
+        raise LocalProtocolError(f"expected at most {MAX_CONTROL_PAYLOAD} bytes in a PING, got {len(payload)}")
+    return payload
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters of one connection since its opening handshake; bytes are those on the wire."""
+
+    frames_received: int
+    frames_sent: int
+    messages_received: int
+    messages_sent: int
+    bytes_received: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a connection is made with, besides its way to the peer.
+
+    Attributes:
+        role: which end this is.
+        agreement: what the opening handshake settled.
+        limits: limits and time-outs.
+        request: the request as the application gave it, or the server's response on a client.
+        remote, local: addresses as ``host:port``, or a path; empty when unknown.
+        trace: probe called at start, end, and for everything received and sent; None costs nothing.
+        closed: exception raised after the end; a framework may want a class of its own kind.
+        ended: called once when the connection has ended, in whatever thread finds out.
+        shutdown_code: close code with which it ends where the process does; None where that is not ours to do.
+    """
+
+    role: Role
+    agreement: Agreement
+    limits: Limits
+    request: Any = None
+    remote: str = ""
+    local: str = ""
+    trace: Trace | None = None
+    closed: type[ConnectionClosed] = ConnectionClosed
+    ended: Callable[[], None] | None = None
+    shutdown_code: int | None = None
+
+
+class WatershedConnection:
+    """One WebSocket connection after its opening handshake.
+
+    Messages are either pushed to handlers (``on("text", ...)``) or pulled (``receive()``,
+    iteration). As soon as a handler for ``text`` or ``binary`` is there, messages are pushed, and
+    those of a type without a handler are dropped.
+
+    Events and their arguments: ``text(str)``, ``binary(bytes)``, ``ping(bytes)``, ``pong(bytes)``,
+    ``error(exception)``, ``connection_reset()``, ``end(code, reason)``, and ``drain()`` where ``send``
+    does not block. ``error`` and ``connection_reset`` are each followed by ``end``, which comes exactly once.
+
+    Attributes:
+        id: number of this connection, unique within the process.
+        request: the request as the application gave it to ``accept``; the response on a client.
+        remote, local: addresses as ``host:port``, or a path; empty when unknown.
+        protocol: the negotiated subprotocol, or None.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_account",
+        "_close_traced",
+        "_closed_as",
+        "_core",
+        "_destroyed",
+        "_end_emitted",
+        "_ended_at",
+        "_error",
+        "_handler_error",
+        "_handlers",
+        "_known_account",
+        "_limits",
+        "_opened",
+        "_push",
+        "_queue",
+        "_ran",
+        "_report_above",
+        "_report_below",
+        "_shutdown_code",
+        "_tell_ended",
+        "_trace",
+        "id",
+        "local",
+        "protocol",
+        "remote",
+        "request",
+    )
+
+    _core: Conversation  # which kind it is, the flavours know
+
+    def __init__(self, details: Details, protocol: Conversation) -> None:
+        self.id = next(_ids)
+        self.request = details.request
+        self.remote = details.remote
+        self.local = details.local
+        self.protocol = details.agreement.subprotocol
+        # Not the details themselves: most of them are needed here alone.
+        self._limits = details.limits
+        self._closed_as = details.closed
+        self._tell_ended = details.ended
+        self._shutdown_code = details.shutdown_code
+        self._core = protocol
+        self._opened = self._now()
+        self._ended_at: float | None = None
+        self._queue = ReceiveQueue(details.limits)
+        # What is held is reported when it passes one of these, see core/memory_budget.py.
+        self._account: Account | None = None
+        # The same while nothing is held that counts: each large message would open another.
+        self._known_account: Account | None = None
+        self._report_above = sys.maxsize if details.limits.max_memory is None else STEP
+        self._report_below = 0
+        # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
+        self._handlers: tuple[Any, ...] = ()
+        self._push = False
+        self._ran = False  # whether something has waited while handlers are called: run(), or wait_closed()
+        self._error: BaseException | None = None
+        self._handler_error: BaseException | None = None
+        self._destroyed = False
+        self._end_emitted = False
+        self._trace = details.trace
+        self._close_traced = False
+        _live.add(ref(self, _live.discard))
+        if self._trace is not None:
+            self._trace("start", self, details.role.value.encode())
+
+    # --- handlers ------------------------------------------------------------------------------------
+
+    @overload
+    def on(self, event: str, handler: _H) -> _H: ...
+
+    @overload
+    def on(self, event: str, handler: None = None) -> Callable[[_H], _H]: ...
+
+    def on(self, event: str, handler: Handler | None = None) -> Any:
+        """Call ``handler`` at each ``event``; without a handler, return a decorator that does.
+
+        Returns:
+            the handler.
+
+        Raises:
+            ValueError: there is no such event.
+        """
+        if event not in EVENTS:
+            raise ValueError(f"expected one of the events {', '.join(sorted(EVENTS))}, got {event!r}")
+        if handler is None:
+            return lambda function: self.on(event, function)
+        self._handlers = (*self._handlers, event, handler)
+        if event in MESSAGES:
+            self._push = True
+            self._handlers_changed()
+        return handler
+
+    def once(self, event: str, handler: Handler) -> Handler:
+        """Call ``handler`` at the next ``event`` alone. Raises as :meth:`on`."""
+
+        def call(*args: Any) -> Any:
+            self.off(event, call)
+            return handler(*args)
+
+        call.__wrapped__ = handler  # type: ignore[attr-defined]  # so that off() finds it
+        self.on(event, call)
+        return handler
+
+    def off(self, event: str, handler: Handler) -> None:
+        """Stop calling ``handler`` at ``event``; nothing happens when it was never called there."""
+        kept: list[Any] = []
+        for known_event, known in handlers_of(self):
+            if known_event != event or (known != handler and getattr(known, "__wrapped__", None) != handler):
+                kept += (known_event, known)
+        self._handlers = tuple(kept)
+
+    def _has_handler(self, event: str) -> bool:
+        return event in self._handlers[::2]
+
+    def warn_if_never_run(self) -> None:
+        """Log that the application leaves a connection with handlers that it has not run: they would never be called.
+
+        Where it waits in a way of its own, and has got messages meanwhile, nothing is wrong.
+        """
+        if self._push and not self._ran and self._core.sending and (self._queue or not self._core.messages_received):
+            events = ", ".join(sorted({event for event, _ in handlers_of(self) if event in MESSAGES}))
+            logger.warning(
+                "%r is ended as it is left, with handlers for %s that were never called: call run() (asyncio: await "
+                "it) after the last on(...), it returns when the connection has ended",
+                self,
+                events,
+            )
+
+    def _handlers_changed(self) -> None:
+        """A handler for messages has come; a flavour may have messages waiting for it."""
+
+    def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Call the handlers of ``event`` in order, and return what they returned: none of it is done already."""
+        results: tuple[Any, ...] = ()
+        handlers = self._handlers
+        for index in range(0, len(handlers), 2):
+            if handlers[index] != event:
+                continue
+            handler = handlers[index + 1]
+            try:
+                result = handler(args[0]) if len(args) == 1 else handler(*args)
+                if result is not None and result is not READY:
+                    results = (*results, result)
+            except ConnectionClosed:
+                pass  # A reply came too late, as the end itself tells.
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                self._handler_failed(error)  # whatever it is, it ends this connection alone
+        return results
+
+    def _handler_failed(self, error: BaseException) -> None:
+        """A handler raised: the connection ends with 1011, and whoever waits in ``run`` gets the exception."""
+        if self._handler_error is None:
+            self._handler_error = error
+        self._core.close(1011, "", self._now())
+
+    # --- the end, as each flavour brings it about ------------------------------------------------------
+
+    def end(self, reason: str = "", *, code: int = 1000) -> Any:
+        """Begin the closing handshake (RFC 6455 section 7.1.2), from any thread; everything sent before arrives first.
+
+        Args:
+            reason: at most 123 bytes in UTF-8.
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; 1005 for a Close without a code.
+
+        Raises:
+            LocalProtocolError: the code or the reason may not be sent.
+        """
+        raise NotImplementedError
+
+    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+        """Send a Close frame as :meth:`end` does, from any thread, and wait for nothing."""
+        raise NotImplementedError
+
+    def break_off(self) -> None:
+        """Break the TCP stream, from any thread, so that whoever is waiting wakes up and sees the end."""
+        raise NotImplementedError
+
+    def destroy(self) -> None:
+        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
+        raise NotImplementedError
+
+    # --- what comes in -------------------------------------------------------------------------------
+
+    def _take(self, events: list[Event]) -> tuple[Event, ...]:
+        """Queue what the protocol reported, and return what is to be told at once.
+
+        Where messages are pushed everything goes through the queue, in order; where they are pulled,
+        control frames do not wait for somebody to pull.
+        """
+        at_once: list[Event] | None = None
+        for event in events:
+            if self._trace is not None:
+                self._trace_received(event)
+            if isinstance(event, (str, bytes)):
+                if self._queue.full and not self._core.sending:
+                    # The application has ended the connection and does not read: it wants no more. What it has still
+                    # to take has no gaps.
+                    self._queue.refuse_more()
+                    continue
+                self._queue.put(event)
+            elif isinstance(event, Failed):
+                self._error = event.error
+            elif isinstance(event, (Ping, Pong)) and self._has_handler("ping" if isinstance(event, Ping) else "pong"):
+                if self._push:
+                    self._queue.put(event)
+                else:
+                    if at_once is None:
+                        at_once = []
+                    at_once.append(event)
+        return () if at_once is None else tuple(at_once)
+
+    # --- memory --------------------------------------------------------------------------------------
+
+    def _report_memory(self, unsent: int, taking: int = 0) -> None:
+        """Tell the process's budget what this connection holds; called when it has passed a mark, with no lock held.
+
+        Args:
+            unsent: bytes that the peer has not taken.
+            taking: bytes of a message in the queue that is being taken.
+        """
+        account = self._account
+        if account is None:
+            max_memory = self._limits.max_memory
+            if max_memory is None:
+                return
+            account = self._known_account
+            if account is None:
+                account = self._known_account = open_account(self, max_memory)
+            self._account = account
+        making, queued = self._core.incoming_size(), max(0, self._queue.size - taking)
+        held = making + queued + unsent
+        step = min(max(STEP, held // 4), LARGEST_STEP)
+        self._report_above = held + step if held >= STEP else STEP
+        self._report_below = held - step + 1 if held >= STEP else 0
+        if held < STEP:
+            self._account = None
+        account.report(making, queued, unsent, monotonic())
+
+    def _close_account(self) -> None:
+        """Nothing is held any more, or another object holds it."""
+        account, self._account, self._known_account = self._account, None, None
+        if account is not None:
+            account.close()
+
+    def _memory_news(self) -> None:
+        """The account says something new; in any thread."""
+        raise NotImplementedError
+
+    def _emit_event(self, event: Event) -> tuple[Any, ...]:
+        """Tell the handlers of one event taken from the queue."""
+        if isinstance(event, str):
+            return self._emit("text", (event,))
+        if isinstance(event, bytes):
+            return self._emit("binary", (event,))
+        assert isinstance(event, (Ping, Pong))
+        return self._emit("ping" if isinstance(event, Ping) else "pong", (event.payload,))
+
+    def _take_message(self) -> str | bytes:
+        """Take the next message; control frames on the way are told."""
+        while True:
+            event = self._queue.take()
+            if isinstance(event, (str, bytes)):
+                return event
+            self._emit_event(event)
+
+    def _check_pull(self) -> None:
+        if self._push:
+            raise LocalProtocolError(
+                "expected messages to be pulled or pushed, not both: there are handlers for them, so use run()"
+            )
+
+    def _closed_error(self) -> ConnectionClosed:
+        error = self._closed_as(self.close_code or 1006, self.close_reason or "")
+        error.__cause__ = self._error
+        return error
+
+    def _emit_end(self) -> tuple[Any, ...]:
+        """Tell once how the connection has ended."""
+        if self._end_emitted:
+            return ()
+        self._end_emitted = True
+        self._note_end()
+        results: tuple[Any, ...] = ()
+        if self._error is not None:
+            results = self._emit("error", (self._error,))
+        elif self._core.reset and not self._destroyed:
+            results = self._emit("connection_reset", ())
+        code, reason = self.close_code or 1006, self.close_reason or ""
+        if self._trace is not None:
+            self._trace_sent_close()
+            self._trace("end", self, b"%d %s" % (code, reason.encode()))
+        return results + self._emit("end", (code, reason))
+
+    def _note_end(self) -> None:
+        if self._ended_at is not None:
+            return
+        self._ended_at = self._now()
+        unlist(self)
+        if self._tell_ended is not None:
+            self._tell_ended()
+
+    # --- what goes out -------------------------------------------------------------------------------
+
+    def _queue_message(self, data: Sendable) -> None:
+        """Frame one message."""
+        if type(data) is not str and type(data) is not bytes:
+            data = as_message(data)
+        try:
+            if isinstance(data, str):
+                self._core.send_text(data)
+            else:
+                self._core.send_binary(data)
+        except ConnectionClosed as error:
+            raise self._closed_as(error.code, error.reason) from self._error
+        if self._trace is not None:
+            if isinstance(data, str):
+                self._trace("send-text", self, data.encode())
+            else:
+                self._trace("send-binary", self, data)
+
+    def _send_shared(self, shared: SharedMessage) -> None:
+        """Send a message that other connections are sent as well, here as any other; nothing once it is ending."""
+        if self.sending:
+            self.send(shared.message)
+
+    def send(self, data: Sendable) -> Any:
+        """Send one message, as the flavours say.
+
+        A ``str`` goes as TEXT, and so does an instance of any subclass. Whatever exports a buffer goes as BINARY, by
+        its bytes in C order: ``bytes``, ``bytearray``, ``memoryview``, ``array.array``, ``mmap``, arrays of NumPy's.
+        """
+        raise NotImplementedError
+
+    def _queue_ping(self, data: Sendable) -> None:
+        payload = checked_ping(data)
+        self._core.ping(payload, self._now())
+        if self._trace is not None:
+            self._trace("send-ping", self, payload)
+
+    def _queue_close(self, code: int, reason: str) -> None:
+        self._core.close(code, exact_text(reason), self._now())
+
+    def _trace_sent_close(self) -> None:
+        """Tell the probe once of our Close, whoever decided on it."""
+        sent = self._core.close_sent
+        if sent is not None and not self._close_traced and self._trace is not None:
+            self._close_traced = True
+            self._trace("send-close", self, b"%d %s" % (sent[0], sent[1].encode("utf-8", "replace")))
+
+    def _trace_received(self, event: Event) -> None:
+        assert self._trace is not None
+        if isinstance(event, str):
+            self._trace("recv-text", self, event.encode())
+        elif isinstance(event, bytes):
+            self._trace("recv-binary", self, event)
+        elif isinstance(event, (Ping, Pong)):
+            self._trace("recv-ping" if isinstance(event, Ping) else "recv-pong", self, event.payload)
+            if isinstance(event, Ping) and self._core.sending and not self._core.write_paused:
+                self._trace("send-pong", self, event.payload)
+        elif isinstance(event, CloseReceived):
+            self._trace("recv-close", self, b"%d %s" % (event.code, event.reason.encode()))
+
+    # --- how it stands -------------------------------------------------------------------------------
+
+    def get_protocol(self) -> str | None:
+        """The negotiated subprotocol, or None (RFC 6455 section 1.9)."""
+        return self.protocol
+
+    @property
+    def closed(self) -> bool:
+        """Whether no message can come or go any more; messages received before may still be waiting."""
+        return self._core.ended
+
+    @property
+    def shutdown_code(self) -> int | None:
+        """Close code with which the connection ends where the process does, see :class:`~watershed_mw.Options`."""
+        return self._shutdown_code
+
+    @property
+    def gone(self) -> bool:
+        """Whether the TCP stream has ended as well."""
+        return self._core.state is State.CLOSED
+
+    @property
+    def sending(self) -> bool:
+        """Whether messages can still be sent: not once this end has sent its Close, or the connection has ended."""
+        return self._core.sending
+
+    @property
+    def close_code(self) -> int | None:
+        """How it ended (RFC 6455 section 7.4): the peer's code, 1005 if it gave none, the code with
+        which this end failed the connection, or 1006 if the peer vanished; None while it is open."""
+        return self._core.close_code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason that goes with :attr:`close_code`, often empty; None while the connection is open."""
+        return self._core.close_reason
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds that the last answered PING took, keepalive included; None before the first."""
+        return self._core.latency
+
+    @property
+    def stats(self) -> Stats:
+        """Frames, messages and bytes each way since the opening handshake."""
+        core = self._core
+        return Stats(
+            frames_received=core.frames_received,
+            frames_sent=core.frames_sent,
+            messages_received=core.messages_received,
+            messages_sent=core.messages_sent,
+            bytes_received=core.bytes_received,
+            bytes_sent=core.bytes_sent,
+        )
+
+    @property
+    def duration(self) -> float:
+        """Seconds since the opening handshake; once the connection has ended, those that it lasted."""
+        return (self._now() if self._ended_at is None else self._ended_at) - self._opened
+
+    @staticmethod
+    def _now() -> float:
+        now: float = monotonic()
+        return now
+
+    def __repr__(self) -> str:
+        state = self._core.state.name.lower()
+        return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"
+
+
+def handlers_of(connection: WatershedConnection) -> Iterator[tuple[str, Handler]]:
+    """Events and their handlers, in the order in which they were registered."""
+    return zip(connection._handlers[::2], connection._handlers[1::2], strict=True)
+
+
+def unlist(connection: WatershedConnection) -> None:
+    """Leave a connection out of :func:`live_connections`."""
+    _live.discard(ref(connection))
+
+
+def stand_in(inner: WatershedConnection, connection: WatershedConnection, *, alone: bool) -> None:
+    """Make a second object the same connection: the application is to know one.
+
+    Args:
+        inner: the newer one.
+        connection: the one that it was made from.
+        alone: whether the newer one is the application's from now on.
+    """
+    unlist(inner)
+    inner.id = connection.id
+    inner.request = connection.request
+    inner._opened = connection._opened
+    if alone:
+        unlist(connection)
+        _live.add(ref(inner, _live.discard))
+
+
+def live_connections() -> list[WatershedConnection]:
+    """Every connection of this process that has not ended, the oldest first: for a status page or a log.
+
+    Each tells ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and may
+    be ended from any thread.
+    """
+    # The references first, in one step: other threads make connections meanwhile.
+    found = [connection for reference in _live.copy() if (connection := reference()) is not None]
+    return sorted(found, key=lambda connection: connection.id)

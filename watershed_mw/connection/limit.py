@@ -1,0 +1,62 @@
+"""How many connections a door may have open at once: places that are taken and given back."""
+
+from __future__ import annotations
+
+import threading
+from weakref import ref
+
+from ..errors import HandshakeError
+
+__all__ = ["Place", "Room"]
+
+
+class Place:
+    """One place, taken until it is given back or nobody holds on to it any more.
+
+    Giving it back twice is as good as once, and no exception of a signal's handler comes in between: it is one call of
+    a set's own method. So whoever may have been interrupted gives it back once more.
+    """
+
+    __slots__ = ("__weakref__", "_places")
+
+    def __init__(self, places: set[ref[Place]]) -> None:
+        self._places = places
+        places.add(ref(self, places.discard))
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._places.discard(ref(self))
+
+
+class Room:
+    """The places behind one door, per process; threads may share it.
+
+    Args:
+        most: how many there are (``max_connections``); None for no limit.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        # Weak: a connection that is forgotten does not hold its place for ever.
+        self._places: set[ref[Place]] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def taken(self) -> int:
+        """How many places are taken."""
+        return len(self._places)
+
+    def enter(self) -> Place:
+        """Take a place; keep what is returned.
+
+        Raises:
+            HandshakeError: there is none; status 503 with Retry-After.
+        """
+        with self._lock:
+            if self._most is None or len(self._places) < self._most:
+                return Place(self._places)
+        raise HandshakeError(
+            f"expected at most {self._most} connections at once (max_connections), got one more: try again later",
+            status=503,
+            headers=[("Retry-After", "1")],
+        )

@@ -1,0 +1,1 @@
+"""The threads flavour: waiting blocks the calling thread."""

@@ -1,0 +1,100 @@
+# C types of codec.py; the logic stands there and nowhere else.
+cimport cython
+
+
+cdef Py_ssize_t _FIRST_ROOM
+cdef Py_ssize_t _GROWTH
+cdef list _freed
+
+
+@cython.locals(size=Py_ssize_t, result=bytes, source="const unsigned char *")
+cpdef bytes mask(bytes data, Py_ssize_t start, Py_ssize_t stop, bytes key, Py_ssize_t phase)
+
+
+@cython.locals(keys="const unsigned char *", highest="unsigned int")
+cdef unsigned int _number(bytes key)
+
+
+@cython.locals(index=Py_ssize_t, keys="unsigned char *", word="unsigned long long", chunk="unsigned long long")
+cdef void _mask_to(
+    unsigned char *target, const unsigned char *source, Py_ssize_t size, unsigned int key, Py_ssize_t phase
+) noexcept
+
+
+cdef int _header_room(unsigned long long size) noexcept
+
+
+@cython.locals(room=int, index=int)
+cdef void _put_header(unsigned char *target, int first_byte, int mask_bit, unsigned long long size) noexcept
+
+
+@cython.locals(
+    size=Py_ssize_t, room=Py_ssize_t, head=Py_ssize_t, result=bytes,
+    source="const unsigned char *", target="unsigned char *",
+)
+cpdef bytes encode_frame(int opcode, object payload, bytes key, int first_bits=*)
+
+
+@cython.locals(mask_bit=int, room=int, header=bytes, target="unsigned char *")
+cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int first_bits=*)
+
+
+cdef class FrameReader:
+    cdef bint _masked
+    cdef bint _rsv1_allowed
+    cdef object _owner
+    cdef const unsigned char *_data
+    cdef readonly Py_ssize_t end
+    cdef readonly Py_ssize_t position
+    cdef long long _remaining
+    cdef unsigned int _key
+    cdef Py_ssize_t _phase
+    cdef Py_ssize_t _start
+    cdef Py_ssize_t _size
+    cdef public bytes gathered
+    cdef public Py_ssize_t kept
+    cdef object _scratch
+    cdef public int opcode
+    cdef public bint fin
+    cdef public bint rsv1
+    cdef public long long length
+    cdef public bint first
+    cdef public bint last
+
+    cpdef feed(self, bytes data)
+    cpdef borrow(self, object data, Py_ssize_t size)
+
+    @cython.locals(available=Py_ssize_t, size="long long")
+    cpdef bint read(self) except -1
+
+    @cython.locals(
+        start=Py_ssize_t, piece=bytes, target="unsigned char *", source="const unsigned char *",
+    )
+    cpdef bytes take(self)
+
+    @cython.locals(size=Py_ssize_t, target="unsigned char *", source="const unsigned char *")
+    cpdef gather(self)
+
+    @cython.locals(room=Py_ssize_t, grown=bytes)
+    cdef _make_room(self, Py_ssize_t whole)
+    cpdef Py_ssize_t room(self)
+    cpdef object space(self)
+    @cython.locals(target="unsigned char *")
+    cpdef filled(self, Py_ssize_t size)
+
+    @cython.locals(payload=bytes)
+    cpdef bytes take_gathered(self)
+
+    cpdef forget(self)
+    @cython.locals(rest=bytes)
+    @cython.locals(more=bint)
+    cpdef bint suspend(self) except -1
+    cpdef keep_rest(self)
+
+    @cython.locals(
+        data="const unsigned char *", position=Py_ssize_t, byte0="unsigned char", byte1="unsigned char",
+        length="long long", size=Py_ssize_t, key=Py_ssize_t, highest="unsigned int",
+    )
+    cdef bint _read_header(self, Py_ssize_t available) except -1
+
+    cdef _check_first_bytes(self, int byte0, int byte1)

@@ -1,0 +1,140 @@
+"""UTF-8, whole or in pieces: the fault of a large message shows before its end, and no text is made of it.
+
+This file is compiled as well as interpreted; the interpreted check uses Python's own decoder, which is faster there.
+"""
+
+from __future__ import annotations
+
+import codecs
+from typing import Any
+
+from ...errors import RemoteProtocolError
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from ... import _cython as cython
+
+if cython.compiled:
+    from cython.cimports.libc.string import memcpy
+
+__all__ = ["TextCheck", "decode_text", "not_utf8", "utf8_state"]
+
+# Of eight bytes; one of them set is what ASCII has not.
+_HIGH_BITS = 0x8080808080808080
+
+if cython.compiled:
+
+    def _past_ascii(source: Any, index: int, stop: int) -> int:
+        """Where ASCII may end: four machine words at a time, as long as there is nothing else in them."""
+        word0 = word1 = word2 = word3 = 0
+        while index + 32 <= stop:
+            memcpy(cython.address(word0), source + index, 8)
+            memcpy(cython.address(word1), source + index + 8, 8)
+            memcpy(cython.address(word2), source + index + 16, 8)
+            memcpy(cython.address(word3), source + index + 24, 8)
+            if (word0 | word1 | word2 | word3) & _HIGH_BITS:
+                break
+            index += 32
+        return index
+
+
+def utf8_state(data: bytes | bytearray, start: int, stop: int, state: int) -> int:
+    """Check UTF-8 (RFC 3629 section 4) that comes in pieces.
+
+    Args:
+        data, start, stop: the next piece is ``data[start:stop]``.
+        state: as it was returned for the piece before; 0 at first.
+
+    Returns:
+        0 between two characters, a number above 0 within one, and -1 once it is no UTF-8.
+    """
+    if state < 0:
+        return -1
+    # How many bytes the character still has, and between which two numbers the next of them must be.
+    need, low, high = state & 0xFF, (state >> 8) & 0xFF, (state >> 16) & 0xFF
+    source = data
+    index = start
+    while index < stop:
+        if need == 0:
+            if cython.compiled:
+                index = _past_ascii(source, index, stop)
+                if index == stop:
+                    break
+            byte = source[index]
+            index += 1
+            if byte < 0x80:
+                continue
+            if byte < 0xC2 or byte > 0xF4:
+                return -1
+            low, high = 0x80, 0xBF
+            if byte < 0xE0:
+                need = 1
+            elif byte < 0xF0:
+                need = 2
+                if byte == 0xE0:
+                    low = 0xA0
+                elif byte == 0xED:
+                    high = 0x9F
+            else:
+                need = 3
+                if byte == 0xF0:
+                    low = 0x90
+                elif byte == 0xF4:
+                    high = 0x8F
+        else:
+            byte = source[index]
+            index += 1
+            if byte < low or byte > high:
+                return -1
+            low, high = 0x80, 0xBF
+            need -= 1
+    return need | low << 8 | high << 16 if need else 0
+
+
+class TextCheck:
+    """Checks one TEXT message while its pieces come."""
+
+    __slots__ = ("_decoder", "_state")
+
+    def __init__(self) -> None:
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._state = 0
+
+    def check(self, data: bytes | bytearray, start: int, stop: int, last: bool) -> None:
+        """Check the next piece, ``data[start:stop]``.
+
+        Raises:
+            RemoteProtocolError: it is no UTF-8; close code 1007.
+        """
+        if cython.compiled:
+            # No text is made of it yet: the fault of a large message shows before its end, and costs one look.
+            self._state = utf8_state(data, start, stop, self._state)
+            valid = self._state == 0 or (self._state > 0 and not last)
+        else:
+            if self._decoder is None:
+                self._decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                self._decoder.decode(data[start:stop], last)
+                # CPython waits for a third byte to tell that a surrogate has begun; the second one shows it.
+                pending = self._decoder.getstate()[0]
+                valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
+            except UnicodeDecodeError:
+                valid = False
+        if not valid:
+            raise not_utf8()
+
+
+def decode_text(payload: bytes) -> str:
+    """The text of a whole message. Raises as :meth:`TextCheck.check`."""
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        pass
+    # Raised out here, as an exception in the context of another holds on to the payload.
+    raise not_utf8()
+
+
+def not_utf8() -> RemoteProtocolError:
+    """The error that fails a connection whose peer sends other bytes as text."""
+    return RemoteProtocolError("expected UTF-8 in a TEXT message, got other bytes", close_code=1007)

@@ -1,0 +1,296 @@
+"""The opening handshake of RFC 6455 section 4, for both sides, on requests that HTTP has parsed.
+
+It trusts the HTTP layer for the syntax of the head, and nobody for its contents. It never reads
+or writes HTTP text, and answers nothing itself: a refusal is a
+:class:`~watershed_mw.errors.HandshakeError` that carries the status, headers and body to send.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ...errors import HandshakeError
+from .extensions import DeflateOptions, DeflateParameters, accept_offer, check_answer
+from .headers import Headers, check_incoming, is_host, is_token, parse_extensions, parse_tokens, shown
+from .origin import check_origin
+
+__all__ = [
+    "Agreement",
+    "Request",
+    "Response",
+    "accept_key",
+    "check_request",
+    "check_response",
+    "check_subprotocols",
+    "check_switch",
+    "negotiate",
+    "offered_subprotocols",
+    "select_subprotocol",
+]
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+VERSION = "13"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A client's opening handshake.
+
+    Attributes:
+        headers: the header fields as the HTTP layer parsed them.
+        method: HTTP method, upper case.
+        target: request target with its query string in origin form, e.g. ``/chat?room=1``.
+        http_version: ``"1.1"`` for HTTP/1.1.
+    """
+
+    headers: Headers
+    method: str = "GET"
+    target: str = "/"
+    http_version: str = "1.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A server's answer to the opening handshake: HTTP status and header fields."""
+
+    status: int
+    headers: Headers = field(default_factory=Headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the opening handshake settled: the subprotocol and the compression, None for neither."""
+
+    subprotocol: str | None = None
+    deflate: DeflateParameters | None = None
+
+
+# What is agreed on without a subprotocol and without compression: most often, and a frozen class is slow to make.
+_NOTHING = Agreement()
+
+
+def accept_key(key: str) -> str:
+    """The Sec-WebSocket-Accept value that answers ``key`` (RFC 6455 section 4.2.2, point 5.4)."""
+    # The handshake proves that the peer speaks WebSocket; it is no signature, hence SHA-1 will do.
+    digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")
+
+
+def check_request(request: Request, origins: str | Sequence[str] | None = None) -> str:
+    """Check a client's opening handshake (RFC 6455 section 4.2.1) and return its key.
+
+    Over HTTP/2 and later it is an extended CONNECT that the HTTP layer has recognised, with neither key nor upgrade
+    (RFC 8441 section 5): the key returned is then empty.
+
+    Args:
+        request: the request.
+        origins: origins allowed besides the request's own host; ``"*"`` allows every one.
+
+    Raises:
+        HandshakeError: with status 400, 403 (origin), 405 (method), 426 (no upgrade, other version).
+    """
+    headers = request.headers
+    if request.method != "GET":
+        raise HandshakeError(
+            f"expected method GET for a WebSocket upgrade, got {shown(request.method)}",
+            status=405,
+            headers=[("Allow", "GET")],
+        )
+    version = _version(request.http_version)
+    if version < (1, 1):
+        raise HandshakeError(f"expected HTTP/1.1 or later for a WebSocket upgrade, got HTTP/{request.http_version[:8]}")
+    if not request.target.startswith("/"):
+        raise HandshakeError(f"expected a path as the request target, got {shown(request.target)}")
+    extended_connect = version >= (2, 0)
+    host = headers.get_one("host")
+    if host and not is_host(host):
+        raise HandshakeError(f"expected a Host header such as 'a.example:8000', got {shown(host)}")
+    if not extended_connect:
+        if not host:
+            raise HandshakeError("expected a Host header, got none")
+        _check_upgrade_tokens(headers, status=426)
+    if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+        # Its body would be read as frames: section 4.1 has the request end with its head.
+        raise HandshakeError(
+            "expected a WebSocket upgrade without a body, got a Content-Length or Transfer-Encoding header"
+        )
+    spoken = headers.get("sec-websocket-version")
+    if spoken != VERSION:
+        raise HandshakeError(
+            f"expected Sec-WebSocket-Version: {VERSION}, got {shown(spoken) if spoken else 'none'}",
+            status=426,
+            headers=[("Sec-WebSocket-Version", VERSION), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
+        )
+    key = "" if extended_connect else _check_key(headers)
+    check_incoming(headers)
+    check_origin(headers, origins)
+    # What is negotiated later is judged now, before an application is troubled with it.
+    offered_subprotocols(headers)
+    parse_extensions(headers)
+    return key
+
+
+def _check_upgrade_tokens(headers: Headers, *, status: int) -> None:
+    for name, expected in (("upgrade", "websocket"), ("connection", "upgrade")):
+        value = headers.get(name)
+        if value.isascii() and value.lower() == expected:
+            continue  # the only token, as nearly always: no list to take apart
+        # Section 4.2.1: both are token lists, compared as ASCII in any case.
+        if expected not in (token.lower() for token in parse_tokens(headers, name)):
+            got = headers.get(name)
+            raise HandshakeError(
+                f"expected the token {expected!r} in header {name.title()}, got {shown(got) if got else 'none'}",
+                status=status,
+                headers=[("Upgrade", "websocket"), ("Connection", "Upgrade")] if status == 426 else (),
+            )
+
+
+def _version(http_version: str) -> tuple[int, int]:
+    if http_version == "1.1":
+        return 1, 1
+    major, _, minor = http_version.partition(".")
+    try:
+        return int(major), int(minor or 0)
+    except ValueError:
+        return 0, 0
+
+
+def _check_key(headers: Headers) -> str:
+    key = headers.get_one("sec-websocket-key")
+    if not key:
+        raise HandshakeError("expected a Sec-WebSocket-Key header, got none")
+    try:
+        nonce = binascii.a2b_base64(key.encode("ascii"), strict_mode=True)
+    except (UnicodeEncodeError, binascii.Error):
+        nonce = b""
+    if len(nonce) != 16:
+        raise HandshakeError(f"expected 16 bytes in base64 in header Sec-WebSocket-Key, got {shown(key)}")
+    return key
+
+
+def offered_subprotocols(headers: Headers) -> list[str]:
+    """The subprotocols that a request offers, the most wanted first (section 4.1, point 10).
+
+    Raises:
+        HandshakeError: an element is no token, or one is offered twice; status 400.
+    """
+    offered = parse_tokens(headers, "sec-websocket-protocol")
+    if len(set(offered)) != len(offered):
+        raise HandshakeError("expected each subprotocol once in header Sec-WebSocket-Protocol, got one twice")
+    return offered
+
+
+def check_subprotocols(protocols: Sequence[object]) -> tuple[str, ...]:
+    """``protocols`` as a tuple, when they can be offered or supported.
+
+    Raises:
+        ValueError: a name is no token; or a plain string was given where a list belongs.
+    """
+    if isinstance(protocols, str):
+        raise ValueError(f"expected a list of subprotocols, got the string {protocols!r}: write [{protocols!r}]")
+    names = []
+    for name in protocols:
+        if not isinstance(name, str) or not is_token(name):
+            raise ValueError(f"expected subprotocol names made of token characters, got {name!r}")
+        names.append(name)
+    return tuple(names)
+
+
+def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
+    """The first of ``offered``, in the client's order, that is in ``supported``; compared case-sensitively.
+
+    None when the client offered none: it then speaks without a subprotocol.
+
+    Raises:
+        HandshakeError: the client offered some and none is supported; status 400. A browser
+            would drop such a connection anyway; here both sides learn why.
+    """
+    if not offered:
+        return None
+    for name in offered:
+        if name in supported:
+            return name
+    have = f"this server supports {', '.join(supported)}" if supported else "this server was given none to support"
+    raise HandshakeError(f"no subprotocol in common: the client offers {shown(', '.join(offered))}, {have}")
+
+
+def negotiate(
+    request: Request, key: str, *, subprotocol: str | None, deflate: DeflateOptions | None
+) -> tuple[Agreement, list[tuple[str, str]]]:
+    """What a server agrees on, and the header fields of its 101 answer (section 4.2.2).
+
+    Args:
+        request: a request that :func:`check_request` let pass.
+        key: the key that it returned.
+        subprotocol: the subprotocol chosen, or None.
+        deflate: what this end wants of permessage-deflate, or None for no compression.
+
+    Raises:
+        HandshakeError: the extensions that the client offers are malformed; status 400.
+    """
+    fields = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept_key(key))]
+    if subprotocol is not None:
+        fields.append(("Sec-WebSocket-Protocol", subprotocol))
+    offers = parse_extensions(request.headers)
+    agreed = accept_offer(offers, deflate) if deflate is not None else None
+    if agreed is None:
+        return _NOTHING if subprotocol is None else Agreement(subprotocol), fields
+    parameters, answer = agreed
+    fields.append(("Sec-WebSocket-Extensions", answer))
+    return Agreement(subprotocol, parameters), fields
+
+
+def check_response(
+    response: Response, key: str, *, offered: Headers, protocols: Sequence[str] = (), deflate: DeflateOptions
+) -> Agreement:
+    """Check a server's answer (section 4.2.2, seen from section 4.1's end) and return what was agreed on.
+
+    Args:
+        response: the answer.
+        key: the Sec-WebSocket-Key that was sent.
+        offered: the request's headers as they were sent; what they do not offer is refused.
+        protocols: subprotocols that count as offered besides those in ``offered``.
+        deflate: what this end wants of permessage-deflate.
+
+    Raises:
+        HandshakeError: carrying the status that the server sent.
+    """
+    try:
+        return _check_response(response, key, offered, protocols, deflate)
+    except HandshakeError as error:
+        error.status = response.status
+        raise
+
+
+def check_switch(response: Response, key: str) -> None:
+    """Check that an answer switches to WebSocket for the very request that had ``key``, and nothing else of it.
+
+    Raises:
+        HandshakeError: it does not: what follows are no frames.
+    """
+    headers = response.headers
+    if response.status != 101:
+        raise HandshakeError(f"expected status 101 (Switching Protocols), got {response.status}")
+    _check_upgrade_tokens(headers, status=400)
+    answer = headers.get_one("sec-websocket-accept")
+    expected = accept_key(key)
+    if answer is None or not hmac.compare_digest(answer.encode("latin-1", "replace"), expected.encode("ascii")):
+        raise HandshakeError(f"expected Sec-WebSocket-Accept: {expected}, got {shown(answer) if answer else 'none'}")
+
+
+def _check_response(
+    response: Response, key: str, offered: Headers, protocols: Sequence[str], deflate: DeflateOptions
+) -> Agreement:
+    check_switch(response, key)
+    headers = response.headers
+    subprotocol = headers.get_one("sec-websocket-protocol")
+    names = [*protocols, *parse_tokens(offered, "sec-websocket-protocol")]
+    if subprotocol is not None and subprotocol not in names:
+        raise HandshakeError(
+            f"expected a subprotocol that was offered ({', '.join(names) or 'none was'}), got {shown(subprotocol)}"
+        )
+    return Agreement(subprotocol, check_answer(parse_extensions(headers), parse_extensions(offered), deflate))

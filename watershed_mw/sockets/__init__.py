@@ -1,0 +1,1 @@
+"""Streams: blocking sockets, sockets that a server gave up, TLS over either."""

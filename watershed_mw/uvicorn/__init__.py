@@ -1,0 +1,7 @@
+"""The door of uvicorn: ``uvicorn main:app --ws watershed_mw.uvicorn:WatershedProtocol``."""
+
+from __future__ import annotations
+
+from .protocol import NativeDoor, WatershedProtocol, options_of
+
+__all__ = ["NativeDoor", "WatershedProtocol", "options_of"]

@@ -1,0 +1,158 @@
+"""An HTTP answer instead of the 101, under uvicorn: whole or streamed, by the application or by the door itself.
+
+The connection ends with it. The client gets its time to read the answer, and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from ..core.handshake.headers import check_outgoing
+from ..errors import ConnectionClosed, HandshakeError
+from ..http.adapt import write_refusal, write_response
+from ..runtime.timers import alarm_of
+
+__all__ = ["Denial", "strings"]
+
+
+def strings(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """Header fields of ASGI as text."""
+    return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers]
+
+
+class Denial:
+    """The one answer to a request that is not accepted.
+
+    Args:
+        transport: where it goes.
+        loop: the transport's event loop.
+        default_headers: fields that uvicorn adds to every response.
+        patience: seconds that the client has to read it.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        default_headers: list[tuple[bytes, bytes]],
+        patience: float,
+    ) -> None:
+        self.complete = False
+        self._transport = transport
+        self._loop = loop
+        self._default_headers = default_headers
+        self._patience = patience
+        self._abort_at: float | None = None
+        self._status = 0
+        self._headers: list[tuple[str, str]] = []
+        self._begun = False
+        self._drained: asyncio.Future[None] | None = None
+
+    def start(self, message: MutableMapping[str, Any]) -> int:
+        """Take ``websocket.http.response.start``, and return its status; nothing is written before the body.
+
+        Raises:
+            RuntimeError: that is no status of an answer.
+            ValueError: a header field cannot be written.
+        """
+        status = message["status"]
+        if not isinstance(status, int) or not 200 <= status < 600:
+            raise RuntimeError(f"expected an HTTP status from 200 to 599, got {status!r}")
+        headers = strings(message.get("headers") or ())
+        check_outgoing(headers)
+        self._status, self._headers = status, headers
+        return status
+
+    async def body(self, kind: str, message: MutableMapping[str, Any]) -> None:
+        """Take ``websocket.http.response.body``, and wait where the client does not read.
+
+        Raises:
+            RuntimeError: another message came.
+            ConnectionClosed: the client has gone.
+        """
+        if kind != "websocket.http.response.body":
+            raise RuntimeError(f"expected ASGI message 'websocket.http.response.body', got {kind!r}")
+        if self.complete or self._transport.is_closing():
+            raise ConnectionClosed(1006, "the client has gone before the end of the answer")
+        body, more = bytes(message.get("body") or b""), message.get("more_body", False)
+        bodiless = self._status in (204, 304)
+        if not self._begun:
+            self._begun = True
+            if more and not bodiless:
+                # Its length is not known yet: the end of the stream ends the body (RFC 9112 section 6.3).
+                headers = [*strings(self._default_headers), *self._headers]
+                fields = [pair for pair in headers if pair[0].lower() not in ("connection", "transfer-encoding")]
+                self._transport.write(write_response(self._status, [*fields, ("connection", "close")]) + body)
+            else:
+                self._write_whole(body)
+        elif not bodiless:
+            self._transport.write(body)
+        if not more:
+            self.close()
+        elif self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    def refuse(self, error: HandshakeError, method: str = "GET") -> None:
+        """Answer a request with this method with what ``error`` says."""
+        if not self._transport.is_closing():
+            self._transport.write(write_refusal(error, method))
+        self.close()
+
+    def abandon(self, error: HandshakeError | None) -> None:
+        """The application does not go on with an answer that it has begun.
+
+        As long as nothing of it is written, the client gets the status announced without a body, or ``error``.
+        """
+        if self._begun:
+            self.close()
+        elif error is not None:
+            self.refuse(error)
+        else:
+            self._write_whole(b"")
+            self.close()
+
+    def _write_whole(self, body: bytes) -> None:
+        if not self._transport.is_closing():
+            headers = [*strings(self._default_headers), *self._headers]
+            self._transport.write(write_response(self._status, headers, body))
+
+    def close(self) -> None:
+        """That was all: close when the client has read it, or has had its time to."""
+        self.complete = True
+        self._transport.close()
+        if self._abort_at is None:
+            patience = time.monotonic() + self._patience
+            self._abort_at = alarm_of(self._loop).set(patience, _abort, self._transport)
+
+    def hurry(self) -> None:
+        """The server stops: a client that does not read its answer must not hold that up."""
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        elif not self.complete:
+            self.abandon(HandshakeError("the server is shutting down: try again", status=503))
+
+    # --- the transport's part ----------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as the application writes."""
+        self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """It reads again, or has gone."""
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    def connection_lost(self) -> None:
+        """The transport is gone."""
+        self.complete = True
+        if self._abort_at is not None:
+            alarm_of(self._loop).cancel(self._abort_at, self._transport)
+        self.resume_writing()
+
+
+def _abort(transport: asyncio.Transport) -> None:
+    transport.abort()

@@ -1,0 +1,150 @@
+"""An upgrade request as uvicorn hands it over: the head, bytes that it read too far, and the ASGI scope.
+
+uvicorn gives its WebSocket class the request head, written out again from what its HTTP layer has parsed, and
+nothing else. What came behind the head in the same segment stays where the HTTP layer put it, and is fetched from
+there; so are the parsed fields, where they are the head to the letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+
+from ..core.handshake.negotiation import Request
+from ..http.adapt import as_parsed, read_request_head
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+
+__all__ = ["left_behind", "make_scope", "read_request", "remote_of", "scope_of_refused", "shown_path"]
+
+
+def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
+    """The request in ``data``, its header fields as an ASGI scope has them, and what follows the head.
+
+    uvicorn's HTTP layer has parsed the head before, and the result is taken if it gives these very bytes once more;
+    only what is in any way unusual is parsed again.
+
+    Raises:
+        HandshakeError: as :func:`~watershed_mw.http.adapt.read_request_head`.
+    """
+    http = transport.get_protocol()
+    parsed = getattr(http, "headers", None)
+    version = _http_version(http)
+    if version == "1.1" and isinstance(parsed, list) and (taken := as_parsed(parsed, data)) is not None:
+        return taken, parsed, b""
+    request, rest = read_request_head(data)
+    if request.http_version == "1.1":
+        request = replace(request, http_version=version)
+    return request, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers], rest
+
+
+def _http_version(http: object) -> str:
+    """The version of HTTP that the request came with; the head that uvicorn writes always says 1.1."""
+    scope = getattr(http, "scope", None)
+    return str(scope.get("http_version", "1.1")) if isinstance(scope, dict) else "1.1"
+
+
+def left_behind(transport: asyncio.Transport) -> bytes:
+    """Bytes that uvicorn's HTTP layer has read past the request head, as far as it still has them.
+
+    RFC 6455 section 4.1 tells clients to wait for the answer, and some do not. zttp lets such bytes go.
+    """
+    parser = getattr(transport.get_protocol(), "conn", None)
+    trailing = getattr(parser, "trailing_data", None)  # h11's own word for them
+    if isinstance(trailing, tuple):
+        return bytes(trailing[0])
+    # httptools stops its caller with an exception that knows how far it got in the data of that call.
+    stopped = sys.exception()
+    if type(stopped).__name__ != "HttpParserUpgrade" or stopped is None or stopped.__traceback__ is None:
+        return b""
+    data = stopped.__traceback__.tb_frame.f_locals.get("data")
+    offset = stopped.args[0] if stopped.args else None
+    return data[offset:] if isinstance(data, bytes) and isinstance(offset, int) else b""
+
+
+def make_scope(
+    config: Config,
+    transport: asyncio.Transport,
+    request: Request,
+    fields: list[tuple[bytes, bytes]],
+    subprotocols: list[str],
+    state: dict[str, Any],
+    door: object,
+) -> dict[str, Any]:
+    """The connection's scope (ASGI, version 2.5 of its WebSocket part), as uvicorn's own classes make it.
+
+    Args:
+        config: uvicorn's configuration.
+        transport: where the request came from.
+        request: the request.
+        fields: its header fields, with lower-case names.
+        subprotocols: what it offers.
+        state: state of the application's lifespan.
+        door: what ``extensions["watershed_mw"]`` holds.
+    """
+    raw_path, _, query = request.target.partition("?")
+    root_path = config.root_path
+    secure, server, client = _ends(transport)
+    return {
+        "type": "websocket",
+        "asgi": {"version": config.asgi_version, "spec_version": "2.5"},
+        "http_version": request.http_version,
+        "scheme": "wss" if secure else "ws",
+        "server": server,
+        "client": client,
+        "root_path": root_path,
+        "path": root_path + (unquote(raw_path) if "%" in raw_path else raw_path),
+        "raw_path": (root_path + raw_path).encode("latin-1"),
+        "query_string": query.encode("latin-1"),
+        "headers": fields,
+        "subprotocols": subprotocols,
+        "state": state,
+        "extensions": {"websocket.http.response": {}, "watershed_mw": door},
+    }
+
+
+def scope_of_refused(transport: asyncio.Transport, request: Request | None) -> dict[str, Any]:
+    """What a log needs of a request that gets no scope, or that is none."""
+    path, _, query = ("?", "", "") if request is None else request.target.partition("?")
+    return {"client": _ends(transport)[2], "path": unquote(path), "query_string": query.encode("latin-1")}
+
+
+def _ends(transport: asyncio.Transport) -> tuple[bool, Any, Any]:
+    """Whether the transport is secure, and the addresses of its two ends, as ASGI has them."""
+    http: Any = transport.get_protocol()
+    try:
+        return http.scheme == "https", http.server, http.client  # uvicorn's HTTP layer has asked the kernel already
+    except AttributeError:
+        return is_ssl(transport), get_local_addr(transport), get_remote_addr(transport)
+
+
+def remote_of(scope: dict[str, Any]) -> str:
+    """The client as a log names it; a proxy's headers may have replaced the address and not known the port."""
+    client = scope["client"]
+    if not client:
+        return ""
+    host, port = client
+    return f"{host}:{port}" if port else str(host)
+
+
+def shown_path(scope: dict[str, Any], query: bool) -> str:
+    """Path and query string for a log. What a query holds may be a token, so its values are hidden unless asked for."""
+    path = quote(scope["path"])
+    if not scope["query_string"]:
+        return path
+    text = scope["query_string"].decode("latin-1")
+    if query:
+        return f"{path}?{quote(text, safe='=&%+;,:@/?!$()*-._~')}"
+    return f"{path}?{'&'.join(map(_without_value, text.split('&')))}"
+
+
+def _without_value(field: str) -> str:
+    name, equals, _ = field.partition("=")
+    # Without a name there is only a value.
+    return f"{quote(name, safe='%+')}=***" if equals else "***"

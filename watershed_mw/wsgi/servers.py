@@ -1,0 +1,316 @@
+"""Which WSGI server this is, how it lets go of a client's socket, and what cannot work with it.
+
+What is listed here was found by running each server (tests/doors/test_wsgi_servers.py). WSGI itself has no
+word for any of it, so every row reaches for something that its server has put into the environ, or behind it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from ..connection.adopt import drain_file
+from ..errors import UnsupportedServerError
+from .hijack import Takeover, take_descriptor, take_socket
+
+__all__ = ["WSGIServer", "let_go", "server_of", "take_over"]
+
+Environ: TypeAlias = Mapping[str, Any]
+
+_INSTEAD: Final = "run the application with gunicorn, waitress, cheroot, gevent or werkzeug, or serve it by ASGI"
+
+
+@dataclass(frozen=True, slots=True)
+class WSGIServer:
+    """One row of the table.
+
+    Attributes:
+        name: what to call it in an error.
+        knows: whether an environ, and the start_response that came with it, are this server's.
+        take: takes the socket over; None where it cannot be had.
+        reason: why it cannot, and what to do instead.
+        stopping: gives what tells whether the server is stopping, where there is such a thing.
+        client: gives the client's socket, or its descriptor, which stays the server's.
+        target: gives the request target as the client sent it; None where the server keeps it nowhere.
+    """
+
+    name: str
+    knows: Callable[[Environ, Any], bool]
+    take: Callable[[Environ, Any], Takeover] | None = None
+    reason: str = ""
+    stopping: Callable[[], Callable[[], bool] | None] = lambda: None
+    client: Callable[[Environ, Any], Any] = lambda environ, start_response: -1
+    target: Callable[[Environ, Any], str | None] = lambda environ, start_response: _told_target(environ)
+
+    def no_background(self, environ: Environ) -> str:
+        """Why a connection cannot outlive its request here; empty where it can."""
+        if self.take is _werkzeug and environ.get("wsgi.multiprocess"):
+            return (
+                "expected a server whose process outlives the request to run in the background, got werkzeug with "
+                "processes=: use threads (threaded=True), or stay in the handler with run() or a loop"
+            )
+        return ""
+
+
+def server_of(environ: Environ, start_response: Any) -> WSGIServer:
+    """The row of the server that made ``environ``."""
+    for server in _SERVERS:
+        if server.knows(environ, start_response):
+            return server
+    name = str(environ.get("SERVER_SOFTWARE") or "an unknown WSGI server")
+    return WSGIServer(name, lambda environ, start_response: True, None, f"nobody knows how to: {_INSTEAD}")
+
+
+def take_over(server: WSGIServer, environ: Environ, start_response: Any) -> Takeover:
+    """Take the client's socket from the server that made ``environ``.
+
+    Args:
+        server: its row.
+        environ: the request's.
+        start_response: as the server gave it.
+
+    Raises:
+        UnsupportedServerError: the server does not give it; nothing has changed.
+    """
+    if server.take is None:
+        raise UnsupportedServerError(
+            f"expected a WSGI server whose client socket can be taken over, got {server.name}: {server.reason}"
+        )
+    return server.take(environ, start_response)
+
+
+# Entries of an environ that hold on to a server's socket, parser or connection.
+_SERVERS_OWN: Final = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
+
+
+def let_go(environ: dict[str, Any]) -> None:
+    """Take out of ``environ`` what its server, which is done with the request, has put there of itself.
+
+    An idle connection would cost twice the memory with it, and reading from what it stands for is nobody's any more.
+    """
+    # Filled anew, it takes no more room than it needs, and the names are the same for all connections.
+    kept = [(sys.intern(key), value) for key, value in environ.items() if not key.startswith(_SERVERS_OWN)]
+    environ.clear()
+    environ.update(kept)
+    environ["wsgi.input"] = io.BytesIO()  # one of its own, which an application may close
+
+
+# --- where each has the client's socket, and how it lets go --------------------------------------------------
+
+
+def _entry(key: str) -> Callable[[Environ, Any], Any]:
+    return lambda environ, start_response: environ[key]
+
+
+def _is_reader(stream: Any) -> bool:
+    raw = getattr(stream, "raw", None)
+    return isinstance(raw, socket.SocketIO) and hasattr(raw, "_sock")
+
+
+# Where a stream that bounds how much of a body can be read keeps the one below: gevent, werkzeug and Paste the stream
+# itself, Django's LimitedStream nothing but its methods.
+_BELOW: Final = ("rfile", "_stream", "file", "_read")
+
+
+def _reader(environ: Environ) -> Any:
+    """The connection's own buffered reader, by itself or below what bounds the body; None where there is none.
+
+    It is known by what it is, whatever its server calls itself.
+    """
+    stream: Any = environ.get("wsgi.input")
+    for _ in _BELOW:  # a chain that is longer than that goes round in a circle
+        if _is_reader(stream):
+            return stream
+        below = next((part for name in _BELOW if (part := getattr(stream, name, None)) is not None), None)
+        stream = getattr(below, "__self__", below)
+    return None
+
+
+def _under_file(environ: Environ, start_response: Any) -> Any:
+    return _reader(environ).raw._sock
+
+
+def _of_channel(environ: Environ, start_response: Any) -> Any:
+    return environ["waitress.client_disconnected"].__self__.socket
+
+
+def _of_connection(environ: Environ, start_response: Any) -> Any:
+    return start_response.__self__.req.conn.socket
+
+
+def _of_eventlet(environ: Environ, start_response: Any) -> Any:
+    return environ["eventlet.input"].get_socket()
+
+
+def _of_uwsgi(environ: Environ, start_response: Any) -> Any:
+    return importlib.import_module("uwsgi").connection_fd()
+
+
+def _werkzeug(environ: Environ, start_response: Any) -> Takeover:
+    sock = environ["werkzeug.socket"]
+    return take_socket(sock, drain_file(environ["wsgi.input"], sock))
+
+
+def _gunicorn(environ: Environ, start_response: Any) -> Takeover:
+    sock = environ["gunicorn.socket"]
+    unreader = environ["wsgi.input"].reader.unreader
+    if hasattr(unreader, "take_buffered"):
+        head = unreader.take_buffered()
+    else:  # before gunicorn 24
+        head = unreader.buf.getvalue()
+        unreader.buf = type(unreader.buf)()
+    if hasattr(sock, "fd"):
+        return take_socket(sock.fd, head)  # eventlet's, around the real one
+    return take_socket(sock, head)
+
+
+def _file(environ: Environ, start_response: Any) -> Takeover:
+    reader = _reader(environ)
+    return take_socket(reader.raw._sock, drain_file(reader, reader.raw._sock))
+
+
+def _waitress(environ: Environ, start_response: Any) -> Takeover:
+    channel = environ["waitress.client_disconnected"].__self__
+    # What came behind the head, waitress has begun to parse as a next request.
+    following = channel.request
+    head = b"" if following is None else bytes(following.header_plus)
+    return take_descriptor(channel.socket.fileno(), head)
+
+
+def _cheroot(environ: Environ, start_response: Any) -> Takeover:
+    connection = start_response.__self__.req.conn
+    return take_socket(connection.socket, drain_file(connection.rfile, connection.socket))
+
+
+def _eventlet(environ: Environ, start_response: Any) -> Takeover:
+    green = _of_eventlet(environ, start_response)
+    # A TLS socket of eventlet's is one of the ssl module's, changed; a plain one goes round the real one.
+    return take_socket(getattr(green, "fd", green), drain_file(environ["eventlet.input"].rfile, green))
+
+
+def _uwsgi(environ: Environ, start_response: Any) -> Takeover:
+    return take_descriptor(_of_uwsgi(environ, start_response), writes_late=True)
+
+
+def _told_target(environ: Environ) -> str | None:
+    """The target as most servers put it into the environ, though WSGI has no name for it (PEP 3333)."""
+    told = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    return str(told) if told else None
+
+
+def _target_of_eventlet(environ: Environ, start_response: Any) -> str | None:
+    return environ.get("RAW_PATH_INFO")
+
+
+def _target_of_handler(environ: Environ, start_response: Any) -> str | None:
+    """The target of a server that keeps it in the handler of the request: wsgiref's family, and gevent's pywsgi."""
+    told = _told_target(environ)
+    if told is not None:
+        return told
+    owner = getattr(start_response, "__self__", None)
+    path = getattr(getattr(owner, "request_handler", owner), "path", None)
+    return path if isinstance(path, str) else None
+
+
+def _gunicorn_stopping() -> Callable[[], bool] | None:
+    """Whether this process's worker has been told to stop; it says so nowhere but in itself."""
+    base: Any = sys.modules.get("gunicorn.workers.base")
+    if base is None:
+        return None
+    for found in gc.get_objects():
+        # By its type: to ask a proxy for its class may raise.
+        if issubclass(type(found), base.Worker) and found.pid == os.getpid():
+            worker = found
+            return lambda: not worker.alive
+    return None
+
+
+# --- the table ---------------------------------------------------------------------------------------------
+
+
+def _has(key: str) -> Callable[[Environ, Any], bool]:
+    return lambda environ, start_response: key in environ
+
+
+def _calls_itself(name: str) -> Callable[[Environ, Any], bool]:
+    return lambda environ, start_response: str(environ.get("SERVER_SOFTWARE")).lower().startswith(name)
+
+
+def _came_from(*packages: str) -> Callable[[Environ, Any], bool]:
+    def knows(environ: Environ, start_response: Any) -> bool:
+        modules = (type(environ.get("wsgi.input")).__module__, getattr(start_response, "__module__", None) or "")
+        return any(module.partition(".")[0] in packages for module in modules)
+
+    return knows
+
+
+def _reads_a_socket(environ: Environ, start_response: Any) -> bool:
+    return _reader(environ) is not None
+
+
+def _is_cheroots(environ: Environ, start_response: Any) -> bool:
+    owner = getattr(start_response, "__self__", None)
+    return hasattr(getattr(owner, "req", None), "conn")
+
+
+_SERVERS: Final = (
+    WSGIServer("werkzeug", _has("werkzeug.socket"), _werkzeug, client=_entry("werkzeug.socket")),
+    WSGIServer(
+        "gunicorn",
+        _has("gunicorn.socket"),
+        _gunicorn,
+        stopping=_gunicorn_stopping,
+        client=_entry("gunicorn.socket"),
+    ),
+    WSGIServer("waitress", _has("waitress.client_disconnected"), _waitress, client=_of_channel),
+    WSGIServer("cheroot", _is_cheroots, _cheroot, client=_of_connection),
+    WSGIServer(
+        "cheroot",
+        _calls_itself("cheroot/"),
+        None,
+        "another middleware hides its start_response: make WatershedWSGI the outermost one",
+    ),
+    WSGIServer("eventlet", _has("eventlet.input"), _eventlet, client=_of_eventlet, target=_target_of_eventlet),
+    WSGIServer("uWSGI", _has("uwsgi.version"), _uwsgi, client=_of_uwsgi),
+    WSGIServer(
+        "mod_wsgi", _has("mod_wsgi.version"), None, f"Apache keeps the client's connection to itself: {_INSTEAD}"
+    ),
+    WSGIServer("bjoern", _calls_itself("bjoern"), None, f"it has no Python object for a connection: {_INSTEAD}"),
+    WSGIServer(
+        "hypercorn's WSGI bridge",
+        _came_from("hypercorn"),
+        None,
+        "a WSGI application behind ASGI has no socket: serve WebSockets from an ASGI application beside it, or "
+        + _INSTEAD,
+    ),
+    WSGIServer(
+        "a WSGI bridge of an ASGI server",
+        _came_from("a2wsgi", "uvicorn", "asgiref", "starlette"),
+        None,
+        "a WSGI application behind ASGI has no socket: serve WebSockets from an ASGI application beside it, or "
+        + _INSTEAD,
+    ),
+    WSGIServer(
+        "tornado's WSGIContainer",
+        _came_from("tornado"),
+        None,
+        "it reads the request whole and keeps the connection to itself: " + _INSTEAD,
+    ),
+    # wsgiref, Django's runserver, gevent's pywsgi, and every other server whose application reads the connection's own
+    # buffered file.
+    WSGIServer(
+        "this WSGI server",
+        _reads_a_socket,
+        _file,
+        stopping=_gunicorn_stopping,
+        client=_under_file,
+        target=_target_of_handler,
+    ),
+)
