@@ -49,7 +49,9 @@ MODULES = (
     "connection.aio.driver",
     "connection.aio.connection",
     "connection.threads.steps",
-    "relay.sides",
+    "relay.side",
+    "relay.socket_side",
+    "relay.transport_side",
     "uvicorn.messages",
 )
 ROOT = Path(__file__).resolve().parent

@@ -60,7 +60,7 @@ from tests.doors.support import (
 from tests.support import LIMIT, PROJECT, LoopThread, Program, free_port
 from watershed_mw import AsyncConnection, WatershedASGI
 from watershed_mw.cli.commands import cli as watershed_cli
-from watershed_mw.watershed import Options, Settings
+from watershed_mw.options import Options, Settings
 
 PYTHON = [block for block in blocks() if block.language == "python"]
 

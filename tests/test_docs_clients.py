@@ -26,8 +26,8 @@ from tests.doors.support import Peer, Receive, Scope, Send, Uvicorn, Werkzeug, d
 from tests.support import LIMIT
 from watershed_mw import WatershedASGI
 from watershed_mw.client import Backoff, connect, worth_retrying
+from watershed_mw.options import Settings
 from watershed_mw.proxy import WebSocketProxy
-from watershed_mw.watershed import Settings
 
 PAGES = ("clients.md", "proxy.md")
 PYTHON = [block for block in blocks() if block.language == "python" and block.page.name in PAGES]

@@ -20,7 +20,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "HandshakeError": "errors",
         "Limits": "core.limits",
         "LocalProtocolError": "errors",
-        "Options": "watershed",
+        "Options": "options",
         "ProtocolError": "errors",
         "RemoteProtocolError": "errors",
         "Request": "core.handshake.negotiation",
@@ -36,7 +36,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "implementation": "_implementation",
         "live_connections": "connection.base",
     },
-    "watershed_mw.asgi": {"ASGIUpgrade": "asgi.middleware", "WatershedASGI": "asgi.middleware"},
+    "watershed_mw.asgi": {"ASGIUpgrade": "asgi.upgrade", "WatershedASGI": "asgi.middleware"},
     "watershed_mw.client": {
         "Backoff": "client.retry",
         "Connect": "client.connector",
@@ -65,8 +65,8 @@ PUBLIC: dict[str, dict[str, str]] = {
     },
     "watershed_mw.uvicorn": {"WatershedProtocol": "uvicorn.protocol", "options_of": "uvicorn.protocol"},
     "watershed_mw.wsgi": {
-        "Rejection": "wsgi.middleware",
-        "WSGIUpgrade": "wsgi.middleware",
+        "Rejection": "wsgi.responses",
+        "WSGIUpgrade": "wsgi.upgrade",
         "WatershedWSGI": "wsgi.middleware",
         "asks_for_upgrade": "wsgi.middleware",
     },

@@ -23,7 +23,8 @@ from .errors import (
     UnsupportedServerError,
     WatershedError,
 )
-from .watershed import Options, Watershed
+from .options import Options
+from .watershed import Watershed
 from .wsgi.middleware import WatershedWSGI
 
 __all__ = [

@@ -14,10 +14,10 @@ from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import WebSocketRequestValidationError
 from starlette.websockets import WebSocket
 
-from .asgi.middleware import ASGIUpgrade
+from .asgi.upgrade import ASGIUpgrade
 from .connection.aio.api import AsyncConnection, is_coroutine_function
+from .options import ConnectionOptions, check_connection_options
 from .starlette import upgrade_of
-from .watershed import ConnectionOptions, check_connection_options
 
 __all__ = ["Accepted", "upgrade"]
 

@@ -22,8 +22,10 @@ from .connection.aio.api import AsyncConnection, AsyncHandler, is_coroutine_func
 from .connection.threads.connection import ThreadConnection
 from .errors import ConnectionClosed, HandshakeError
 from .http.refusals import log_environ_refused
-from .watershed import ConnectionOptions, Options, check_connection_options
-from .wsgi.middleware import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
+from .options import ConnectionOptions, Options, check_connection_options
+from .wsgi.middleware import WatershedWSGI, asks_for_upgrade
+from .wsgi.responses import Rejection
+from .wsgi.upgrade import WSGIUpgrade
 
 __all__ = ["Shed", "UpgradeResponse"]
 

@@ -16,9 +16,10 @@ from starlette.routing import WebSocketRoute, get_name
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from .asgi.middleware import ASGIUpgrade, WatershedASGI
+from .asgi.middleware import WatershedASGI
+from .asgi.upgrade import ASGIUpgrade, UpgradePolicy
 from .connection.aio.api import AsyncConnection, is_coroutine_function
-from .watershed import Options
+from .options import Options
 
 __all__ = ["WatershedRoute", "upgrade_of"]
 
@@ -110,23 +111,23 @@ class _Endpoint:
         self._options = options
         # The judge of this route behind each middleware in front, with that one's options; there is hardly ever more
         # than one. Made now where nobody stands in front, so that a bad option is an error at the start.
-        self._judges: dict[WatershedASGI | None, WatershedASGI] = {None: WatershedASGI(self._serve, **options)}
+        self._middlewares: dict[UpgradePolicy | None, WatershedASGI] = {None: WatershedASGI(self._serve, **options)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         upgrade = scope.get("watershed")
         if not isinstance(upgrade, ASGIUpgrade):
-            await self._judges[None](scope, receive, send)
+            await self._middlewares[None](scope, receive, send)
         elif self._options:
-            await self._judge_behind(upgrade.middleware)(scope, receive, send)
+            await self._middleware_behind(upgrade.policy)(scope, receive, send)
         else:
             await self._serve(scope, receive, send)
 
-    def _judge_behind(self, front: WatershedASGI) -> WatershedASGI:
-        judge = self._judges.get(front)
-        if judge is None:
+    def _middleware_behind(self, front: UpgradePolicy) -> WatershedASGI:
+        middleware = self._middlewares.get(front)
+        if middleware is None:
             options: Any = {**front.options, **self._options}
-            judge = self._judges[front] = WatershedASGI(self._serve, **options)
-        return judge
+            middleware = self._middlewares[front] = WatershedASGI(self._serve, **options)
+        return middleware
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request: HTTPConnection = HTTPConnection(scope)

@@ -17,7 +17,8 @@ from werkzeug.test import Client
 
 from .connection.threads.connection import ThreadConnection
 from .errors import ConnectionClosed, HandshakeError
-from .watershed import ClientOptions, Watershed, check_options
+from .options import ClientOptions, check_options
+from .watershed import Watershed
 
 __all__ = ["TestConnection", "connect"]
 

@@ -281,20 +281,20 @@ class Client:
         assert self.loop is not None
         return self.loop.call(work)
 
-    def open(self, url: Any, **options: Any) -> Conversation:
+    def open(self, url: Any, **options: Any) -> BaseProtocol:
         """``connect(url, ...)``, opened."""
         return self.enter(connect(url, **options))
 
-    def enter(self, connecting: Connect) -> Conversation:
+    def enter(self, connecting: Connect) -> BaseProtocol:
         """Open what :func:`connect` has returned."""
         conn = connecting.open() if self.loop is None else self.do(lambda: connecting)
         self._opened.append(conn)
-        return Conversation(self, conn)
+        return BaseProtocol(self, conn)
 
-    def take(self, conn: Any) -> Conversation:
+    def take(self, conn: Any) -> BaseProtocol:
         """A connection that was made in another way."""
         self._opened.append(conn)
-        return Conversation(self, conn)
+        return BaseProtocol(self, conn)
 
     def close(self) -> None:
         """Drop what is open still."""
@@ -302,7 +302,7 @@ class Client:
             self.do(conn.destroy)
 
 
-class Conversation:
+class BaseProtocol:
     """A connection whose calls are made where its flavour makes them."""
 
     def __init__(self, client: Client, conn: Any) -> None:

@@ -252,7 +252,7 @@ def test_who_waits_without_a_limit_learns_of_the_time_out_that_another_thread_se
     peer.expect(PONG)  # it reads
     sending = live.begin("send", b"x" * MIB)
     until(lambda: live.conn.stats.messages_sent == 1)
-    live.call("begin_end")
+    live.call("start_close")
     peer.sock.settimeout(0.01)
     with contextlib.suppress(TimeoutError):
         for _ in range(64):

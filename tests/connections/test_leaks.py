@@ -17,7 +17,7 @@ from tests.connections.ways import SERVER, Opener, Way, tasks_are_gone, until
 from tests.connections.wire import BINARY, TEXT
 from watershed_mw import WatershedConnection
 from watershed_mw.runtime.loop_thread import background_loop
-from watershed_mw.runtime.timers import alarm_of
+from watershed_mw.runtime.timers import timers_of
 
 WAYS = (
     Way("asyncio", "streams", False, SERVER),
@@ -103,7 +103,7 @@ def test_200_connections_leave_nothing_behind(opener: Opener, way: Way) -> None:
     loop = background_loop()[0] if way.flavour == "background" else opener.loop(way.flavour).loop
 
     async def look() -> tuple[bool, Any]:
-        alarm = alarm_of(asyncio.get_running_loop())
+        alarm = timers_of(asyncio.get_running_loop())
         return await tasks_are_gone(), (alarm._waiting, alarm._times, alarm._handle)
 
     assert asyncio.run_coroutine_threadsafe(look(), loop).result(10) == (True, (0, [], None))

@@ -14,7 +14,7 @@ from tests.connections.wire import BINARY, TEXT, WirePeer
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError
 from watershed_mw.connection.memory import memory_budget
-from watershed_mw.core.memory_budget import PATIENCE
+from watershed_mw.core.memory_budget import MAX_PAUSE
 
 MIB = 2**20
 each = pytest.mark.parametrize("way", [way for way in EACH if not way.tls], ids=str)
@@ -203,7 +203,7 @@ def test_what_never_becomes_less_ends_after_a_while(way: Way, opener: Opener) ->
     over = live.run()
     half(peer, int(3.3 * MIB))
     until(lambda: held(3))
-    peer.sock.settimeout(LIMIT + PATIENCE)
+    peer.sock.settimeout(LIMIT + MAX_PAUSE)
     peer.expect_close(1009)
     peer.close()
     assert over.result(LIMIT)[0] == 1009

@@ -72,7 +72,7 @@ class Rig:
 
     def close(self) -> None:
         for made in self.relays:
-            made.break_off()
+            made.abort()
             made.wait(LIMIT)
         for sock in self._sockets:
             sock.close()
@@ -311,7 +311,7 @@ def test_begin_end_between_two_frames(rig: Rig) -> None:
     client, server, made = rig.open()
     client.sendall(masked(TEXT, b"hello"))
     assert exactly(server, 11) == masked(TEXT, b"hello")
-    made.begin_end("restart", code=1012)
+    made.start_close("restart", code=1012)
     assert exactly(client, len(GOODBYE)) == GOODBYE
     assert unmasked(exactly(server, len(GOODBYE) + 4)) == GOODBYE
     answer(client, server)
@@ -327,7 +327,7 @@ def test_begin_end_in_the_middle_of_a_frame(rig: Rig, came: int) -> None:
     server.sendall(down[:came])
     assert exactly(server, came) == up[:came]
     assert exactly(client, came) == down[:came]
-    made.begin_end("restart", code=1012)
+    made.start_close("restart", code=1012)
     until(lambda: made.ending)
     client.sendall(up[came:] + masked(TEXT, b"too late"))
     server.sendall(down[came:] + plain(TEXT, b"too late"))
@@ -345,7 +345,7 @@ def test_begin_end_in_the_middle_of_a_close(rig: Rig) -> None:
     close = masked(CLOSE, b"\x03\xe8bye")
     client.sendall(close[:7])
     assert exactly(server, 7) == close[:7]
-    made.begin_end("restart", code=1012)
+    made.start_close("restart", code=1012)
     assert exactly(client, len(GOODBYE)) == GOODBYE
     client.sendall(close[7:])
     assert exactly(server, len(close) - 7) == close[7:]
@@ -363,14 +363,14 @@ def test_begin_end_adds_no_second_close(rig: Rig, first: str) -> None:
     if first == "client":
         client.sendall(masked(CLOSE, b"\x03\xe8"))
         assert exactly(server, 8) == masked(CLOSE, b"\x03\xe8")
-        made.begin_end("restart", code=1012)
+        made.start_close("restart", code=1012)
         assert to_the_end(client) == GOODBYE
         server.shutdown(socket.SHUT_WR)
         assert to_the_end(server) == b""
     else:
         server.sendall(plain(CLOSE, b"\x03\xe8"))
         assert exactly(client, 4) == plain(CLOSE, b"\x03\xe8")
-        made.begin_end("restart", code=1012)
+        made.start_close("restart", code=1012)
         assert unmasked(to_the_end(server)) == GOODBYE
         client.shutdown(socket.SHUT_WR)
         assert to_the_end(client) == b""
@@ -384,7 +384,7 @@ def test_what_is_unsent_comes_before_the_close(rig: Rig) -> None:
     frame = plain(BINARY, bytes(2**20))
     writing = in_thread(lambda: server.sendall(frame))
     assert exactly(client, 2) == frame[:2]
-    made.begin_end("restart", code=1012)
+    made.start_close("restart", code=1012)
     assert exactly(client, len(frame) - 2 + len(GOODBYE)) == frame[2:] + GOODBYE
     writing.result(LIMIT)
     client.close()
@@ -396,7 +396,7 @@ def test_what_is_unsent_comes_before_the_close(rig: Rig) -> None:
 def test_begin_end_waits_close_timeout_for_who_never_reads(rig: Rig) -> None:
     _, server, made = rig.open(small=True, close_timeout=SHORT)
     taken_from(server, 2**24)
-    made.begin_end()
+    made.start_close()
     assert made.wait(LIMIT).end is RelayEnd.DRAINED
 
 
@@ -404,9 +404,9 @@ def test_begin_end_waits_close_timeout_for_who_never_reads(rig: Rig) -> None:
 def test_begin_end_is_checked_where_it_is_called(rig: Rig) -> None:
     _, _, made = rig.open()
     with pytest.raises(LocalProtocolError):
-        made.begin_end(code=1005, reason="no")
+        made.start_close(code=1005, reason="no")
     with pytest.raises(LocalProtocolError):
-        made.begin_end("long" * 40)
+        made.start_close("long" * 40)
     with pytest.raises(TimeoutError):
         made.wait(0.001)
     assert not made.gone
@@ -416,13 +416,13 @@ def test_begin_end_is_checked_where_it_is_called(rig: Rig) -> None:
 def test_break_off(rig: Rig) -> None:
     client, server, made = rig.open(shutdown_code=1012)
     assert made.shutdown_code == 1012
-    made.break_off()
+    made.abort()
     for sock in (client, server):
         with contextlib.suppress(ConnectionResetError):
             assert to_the_end(sock) == b""
     assert made.wait(LIMIT).end is RelayEnd.BROKEN_OFF
-    made.begin_end()
-    made.break_off()
+    made.start_close()
+    made.abort()
 
 
 # --- limits ------------------------------------------------------------------------------------------------------
@@ -527,7 +527,7 @@ def test_tls_is_ended_with_a_close_frame_and_a_close_notify(rig: Rig, tls_contex
     made = rig.between(a, b)
     client.sendall(masked(TEXT, b"hello"))
     assert exactly(server, 11) == masked(TEXT, b"hello")
-    made.begin_end("restart", code=1012)
+    made.start_close("restart", code=1012)
     assert exactly(client, len(GOODBYE)) == GOODBYE
     assert unmasked(exactly(server, len(GOODBYE) + 4)) == GOODBYE
     answer(client, server)
@@ -565,7 +565,7 @@ def test_streams_and_transports(rig: Rig, tls_contexts: Contexts, kind: str) -> 
     if kind == "plain":
         assert exactly(client, 5) == b"early"
     chat(client, server)
-    made.begin_end("restart", code=1012)
+    made.start_close("restart", code=1012)
     if kind != "plain":  # where the early bytes were no frames
         assert exactly(client, len(GOODBYE)) == GOODBYE
         assert unmasked(exactly(server, len(GOODBYE) + 4)) == GOODBYE
@@ -609,7 +609,7 @@ def test_awaited_on_any_loop(rig: Rig) -> None:
 
 @EVERYWHERE
 def test_many_relays_take_no_threads_and_leave_no_descriptors(rig: Rig) -> None:
-    rig.open()[2].break_off()
+    rig.open()[2].abort()
     until(lambda: rig.relays[0].gone)
     threads, files = threading.active_count(), descriptors()
     opened = [rig.open() for _ in range(200)]
@@ -620,7 +620,7 @@ def test_many_relays_take_no_threads_and_leave_no_descriptors(rig: Rig) -> None:
     assert threading.active_count() <= threads + 0
     for number, (client, server, made) in enumerate(opened):
         if number % 3 == 0:
-            made.break_off()
+            made.abort()
         elif number % 3 == 1:
             reset(client)
         client.close()

@@ -22,7 +22,7 @@ from tests.connections.ways import CLIENT, IN_THREADS, SERVER, Link, Opener, Way
 from tests.connections.wire import PING, PONG, TEXT, WirePeer, tcp_pair
 from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, ThreadConnection, Watershed, implementation
-from watershed_mw.connection.limit import Room
+from watershed_mw.connection.limit import ConnectionLimit
 
 in_threads = pytest.mark.parametrize("way", IN_THREADS, ids=str)
 plain = pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
@@ -435,7 +435,7 @@ def test_who_is_interrupted_still_has_the_end_told_once(link: Link, method: str)
 
 
 def test_a_place_is_given_back_once_and_by_who_forgets_it() -> None:
-    room = Room(2)
+    room = ConnectionLimit(2)
     first, second = room.enter(), room.enter()
     first.leave()
     first.leave()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support import LIMIT
-from watershed_mw.runtime.timers import Alarm, alarm_of
+from watershed_mw.runtime.timers import Timers, timers_of
 
 
 class Caller:
@@ -30,10 +30,10 @@ class Caller:
         self.after()
 
 
-def on_a_loop(scenario: Callable[[Alarm], Awaitable[None]]) -> None:
+def on_a_loop(scenario: Callable[[Timers], Awaitable[None]]) -> None:
     async def main() -> None:
-        alarm = alarm_of(asyncio.get_running_loop())
-        assert alarm is alarm_of(asyncio.get_running_loop())
+        alarm = timers_of(asyncio.get_running_loop())
+        assert alarm is timers_of(asyncio.get_running_loop())
         await scenario(alarm)
         assert (alarm._waiting, alarm._times, alarm._calls, alarm._handle) == (0, [], {}, None)
 
@@ -46,7 +46,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def test_everybody_is_called_once_and_not_before_the_time() -> None:
-    async def scenario(alarm: Alarm) -> None:
+    async def scenario(alarm: Timers) -> None:
         start = time.monotonic()
         callers = [Caller(due=start + random.uniform(-0.01, 0.05)) for _ in range(500)]
         for caller in callers:
@@ -60,7 +60,7 @@ def test_everybody_is_called_once_and_not_before_the_time() -> None:
 
 
 def test_who_has_cancelled_is_not_called() -> None:
-    async def scenario(alarm: Alarm) -> None:
+    async def scenario(alarm: Timers) -> None:
         now = time.monotonic()
         callers = [Caller(due=now + 0.02) for _ in range(50)]
         times = [alarm.set(caller.due, Caller.call, caller) for caller in callers]
@@ -74,7 +74,7 @@ def test_who_has_cancelled_is_not_called() -> None:
 
 
 def test_many_who_are_due_together_do_not_hold_up_the_loop() -> None:
-    async def scenario(alarm: Alarm) -> None:
+    async def scenario(alarm: Timers) -> None:
         when = time.monotonic() + 0.01
         callers = [Caller(due=when) for _ in range(1000)]
         for caller in callers:
@@ -90,7 +90,7 @@ def test_many_who_are_due_together_do_not_hold_up_the_loop() -> None:
 
 
 def test_what_is_cancelled_is_let_go_at_once() -> None:
-    async def scenario(alarm: Alarm) -> None:
+    async def scenario(alarm: Timers) -> None:
         stays, goes = Caller(due=0.0), Caller(due=0.0)
         when = time.monotonic() + 1000
         times = [alarm.set(when, Caller.call, caller) for caller in (stays, goes)]
@@ -105,7 +105,7 @@ def test_what_is_cancelled_is_let_go_at_once() -> None:
 
 
 def test_a_call_may_set_and_cancel_others() -> None:
-    async def scenario(alarm: Alarm) -> None:
+    async def scenario(alarm: Timers) -> None:
         when = time.monotonic() + 0.01
         last = Caller(due=0.0)
         victims = [Caller(due=when), Caller(due=when)]
@@ -126,7 +126,7 @@ def test_a_call_may_set_and_cancel_others() -> None:
 
 
 def test_a_call_that_raises_keeps_nobody_else_from_theirs() -> None:
-    async def scenario(alarm: Alarm) -> None:
+    async def scenario(alarm: Timers) -> None:
         failures: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context["exception"]))
 
@@ -145,7 +145,7 @@ def test_a_call_that_raises_keeps_nobody_else_from_theirs() -> None:
 
 @pytest.mark.parametrize("ahead, late", [(0.5, 0.001), (5.0, 1 / 64), (20.0, 1 / 8), (10**9, 1 / 8)])
 def test_who_waits_long_may_be_called_a_little_later_with_others(ahead: float, late: float) -> None:
-    async def scenario(alarm: Alarm) -> None:
+    async def scenario(alarm: Timers) -> None:
         callers = [Caller(due=time.monotonic() + ahead + 0.4 * random.random()) for _ in range(1000)]
         times = [alarm.set(caller.due, Caller.call, caller) for caller in callers]
         for when, caller in zip(times, callers, strict=True):

@@ -47,7 +47,7 @@ class Build:
     FrameReader: type[codec.FrameReader]
     Deflate: type[deflate.Deflate]
     Contexts: type[deflate.Contexts]
-    SharedMessage: type[prepared.SharedMessage]
+    PreparedMessage: type[prepared.PreparedMessage]
     ReceiveQueue: type[receive_queue.ReceiveQueue]
     encode_frame: Callable[..., bytes]
     mask: Callable[[bytes, int, int, bytes, int], bytes]
@@ -95,7 +95,7 @@ def load_build(name: str) -> Build:
         framing.FrameReader,
         deflating.Deflate,
         deflating.Contexts,
-        sharing.SharedMessage,
+        sharing.PreparedMessage,
         queueing.ReceiveQueue,
         framing.encode_frame,
         framing.mask,

@@ -408,7 +408,7 @@ def test_what_was_kept_is_forgotten_at_the_end_of_a_stream(build: Build) -> None
 def test_after_a_message_of_somebody_elses_the_next_refers_to_nothing(build: Build) -> None:
     deflate = build.Deflate(parameters())
     assert deflate.compress(b"Hello") == HELLO
-    deflate.start_afresh()
+    deflate.reset_context()
     assert deflate.compress(b"Hello") == HELLO
 
 
@@ -456,7 +456,7 @@ def test_a_context_of_before_is_counted_when_its_connection_gets_a_pool(build: B
     deflate.compress(b"in a thread")
     deflate.share(pool)
     assert len(pool) == 1
-    deflate.rest()
+    deflate.release()
     assert len(pool) == 0
 
 
@@ -500,14 +500,14 @@ def test_an_idle_connection_keeps_what_came_and_no_context(build: Build) -> None
 @pytest.mark.need(18)
 def test_a_protocol_gives_contexts_back_that_nobody_uses(build: Build) -> None:
     protocol = build.make(parameters=parameters())
-    assert protocol.rest_due is None
+    assert protocol.release_due is None
     protocol.send_binary(bytes(100))
-    assert protocol.rest_due == START + 1
+    assert protocol.release_due == START + 1
     for later in (0.5, 1.0):
-        protocol.rest(START + later)
-        assert protocol.rest_due is not None
-    protocol.rest(START + 2.0)
-    assert protocol.rest_due is None
+        protocol.release_idle(START + later)
+        assert protocol.release_due is not None
+    protocol.release_idle(START + 2.0)
+    assert protocol.release_due is None
 
 
 @pytest.mark.need(18)
@@ -515,10 +515,10 @@ def test_keepalive_gives_contexts_back(build: Build) -> None:
     protocol = build.make(parameters=parameters(), limits=Limits(ping_interval=20))
     protocol.send_binary(bytes(100))
     protocol.handle_timeout(START + 20, 0)
-    assert protocol.rest_due is not None
+    assert protocol.release_due is not None
     protocol.receive_data(wire.frame(wire.PONG, b"keepalive 1", key=wire.KEY), START + 21)
     protocol.handle_timeout(START + 40, 0)
-    assert protocol.rest_due is None
+    assert protocol.release_due is None
 
 
 @pytest.mark.need(18)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from watershed_mw.connection.memory import bytes_of
-from watershed_mw.core.memory_budget import PATIENCE, STEP, Account, MemoryBudget
+from watershed_mw.core.memory_budget import MAX_PAUSE, STEP, Account, MemoryBudget
 from watershed_mw.errors import LocalProtocolError, RemoteProtocolError
 
 MIB = 2**20
@@ -144,7 +144,7 @@ def test_one_that_stays_paused_is_overdue_and_the_largest_end_until_half_is_free
     paused = [account for account in accounts if account.paused]
     assert [account.held // MIB for account in paused] == [20, 20, 10, 14]
     paused[2].overdue()
-    assert paused[2].paused_at == NOW + PATIENCE
+    assert paused[2].paused_at == NOW + MAX_PAUSE
     assert [account.ending for account in paused] == [True, True, False, False]
     assert [account.paused for account in paused] == [False, False, True, True]
     accounts[20].close()
@@ -195,9 +195,9 @@ def test_one_that_is_collected_while_it_is_paused_is_forgotten(bank: Bank) -> No
 def test_one_that_has_let_go_of_most_is_pardoned(bank: Bank) -> None:
     large, _ = bank.holding(60, 41)
     assert large.ending
-    assert not large.pardoned()
+    assert not large.recovered()
     large.report(0, 0, 20 * MIB, NOW)
-    assert large.pardoned()
+    assert large.recovered()
     assert not large.ending
     assert bank.budget.total == 61 * MIB
 

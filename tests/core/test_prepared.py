@@ -15,20 +15,20 @@ AGREED = DeflateParameters(options=DeflateOptions(threshold=10))
 
 
 def test_servers_without_compression_write_the_very_same_bytes(build: Build) -> None:
-    shared = build.SharedMessage("hé")
-    one, two = (build.make().send_shared(shared) for _ in range(2))
+    shared = build.PreparedMessage("hé")
+    one, two = (build.make().send_prepared(shared) for _ in range(2))
     assert one is two
     assert one == wire.frame(wire.TEXT, "hé".encode())
 
 
 def test_servers_with_the_same_window_and_level_compress_once(build: Build) -> None:
-    shared = build.SharedMessage(b"a message of some length")
+    shared = build.PreparedMessage(b"a message of some length")
     protocols = [build.make(parameters=AGREED) for _ in range(2)]
-    one, two = (protocol.send_shared(shared) for protocol in protocols)
+    one, two = (protocol.send_prepared(shared) for protocol in protocols)
     assert one is two
     assert one[0] == 0xC2
     smaller = build.make(parameters=DeflateParameters(local_max_window_bits=9, options=AGREED.options))
-    assert smaller.send_shared(shared) is not one
+    assert smaller.send_prepared(shared) is not one
     # What a connection sends by itself afterwards refers to nothing.
     fresh = build.make(parameters=AGREED)
     for protocol in (protocols[0], fresh):
@@ -37,22 +37,23 @@ def test_servers_with_the_same_window_and_level_compress_once(build: Build) -> N
 
 
 def test_below_the_threshold_nothing_is_compressed(build: Build) -> None:
-    assert build.make(parameters=AGREED).send_shared(build.SharedMessage(b"short")) == wire.frame(wire.BINARY, b"short")
+    sent = build.make(parameters=AGREED).send_prepared(build.PreparedMessage(b"short"))
+    assert sent == wire.frame(wire.BINARY, b"short")
 
 
 def test_what_waits_goes_first_and_counters_agree(build: Build) -> None:
     protocol = build.make()
     protocol.send_text("first")
-    assert protocol.send_shared(build.SharedMessage("second")) == b""
+    assert protocol.send_prepared(build.PreparedMessage("second")) == b""
     assert protocol.data_to_send() == wire.frame(wire.TEXT, b"first") + wire.frame(wire.TEXT, b"second")
-    sent = protocol.send_shared(build.SharedMessage("third"))
+    sent = protocol.send_prepared(build.PreparedMessage("third"))
     assert (protocol.frames_sent, protocol.messages_sent, protocol.unsent_size) == (3, 3, 0)
     assert protocol.bytes_sent == 7 + 8 + len(sent)
 
 
 def test_a_client_queues_a_frame_of_its_own(build: Build) -> None:
     protocol = build.make(Role.CLIENT)
-    assert protocol.send_shared(build.SharedMessage("x")) == b""
+    assert protocol.send_prepared(build.PreparedMessage("x")) == b""
     assert len(protocol.data_to_send()) == 2 + 4 + 1
 
 
@@ -60,6 +61,6 @@ def test_nothing_is_sent_once_a_close_was(build: Build) -> None:
     protocol = build.make()
     protocol.close(1000, "", START)
     with pytest.raises(ConnectionClosed):
-        protocol.send_shared(build.SharedMessage("late"))
+        protocol.send_prepared(build.PreparedMessage("late"))
     with pytest.raises(LocalProtocolError):
-        build.SharedMessage("\ud800")
+        build.PreparedMessage("\ud800")

@@ -68,7 +68,7 @@ def test_messages_of_every_length_come(build: Build, size: int) -> None:
 
 def put(subject: Any, data: bytes, most: int) -> tuple[int, list[Any]]:
     """Put the begin of ``data`` where ``subject`` wants it; how much it took, and what came of it."""
-    space = subject.space()
+    space = subject.get_buffer()
     size = min(len(space), len(data), most)
     assert 0 < size <= subject.payload_to_come()
     space[:size] = data[:size]
@@ -120,14 +120,14 @@ def test_what_a_peer_declares_costs_no_memory_in_place(build: Build) -> None:
     subject = build.make(limits=Limits(max_message_size=None))
     subject.receive_data(frame(BINARY, b"", key=wire.KEY, declared=2**40), START)
     assert subject.payload_to_come() == 2**40
-    assert len(subject.space()) <= 256 * 2**10
+    assert len(subject.get_buffer()) <= 256 * 2**10
 
 
 def test_what_comes_in_place_when_it_has_ended_is_dropped(build: Build) -> None:
     subject = build.make()
     subject.receive_data(frame(BINARY, bytes(1000), key=wire.KEY)[:500], START)
     size = subject.payload_to_come()
-    subject.space()[:size] = bytes(size)
+    subject.get_buffer()[:size] = bytes(size)
     subject.abort()
     assert subject.receive_in_place(size, START) == []
     assert subject.messages_received == 0

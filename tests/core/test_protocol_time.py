@@ -432,12 +432,12 @@ def test_a_large_message_that_is_read_in_place_has_the_same_limit(build: Build) 
     data = frame(wire.BINARY, bytes(200_000), key=wire.KEY)
     subject.receive_data(data[:100_000], START)
     rest = data[100_000:]
-    subject.space()[:1000] = rest[:1000]
+    subject.get_buffer()[:1000] = rest[:1000]
     subject.receive_in_place(1000, START + 1)
     assert subject.next_deadline() == START + 30 + 101_000 / 512
     while subject.payload_to_come():
-        size = min(len(subject.space()), subject.payload_to_come())
-        subject.space()[:size] = bytes(size)
+        size = min(len(subject.get_buffer()), subject.payload_to_come())
+        subject.get_buffer()[:size] = bytes(size)
         subject.receive_in_place(size, START + 2)
     assert subject.next_deadline() is None
 

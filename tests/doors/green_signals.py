@@ -106,7 +106,7 @@ def main(kind: str) -> None:
             pass
     signal.setitimer(signal.ITIMER_REAL, 0)
     report("ours", received, signals)
-    connection.break_off()
+    connection.abort()
     os.wait()
 
 

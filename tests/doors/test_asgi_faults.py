@@ -25,8 +25,8 @@ from websockets.frames import Opcode
 
 from tests.support import LIMIT, Program
 from watershed_mw import AsyncConnection, ConnectionClosed, WatershedASGI, WatershedConnection, live_connections
+from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol
-from watershed_mw.watershed import ConnectionOptions
 
 from .support import (
     ASGIApp,

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-import watershed_mw.http.adapt
+import watershed_mw.http.parse
 import watershed_mw.uvicorn.request
 from tests.support import LIMIT
 from watershed_mw.core.handshake.negotiation import Request, check_request
 from watershed_mw.errors import HandshakeError
-from watershed_mw.http.adapt import as_parsed, read_by_h11, read_request_head
+from watershed_mw.http.parse import as_parsed, read_by_h11, read_request_head
 from watershed_mw.uvicorn import WatershedProtocol
 from watershed_mw.uvicorn.request import read_request
 
@@ -195,9 +195,9 @@ def test_a_plain_head_is_read_by_httptools_where_it_is_there(monkeypatch: pytest
         raise AssertionError(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watershed_mw.http.adapt, "read_by_h11", never)
+        patch.setattr(watershed_mw.http.parse, "read_by_h11", never)
         assert read_request_head(early) == by_h11
-    monkeypatch.setattr(watershed_mw.http.adapt, "httptools", None)
+    monkeypatch.setattr(watershed_mw.http.parse, "httptools", None)
     assert read_request_head(early) == by_h11
 
 

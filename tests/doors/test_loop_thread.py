@@ -171,7 +171,7 @@ def test_a_thread_that_waits_for_a_loop_that_fails_waits_no_longer(breaking: Cal
         assert isinstance(ended.get(), ConnectionClosed)
         with pytest.raises(ConnectionClosed):
             connection.send("too late")
-        connection.begin_end()
+        connection.start_close()
         assert connection.closed
 
 

@@ -31,8 +31,8 @@ from watershed_mw import (
     WatershedASGI,
     live_connections,
 )
+from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol, options_of
-from watershed_mw.watershed import ConnectionOptions
 
 from .conftest import Start
 from .support import (

@@ -25,10 +25,10 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT, Program
+from watershed_mw.options import ConnectionOptions
 from watershed_mw.proxy import ProxyRequest, WebSocketProxy, live_relays
 from watershed_mw.runtime.loop_thread import background_loop
 from watershed_mw.uvicorn import WatershedProtocol
-from watershed_mw.watershed import ConnectionOptions
 
 from .conftest import Start
 from .support import (

@@ -13,7 +13,8 @@ import pytest
 
 from watershed_mw import WatershedASGI, WatershedWSGI
 from watershed_mw.errors import HandshakeError
-from watershed_mw.http.adapt import as_request, read_request_head
+from watershed_mw.http.adapt import as_request
+from watershed_mw.http.parse import read_request_head
 from watershed_mw.proxy import WebSocketProxy
 
 from .support import Peer, Receive, Scope, Send, Uvicorn, Werkzeug, accept, close, head, text

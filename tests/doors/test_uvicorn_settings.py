@@ -18,8 +18,8 @@ from websockets.frames import Opcode
 
 from tests.support import LIMIT
 from watershed_mw import WatershedASGI
+from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol, options_of
-from watershed_mw.watershed import ConnectionOptions
 
 from .support import (
     ASGIApp,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .middleware import ASGIUpgrade, WatershedASGI
+from .middleware import WatershedASGI
+from .upgrade import ASGIUpgrade
 
 __all__ = ["ASGIUpgrade", "WatershedASGI"]

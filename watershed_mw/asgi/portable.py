@@ -22,9 +22,9 @@ from anyio.abc import TaskGroup
 
 from ..connection.aio.api import AsyncConnection
 from ..connection.awaitables import Pending, on_loop
-from ..connection.base import Details, Handler, checked_message, logger
+from ..connection.base import ConnectionInfo, Handler, checked_message, logger
 from ..core.codes import CloseCode, encode_close
-from ..core.memory_budget import PATIENCE
+from ..core.memory_budget import MAX_PAUSE
 from ..core.message_protocol import MessageProtocol, Outgoing
 from ..core.payloads import Sendable, as_message
 from ..errors import ConnectionClosed, LocalProtocolError, UnsupportedServerError
@@ -55,10 +55,10 @@ class PortableConnection(AsyncConnection):
         "_asgi_send",
         "_behind",
         "_call_soon",
+        "_change",
         "_drained",
         "_held_back",
         "_loop",
-        "_news",
         "_read_on",
         "_reading",
         "_receivers",
@@ -73,7 +73,7 @@ class PortableConnection(AsyncConnection):
 
     def __init__(
         self,
-        details: Details,
+        info: ConnectionInfo,
         core: MessageProtocol,
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
@@ -84,7 +84,7 @@ class PortableConnection(AsyncConnection):
         self._server = server
         self._thread = threading.get_ident()
         self._loop, self._call_soon = _loop_and_call_soon()
-        self._news = anyio.Event()
+        self._change = anyio.Event()
         self._reading = anyio.CancelScope()
         self._read_on = True
         self._write_on = True
@@ -94,7 +94,7 @@ class PortableConnection(AsyncConnection):
         self._behind = False
         self._drained = False
         self._held_back = False
-        super().__init__(details, core)
+        super().__init__(info, core)
 
     def start(self, tasks: TaskGroup) -> None:
         """Begin to read, write and tell, in tasks of this group."""
@@ -110,11 +110,11 @@ class PortableConnection(AsyncConnection):
         else:
             # The exception that made it 1011 goes on to the server, which sends that for itself.
             self._core.receive_disconnect(code, "")
-        self._tell_all()
+        self._notify_all()
         with anyio.move_on_after(self._limits.close_timeout):
             # A connection that we fail has ended before its Close has gone out.
             while self._write_on or not self._finished():
-                await self._news_come()
+                await self._wait_for_change()
         self._note_end()
 
     # --- what applications call --------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class PortableConnection(AsyncConnection):
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says."""
         if not self._on_own_thread():
-            message: str | bytes = await self._elsewhere(lambda: self.receive(timeout))
+            message: str | bytes = await self._on_own_loop(lambda: self.receive(timeout))
             return message
         self._check_pull()
         if self._receivers or not self._queue:
@@ -142,7 +142,7 @@ class PortableConnection(AsyncConnection):
             raise self._closed_error()
         message = self._take_message()
         self._update_memory()
-        self._tell_all()
+        self._notify_all()
         return message
 
     async def _expect_message(self, timeout: float | None) -> None:  # noqa: ASYNC109
@@ -154,10 +154,10 @@ class PortableConnection(AsyncConnection):
                 while not self._core.ended or self._queue:
                     if self._queue and self._receivers[0] is turn:
                         break
-                    await self._news_come()
+                    await self._wait_for_change()
         finally:
             self._receivers.remove(turn)
-            self._tell_all()
+            self._notify_all()
 
     async def _pause(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -183,7 +183,7 @@ class PortableConnection(AsyncConnection):
             self._core.abort()
         self._update_memory()
         self._behind = self._behind or self._core.unsent_size > _HIGH_WATER
-        self._tell_all()
+        self._notify_all()
         number = self._core.items_queued
         return Pending(lambda: self._taken(number))
 
@@ -199,7 +199,7 @@ class PortableConnection(AsyncConnection):
         if threading.get_ident() != self._thread:
             return self._from_thread(lambda: self.end(reason, code=code))
         self._queue_close(code, reason)
-        self._tell_all()
+        self._notify_all()
         return Pending(self.wait_closed)
 
     def destroy(self) -> None:
@@ -209,12 +209,12 @@ class PortableConnection(AsyncConnection):
     async def run(self) -> tuple[int, str]:
         """As the base class says."""
         self._push = self._running = self._ran = True
-        self._tell_all()
+        self._notify_all()
         try:
             if self._finished():
                 await self._pause()
             while not self._finished():
-                await self._news_come()
+                await self._wait_for_change()
         finally:
             self._running = False
         if self._handler_error is not None:
@@ -224,14 +224,14 @@ class PortableConnection(AsyncConnection):
     async def wait_closed(self) -> None:
         """Wait until the server has taken our Close, or has told of the end."""
         if not self._on_own_thread():
-            await self._elsewhere(self.wait_closed)
+            await self._on_own_loop(self.wait_closed)
             return
         self._ran = True
         if self._core.ended:
             await self._pause()
         with anyio.move_on_after(self._limits.close_timeout if not self._core.sending else None):
             while not self._core.ended:
-                await self._news_come()
+                await self._wait_for_change()
 
     def _unsupported(self, what: str) -> NoReturn:
         raise UnsupportedServerError(
@@ -241,14 +241,14 @@ class PortableConnection(AsyncConnection):
 
     # --- one event for all that waits ----------------------------------------------------------------------
 
-    def _tell_all(self) -> None:
-        news, self._news = self._news, anyio.Event()
-        news.set()
+    def _notify_all(self) -> None:
+        change, self._change = self._change, anyio.Event()
+        change.set()
 
-    async def _news_come(self) -> None:
-        await self._news.wait()
+    async def _wait_for_change(self) -> None:
+        await self._change.wait()
 
-    async def _elsewhere(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         if self._loop is None:
             raise LocalProtocolError(
                 "expected a connection on trio to be awaited in trio's own thread, got another one: "
@@ -266,11 +266,11 @@ class PortableConnection(AsyncConnection):
         return self._told
 
     def _handlers_changed(self) -> None:
-        self._tell_all()
+        self._notify_all()
 
     async def _taken(self, number: int) -> None:
         while self._core.items_taken < number and not self._core.ended:
-            await self._news_come()
+            await self._wait_for_change()
 
     # --- memory ---------------------------------------------------------------------------------------------
 
@@ -281,27 +281,27 @@ class PortableConnection(AsyncConnection):
         if held >= self._report_above or held < self._report_below:
             self._report_memory(unsent)
 
-    def _memory_news(self) -> None:
+    def _memory_changed(self) -> None:
         """As the base class says."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed
-            self._soon(self._heed_memory)
+            self._soon(self._apply_memory)
 
-    def _heed_memory(self) -> None:
+    def _apply_memory(self) -> None:
         account = self._account
-        if account is not None and account.ending and not account.pardoned():
+        if account is not None and account.ending and not account.recovered():
             self._queue.clear()
             self._take(self._core.fail(account.error(), time.monotonic()))
             self._update_memory()
         self._held_back = account is not None and account.paused
-        self._tell_all()
+        self._notify_all()
 
-    async def _room_comes(self) -> None:
+    async def _wait_for_room(self) -> None:
         account = self._account
-        patience = None
+        timeout = None
         if self._held_back and account is not None:
-            patience = account.paused_at + PATIENCE - time.monotonic()
-        with anyio.move_on_after(None if patience is None else max(0.0, patience)) as waiting:
-            await self._news_come()
+            timeout = account.paused_at + MAX_PAUSE - time.monotonic()
+        with anyio.move_on_after(None if timeout is None else max(0.0, timeout)) as waiting:
+            await self._wait_for_change()
         if waiting.cancelled_caught and account is not None:
             account.overdue()
             self._held_back = account.paused
@@ -313,14 +313,14 @@ class PortableConnection(AsyncConnection):
             with self._reading:
                 while not self._core.ended:
                     while (self._queue.full or self._held_back) and self._core.sending:
-                        await self._room_comes()
+                        await self._wait_for_room()
                     self._received(await self._asgi_receive())
-                    self._tell_all()
+                    self._notify_all()
         except Exception as error:  # noqa: BLE001  # whatever a server or a middleware raises, it ends this connection
             self._failed(error)
         finally:
             self._read_on = False
-            self._tell_all()
+            self._notify_all()
 
     def _received(self, message: Message) -> None:
         if message["type"] == "websocket.receive":
@@ -339,29 +339,29 @@ class PortableConnection(AsyncConnection):
                 while (item := self._core.next_to_send()) is None:
                     if self._core.ended:
                         return
-                    await self._news_come()
+                    await self._wait_for_change()
                 if isinstance(item, tuple):
                     # Nothing more is expected, and granian holds a Close back while somebody is receiving.
                     self._reading.cancel()
                     while self._read_on:
-                        await self._news_come()
+                        await self._wait_for_change()
                 try:
                     await self._asgi_send(_as_asgi(item, self._server))
                 except OSError:
-                    await self._hear_the_end()
+                    await self._await_disconnect()
                     raise
                 self._core.taken()
                 self._update_memory()
                 if self._behind and not self._core.unsent_size:
                     self._behind, self._drained = False, True
-                self._tell_all()
+                self._notify_all()
         except Exception as error:  # noqa: BLE001  # as above
             self._failed(error)
         finally:
             self._write_on = False
-            self._tell_all()
+            self._notify_all()
 
-    async def _hear_the_end(self) -> None:
+    async def _await_disconnect(self) -> None:
         """Our Close came too late; what the peer's said, the server still has to tell."""
         if not self._read_on:
             with anyio.move_on_after(self._limits.close_timeout):
@@ -376,15 +376,15 @@ class PortableConnection(AsyncConnection):
             elif self._push and self._queue:
                 event = self._queue.take()
                 self._update_memory()
-                self._tell_all()
+                self._notify_all()
                 await self._await_results(self._emit_event(event))
             elif self._core.ended:
                 await self._await_results(self._emit_end())
                 self._told = True
-                self._tell_all()
+                self._notify_all()
                 return
             else:
-                await self._news_come()
+                await self._wait_for_change()
 
     async def _await_results(self, results: tuple[Any, ...]) -> None:
         for result in results:
@@ -406,11 +406,11 @@ class PortableConnection(AsyncConnection):
             if not isinstance(error, OSError):
                 self._error = error  # an OSError is how ASGI says that the client has gone
             self._core.receive_disconnect(CloseCode.ABNORMAL.value, "")
-        self._tell_all()
+        self._notify_all()
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)
-        self._tell_all()
+        self._notify_all()
         if not self._running or isinstance(error, asyncio.CancelledError):
             # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
             logger.error("a handler of %r raised", self, exc_info=error)

@@ -97,14 +97,14 @@ class Dialogue:
                 self.connection, self._error = connection, None
                 connection.on("error", self._note_error)
                 if self.order.verbose:
-                    self._tell_response(connection)
+                    self._show_response(connection)
                 try:
                     await self.converse(connection)
                     await connection.end()
                 finally:
                     self.connection = None
                     connection.destroy()
-                status = self._tell_end(connection)
+                status = self._show_end(connection)
                 if self.over:
                     break
         except (OSError, ValueError, WatershedError) as error:  # a ValueError of the environment's proxy, say
@@ -122,7 +122,7 @@ class Dialogue:
         if self.over or not worth_retrying(error):
             return False
         if not isinstance(error, ConnectionClosed):  # that one has been told
-            self.tell(_describe_failure(error, self.order.url) + "; trying again", "yellow")
+            self.show(_describe_failure(error, self.order.url) + "; trying again", "yellow")
         return True
 
     # --- signals ---------------------------------------------------------------------------------------------
@@ -158,39 +158,39 @@ class Dialogue:
 
     # --- what is told ----------------------------------------------------------------------------------------
 
-    def tell(self, text: str, style: str = "") -> None:
+    def show(self, text: str, style: str = "") -> None:
         """Tell a line about what happens."""
         say(self.console, text, style)
 
-    def _tell_response(self, connection: AsyncConnection) -> None:
+    def _show_response(self, connection: AsyncConnection) -> None:
         response = connection.request
-        self.tell(f"connected to {escape(connection.remote) or plain(self.order.url)}", "dim")
+        self.show(f"connected to {escape(connection.remote) or plain(self.order.url)}", "dim")
         lines = [f"{response.status_code} {response.reason_phrase}"]
         lines += [f"{name}: {value}" for name, value in response.headers.multi_items()]
         for line in lines:
-            self.tell(f"  {escape(line)}", "dim")
+            self.show(f"  {escape(line)}", "dim")
 
     def _note_error(self, error: BaseException) -> None:
         self._error = error
 
-    def _tell_end(self, connection: AsyncConnection) -> int:
+    def _show_end(self, connection: AsyncConnection) -> int:
         code, reason = connection.close_code or 1006, connection.close_reason or ""
         status = status_of(code)
         # Of what the peer did wrong its Close tells, cut to what that can hold; of everything else nobody does.
         why = escape(f": {self._error}") if self._error is not None and not reason else ""
-        self.tell_end(describe_end(code, reason) + why, status)
+        self.show_end(describe_end(code, reason) + why, status)
         if self.order.verbose:
             stats = connection.stats
-            self.tell(
+            self.show(
                 f"  {connection.duration:.3f} s, received {stats.messages_received} messages in "
                 f"{stats.bytes_received} bytes, sent {stats.messages_sent} in {stats.bytes_sent}",
                 "dim",
             )
         return status
 
-    def tell_end(self, text: str, status: int) -> None:
+    def show_end(self, text: str, status: int) -> None:
         """Tell how a connection has ended."""
-        self.tell(text, "red" if status else "dim")
+        self.show(text, "red" if status else "dim")
 
 
 def _describe_failure(error: Exception, url: str) -> str:

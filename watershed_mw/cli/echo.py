@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ..asgi.middleware import Receive, Scope, Send, WatershedASGI
+from ..asgi.middleware import WatershedASGI
+from ..asgi.upgrade import Receive, Scope, Send
 from .hosts import LOOPBACK_ORIGINS, HostGuard, as_origins, page_options
 from .output import describe_end, dump, say, shown
 from .parameters import Address
@@ -34,13 +35,13 @@ class Echo:
         connection = await scope["watershed"].through(receive, send).accept()
         async for message in connection:
             if self._console is not None:
-                self._tell(connection.remote, message)
+                self._show(connection.remote, message)
             await connection.send(message)
         if self._console is not None:
             end = describe_end(connection.close_code or 1006, connection.close_reason or "")
             say(self._console, f"{connection.remote} {end}", "dim")
 
-    def _tell(self, remote: str, message: str | bytes) -> None:
+    def _show(self, remote: str, message: str | bytes) -> None:
         assert self._console is not None
         if isinstance(message, str):
             say(self._console, f"{remote} TEXT {shown(message)}")

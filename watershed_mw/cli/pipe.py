@@ -42,12 +42,12 @@ class Mode(Enum):
     """All of it is one BINARY message."""
 
 
-async def _aside(function: Callable[..., T], *args: Any) -> T:
+async def _in_daemon_thread(function: Callable[..., T], *args: Any) -> T:
     """Call what may block for ever in a thread that nobody waits for at the end, unlike those of an executor."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: Any, error: BaseException | None) -> None:
+    def set_outcome(result: Any, error: BaseException | None) -> None:
         if future.cancelled():
             return
         if error is None:
@@ -62,7 +62,7 @@ async def _aside(function: Callable[..., T], *args: Any) -> T:
         except BaseException as raised:  # noqa: BLE001  # it is raised where it is awaited
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(set_outcome, result, error)
 
     threading.Thread(target=call, daemon=True).start()
     return await future
@@ -110,8 +110,8 @@ class Pipe(Dialogue):
     async def converse(self, connection: AsyncConnection) -> None:
         """As the base class says; stdin is read on by the same task, whichever connection is there."""
         if self.order.verbose:
-            connection.on("ping", lambda data: self.tell(f"ping {data!r}", "dim"))
-            connection.on("pong", lambda data: self.tell(f"pong {data!r}", "dim"))
+            connection.on("ping", lambda data: self.show(f"ping {data!r}", "dim"))
+            connection.on("pong", lambda data: self.show(f"pong {data!r}", "dim"))
         self._connected.set()
         if self._feeding is None:
             self._feeding = asyncio.create_task(self._feed())
@@ -129,10 +129,10 @@ class Pipe(Dialogue):
         finally:
             self._connected.clear()
 
-    def tell_end(self, text: str, status: int) -> None:
+    def show_end(self, text: str, status: int) -> None:
         """A normal end is no news in a pipe."""
         if status or self.order.verbose:
-            super().tell_end(text, status)
+            super().show_end(text, status)
 
     # --- stdin -----------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Pipe(Dialogue):
             yield last_line
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        while chunk := await _aside(os.read, self._source, _CHUNK):
+        while chunk := await _in_daemon_thread(os.read, self._source, _CHUNK):
             yield chunk
 
     # --- stdout ----------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Pipe(Dialogue):
         if len(data) <= _AT_ONCE and self._writable():
             os.write(self._target, data)
         else:
-            await _aside(self._write_all, data)
+            await _in_daemon_thread(self._write_all, data)
 
     def _writable(self) -> bool:
         try:

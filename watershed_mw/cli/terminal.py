@@ -85,9 +85,9 @@ class Terminal(Dialogue):
     async def converse(self, connection: AsyncConnection) -> None:
         """As the base class says."""
         agreed = f" (subprotocol {escape(connection.protocol)})" if connection.protocol else ""
-        self.tell(f"connected to {plain(self.order.url)}{agreed}; /help shows the commands", "green")
-        connection.on("ping", lambda data: self.tell(f"< PING {_quoted(data)}", "magenta"))
-        connection.on("pong", self._tell_pong)
+        self.show(f"connected to {plain(self.order.url)}{agreed}; /help shows the commands", "green")
+        connection.on("ping", lambda data: self.show(f"< PING {_quoted(data)}", "magenta"))
+        connection.on("pong", self._show_pong)
         receiving = asyncio.create_task(self._receive(connection))
         typing = asyncio.create_task(self._type(connection))
         try:
@@ -107,7 +107,7 @@ class Terminal(Dialogue):
         try:
             while not self.over:
                 line = await self._session.prompt_async(handle_sigint=False)
-                await self._obey(connection, line)
+                await self._run_command(connection, line)
         except (EOFError, KeyboardInterrupt):
             self.over = True
         finally:
@@ -122,20 +122,20 @@ class Terminal(Dialogue):
     async def _receive(self, connection: AsyncConnection) -> None:
         async for message in connection:
             if isinstance(message, str):
-                self.tell(f"< {shown(message)}", "cyan")
+                self.show(f"< {shown(message)}", "cyan")
             else:
-                self.tell("\n".join([f"< BINARY, {len(message):,} bytes", *dump(message)]), "blue")
+                self.show("\n".join([f"< BINARY, {len(message):,} bytes", *dump(message)]), "blue")
 
-    def _tell_pong(self, data: bytes) -> None:
+    def _show_pong(self, data: bytes) -> None:
         sent = self._pings.pop(data, None)
         if sent is not None:
-            self.tell(f"< PONG {_quoted(data)} after {(time.perf_counter() - sent) * 1000:.1f} ms", "magenta")
+            self.show(f"< PONG {_quoted(data)} after {(time.perf_counter() - sent) * 1000:.1f} ms", "magenta")
         elif self.order.verbose:  # keepalive's
-            self.tell(f"< PONG {_quoted(data)}", "dim")
+            self.show(f"< PONG {_quoted(data)}", "dim")
 
     # --- commands --------------------------------------------------------------------------------------------
 
-    async def _obey(self, connection: AsyncConnection, line: str) -> None:
+    async def _run_command(self, connection: AsyncConnection, line: str) -> None:
         try:
             if line.startswith("/") and not line.startswith("//"):
                 name, _, rest = line.partition(" ")
@@ -149,7 +149,7 @@ class Terminal(Dialogue):
         except ConnectionClosed:
             pass  # the end is told by itself
         except (ValueError, OSError, WatershedError) as error:
-            self.tell(escape(str(error)), "red")
+            self.show(escape(str(error)), "red")
 
     async def _text(self, connection: AsyncConnection, rest: str) -> None:
         if not rest.startswith("@"):
@@ -175,7 +175,7 @@ class Terminal(Dialogue):
         self.over = True
 
     async def _help(self, connection: AsyncConnection, rest: str) -> None:
-        self.tell(_HELP)
+        self.show(_HELP)
 
 
 async def _contents(argument: str) -> bytes:

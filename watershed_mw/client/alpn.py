@@ -67,13 +67,13 @@ def offers(context: ssl.SSLContext) -> list[str]:
     try:
         context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
     except ssl.SSLWantReadError:
-        return _in_greeting(sent.read())
+        return _protocols_in_hello(sent.read())
     except Exception:  # noqa: BLE001  # a context that speaks TLS in a way of its own: what is chosen is checked
         pass
     return []
 
 
-def _in_greeting(record: bytes) -> list[str]:
+def _protocols_in_hello(record: bytes) -> list[str]:
     """The protocols in a ClientHello (RFC 8446 section 4.1.2) that OpenSSL has written in one record."""
     position = 5 + 4 + 2 + 32  # headers of the record and of the message, version, random
     position += 1 + record[position]  # session

@@ -33,7 +33,8 @@ from ..connection.threads.connection import ThreadConnection
 from ..core.handshake.extensions import with_plain_offer
 from ..core.handshake.headers import check_outgoing
 from ..errors import HandshakeError
-from ..watershed import ClientOptions, Watershed, check_options
+from ..options import ClientOptions, check_options
+from ..watershed import Watershed
 from .handshake import AsyncioOpening, Journey, ThreadOpening, as_http_url, read_refusal, read_refusal_blocking, shown
 from .retry import Attempts, Backoff, Retry, worth_retrying
 from .route import ProxyLike, Route, as_proxy

@@ -40,7 +40,7 @@ __all__ = [
 _BUFFER = 64 * 2**10
 
 
-def _hung_up() -> HandshakeError:
+def _stream_ended() -> HandshakeError:
     return HandshakeError("expected the SOCKS proxy to connect, got the end of its stream", status=502, body=b"")
 
 
@@ -52,7 +52,7 @@ class _Inbox(asyncio.Protocol):
         self.eof = False
         self.transport: asyncio.Transport
         self._error: Exception | None = None
-        self._news: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -61,22 +61,22 @@ class _Inbox(asyncio.Protocol):
         self.data += data
         if len(self.data) > _BUFFER:
             self.transport.pause_reading()
-        self._tell()
+        self._wake_reader()
 
     def eof_received(self) -> bool:
         self.eof = True
-        self._tell()
+        self._wake_reader()
         # Whoever takes the transport decides what becomes of the other direction, where there is one: TLS has none.
         return self.transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.eof = True
         self._error = exc
-        self._tell()
+        self._wake_reader()
 
-    def _tell(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+    def _wake_reader(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def read(self, size: int) -> bytes:
         """Some bytes, empty at the end of the stream. Raises OSError where it broke."""
@@ -85,8 +85,8 @@ class _Inbox(asyncio.Protocol):
                 raise self._error
             if self.eof:
                 return b""
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         data = bytes(self.data[:size])
         del self.data[:size]
         # Only below the mark: a transport may bring more at once than is asked for here, and would get ahead a bit each
@@ -141,7 +141,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             answer = b""
             while len(answer) < size:
                 if not (part := await self.read(size - len(answer))):
-                    raise _hung_up()
+                    raise _stream_ended()
                 answer += part
             try:
                 data, size = dialogue.send(answer)
@@ -272,7 +272,7 @@ class ThreadStream(httpcore.NetworkStream):
             answer = b""
             while len(answer) < size:
                 if not (part := self.read(size - len(answer))):
-                    raise _hung_up()
+                    raise _stream_ended()
                 answer += part
             try:
                 data, size = dialogue.send(answer)

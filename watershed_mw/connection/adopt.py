@@ -21,7 +21,7 @@ from ..errors import ConnectionClosed, UnsupportedServerError
 from ..runtime.exhaustion import is_exhausted, unavailable
 from ..sockets.tls_views import DetachedSocket, address, detach
 from .aio.connection import AsyncioConnection
-from .base import Details, Trace
+from .base import ConnectionInfo, Trace
 from .threads.connection import ThreadConnection
 
 __all__ = [
@@ -69,8 +69,8 @@ class BlockingTransport:
     ) -> ThreadConnection:
         """The socket as a connection."""
         remote, local = _names(self._socket)
-        details = Details(role, agreement, limits, request, remote, local, trace, closed, ended, shutdown_code)
-        return ThreadConnection(details, _protocol(details), self._socket, head)
+        info = ConnectionInfo(role, agreement, limits, request, remote, local, trace, closed, ended, shutdown_code)
+        return ThreadConnection(info, _protocol(info), self._socket, head)
 
     def check_detachable(self) -> None:
         """Every socket is."""
@@ -143,8 +143,8 @@ class AsyncioTransport:
         if remote is None:
             remote = address(self._transport.get_extra_info("peername"))
         local = _local_address(self._transport.get_extra_info("sockname"))
-        details = Details(role, agreement, limits, request, remote, local, trace)
-        connection = AsyncioConnection(details, _protocol(details), self._transport)
+        info = ConnectionInfo(role, agreement, limits, request, remote, local, trace)
+        connection = AsyncioConnection(info, _protocol(info), self._transport)
         head += drain_stream(self._reader)
         connection.attach(head, self._streams, eof=self._at_eof)
         return connection
@@ -261,8 +261,8 @@ def _local_address(name: Any) -> str:
     return address(name)
 
 
-def _protocol(details: Details) -> Protocol:
-    return Protocol(details.role, time.monotonic(), details.limits, details.agreement.deflate)
+def _protocol(info: ConnectionInfo) -> Protocol:
+    return Protocol(info.role, time.monotonic(), info.limits, info.agreement.deflate)
 
 
 def _names(sock: socket.socket) -> tuple[str, str]:

@@ -1,10 +1,10 @@
 # C types of base.py; the logic stands there and nowhere else.
 cimport cython
 
-from ..core.base cimport Conversation
+from ..core.base cimport BaseProtocol
 from ..core.memory_budget cimport Account
 from ..core.receive_queue cimport ReceiveQueue
-from ..core.prepared cimport SharedMessage
+from ..core.prepared cimport PreparedMessage
 
 
 cdef class WatershedConnection:
@@ -13,7 +13,7 @@ cdef class WatershedConnection:
     cdef public Account _known_account
     cdef public bint _close_traced
     cdef public object _closed_as
-    cdef public Conversation _core
+    cdef public BaseProtocol _core
     cdef public bint _destroyed
     cdef public bint _end_emitted
     cdef public object _ended_at
@@ -28,7 +28,7 @@ cdef class WatershedConnection:
     cdef public Py_ssize_t _report_above
     cdef public Py_ssize_t _report_below
     cdef public object _shutdown_code
-    cdef public object _tell_ended
+    cdef public object _on_ended
     cdef public object _trace
     cdef public object id
     cdef public object local
@@ -47,4 +47,4 @@ cdef class WatershedConnection:
     cpdef tuple _emit_end(self)
     cpdef _note_end(self)
     cpdef _queue_message(self, object data)
-    cpdef _send_shared(self, SharedMessage shared)
+    cpdef _send_prepared(self, PreparedMessage shared)

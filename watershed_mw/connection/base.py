@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
-from weakref import ref
 
-from ..core.base import Conversation
+from ..core.base import BaseProtocol
 from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
 from ..core.events import CloseReceived, Event, Failed, Ping, Pong
 from ..core.handshake.negotiation import Agreement
 from ..core.limits import Limits
 from ..core.memory_budget import LARGEST_STEP, STEP, Account
 from ..core.payloads import Sendable, as_message, as_ping_payload, exact_text
-from ..core.prepared import SharedMessage
+from ..core.prepared import PreparedMessage
 from ..core.receive_queue import ReceiveQueue
 from ..core.states import Role, State
 from ..errors import ConnectionClosed, LocalProtocolError
 from ..runtime.interrupts import is_interrupt
+from ..runtime.registry import Registry
 from .awaitables import READY
 from .memory import open_account
 
@@ -41,7 +40,7 @@ if cython.compiled:
 else:
     from time import monotonic
 
-__all__ = ["Details", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
+__all__ = ["ConnectionInfo", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
 
 Handler: TypeAlias = Callable[..., Any]
 """Called with the event's arguments; in the asyncio flavour it may be a coroutine function."""
@@ -56,10 +55,7 @@ MESSAGES: Final = frozenset({"text", "binary"})
 
 logger = logging.getLogger("watershed_mw")
 _ids = itertools.count(1)
-# Weak, so that to be listed keeps nothing alive. A WeakSet would do, and takes 4 us for each connection.
-_live: set[ref[WatershedConnection]] = set()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_live.clear)  # they are the parent's
+_live: Registry[WatershedConnection] = Registry()
 
 
 def checked_message(data: Sendable) -> str | bytes:
@@ -91,7 +87,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class ConnectionInfo:
     """What a connection is made with, besides its way to the peer.
 
     Attributes:
@@ -150,6 +146,7 @@ class WatershedConnection:
         "_handlers",
         "_known_account",
         "_limits",
+        "_on_ended",
         "_opened",
         "_push",
         "_queue",
@@ -157,7 +154,6 @@ class WatershedConnection:
         "_report_above",
         "_report_below",
         "_shutdown_code",
-        "_tell_ended",
         "_trace",
         "id",
         "local",
@@ -166,28 +162,28 @@ class WatershedConnection:
         "request",
     )
 
-    _core: Conversation  # which kind it is, the flavours know
+    _core: BaseProtocol  # which kind it is, the flavours know
 
-    def __init__(self, details: Details, protocol: Conversation) -> None:
+    def __init__(self, info: ConnectionInfo, protocol: BaseProtocol) -> None:
         self.id = next(_ids)
-        self.request = details.request
-        self.remote = details.remote
-        self.local = details.local
-        self.protocol = details.agreement.subprotocol
-        # Not the details themselves: most of them are needed here alone.
-        self._limits = details.limits
-        self._closed_as = details.closed
-        self._tell_ended = details.ended
-        self._shutdown_code = details.shutdown_code
+        self.request = info.request
+        self.remote = info.remote
+        self.local = info.local
+        self.protocol = info.agreement.subprotocol
+        # Not the object itself: most of them are needed here alone.
+        self._limits = info.limits
+        self._closed_as = info.closed
+        self._on_ended = info.ended
+        self._shutdown_code = info.shutdown_code
         self._core = protocol
         self._opened = self._now()
         self._ended_at: float | None = None
-        self._queue = ReceiveQueue(details.limits)
+        self._queue = ReceiveQueue(info.limits)
         # What is held is reported when it passes one of these, see core/memory_budget.py.
         self._account: Account | None = None
         # The same while nothing is held that counts: each large message would open another.
         self._known_account: Account | None = None
-        self._report_above = sys.maxsize if details.limits.max_memory is None else STEP
+        self._report_above = sys.maxsize if info.limits.max_memory is None else STEP
         self._report_below = 0
         # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
         self._handlers: tuple[Any, ...] = ()
@@ -197,11 +193,11 @@ class WatershedConnection:
         self._handler_error: BaseException | None = None
         self._destroyed = False
         self._end_emitted = False
-        self._trace = details.trace
+        self._trace = info.trace
         self._close_traced = False
-        _live.add(ref(self, _live.discard))
+        _live.add(self)
         if self._trace is not None:
-            self._trace("start", self, details.role.value.encode())
+            self._trace("start", self, info.role.value.encode())
 
     # --- handlers ------------------------------------------------------------------------------------
 
@@ -309,11 +305,11 @@ class WatershedConnection:
         """
         raise NotImplementedError
 
-    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+    def start_close(self, reason: str = "", *, code: int = 1000) -> None:
         """Send a Close frame as :meth:`end` does, from any thread, and wait for nothing."""
         raise NotImplementedError
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Break the TCP stream, from any thread, so that whoever is waiting wakes up and sees the end."""
         raise NotImplementedError
 
@@ -337,7 +333,7 @@ class WatershedConnection:
                 if self._queue.full and not self._core.sending:
                     # The application has ended the connection and does not read: it wants no more. What it has still
                     # to take has no gaps.
-                    self._queue.refuse_more()
+                    self._queue.stay_full()
                     continue
                 self._queue.put(event)
             elif isinstance(event, Failed):
@@ -384,7 +380,7 @@ class WatershedConnection:
         if account is not None:
             account.close()
 
-    def _memory_news(self) -> None:
+    def _memory_changed(self) -> None:
         """The account says something new; in any thread."""
         raise NotImplementedError
 
@@ -437,9 +433,9 @@ class WatershedConnection:
         if self._ended_at is not None:
             return
         self._ended_at = self._now()
-        unlist(self)
-        if self._tell_ended is not None:
-            self._tell_ended()
+        unregister(self)
+        if self._on_ended is not None:
+            self._on_ended()
 
     # --- what goes out -------------------------------------------------------------------------------
 
@@ -460,7 +456,7 @@ class WatershedConnection:
             else:
                 self._trace("send-binary", self, data)
 
-    def _send_shared(self, shared: SharedMessage) -> None:
+    def _send_prepared(self, shared: PreparedMessage) -> None:
         """Send a message that other connections are sent as well, here as any other; nothing once it is ending."""
         if self.sending:
             self.send(shared.message)
@@ -577,9 +573,9 @@ def handlers_of(connection: WatershedConnection) -> Iterator[tuple[str, Handler]
     return zip(connection._handlers[::2], connection._handlers[1::2], strict=True)
 
 
-def unlist(connection: WatershedConnection) -> None:
+def unregister(connection: WatershedConnection) -> None:
     """Leave a connection out of :func:`live_connections`."""
-    _live.discard(ref(connection))
+    _live.discard(connection)
 
 
 def stand_in(inner: WatershedConnection, connection: WatershedConnection, *, alone: bool) -> None:
@@ -590,13 +586,13 @@ def stand_in(inner: WatershedConnection, connection: WatershedConnection, *, alo
         connection: the one that it was made from.
         alone: whether the newer one is the application's from now on.
     """
-    unlist(inner)
+    unregister(inner)
     inner.id = connection.id
     inner.request = connection.request
     inner._opened = connection._opened
     if alone:
-        unlist(connection)
-        _live.add(ref(inner, _live.discard))
+        unregister(connection)
+        _live.add(inner)
 
 
 def live_connections() -> list[WatershedConnection]:
@@ -605,6 +601,4 @@ def live_connections() -> list[WatershedConnection]:
     Each tells ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and may
     be ended from any thread.
     """
-    # The references first, in one step: other threads make connections meanwhile.
-    found = [connection for reference in _live.copy() if (connection := reference()) is not None]
-    return sorted(found, key=lambda connection: connection.id)
+    return sorted(_live, key=lambda connection: connection.id)

@@ -2,8 +2,8 @@
 cimport cython
 
 from .base cimport WatershedConnection
-from ..core.prepared cimport SharedMessage
+from ..core.prepared cimport PreparedMessage
 
 
-@cython.locals(shared=SharedMessage, connection=WatershedConnection)
+@cython.locals(shared=PreparedMessage, connection=WatershedConnection)
 cpdef broadcast(object connections, object message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..core.payloads import Sendable
-from ..core.prepared import SharedMessage
+from ..core.prepared import PreparedMessage
 from ..errors import ConnectionClosed, UnsupportedServerError
 from .base import WatershedConnection, checked_message
 
@@ -37,7 +37,7 @@ def broadcast(connections: Iterable[WatershedConnection], message: Sendable) -> 
         TypeError: neither text nor bytes, or not all are connections; nobody has been sent anything.
         UnsupportedServerError: an empty message, and a server that cannot send one; the others have been sent it.
     """
-    shared = SharedMessage(checked_message(message))
+    shared = PreparedMessage(checked_message(message))
     members = tuple(connections)
     for member in members:
         if not issubclass(type(member), WatershedConnection):  # a weakref.proxy says of itself that it is an instance
@@ -45,7 +45,7 @@ def broadcast(connections: Iterable[WatershedConnection], message: Sendable) -> 
     failure: UnsupportedServerError | None = None
     for connection in members:
         try:
-            connection._send_shared(shared)
+            connection._send_prepared(shared)
         except ConnectionClosed:
             pass  # it has ended in just this moment
         except UnsupportedServerError as error:

@@ -7,7 +7,7 @@ from weakref import ref
 
 from ..errors import HandshakeError
 
-__all__ = ["Place", "Room"]
+__all__ = ["ConnectionLimit", "Place"]
 
 
 class Place:
@@ -28,7 +28,7 @@ class Place:
         self._places.discard(ref(self))
 
 
-class Room:
+class ConnectionLimit:
     """The places behind one door, per process; threads may share it.
 
     Args:

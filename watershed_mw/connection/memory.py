@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from ..core.memory_budget import Account, MemoryBudget
-from ..runtime.loop_thread import original, threads_are_greenlets
+from ..runtime.greenlets import original, threads_are_greenlets
 
 __all__ = ["Holder", "available_memory", "bytes_of", "cgroup_limit", "memory_budget", "open_account"]
 
@@ -26,7 +26,7 @@ _known: dict[str, int] = {}
 class Holder(Protocol):
     """What has an account: a connection."""
 
-    def _memory_news(self) -> None: ...
+    def _memory_changed(self) -> None: ...
 
 
 def memory_budget() -> MemoryBudget:
@@ -44,7 +44,7 @@ def open_account(holder: Holder, max_memory: float) -> Account:
     def notify() -> None:
         found = reference()
         if found is not None:
-            found._memory_news()
+            found._memory_changed()
 
     account = Account(budget, bytes_of(max_memory), notify)
     reference = ref(holder, lambda _: budget.lost(account))

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from weakref import WeakKeyDictionary
-
 from ..core.deflate import Contexts
+from ..runtime.loop_local import LoopLocal
 
 __all__ = ["contexts_of"]
 
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Contexts] = WeakKeyDictionary()
-
-
-def contexts_of(loop: asyncio.AbstractEventLoop) -> Contexts:
-    """The one :class:`~watershed_mw.core.deflate.Contexts` of ``loop``, used on that loop's thread alone."""
-    pool = _pools.get(loop)
-    if pool is None:
-        pool = _pools[loop] = Contexts()
-    return pool
+contexts_of = LoopLocal(Contexts).of
+"""The one :class:`~watershed_mw.core.deflate.Contexts` of a loop, used on that loop's thread alone."""

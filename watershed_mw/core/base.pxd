@@ -7,7 +7,7 @@ cdef object _ENDING
 cdef object _CLOSED
 
 
-cdef class Conversation:
+cdef class BaseProtocol:
     cdef public object state
     cdef public bint _sending
     cdef public object latency

@@ -10,7 +10,7 @@ from ..errors import ConnectionClosed, ProtocolError
 from .events import Event
 from .states import TRANSITIONS, State, Trigger
 
-__all__ = ["Conversation"]
+__all__ = ["BaseProtocol"]
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -20,7 +20,7 @@ _ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
 
-class Conversation:
+class BaseProtocol:
     """One end of one connection after its opening handshake, whoever has the frames.
 
     Attributes:

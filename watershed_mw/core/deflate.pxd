@@ -25,7 +25,7 @@ cdef class Contexts:
 
 
 cdef class Deflate:
-    cdef double _quiet_since
+    cdef double _idle_since
     cdef public Py_ssize_t threshold
     cdef public int level
     cdef public int memory_level
@@ -52,16 +52,16 @@ cdef class Deflate:
     cdef public bint returned
 
     cpdef bytes compress(self, bytes payload)
-    cpdef start_afresh(self)
-    cpdef bytes inflate(self, bytes piece, Py_ssize_t room, bint last)
+    cpdef reset_context(self)
+    cpdef bytes inflate(self, bytes piece, Py_ssize_t remaining, bint last)
 
     @cython.locals(inflated=bytes)
-    cpdef bytes inflate_more(self, Py_ssize_t room)
+    cpdef bytes inflate_more(self, Py_ssize_t remaining)
 
     @cython.locals(
         inflated=bytes, piece=bytes, part=bytes, most=Py_ssize_t, limit=Py_ssize_t, more=bint,
     )
-    cdef bytes _inflate(self, Py_ssize_t room)
+    cdef bytes _inflate(self, Py_ssize_t remaining)
 
     @cython.locals(history=bytes)
     cdef object _new_inflater(self)
@@ -73,13 +73,13 @@ cdef class Deflate:
     cdef object _fault(self, bytes inflated, str message, int close_code)
     cpdef Py_ssize_t unfinished(self) except -1
     cpdef share(self, Contexts contexts)
-    cpdef object rest_due(self)
-    cpdef rest_if_quiet(self, double now)
-    cpdef rest(self)
+    cpdef object release_due(self)
+    cpdef release_if_idle(self, double now)
+    cpdef release(self)
     cpdef close(self)
     @cython.locals(history=bytes, packed=bytes)
     cpdef give_back(self, bint pack)
-    cdef _enlist(self)
+    cdef _register(self)
 
 
 cpdef object new_deflater(int level, int window_bits, int memory_level)

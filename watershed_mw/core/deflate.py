@@ -99,7 +99,7 @@ class Deflate:
 
     Args:
         parameters: what the opening handshake agreed on.
-        now: current time in seconds, for :meth:`rest_if_quiet`.
+        now: current time in seconds, for :meth:`release_if_idle`.
 
     Attributes:
         threshold: messages shorter than so many bytes are to go uncompressed.
@@ -108,12 +108,12 @@ class Deflate:
         within_message: whether a message has begun, and has not been inflated to its end.
         pending: whether the last piece stands for more than has been inflated: :meth:`inflate_more` is to be called
             before anything else is inflated.
-        contexts: the pool that it belongs to; None where contexts are kept until :meth:`rest`.
+        contexts: the pool that it belongs to; None where contexts are kept until :meth:`release_idle`.
         used, returned: for the pool: whether a context has been used again, and whether one had been given back before.
     """
 
     def __init__(self, parameters: DeflateParameters, now: float = 0.0) -> None:
-        self._quiet_since = now
+        self._idle_since = now
         options = parameters.options
         # zlib cannot deflate with 2**8: no message is long enough then.
         self.threshold = options.threshold if parameters.local_max_window_bits > 8 else sys.maxsize
@@ -154,27 +154,27 @@ class Deflate:
             deflater = new_deflater(self.level, self.local_bits, self.memory_level)
             if self._local_takeover:
                 self._deflater = deflater
-                self._enlist()
+                self._register()
         else:
             self.used = True
         return compress_with(deflater, payload)
 
-    def start_afresh(self) -> None:
+    def reset_context(self) -> None:
         """Somebody else has compressed a message for the peer: the next one must not refer to what went before."""
         self._deflater = None
 
     # --- receiving -----------------------------------------------------------------------------------
 
-    def inflate(self, piece: bytes, room: int, last: bool) -> bytes:
+    def inflate(self, piece: bytes, remaining: int, last: bool) -> bytes:
         """The next piece of a compressed message, inflated (section 7.2.2); 1 MiB of it where it stands for more.
 
         Args:
             piece: compressed bytes as they came.
-            room: how many inflated bytes the message may still have; negative for any number.
+            remaining: how many inflated bytes the message may still have; negative for any number.
             last: whether the message ends with this piece.
 
         Raises:
-            RemoteProtocolError: no valid DEFLATE data (1007), more than ``room`` bytes (1009), too many
+            RemoteProtocolError: no valid DEFLATE data (1007), more than ``remaining`` bytes (1009), too many
                 streams (1008); nothing can be inflated any more.
         """
         self.active = True
@@ -183,25 +183,25 @@ class Deflate:
         self.within_message = True
         self._rest = piece + _TAIL if last else piece
         self._last = last
-        return self.inflate_more(room)
+        return self.inflate_more(remaining)
 
-    def inflate_more(self, room: int) -> bytes:
+    def inflate_more(self, remaining: int) -> bytes:
         """What follows of the piece that :meth:`inflate` was given. Raises as that does."""
-        inflated = self._inflate(room)
+        inflated = self._inflate(remaining)
         if self._last and not self.pending:
             self.within_message = False
             self._streams = 0
             if not self._remote_takeover:
                 self._forget_inflater()
             elif not self._listed:
-                self._enlist()
+                self._register()
         return inflated
 
-    def _inflate(self, room: int) -> bytes:
+    def _inflate(self, remaining: int) -> bytes:
         inflated = b""
         piece = self._rest
         # One byte more than there is room for tells "exactly full" from "too much".
-        most = room + 1 if 0 <= room < _MOST_AT_ONCE else _MOST_AT_ONCE
+        most = remaining + 1 if 0 <= remaining < _MOST_AT_ONCE else _MOST_AT_ONCE
         more = self.pending or len(piece) > 0
         while more and len(inflated) < most:
             inflater = self._inflater
@@ -215,7 +215,7 @@ class Deflate:
                     inflated, "expected DEFLATE data in a compressed message, got other bytes", 1007
                 ) from None
             inflated = inflated + part if inflated else part
-            if 0 <= room < len(inflated):
+            if 0 <= remaining < len(inflated):
                 raise self._fault(
                     inflated, "expected a message within max_message_size, got more while inflating", 1009
                 )
@@ -300,23 +300,23 @@ class Deflate:
         """Belong to a pool from now on."""
         self.contexts = contexts
         if self.holding:
-            self._enlist()
+            self._register()
 
-    def rest_due(self) -> float | None:
-        """The time from which on :meth:`rest_if_quiet` may give something back; None where there is nothing."""
-        return self._quiet_since + _REST_AFTER if self.holding else None
+    def release_due(self) -> float | None:
+        """The time from which on :meth:`release_if_idle` may give something back; None where there is nothing."""
+        return self._idle_since + _REST_AFTER if self.holding else None
 
-    def rest_if_quiet(self, now: float) -> None:
+    def release_if_idle(self, now: float) -> None:
         """Give all back, unless it was used since this was called a second ago or earlier."""
-        if now < self._quiet_since + _REST_AFTER:
+        if now < self._idle_since + _REST_AFTER:
             return
-        self._quiet_since = now
+        self._idle_since = now
         if self.active:
             self.active = False
         else:
-            self.rest()
+            self.release()
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Give back all that can be given back, as the connection is idle: it comes back as a newcomer."""
         if self._listed and self.contexts is not None:
             self.contexts.discard(self)
@@ -359,7 +359,7 @@ class Deflate:
             self._inflater = self._recent = None
             self._history = history
 
-    def _enlist(self) -> None:
+    def _register(self) -> None:
         if not self._listed and self.contexts is not None:
             self._listed = True
             self.contexts.add(self)

@@ -16,7 +16,7 @@ cdef class Account:
     cdef public long long limit
     cdef public bint paused
     cdef public double paused_at
-    cdef public long long sentenced_at
+    cdef public long long ending_size
 
     @cython.locals(held="long long")
     cpdef report(self, Py_ssize_t making, Py_ssize_t queued, Py_ssize_t unsent, double now)

@@ -17,7 +17,7 @@ from typing import Final
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 
-__all__ = ["LARGEST_STEP", "PATIENCE", "STEP", "Account", "MemoryBudget"]
+__all__ = ["LARGEST_STEP", "MAX_PAUSE", "STEP", "Account", "MemoryBudget"]
 
 STEP: Final = 4 * 2**10
 """Bytes below which a connection is not counted, and by which what it holds changes until it reports again."""
@@ -25,7 +25,7 @@ STEP: Final = 4 * 2**10
 LARGEST_STEP: Final = 64 * 2**10
 """As STEP, for those that hold much: a quarter of it, or so many bytes."""
 
-PATIENCE: Final = 5.0
+MAX_PAUSE: Final = 5.0
 """Seconds that reading may be paused for want of memory until :meth:`Account.overdue` is to be called."""
 
 _STEP = STEP  # a number of C's where this is compiled
@@ -43,7 +43,7 @@ class Account:
         paused: whether the connection should not read.
         paused_at: when that was ordered.
         ending: whether it should end, with :meth:`error`.
-        sentenced_at: bytes that it held when that was ordered.
+        ending_size: bytes that it held when that was ordered.
         held: bytes that it last reported.
     """
 
@@ -54,11 +54,11 @@ class Account:
         "_queued",
         "_unsent",
         "ending",
+        "ending_size",
         "held",
         "limit",
         "paused",
         "paused_at",
-        "sentenced_at",
     )
 
     def __init__(self, budget: MemoryBudget, limit: int, notify: Callable[[], object]) -> None:
@@ -70,7 +70,7 @@ class Account:
         self.paused = False
         self.paused_at = 0.0
         self.ending = False
-        self.sentenced_at = 0
+        self.ending_size = 0
 
     def report(self, making: int, queued: int, unsent: int, now: float) -> None:
         """Say what the connection holds; less than ``STEP`` bytes count as nothing.
@@ -86,7 +86,7 @@ class Account:
         self._budget.report(self, held if held >= _STEP else 0, now)
 
     def overdue(self) -> None:
-        """Reading has been paused for ``PATIENCE`` seconds: what is held does not become less by waiting."""
+        """Reading has been paused for ``MAX_PAUSE`` seconds: what is held does not become less by waiting."""
         self._budget.overdue(self)
 
     def close(self) -> None:
@@ -94,9 +94,9 @@ class Account:
         self._making = self._queued = self._unsent = 0
         self._budget.report(self, 0, 0.0)
 
-    def pardoned(self) -> bool:
+    def recovered(self) -> bool:
         """Whether, after a report, it need not end: it has let go of half by itself, as reports come in steps."""
-        return self._budget.pardon(self)
+        return self._budget.recover(self)
 
     def notify(self) -> None:
         """Let the connection look at ``paused`` and ``ending``."""
@@ -176,30 +176,30 @@ class MemoryBudget:
             line, orders = self._decide(account, now)
             if paused and held == 0 and account not in orders:
                 orders.append(account)  # it has let go of all at once, and reads on
-        self._give(line, orders)
+        self._deliver(line, orders)
 
     def overdue(self, account: Account) -> None:
         """End the largest of those that are paused until half is free; where less than the mark is held they go on."""
         with self._lock:
             if not account.paused:
                 return
-            account.paused_at += PATIENCE
+            account.paused_at += MAX_PAUSE
             line, orders = "", self._resumed(self._mark)
             if not orders:
                 line, orders = self._end(sorted(self._paused, key=_size, reverse=True), self._limit // 2)
-        self._give(line, orders)
+        self._deliver(line, orders)
 
-    def pardon(self, account: Account) -> bool:
+    def recover(self, account: Account) -> bool:
         """Whether ``account`` need not end, as it holds at most half of what it was told to end for."""
         with self._lock:
-            if account.ending and account.held > account.sentenced_at // 2:
+            if account.ending and account.held > account.ending_size // 2:
                 return False
             if account.ending:
                 account.ending = False
                 self._ending -= account.held
             return True
 
-    def _give(self, line: str, orders: list[Account]) -> None:
+    def _deliver(self, line: str, orders: list[Account]) -> None:
         if line:
             self._warn(line)
         for account in orders:
@@ -293,7 +293,7 @@ class MemoryBudget:
                 break
             if not account.ending:
                 account.ending = True
-                account.sentenced_at = account.held
+                account.ending_size = account.held
                 self._release(account)
                 self._ending += account.held
                 size += account.held

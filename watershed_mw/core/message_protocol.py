@@ -11,7 +11,7 @@ from collections import deque
 from typing import TypeAlias
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
-from .base import Conversation
+from .base import BaseProtocol
 from .codes import encode_close, encode_text, shorten
 from .events import Event, Failed
 from .limits import Limits, too_large
@@ -24,7 +24,7 @@ Outgoing: TypeAlias = "str | bytes | tuple[int, str]"
 """What the server is to send: a TEXT message, a BINARY message, or a Close with its code and reason."""
 
 
-class MessageProtocol(Conversation):
+class MessageProtocol(BaseProtocol):
     """The state machine of a connection that travels as messages.
 
     Args:
@@ -62,7 +62,7 @@ class MessageProtocol(Conversation):
         return [message]
 
     def fail(self, error: ProtocolError, now: float) -> list[Event]:  # no time limit follows from it
-        """As :meth:`Conversation.fail`."""
+        """As :meth:`BaseProtocol.fail`."""
         # Applications keep errors for their logs: the frames of a traceback would keep the message, too.
         error.__traceback__ = None
         self._failure = error
@@ -86,7 +86,7 @@ class MessageProtocol(Conversation):
     # --- what the application wants --------------------------------------------------------------------
 
     def send_text(self, message: str) -> None:
-        """Queue a TEXT message; raises as :class:`Conversation` says, like all of these."""
+        """Queue a TEXT message; raises as :class:`BaseProtocol` says, like all of these."""
         self._send(message, len(encode_text(message)))
 
     def send_binary(self, message: bytes) -> None:

@@ -1,7 +1,7 @@
 # C types of outgoing.py; the logic stands there and nowhere else.
 cimport cython
 
-from .base cimport Conversation
+from .base cimport BaseProtocol
 from .frames.codec cimport encode_frame, encode_header
 
 cdef int _FIN
@@ -13,7 +13,7 @@ cdef object _ENDING
 cdef object _CLOSED
 
 
-cdef class Outgoing(Conversation):
+cdef class Outgoing(BaseProtocol):
     cdef bint _client
     cdef bytes _lone
     cdef list _outgoing

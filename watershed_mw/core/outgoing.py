@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from struct import Struct
 
-from .base import Conversation
+from .base import BaseProtocol
 from .codes import encode_close, shorten
 from .frames.codec import encode_frame, encode_header
 from .states import State
@@ -30,7 +30,7 @@ _ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
 
-class Outgoing(Conversation):
+class Outgoing(BaseProtocol):
     """The part of a connection's core that holds what waits to be sent.
 
     Args:

@@ -10,7 +10,7 @@ cdef int _FIN
 cdef int _FIN_RSV1
 
 
-cdef class SharedMessage:
+cdef class PreparedMessage:
     cdef public object message
     cdef public int opcode
     cdef public bytes payload

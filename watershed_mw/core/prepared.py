@@ -10,7 +10,7 @@ from .codes import encode_text
 from .deflate import Deflate, compress_with, new_deflater
 from .frames.codec import encode_frame
 
-__all__ = ["SharedMessage"]
+__all__ = ["PreparedMessage"]
 
 _TEXT = 0x1
 _BINARY = 0x2
@@ -18,7 +18,7 @@ _FIN = 0x80
 _FIN_RSV1 = 0xC0
 
 
-class SharedMessage:
+class PreparedMessage:
     """A message, and the frames that were made of it so far.
 
     Args:
@@ -47,7 +47,7 @@ class SharedMessage:
 
     def compressed(self, deflate: Deflate) -> bytes:
         """A server's frame of the message compressed as ``deflate`` would do it at first; its next one begins anew."""
-        deflate.start_afresh()
+        deflate.reset_context()
         settings = (deflate.level, deflate.local_bits, deflate.memory_level)
         frame = self._compressed.get(settings)
         if frame is None:

@@ -6,7 +6,7 @@ from .frames.codec cimport FrameReader
 from .outgoing cimport Outgoing
 from .pace cimport Arrival, InflateRate
 from .frames.utf8 cimport TextCheck, decode_text, not_utf8
-from .prepared cimport SharedMessage
+from .prepared cimport PreparedMessage
 
 cdef Py_ssize_t _CONTEXT
 cdef Py_ssize_t _FRAMES_PER_STEP
@@ -74,7 +74,7 @@ cdef class Protocol(Outgoing):
     cpdef list receive_more(self, double now)
     @cython.locals(reader=FrameReader, frames="long long", _=Py_ssize_t)
     cdef _take_step(self, list events, double now)
-    cdef _lose_place(self)
+    cdef _lose_position(self)
     cdef _drop_backlog(self)
 
     @cython.locals(reader=FrameReader, piece=bytes, last=bint, start=Py_ssize_t)
@@ -86,8 +86,8 @@ cdef class Protocol(Outgoing):
     @cython.locals(reader=FrameReader, message=bytes)
     cdef _take_gathered(self, list events, Py_ssize_t start)
     cpdef long long payload_to_come(self) except -1
-    cpdef Py_ssize_t room(self) except -1
-    cpdef object space(self)
+    cpdef Py_ssize_t capacity(self) except -1
+    cpdef object get_buffer(self)
     @cython.locals(reader=FrameReader, events=list, start=Py_ssize_t)
     cpdef list receive_in_place(self, Py_ssize_t size, double now)
     @cython.locals(number="long long")
@@ -98,11 +98,11 @@ cdef class Protocol(Outgoing):
     cpdef Py_ssize_t incoming_size(self) except -1
     cdef _fail(self, object error, double now, list events)
 
-    @cython.locals(reader=FrameReader, room="long long", got=object)
+    @cython.locals(reader=FrameReader, remaining="long long", got=object)
     cdef _begin_frame(self)
 
     cdef _begin_inflating(self)
-    @cython.locals(rate=InflateRate, room=Py_ssize_t, allowed=Py_ssize_t, limited=bint, inflated=bytes)
+    @cython.locals(rate=InflateRate, left=Py_ssize_t, allowed=Py_ssize_t, limited=bint, inflated=bytes)
     cdef bytes _inflate(self, bytes piece, bint last)
     cdef _check_utf8(self, bytes data, Py_ssize_t start, Py_ssize_t stop, bint last)
     cdef _forget_message(self)
@@ -118,7 +118,7 @@ cdef class Protocol(Outgoing):
     cpdef send_text(self, str message)
     cpdef send_binary(self, bytes message)
     @cython.locals(frame=bytes)
-    cpdef bytes send_shared(self, SharedMessage shared)
+    cpdef bytes send_prepared(self, PreparedMessage shared)
     cpdef ping(self, bytes payload, double now)
     cpdef close(self, object code, object reason, double now)
     cpdef abort(self)
@@ -135,5 +135,5 @@ cdef class Protocol(Outgoing):
     cpdef list handle_timeout(self, double now, Py_ssize_t unsent)
     cdef list _keep_alive(self, double now, Py_ssize_t unsent)
     cpdef share_contexts(self, Contexts contexts)
-    cpdef rest(self, double now)
+    cpdef release_idle(self, double now)
     cdef long long _taken_by_kernel(self, Py_ssize_t unsent) except? -1

@@ -21,7 +21,7 @@ from .limits import Limits, too_large
 from .outgoing import Outgoing
 from .pace import Arrival, InflateRate
 from .pings import Pings
-from .prepared import SharedMessage
+from .prepared import PreparedMessage
 from .rate import MessageRate
 from .states import Role, State, Trigger
 
@@ -151,7 +151,7 @@ class Protocol(Outgoing):
             if not self.backlog:
                 self._take_step(events, now)
         except BaseException:
-            self._lose_place()
+            self._lose_position()
             raise
         if self._in_message or self._arrival is not None or reader.end > 0 or not reader.last:
             self._watch_arrival(size, now)
@@ -186,7 +186,7 @@ class Protocol(Outgoing):
             try:
                 self._take_step(events, now)
             except BaseException:
-                self._lose_place()
+                self._lose_position()
                 raise
             self._watch_arrival(0, now)
             if self._last_received <= self._ping_sent < inf:
@@ -194,7 +194,7 @@ class Protocol(Outgoing):
                 self._ping_sent = self._last_received = now
         return events
 
-    def _lose_place(self) -> None:
+    def _lose_position(self) -> None:
         # A signal's handler, or no memory: the events are lost, and what is left is where others will write.
         self._drop_backlog()
         self.receive_eof()
@@ -237,7 +237,7 @@ class Protocol(Outgoing):
         events.append(Failed(error))
 
     def fail(self, error: ProtocolError, now: float) -> list[Event]:
-        """As :meth:`Conversation.fail`."""
+        """As :meth:`BaseProtocol.fail`."""
         events: list[Event] = []
         if self.state is _OPEN:
             self._fail(error, now, events)
@@ -246,7 +246,7 @@ class Protocol(Outgoing):
         return events
 
     def incoming_size(self) -> int:
-        """As :meth:`Conversation.incoming_size`, zlib's context included where the message is compressed."""
+        """As :meth:`BaseProtocol.incoming_size`, zlib's context included where the message is compressed."""
         if not self._in_message:
             return 0
         if self._alone:
@@ -317,23 +317,23 @@ class Protocol(Outgoing):
             events.append(message.decode() if self._text else message)
 
     def payload_to_come(self) -> int:
-        """Bytes that are still to come of a message in one frame, so that :meth:`space` can take them; else 0."""
+        """Bytes that are still to come of a message in one frame, so that :meth:`get_buffer` can take them; else 0."""
         if not self._in_message or not self._alone or self.backlog:
             return 0
         if self.state is not _OPEN and self.state is not _CLOSING:
             return 0
         return self._reader.length - self._reader.kept
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Bytes of :meth:`payload_to_come` for which there is memory already."""
-        return 0 if self.payload_to_come() == 0 else self._reader.room()
+        return 0 if self.payload_to_come() == 0 else self._reader.capacity()
 
-    def space(self) -> memoryview:
+    def get_buffer(self) -> memoryview:
         """Memory to read some of :meth:`payload_to_come` into, to be followed by :meth:`receive_in_place`."""
-        return self._reader.space()
+        return self._reader.get_buffer()
 
     def receive_in_place(self, size: int, now: float) -> list[Event]:
-        """Take the next bytes from the peer, which lie in :meth:`space`; otherwise as :meth:`receive_data`."""
+        """Take the next bytes from the peer, which lie in :meth:`get_buffer`; otherwise as :meth:`receive_data`."""
         self.bytes_received += size
         self._last_received = now
         self.work += size >> _UNIT_SHIFT
@@ -342,7 +342,7 @@ class Protocol(Outgoing):
             return events  # It has ended since, and the memory is gone.
         reader = self._reader
         start = reader.kept
-        reader.filled(size)
+        reader.buffer_updated(size)
         try:
             self._take_gathered(events, start)
         except RemoteProtocolError as error:
@@ -377,10 +377,10 @@ class Protocol(Outgoing):
         if self._max_size >= 0:
             # The declared length is judged before a byte of payload is kept. Compressed data may be a
             # little longer than what it stands for; what it inflates to is limited while inflating.
-            room = self._max_size - self._wire_size
+            remaining = self._max_size - self._wire_size
             if self._compressed:
-                room += self._max_size // 64 + 1024
-            if reader.length > room:
+                remaining += self._max_size // 64 + 1024
+            if reader.length > remaining:
                 got = reader.length
                 got += self._wire_size
                 raise too_large(self._max_size, got)
@@ -395,16 +395,16 @@ class Protocol(Outgoing):
         """Inflate ``piece``, or with None more of the one before it, within all limits."""
         assert self._deflate is not None  # else the reader had refused RSV1
         assert self._message is not None
-        room = -1 if self._max_size < 0 else self._max_size - len(self._message)
+        left = -1 if self._max_size < 0 else self._max_size - len(self._message)
         rate = self._inflate_rate
         limited = False
         if rate is not None:
             allowed = rate.allow(0 if piece is None else len(piece), self._last_received)
-            limited = room < 0 or allowed < room
+            limited = left < 0 or allowed < left
             if limited:
-                room = allowed
+                left = allowed
         try:
-            inflated = self._deflate.inflate_more(room) if piece is None else self._deflate.inflate(piece, room, last)
+            inflated = self._deflate.inflate_more(left) if piece is None else self._deflate.inflate(piece, left, last)
             if rate is not None:
                 rate.spend(len(inflated))
             return inflated
@@ -479,7 +479,7 @@ class Protocol(Outgoing):
     # --- what the application wants ----------------------------------------------------------------
 
     def send_text(self, message: str) -> None:
-        """Queue a TEXT message; raises as :class:`Conversation` says, like all of these."""
+        """Queue a TEXT message; raises as :class:`BaseProtocol` says, like all of these."""
         # ASCII is UTF-8 as it stands, and goes into its frame without a copy in between.
         self._send(_TEXT, message if self._deflate is None and message.isascii() else encode_text(message))
 
@@ -495,7 +495,7 @@ class Protocol(Outgoing):
         else:
             self._write(opcode, payload)
 
-    def send_shared(self, shared: SharedMessage) -> bytes:
+    def send_prepared(self, shared: PreparedMessage) -> bytes:
         """Send a message that other connections send as well.
 
         Returns:
@@ -644,7 +644,7 @@ class Protocol(Outgoing):
             self._move(Trigger.PEER_SILENT)
             self._deadline = now + self._close_timeout
             return [Failed(self._failure)]
-        self.rest(now)
+        self.release_idle(now)
         self._keepalives += 1
         self._ping_position = self.bytes_sent
         self._taken = self._taken_by_kernel(unsent)
@@ -659,14 +659,14 @@ class Protocol(Outgoing):
             self._deflate.share(contexts)
 
     @property
-    def rest_due(self) -> float | None:
-        """The time from which on :meth:`rest` may give something back, None where there is nothing; it may move."""
-        return None if self._deflate is None else self._deflate.rest_due()
+    def release_due(self) -> float | None:
+        """When :meth:`release_idle` may give something back, None where there is nothing; it may move."""
+        return None if self._deflate is None else self._deflate.release_due()
 
-    def rest(self, now: float) -> None:
+    def release_idle(self, now: float) -> None:
         """Give contexts of zlib's back, unless they were used since this was called a second ago or earlier."""
         if self._deflate is not None:
-            self._deflate.rest_if_quiet(now)
+            self._deflate.release_if_idle(now)
 
     def _taken_by_kernel(self, unsent: int) -> int:
         return self.bytes_sent - self.unsent_size - unsent

@@ -21,7 +21,7 @@ cdef class ReceiveQueue:
     @cython.locals(size=Py_ssize_t)
     cpdef Py_ssize_t first_size(self) except -1
     cdef object _following(self)
-    cpdef refuse_more(self)
+    cpdef stay_full(self)
     cpdef clear(self)
 
 

@@ -95,7 +95,7 @@ class ReceiveQueue:
             self._come, self._next = self._next, self._come
         return self._next.pop()
 
-    def refuse_more(self) -> None:
+    def stay_full(self) -> None:
         """Stay full, however much is taken: an event has been dropped, and none after it is to be received."""
         self.full = True
         self._max_events = -1

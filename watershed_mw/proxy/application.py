@@ -16,10 +16,11 @@ from typing import Any, Final
 import httpx
 
 from ..connection.awaitables import mark_coroutine_function
-from ..connection.limit import Room
+from ..connection.limit import ConnectionLimit
 from ..core.handshake.headers import check_outgoing
+from ..options import ConnectionOptions, Options
 from ..relay.engine import Relay, RelayEnd, RelayResult, live_relays, relay
-from ..watershed import ConnectionOptions, Options, Watershed
+from ..watershed import Watershed
 from .asgi import ASGIProxy
 from .config import Mode, Plan
 from .target import Choice, Fields, ProxyRequest, Upstream, UpstreamLike, parse_upstream
@@ -132,7 +133,7 @@ class WebSocketProxy:
             options=options,
             both=both,
             shed=Watershed(**both),
-            room=Room(max_connections),
+            connection_limit=ConnectionLimit(max_connections),
         )
         self._asgi = ASGIProxy(plan)
         self._wsgi = WSGIProxy(plan)

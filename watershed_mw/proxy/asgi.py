@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any, cast
 from urllib.parse import quote
 
-from ..asgi.middleware import ASGIUpgrade, Receive, Scope, Send, WatershedASGI
+from ..asgi.middleware import WatershedASGI
+from ..asgi.upgrade import ASGIUpgrade, Receive, Scope, Send
 from ..connection.aio.api import AsyncConnection
 from ..core.handshake.extensions import with_plain_offer
 from ..core.handshake.negotiation import offered_subprotocols
 from ..errors import ConnectionClosed, HandshakeError
 from ..relay.engine import Relay, can_relay, relay
 from .config import Plan, request_of_scope
-from .disconnect import while_there
+from .disconnect import cancel_on_disconnect
 from .headers import answer_fields, refusal_fields
 from .messages import relay_messages
 from .target import Destination, ProxyRequest
@@ -57,7 +58,7 @@ class ASGIProxy:
         upgrade = cast(ASGIUpgrade, scope["watershed"])
         plan = self._plan
         try:
-            place = plan.room.enter()
+            place = plan.connection_limit.enter()
         except HandshakeError as error:
             await upgrade.refuse(error)
             return
@@ -87,8 +88,8 @@ class ASGIProxy:
 
     async def _relay_raw(self, upgrade: ASGIUpgrade, request: ProxyRequest) -> None:
         plan = self._plan
-        self._tell_mode("raw bytes", upgrade)
-        async with while_there(upgrade.wait_gone):
+        self._log_mode("raw bytes", upgrade)
+        async with cancel_on_disconnect(upgrade.wait_disconnected):
             to = await self._destination(request)
             answer = await plan.ask(to, request, upgrade.key, _UPGRADE, raw=True)
         if isinstance(answer, Refused):
@@ -116,7 +117,7 @@ class ASGIProxy:
         try:
             ended = await relays[0]
         except asyncio.CancelledError:
-            relays[0].break_off()
+            relays[0].abort()
             raise
         logger.info("%s relayed to %s: %s", request.path, to.shown, ended)
 
@@ -126,11 +127,11 @@ class ASGIProxy:
             asyncio.get_running_loop()
         except RuntimeError:
             raise HandshakeError("the proxy needs asyncio, and this server runs something else", status=501) from None
-        self._tell_mode("messages", upgrade)
+        self._log_mode("messages", upgrade)
         key = plan.shed.generate_key()
         offered = offered_subprotocols(request.headers)
         handshake = plan.shed.request_headers(key, offered)
-        async with while_there(upgrade.wait_gone):
+        async with cancel_on_disconnect(upgrade.wait_disconnected):
             to = await self._destination(request)
             answer = await plan.ask(to, request, key, handshake, raw=False)
             if isinstance(answer, Refused) and answer.status == 400 and (plain := with_plain_offer(handshake)):
@@ -149,7 +150,7 @@ class ASGIProxy:
             await relay_messages(client, upstream, **plan.limits)
             logger.info("%s relayed to %s: %s", request.path, to.shown, upstream.stats)
         finally:
-            upstream.begin_end(code=1001)
+            upstream.start_close(code=1001)
 
     async def _connect(self, answer: Switched, key: str, handshake: list[tuple[str, str]]) -> AsyncConnection:
         try:
@@ -159,7 +160,7 @@ class ASGIProxy:
             answer.close()
             raise HandshakeError("the upstream does not answer with WebSocket", status=502) from error
 
-    def _tell_mode(self, mode: str, upgrade: ASGIUpgrade) -> None:
+    def _log_mode(self, mode: str, upgrade: ASGIUpgrade) -> None:
         if self._told_mode:
             return
         self._told_mode = True
@@ -210,7 +211,7 @@ async def _stream_refusal(
     except TimeoutError:
         logger.warning("a refusal of the upstream's was cut off: it broke off, or a side did not keep up")
         # Not an end like any other, which a client would take for the end of the body.
-        upgrade.break_off()
+        upgrade.abort()
         raise ConnectionClosed(1006, "the answer was cut off") from None
 
 

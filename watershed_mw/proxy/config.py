@@ -10,12 +10,13 @@ from urllib.parse import quote, unquote
 
 import httpx
 
-from ..connection.limit import Room
+from ..connection.limit import ConnectionLimit
 from ..core.handshake.headers import Headers, check_outgoing, shown
 from ..errors import HandshakeError
-from ..watershed import ConnectionOptions, Options, Watershed
+from ..options import ConnectionOptions, Options
+from ..watershed import Watershed
 from .headers import request_fields
-from .paths import PATH_SAFE, VISIBLE, path_of_target, split_prefix, stands_for
+from .paths import PATH_SAFE, VISIBLE, may_decode_to, path_of_target, split_prefix
 from .target import Choice, Destination, ProxyRequest, UpstreamLike, destination
 from .upstream import Refused, Switched, ask
 
@@ -45,7 +46,7 @@ class Plan:
     """Of both connections where messages are relayed."""
     shed: Watershed
     """For the upstream's end of relayed messages."""
-    room: Room
+    connection_limit: ConnectionLimit
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def request_of_environ(environ: Mapping[str, Any], headers: Headers, target: str
     # PEP 3333 has the path decoded, in which %2F and "/" are the same.
     raw = path_of_target((target or "").encode("latin-1", "replace"))
     path = quote(raw, VISIBLE)
-    if split_prefix(path, prefix) is None or not stands_for(raw, mounted + rest):
+    if split_prefix(path, prefix) is None or not may_decode_to(raw, mounted + rest):
         path = quote(mounted + rest, PATH_SAFE)
     return ProxyRequest(
         headers=headers,

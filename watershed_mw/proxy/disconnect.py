@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from ..errors import ConnectionClosed
-from ..runtime.loop_thread import new_poll
+from ..runtime.greenlets import new_poll
 
-__all__ = ["left", "while_there"]
+__all__ = ["cancel_on_disconnect", "left"]
 
 # Seconds between two looks at a socket that is the server's, and that no event loop can wait for.
 _LOOK_EVERY: Final = 0.1
@@ -20,7 +20,7 @@ _GONE: Final = getattr(select, "POLLRDHUP", 0)
 
 
 @contextlib.asynccontextmanager
-async def while_there(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def cancel_on_disconnect(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Cancel what is done in this context once the client has left.
 
     Args:

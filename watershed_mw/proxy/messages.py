@@ -136,6 +136,6 @@ async def _pass_messages(one: AsyncConnection, other: AsyncConnection, limits: _
 
 def _end(connection: AsyncConnection, code: int, reason: str) -> None:
     try:
-        connection.begin_end(reason, code=code)
+        connection.start_close(reason, code=code)
     except UnsupportedServerError:
-        connection.begin_end(reason)  # a server that sends few codes
+        connection.start_close(reason)  # a server that sends few codes

@@ -10,7 +10,7 @@ import re
 from typing import Final
 from urllib.parse import unquote, unquote_to_bytes
 
-__all__ = ["PATH_SAFE", "VISIBLE", "path_of_target", "split_prefix", "stands_for"]
+__all__ = ["PATH_SAFE", "VISIBLE", "may_decode_to", "path_of_target", "split_prefix"]
 
 # Characters of a path that stay as they are (RFC 3986 section 3.3).
 PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
@@ -30,7 +30,7 @@ def path_of_target(target: bytes) -> bytes:
     return path if absolute is None else path[absolute.end() :] or b"/"
 
 
-def stands_for(raw: bytes, decoded: bytes) -> bool:
+def may_decode_to(raw: bytes, decoded: bytes) -> bool:
     """Whether a server that got the path ``raw`` may have made ``decoded`` of it.
 
     werkzeug replaces what is no UTF-8; cheroot leaves ``%2F`` as it is and decodes the rest.

@@ -81,13 +81,13 @@ class Refused:
         pace: the time that the body has to pass to the client.
     """
 
-    def __init__(self, response: httpcore.Response, patience: float) -> None:
+    def __init__(self, response: httpcore.Response, timeout: float) -> None:
         self.complete = False
-        self.pace = Pace(patience)
+        self.pace = Pace(timeout)
         self.status = response.status
         self.fields = _fields(response)
         self._response = response
-        self._patience = patience
+        self._timeout = timeout
 
     async def begin(self) -> tuple[bytes, AsyncIterator[bytes] | None]:
         """The body, where it is a short one, or its beginning with the rest that follows.
@@ -113,7 +113,7 @@ class Refused:
         parts = aiter(self._response.stream)  # type: ignore[arg-type]
         try:
             while left := self.pace.left:  # a time-out of 0 ends nothing that need not wait
-                async with asyncio.timeout(min(self._patience, left)):
+                async with asyncio.timeout(min(self._timeout, left)):
                     part = await anext(parts)
                 yield part
                 self.pace.passed(len(part))

@@ -19,14 +19,16 @@ from urllib.parse import quote
 
 from ..connection.limit import Place
 from ..errors import ConnectionClosed, HandshakeError
+from ..options import Options
 from ..relay.engine import Relay, can_relay, relay
 from ..runtime.exhaustion import is_exhausted, unavailable
 from ..runtime.loop_thread import LoopFailedError, background_loop, run_on_background_loop
-from ..watershed import Options
-from ..wsgi.middleware import Environ, Rejection, StartResponse, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
+from ..wsgi.middleware import WatershedWSGI, asks_for_upgrade
+from ..wsgi.responses import Environ, Rejection, StartResponse
 from ..wsgi.shutdown import catch_signals, watch_process
+from ..wsgi.upgrade import WSGIUpgrade
 from .config import Plan, request_of_environ
-from .disconnect import left, while_there
+from .disconnect import cancel_on_disconnect, left
 from .headers import answer_fields, refusal_fields
 from .target import Destination, ProxyRequest
 from .upstream import Raw, Refused, described, drop
@@ -80,7 +82,7 @@ class WSGIProxy:
                     "run the proxy as an ASGI application here",
                     status=501,
                 )
-            place = plan.room.enter()
+            place = plan.connection_limit.enter()
             forwarded = request_of_environ(environ, request.headers, upgrade.target)
             # In this thread, which may wait, and has whatever the framework keeps for the request.
             chosen = plan.chosen(forwarded)
@@ -117,7 +119,7 @@ class WSGIProxy:
         descriptor = upgrade.client_descriptor()
 
         async def ask() -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
-            async with while_there(partial(left, descriptor)):
+            async with cancel_on_disconnect(partial(left, descriptor)):
                 to = plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
                 answer = await plan.ask(to, request, key, _UPGRADE, raw=True)
                 if isinstance(answer, Refused):

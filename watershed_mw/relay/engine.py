@@ -1,6 +1,6 @@
 """The raw relay: bytes between two streams after an opening handshake that was forwarded from one to the other.
 
-Nothing is parsed but where frames end, so that :meth:`Relay.begin_end` can say goodbye to both sides between two of
+Nothing is parsed but where frames end, so that :meth:`Relay.start_close` can say goodbye to both sides between two of
 them; whatever the peers agreed upon passes as it is. A relay lives on an event loop, takes no thread, no task and no
 timer of its own, and holds a bounded number of bytes. It trusts nobody: what peers do is told in the result, never
 raised.
@@ -23,20 +23,23 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from typing import Any, TypeAlias
-from weakref import ref
 
 from ..connection.adopt import AsyncioTransport, drain_stream
 from ..connection.base import logger
 from ..core.codes import CloseCode, Opcode, encode_close
 from ..core.frames.codec import encode_frame
 from ..errors import ConnectionClosed
+from ..runtime.greenlets import threads_are_greenlets
 from ..runtime.interrupts import is_interrupt
 from ..runtime.loop_end import end_with
-from ..runtime.loop_thread import Serving, at_failure, background_loop, threads_are_greenlets
-from ..runtime.timers import alarm_of
+from ..runtime.loop_thread import Serving, at_failure, background_loop
+from ..runtime.registry import Registry
+from ..runtime.timers import timers_of
 from ..sockets.tls_transport import TLSSocketTransport
 from ..sockets.tls_views import HeldTLSSocket
-from .sides import Phase, Side, SocketSide, TransportSide
+from .side import Phase, Side
+from .socket_side import SocketSide
+from .transport_side import TransportSide
 
 __all__ = ["Relay", "RelayEnd", "RelayResult", "Stream", "live_relays", "relay"]
 
@@ -48,10 +51,7 @@ _LINGER = 1.0
 # Seconds between two looks of a greenlet, which another thread cannot wake.
 _LOOK_EVERY = 0.02
 
-# Weak, so that to be listed keeps nothing alive.
-_live: set[ref[Relay]] = set()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_live.clear)  # they are the parent's
+_live: Registry[Relay] = Registry()
 
 
 class RelayEnd(Enum):
@@ -68,9 +68,9 @@ class RelayEnd(Enum):
     TOO_MUCH = "too much"
     """More than ``max_bytes`` were to pass."""
     DRAINED = "drained"
-    """:meth:`Relay.begin_end` was called."""
+    """:meth:`Relay.start_close` was called."""
     BROKEN_OFF = "broken off"
-    """:meth:`Relay.break_off` was called."""
+    """:meth:`Relay.abort` was called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,6 @@ class Relay:
 
     __slots__ = (
         "__weakref__",
-        "_alarm_at",
         "_began",
         "_client",
         "_closing",
@@ -111,6 +110,7 @@ class Relay:
         "_max_until",
         "_result",
         "_server",
+        "_timer_due",
         "_until",
         "close_timeout",
         "shutdown_code",
@@ -136,8 +136,8 @@ class Relay:
         self._max_bytes = max_bytes
         self._began = time.monotonic()
         self._max_until = inf if max_duration is None else self._began + max_duration
-        self._until = inf  # when patience ends, once the end has begun
-        self._alarm_at = inf
+        self._until = inf  # when the streams are broken, once the end has begun
+        self._timer_due = inf
         self._end: RelayEnd | None = None
         self._closing = False
         self._result: RelayResult | None = None
@@ -170,7 +170,7 @@ class Relay:
         """What it has come to; None while it has not ended."""
         return self._result
 
-    def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
+    def start_close(self, reason: str = "", *, code: int = 1001) -> None:
         """End both sides with a Close frame, each at the end of a frame, and wait for nothing.
 
         A side that has had a Close already gets no other; one in the middle of a frame that never ends gets none.
@@ -186,9 +186,9 @@ class Relay:
         payload = encode_close(code, reason)
         self._call(self._end_with_close, RelayEnd.DRAINED, payload)
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Break both streams at once, from any thread; what is unsent is lost."""
-        self._call(self._break_off)
+        self._call(self._abort)
 
     def wait(self, timeout: float | None = None) -> RelayResult:
         """Wait for the end in a thread, never in that of the relay's own loop.
@@ -220,13 +220,13 @@ class Relay:
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
 
-        def settle() -> None:
+        def set_outcome() -> None:
             if not waiter.done():
                 waiter.set_result(None)
 
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # that loop has been closed
-                loop.call_soon_threadsafe(settle)
+                loop.call_soon_threadsafe(set_outcome)
 
         self.when_gone(wake)
         try:
@@ -240,13 +240,13 @@ class Relay:
         """Call ``call`` once both streams have been closed, in whatever thread that is; at once if they are."""
         self._listeners.append(call)
         if self._result is not None:
-            self._tell()
+            self._call_listeners()
 
     def _forget(self, call: Callable[[], object]) -> None:
         with contextlib.suppress(ValueError):  # it has been called
             self._listeners.remove(call)
 
-    def _tell(self) -> None:
+    def _call_listeners(self) -> None:
         while True:
             try:
                 call = self._listeners.popleft()
@@ -288,7 +288,7 @@ class Relay:
         if self._max_bytes is None or passed + size <= self._max_bytes:
             return True
         payload = encode_close(CloseCode.POLICY_VIOLATION, "too much")
-        self._end_with_close(RelayEnd.TOO_MUCH, payload, patient=False)
+        self._end_with_close(RelayEnd.TOO_MUCH, payload, finish_frame=False)
         return False
 
     def ended(self, side: Side) -> None:
@@ -305,7 +305,7 @@ class Relay:
         if self._end is None:
             self._end = RelayEnd.RESET
             self._until = time.monotonic() + self.close_timeout
-        self._set_alarm()
+        self._set_timer()
 
     def lost(self, side: Side) -> None:
         """The peer of ``side`` has broken the stream."""
@@ -327,14 +327,14 @@ class Relay:
 
     # --- on the loop: the end ------------------------------------------------------------------------------------
 
-    def _end_with_close(self, end: RelayEnd, payload: bytes, patient: bool = True) -> None:
+    def _end_with_close(self, end: RelayEnd, payload: bytes, finish_frame: bool = True) -> None:
         if self._end is not None or self._result is not None:
             return
         self._end = end
         self._until = time.monotonic() + self.close_timeout
         # Whatever comes from a side goes to the other: towards the server we are the client, which masks.
-        self._server.cut(encode_frame(Opcode.CLOSE, payload, None), patient)
-        self._client.cut(encode_frame(Opcode.CLOSE, payload, os.urandom(4)), patient)
+        self._server.cut(encode_frame(Opcode.CLOSE, payload, None), finish_frame)
+        self._client.cut(encode_frame(Opcode.CLOSE, payload, os.urandom(4)), finish_frame)
         self.answered()
         for side in self._sides:
             if side.at_end:
@@ -342,20 +342,20 @@ class Relay:
         self._update()
 
     def _update(self) -> None:
-        """Close when there is nothing left to do, and set the alarm for what comes next."""
+        """Close when there is nothing left to do, and set the timer for what comes next."""
         if self._result is not None:
             return
         client, server = self._client, self._server
         if client.closed and server.closed:
-            self._settle()
+            self._apply_state()
         elif not self._closing and all(side.closed or (side.at_end and side.finished) for side in self._sides):
             self._over(RelayEnd.ENDED)
         else:
             if self._end is RelayEnd.RESET and not self._closing and client.unsent() == server.unsent() == 0:
                 self._until = min(self._until, time.monotonic() + _LINGER)
-            self._set_alarm()
+            self._set_timer()
 
-    def _break_off(self) -> None:
+    def _abort(self) -> None:
         if self._result is None:
             self._end = RelayEnd.BROKEN_OFF
             self._closing = True
@@ -371,45 +371,45 @@ class Relay:
             side.close(abort or (late and side.unsent() > 0))
         self._update()
 
-    def strand(self) -> None:
+    def loop_failed(self) -> None:
         """The loop has failed: the peers have to see the end, and those who wait for the result get it."""
         self._end = self._end or RelayEnd.BROKEN_OFF
         for side in self._sides:
-            side.strand()
-        self._settle()
+            side.loop_failed()
+        self._apply_state()
 
-    def _settle(self) -> None:
-        self._stop_alarm()
+    def _apply_state(self) -> None:
+        self._cancel_timer()
         client, server = self._client, self._server
         seconds = time.monotonic() - self._began
-        _live.discard(ref(self))
+        _live.discard(self)
         self._result = RelayResult(self._end or RelayEnd.ENDED, client.passed, server.passed, seconds)
-        self._tell()
+        self._call_listeners()
 
     # --- on the loop: time ---------------------------------------------------------------------------------------
 
     def _idle_at(self) -> float:
         # Who waits for the second end after the first waits no longer than for an answer.
-        patience = self._idle_timeout
+        timeout = self._idle_timeout
         if self._client.at_end or self._server.at_end:
-            patience = min(patience, self.close_timeout)
-        return max(self._client.active, self._server.active) + patience
+            timeout = min(timeout, self.close_timeout)
+        return max(self._client.active, self._server.active) + timeout
 
-    def _set_alarm(self) -> None:
+    def _set_timer(self) -> None:
         when = self._until if self._end is not None else min(self._idle_at(), self._max_until)
-        if self._alarm_at <= when:
+        if self._timer_due <= when:
             return  # It rings early and looks again, which is cheaper than moving it.
-        self._stop_alarm()
+        self._cancel_timer()
         if when != inf:
-            self._alarm_at = alarm_of(self._loop).set(when, _ring, self)
+            self._timer_due = timers_of(self._loop).set(when, _on_deadline, self)
 
-    def _stop_alarm(self) -> None:
-        if self._alarm_at != inf:
-            alarm_of(self._loop).cancel(self._alarm_at, self)
-            self._alarm_at = inf
+    def _cancel_timer(self) -> None:
+        if self._timer_due != inf:
+            timers_of(self._loop).cancel(self._timer_due, self)
+            self._timer_due = inf
 
-    def _ring(self) -> None:
-        self._alarm_at = inf
+    def _on_deadline(self) -> None:
+        self._timer_due = inf
         now = time.monotonic()
         if self._end is not None:
             if now >= self._until:
@@ -422,11 +422,11 @@ class Relay:
         elif now >= self._max_until:
             self._end_with_close(RelayEnd.TOO_LONG, encode_close(CloseCode.GOING_AWAY, "too long"))
         if self._result is None:
-            self._set_alarm()
+            self._set_timer()
 
 
-def _ring(relay: Relay) -> None:
-    relay._ring()
+def _on_deadline(relay: Relay) -> None:
+    relay._on_deadline()
 
 
 def can_relay(loop: asyncio.AbstractEventLoop) -> bool:
@@ -499,7 +499,7 @@ def relay(
         max_bytes=max_bytes,
         shutdown_code=shutdown_code,
     )
-    _live.add(ref(made, _live.discard))
+    _live.add(made)
     # Not in the caller's context: it would be held on to, and a web framework's has a request in it.
     if running is not None:
         end_with(running, _living)
@@ -511,21 +511,19 @@ def relay(
 
 def live_relays() -> list[Relay]:
     """Every relay of this process that has not ended, the oldest first."""
-    # The references first, in one step: other threads make relays meanwhile.
-    found = [relay for reference in _live.copy() if (relay := reference()) is not None]
-    return sorted(found, key=lambda relay: relay._began)
+    return sorted(_live, key=lambda relay: relay._began)
 
 
 def _living(loop: asyncio.AbstractEventLoop) -> list[Relay]:
     return [relay for relay in live_relays() if relay._loop is loop]
 
 
-def _strand(serving: Serving) -> None:
+def _on_loop_failure(serving: Serving) -> None:
     for relay in _living(serving.loop):
-        relay.strand()
+        relay.loop_failed()
 
 
-at_failure(_strand)
+at_failure(_on_loop_failure)
 
 
 def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -569,14 +567,14 @@ def _parts(stream: Any) -> tuple[Any, asyncio.StreamReader | None, asyncio.Strea
     )
 
 
-def _side_of(stream: Any, loop: asyncio.AbstractEventLoop, patience: float) -> Side:
+def _side_of(stream: Any, loop: asyncio.AbstractEventLoop, timeout: float) -> Side:
     """The stream as a side of a relay, out of the reach of whoever had it."""
     if _is_socket(stream):
         head = bytes(getattr(stream, "head", b""))
         if not isinstance(stream, ssl.SSLSocket):
             return SocketSide(loop, stream, head)
         stream.__class__ = HeldTLSSocket
-        return TransportSide(loop, TLSSocketTransport(loop, stream), head, False, None, patience)
+        return TransportSide(loop, TLSSocketTransport(loop, stream), head, False, None, timeout)
     transport, reader, writer = _parts(stream)
     plain = transport.get_extra_info("ssl_object") is None and transport.get_extra_info("socket") is not None
     if plain and not transport.is_closing() and not transport.get_write_buffer_size():
@@ -585,4 +583,4 @@ def _side_of(stream: Any, loop: asyncio.AbstractEventLoop, patience: float) -> S
         return SocketSide(loop, sock, sock.head)
     head = drain_stream(reader)
     eof = reader is not None and reader.at_eof()
-    return TransportSide(loop, transport, head, eof, writer, patience)
+    return TransportSide(loop, transport, head, eof, writer, timeout)

@@ -15,7 +15,8 @@ import traceback
 from types import CodeType
 from typing import Any
 
-from .loop_thread import on_background_loop, threads_are_greenlets
+from .greenlets import threads_are_greenlets
+from .loop_thread import on_background_loop
 
 __all__ = ["failure", "is_cancellation", "is_interrupt"]
 

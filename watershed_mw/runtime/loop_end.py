@@ -13,7 +13,8 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+
+from .loop_local import LoopLocal
 
 __all__ = ["Ends", "end_with"]
 
@@ -41,10 +42,10 @@ class Ends(Protocol):
     def at_work(self) -> bool:
         """Whether a handler has begun and not returned."""
 
-    def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
+    def start_close(self, reason: str = "", *, code: int = 1001) -> None:
         """Send a Close frame, and wait for nothing."""
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Close the streams at once."""
 
     def cancel_handlers(self) -> None:
@@ -53,7 +54,7 @@ class Ends(Protocol):
 
 Living = Callable[[asyncio.AbstractEventLoop], Iterable[Ends]]
 
-_known: WeakKeyDictionary[asyncio.AbstractEventLoop, set[Living]] = WeakKeyDictionary()
+_known: LoopLocal[set[Living]] = LoopLocal(set)
 
 
 def end_with(loop: asyncio.AbstractEventLoop, living: Living) -> None:
@@ -65,7 +66,7 @@ def end_with(loop: asyncio.AbstractEventLoop, living: Living) -> None:
     """
     known = _known.get(loop)
     if known is None:
-        known = _known[loop] = set()
+        known = _known.of(loop)
         if sys.get_asyncgen_hooks().finalizer is None or getattr(loop, "_asyncgens_shutdown_called", False):
             return  # it does not close generators, or has done so
         waiting = _wait_for_end()
@@ -85,7 +86,7 @@ async def _wait_for_end() -> AsyncGenerator[None, None]:
     finally:
         loop = asyncio.get_running_loop()
         await _others_end()
-        await _end([one for living in _known.get(loop, ()) for one in living(loop)])
+        await _end([one for living in _known.of(loop) for one in living(loop)])
 
 
 async def _others_end() -> None:
@@ -103,14 +104,14 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 async def _end(living: list[Ends]) -> None:
     for one in living:
-        _try(one, partial(one.begin_end, "the event loop ends", code=1001))
+        _try(one, partial(one.start_close, "the event loop ends", code=1001))
     loop = asyncio.get_running_loop()
     until = loop.time() + _GRACE
     while any(not one.gone or one.at_work for one in living) and loop.time() < until:  # noqa: ASYNC110  # they share no event
         await asyncio.sleep(_LOOK_EVERY)
     for one in living:
         if not one.gone:
-            _try(one, one.break_off)
+            _try(one, one.abort)
         if one.at_work:
             _try(one, one.cancel_handlers)
     for _ in range(_LAST_TURNS):

@@ -7,24 +7,22 @@ two share one epoll set. gevent and eventlet turn threads into greenlets; this o
 from __future__ import annotations
 
 import _socket
-import _thread
 import asyncio
 import contextlib
 import importlib.util
 import inspect
 import logging
 import os
-import select
 import socket
 import sys
 import threading
-import types
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar, cast
 
 from .exhaustion import is_exhausted
+from .greenlets import original, threads_are_greenlets
 
 __all__ = [
     "LoopFailedError",
@@ -33,14 +31,11 @@ __all__ = [
     "at_failure",
     "background_loop",
     "check_background_loop",
-    "new_poll",
     "on_background_loop",
-    "original",
     "result_of",
     "run_on_background_loop",
     "start_thread",
     "submit",
-    "threads_are_greenlets",
 ]
 
 T = TypeVar("T")
@@ -111,7 +106,7 @@ def run_for(loop: asyncio.AbstractEventLoop, call: Callable[[], Any], future: as
     except BaseException as raised:  # noqa: BLE001  # it is raised where the result is waited for
         error = raised
     with contextlib.suppress(RuntimeError):  # the loop has failed meanwhile, and nobody waits
-        loop.call_soon_threadsafe(_settle, future, result, error)
+        loop.call_soon_threadsafe(_set_outcome, future, result, error)
 
 
 class Greenlets:
@@ -146,7 +141,7 @@ class Greenlets:
                 threading.Thread(target=run_for, args=(self._loop, *self._calls.popleft()), daemon=True).start()
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def _set_outcome(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if future.cancelled():
         return
     if error is None:
@@ -353,11 +348,6 @@ def on_background_loop() -> bool:
     return _serving is not None and asyncio._get_running_loop() is _serving.loop
 
 
-def threads_are_greenlets() -> bool:
-    """Whether gevent or eventlet have patched this process: then a thread costs next to nothing, and may wait."""
-    return not isinstance(_thread.start_new_thread, types.BuiltinFunctionType)
-
-
 def start_thread(run: Callable[[], None]) -> None:
     """Run something in a thread that is one, under gevent and eventlet as well."""
     if not threads_are_greenlets():
@@ -378,19 +368,12 @@ class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
             try:
                 found = look_up(*args, **options)
             except Exception as error:  # noqa: BLE001  # it is raised where the result is waited for
-                self.call_soon_threadsafe(_settle, future, None, error)
+                self.call_soon_threadsafe(_set_outcome, future, None, error)
             else:
-                self.call_soon_threadsafe(_settle, future, found, None)
+                self.call_soon_threadsafe(_set_outcome, future, found, None)
 
         start_thread(run)
         return await future
-
-
-def new_poll() -> Any:
-    """A ``select.poll()`` that is one, under gevent and eventlet as well; None where the platform has none."""
-    if threads_are_greenlets():
-        return original("select", "poll")()
-    return select.poll() if hasattr(select, "poll") else None
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -437,12 +420,3 @@ def _new_selector() -> Any:
     finally:
         sys.modules["select"] = patched
     return module.DefaultSelector()
-
-
-def original(module: str, name: str) -> Any:
-    """What stood in ``module`` before gevent or eventlet patched it."""
-    gevent_monkey: Any = sys.modules.get("gevent.monkey")
-    if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
-        return gevent_monkey.get_original(module, name)
-    eventlet_patcher: Any = sys.modules["eventlet.patcher"]
-    return getattr(eventlet_patcher.original(module), name)

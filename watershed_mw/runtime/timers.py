@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-__all__ = ["Alarm", "alarm_of"]
+__all__ = ["Timers", "timers_of"]
 
 _S = TypeVar("_S")
 
@@ -28,7 +28,7 @@ _GRAINS = ((1.0, 2**-10), (8.0, 2**-6), (math.inf, 2**-3))
 _CALLS_PER_TURN = 256
 
 
-class Alarm:
+class Timers:
     """The timer of one event loop; used on that loop's thread alone."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Alarm:
     def _start(self, when: float) -> None:
         self._stop()
         self._handle_time = when
-        self._handle = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()) + _GRAIN, self._ring)
+        self._handle = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()) + _GRAIN, self._run_due)
 
     def _stop(self) -> None:
         if self._handle is not None:
@@ -90,7 +90,7 @@ class Alarm:
         self._times.clear()
         self._stop()
 
-    def _ring(self) -> None:
+    def _run_due(self) -> None:
         self._stop()
         now = time.monotonic()
         try:
@@ -113,16 +113,16 @@ class Alarm:
                 self._start(self._times[0])
 
 
-# Weak on both sides: an alarm holds on to its connections, and these to their loop, which would never be collected with
-# them. While calls are waiting, the alarm's timer belongs to the loop and keeps it.
-_alarms: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Alarm]] = WeakKeyDictionary()
+# Weak on both sides: timers hold on to their connections, and these to their loop, which would never be collected with
+# them. While calls are waiting, the handle belongs to the loop and keeps them.
+_timers: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Timers]] = WeakKeyDictionary()
 
 
-def alarm_of(loop: asyncio.AbstractEventLoop) -> Alarm:
-    """The one :class:`Alarm` of ``loop``."""
-    known = _alarms.get(loop)
-    alarm = None if known is None else known()
-    if alarm is None:
-        alarm = Alarm()
-        _alarms[loop] = ref(alarm)
-    return alarm
+def timers_of(loop: asyncio.AbstractEventLoop) -> Timers:
+    """The one :class:`Timers` of ``loop``."""
+    known = _timers.get(loop)
+    timers = None if known is None else known()
+    if timers is None:
+        timers = Timers()
+        _timers[loop] = ref(timers)
+    return timers

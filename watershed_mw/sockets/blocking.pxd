@@ -6,14 +6,14 @@ cdef class BlockingSocket:
     cdef object _socket
     cdef object _tls
     cdef bint _waits
-    cdef double _patience
+    cdef double _receive_timeout
     cdef bint _exact
     cdef Py_ssize_t _size
     cdef object _at_once
     cdef bint _ending
     cdef object _guard
     cdef public object data
-    cdef public object rest
+    cdef public object write_buffer
     cdef public Py_ssize_t sent
     cdef public bint torn
     cdef public bint broken
@@ -26,14 +26,14 @@ cdef class BlockingSocket:
     @cython.locals(left=double, came=Py_ssize_t)
     cpdef receive(self, object deadline)
     @cython.locals(size=Py_ssize_t)
-    cdef _fit(self, Py_ssize_t came)
+    cdef _adapt_size(self, Py_ssize_t came)
     cdef _make_reads(self)
     cdef _receive_when_ready(self, object deadline)
     cdef _receive_at_once(self)
     @cython.locals(part=double)
-    cdef _tell_kernel(self, double patience)
+    cdef _set_receive_timeout(self, double timeout)
     cpdef send(self)
-    cdef _cut(self)
+    cdef _drop_sent(self)
     cdef _send_tls(self)
     cdef _check_torn(self, object error)
     cdef tuple _wait(self, object deadline, bint read, bint write)

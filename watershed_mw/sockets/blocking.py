@@ -60,8 +60,8 @@ class BlockingSocket:
 
     Attributes:
         data: what was received and not taken yet: the taker sets it to None. Empty at the end of the stream.
-        rest: what is to be written.
-        sent: how many bytes of ``rest`` the kernel has taken.
+        write_buffer: what is to be written.
+        sent: how many bytes of ``write_buffer`` the kernel has taken.
         torn: whether an exception came out of OpenSSL, which may or may not have moved bytes.
         broken: whether the peer takes nothing any more.
     """
@@ -71,12 +71,12 @@ class BlockingSocket:
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         # Green sockets are no subclass of the C module's.
         self._waits = self._tls is None and _CAN_WAIT and isinstance(sock, _socket.socket)
-        self._patience = inf  # what the kernel has been told, in seconds
+        self._receive_timeout = inf  # what the kernel has been told, in seconds
         self._exact = False
         self._size = _FEW
         if self._waits:
             try:
-                self._tell_kernel(inf)
+                self._set_receive_timeout(inf)
             except OSError:
                 self._waits = False  # another size of time than two longs; or it is closed, as waiting will find out
         self._at_once = socket.MSG_DONTWAIT if self._waits else 0
@@ -85,7 +85,7 @@ class BlockingSocket:
         # OpenSSL allows one thread at a time inside a connection; no call below waits inside.
         self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
         self.data: bytes | None = head or None
-        self.rest: bytes | memoryview = b""
+        self.write_buffer: bytes | memoryview = b""
         self.sent = 0
         self.torn = False
         self.broken = False
@@ -103,16 +103,16 @@ class BlockingSocket:
         if self.data is not None:
             return
         left = inf if deadline is None else deadline - time.monotonic()
-        if self._patience > _MOST_ASLEEP and left > _MOST_ASLEEP and threading.get_ident() == _MAIN:
+        if self._receive_timeout > _MOST_ASLEEP and left > _MOST_ASLEEP and threading.get_ident() == _MAIN:
             left = _MOST_ASLEEP
         if not self._waits or left < _SHORT:
             self._receive_when_ready(deadline)
             return
         try:
-            if self._patience > left:
+            if self._receive_timeout > left:
                 # Deadlines draw nearer with each message. Half of what is left will do for many, and whoever has waited
                 # that long in vain is told to come back.
-                self._tell_kernel(left if self._exact else left / 2)
+                self._set_receive_timeout(left if self._exact else left / 2)
             reads = self._reads
             for self.data in reads:
                 break
@@ -127,9 +127,9 @@ class BlockingSocket:
         self._exact = False
         came = len(self.data or b"")
         if self._size > _FEW or came == _FEW:
-            self._fit(came)
+            self._adapt_size(came)
 
-    def _fit(self, came: int) -> None:
+    def _adapt_size(self, came: int) -> None:
         """Ask for more next time where all that was asked for came: room that stays empty has to be got as well."""
         size = self._size
         if came == size:
@@ -174,7 +174,7 @@ class BlockingSocket:
         if self._tls is None:
             for self.data in reads:
                 break
-            self._fit(len(self.data or b""))
+            self._adapt_size(len(self.data or b""))
             return
         with self._guard:
             try:
@@ -183,13 +183,13 @@ class BlockingSocket:
             except BaseException as error:
                 self._check_torn(error)
                 raise
-        self._fit(len(self.data or b""))
+        self._adapt_size(len(self.data or b""))
 
-    def _tell_kernel(self, patience: float) -> None:
-        seconds, part = divmod(0.0 if patience == inf else max(patience, 0.001), 1.0)
+    def _set_receive_timeout(self, timeout: float) -> None:
+        seconds, part = divmod(0.0 if timeout == inf else max(timeout, 0.001), 1.0)
         limit = struct.pack("@ll", int(seconds), int(part * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._patience = patience
+        self._receive_timeout = timeout
 
     @property
     def pending(self) -> bool:
@@ -199,37 +199,37 @@ class BlockingSocket:
     # --- sending -----------------------------------------------------------------------------------------
 
     def send(self) -> None:
-        """Write of :attr:`rest` what the kernel takes at once, which is then no part of it any more."""
-        while self.rest:
+        """Write of :attr:`write_buffer` what the kernel takes at once, which is then no part of it any more."""
+        while self.write_buffer:
             if self.sent:
-                self._cut()
+                self._drop_sent()
                 continue
             try:
                 if self._tls is None:
-                    (self.sent,) = map(self._write, (self.rest,), self._flags)
+                    (self.sent,) = map(self._write, (self.write_buffer,), self._flags)
                 else:
                     self._send_tls()
             except (OSError, ValueError) as error:
                 if not _of_socket(error):
                     raise
                 if not isinstance(error, _WOULD_BLOCK):
-                    self.rest = b""
+                    self.write_buffer = b""
                     self.broken = True
                 return
-            if self.sent == len(self.rest):
-                self.rest = b""
+            if self.sent == len(self.write_buffer):
+                self.write_buffer = b""
                 self.sent = 0
 
-    def _cut(self) -> None:
-        rest = memoryview(self.rest)[self.sent :]
+    def _drop_sent(self) -> None:
+        rest = memoryview(self.write_buffer)[self.sent :]
         # Nothing can come between these two, either.
-        self.rest = rest
+        self.write_buffer = rest
         self.sent = 0
 
     def _send_tls(self) -> None:
         with self._guard:
             try:
-                (self.sent,) = map(self._write, (self.rest,))
+                (self.sent,) = map(self._write, (self.write_buffer,))
             except BaseException as error:
                 self._check_torn(error)
                 raise
@@ -240,8 +240,8 @@ class BlockingSocket:
 
     @property
     def unsent(self) -> int:
-        """Bytes of :attr:`rest` that the kernel has not taken."""
-        return len(self.rest) - self.sent
+        """Bytes of :attr:`write_buffer` that the kernel has not taken."""
+        return len(self.write_buffer) - self.sent
 
     # --- waiting -----------------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class BlockingSocket:
 
     def close(self) -> None:
         """Close the descriptor; nobody may be waiting on it any more."""
-        self.rest = b""
+        self.write_buffer = b""
         self.sent = 0
         if self._tls is not None:
             ssl.SSLSocket.close(self._tls)  # a HeldTLSSocket as well

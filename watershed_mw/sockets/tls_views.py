@@ -209,8 +209,8 @@ class _EarlyBytes:
     def _fill_from_head(self, buffers: Iterable[Any], limit: int = 0, flags: int = 0) -> int:
         """Copy into writable ``buffers`` in turn, ``limit`` bytes at most unless it is 0."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        room = sum(map(len, views))
-        taken = self._take_head(min(limit, room) if limit else room, flags)
+        capacity = sum(map(len, views))
+        taken = self._take_head(min(limit, capacity) if limit else capacity, flags)
         start = 0
         for view in views:
             piece = taken[start : start + len(view)]

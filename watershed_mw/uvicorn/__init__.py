@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .protocol import NativeDoor, WatershedProtocol, options_of
+from .native_door import NativeDoor
+from .protocol import WatershedProtocol, options_of
 
 __all__ = ["NativeDoor", "WatershedProtocol", "options_of"]

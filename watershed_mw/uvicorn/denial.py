@@ -12,8 +12,8 @@ from typing import Any
 
 from ..core.handshake.headers import check_outgoing
 from ..errors import ConnectionClosed, HandshakeError
-from ..http.adapt import write_refusal, write_response
-from ..runtime.timers import alarm_of
+from ..http.write import write_refusal, write_response
+from ..runtime.timers import timers_of
 
 __all__ = ["Denial", "strings"]
 
@@ -30,7 +30,7 @@ class Denial:
         transport: where it goes.
         loop: the transport's event loop.
         default_headers: fields that uvicorn adds to every response.
-        patience: seconds that the client has to read it.
+        timeout: seconds that the client has to read it.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Denial:
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
         default_headers: list[tuple[bytes, bytes]],
-        patience: float,
+        timeout: float,
     ) -> None:
         self.complete = False
         self._transport = transport
         self._loop = loop
         self._default_headers = default_headers
-        self._patience = patience
+        self._timeout = timeout
         self._abort_at: float | None = None
         self._status = 0
         self._headers: list[tuple[str, str]] = []
@@ -124,10 +124,10 @@ class Denial:
         self.complete = True
         self._transport.close()
         if self._abort_at is None:
-            patience = time.monotonic() + self._patience
-            self._abort_at = alarm_of(self._loop).set(patience, _abort, self._transport)
+            timeout = time.monotonic() + self._timeout
+            self._abort_at = timers_of(self._loop).set(timeout, _abort, self._transport)
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """The server stops: a client that does not read its answer must not hold that up."""
         if self._transport.get_write_buffer_size():
             self._transport.abort()
@@ -150,7 +150,7 @@ class Denial:
         """The transport is gone."""
         self.complete = True
         if self._abort_at is not None:
-            alarm_of(self._loop).cancel(self._abort_at, self._transport)
+            timers_of(self._loop).cancel(self._abort_at, self._transport)
         self.resume_writing()
 
 

@@ -76,22 +76,22 @@ class ASGIMessages:
         assert connection is not None
         if connection._push:
             connection._check_pull()
-        if connection._news.state:
+        if connection._wakeup.state:
             await connection._take_turn()
         while connection._queue._count == 0:
             if connection._is_over():
                 self._disconnected = True
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
-            await connection._expect_news()
+            await connection._expect_wakeup()
         data = connection._next_message()
         if isinstance(data, str):
             return {"type": "websocket.receive", "text": data}
         return {"type": "websocket.receive", "bytes": data}
 
-    async def _send_elsewhere(self, message: MutableMapping[str, Any]) -> None:
+    async def _send_on_own_loop(self, message: MutableMapping[str, Any]) -> None:
         if get_ident() != self._thread:
-            await on_loop(self._loop, lambda: self._send_elsewhere(message))
+            await on_loop(self._loop, lambda: self._send_on_own_loop(message))
         else:
             await self.send(message)
 
@@ -108,7 +108,7 @@ class ASGIMessages:
         event loop: asgiref's ``async_to_sync`` calls this in a worker's thread, and has the outcome awaited.
         """
         if get_ident() != self._thread:
-            return self._send_elsewhere(message)
+            return self._send_on_own_loop(message)
         connection = self.connection
         if connection is None:
             return self._door.send_unopened(message)
@@ -123,7 +123,7 @@ class ASGIMessages:
             return connection.send(data)
         if kind == "websocket.close":
             code = known.get("code")
-            connection.end(_fitting(known.get("reason") or ""), code=1000 if code is None else code)
+            connection.end(_fit_reason(known.get("reason") or ""), code=1000 if code is None else code)
             return NextTurn()
         raise RuntimeError(f"expected ASGI message 'websocket.send' or 'websocket.close', got {kind!r}")
 
@@ -132,7 +132,7 @@ class ASGIMessages:
 mark_coroutine_function(getattr(ASGIMessages, "send"))  # noqa: B009
 
 
-def _fitting(reason: Any) -> Any:
+def _fit_reason(reason: Any) -> Any:
     """A close reason of any length as a Close frame can hold it, as applications do not count its bytes."""
     if not isinstance(reason, str) or len(reason) * 4 <= MAX_CLOSE_REASON:
         return reason

@@ -17,7 +17,7 @@ import time
 from collections.abc import MutableMapping
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 from ..connection.adopt import AsyncioTransport
@@ -25,21 +25,22 @@ from ..connection.aio.connection import AsyncioConnection
 from ..core.handshake.negotiation import Request, check_request, negotiate, offered_subprotocols
 from ..core.states import Role
 from ..errors import ConnectionClosed, HandshakeError
-from ..http.adapt import write_fields, write_switch
 from ..http.refusals import log_refused
+from ..http.write import write_fields, write_switch
+from ..options import ConnectionOptions, Options, Settings
 from ..runtime.interrupts import is_cancellation
-from ..runtime.timers import alarm_of
-from ..watershed import ConnectionOptions, Options, Settings
+from ..runtime.timers import timers_of
 from .denial import Denial, strings
 from .header_cache import share_fields
 from .messages import ASGIMessages
-from .request import left_behind, make_scope, read_request, remote_of, scope_of_refused, shown_path
+from .native_door import NativeDoor, RunningRelay
+from .request import early_bytes, make_scope, read_request, remote_of, scope_of_refused, shown_path
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-__all__ = ["NativeDoor", "WatershedProtocol"]
+__all__ = ["WatershedProtocol"]
 
 # What a client may send before it has the 101; more of it waits in the kernel.
 _MAX_EARLY = 64 * 2**10
@@ -84,81 +85,6 @@ class _Stage(Enum):
     REFUSED = "an HTTP response has been sent, or nobody is there to read one"
 
 
-class _Relay(Protocol):
-    """What goes on with the raw socket, as far as the shutdown is concerned."""
-
-    close_timeout: float
-    shutdown_code: int | None
-
-    def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
-        """End it with a Close to both sides."""
-
-
-class NativeDoor:
-    """What ``scope["extensions"]["watershed_mw"]`` holds: the way around the ASGI messages.
-
-    The opening handshake still travels through ASGI ``send``; only what follows goes native.
-    """
-
-    __slots__ = ("_protocol",)
-
-    def __init__(self, protocol: WatershedProtocol) -> None:
-        self._protocol = protocol
-
-    def __deepcopy__(self, memo: object) -> NativeDoor:
-        """The same way: applications copy scopes, and there is one connection."""
-        return self
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """None: applications pickle scopes, and there is no connection where such a one is read."""
-        return type(None), ()
-
-    @property
-    def key(self) -> object:
-        """What :attr:`options` depend on, to remember by what was made of them."""
-        return self._protocol.config
-
-    @property
-    def options(self) -> Options:
-        """The options that hold where an application gives none: uvicorn's settings, and those of the class."""
-        return self._protocol.own_options()
-
-    def use(self, settings: Settings) -> None:
-        """Take these settings for the coming accept."""
-        self._protocol.settings = settings
-
-    def detach(self, answer: list[tuple[str, str]] | None = None) -> None:
-        """Make the coming accept hand over the raw socket.
-
-        Args:
-            answer: fields of the 101 that another server has given, instead of what would be negotiated here.
-
-        Raises:
-            UnsupportedServerError: it cannot; nothing has been answered.
-        """
-        self._protocol.way.check_detachable()
-        self._protocol.detached = True
-        self._protocol.answer = answer
-
-    def keep(self, relay: _Relay) -> None:
-        """Have a relay, which got the socket, told of the shutdown, and counted among uvicorn's connections."""
-        self._protocol.keep(relay)
-
-    def reset(self) -> None:
-        """Drop the connection, so that the client cannot take what it has got for the whole of an answer."""
-        self._protocol.reset()
-
-    @property
-    def connected(self) -> bool:
-        """Whether the application has received ``websocket.connect``."""
-        return self._protocol.told_connect
-
-    @property
-    def result(self) -> Any:
-        """The connection, or what is raw here, once ``websocket.accept`` has been sent; None before."""
-        return self._protocol.result
-
-
 class WatershedProtocol(asyncio.Protocol):
     """One upgrade request under uvicorn, and the ASGI application that answers it.
 
@@ -179,6 +105,7 @@ class WatershedProtocol(asyncio.Protocol):
     # One of these lives as long as its connection.
     __slots__ = (
         "_app_state",
+        "_cancel_at",
         "_connection",
         "_decided",
         "_denial",
@@ -187,7 +114,6 @@ class WatershedProtocol(asyncio.Protocol):
         "_loop",
         "_lost",
         "_messages",
-        "_patience",
         "_relay",
         "_request",
         "_scope",
@@ -217,7 +143,7 @@ class WatershedProtocol(asyncio.Protocol):
         self.settings = self._own_settings()
         self.detached = False
         self.answer: list[tuple[str, str]] | None = None
-        self._relay: _Relay | None = None
+        self._relay: RunningRelay | None = None
         self._stopping = False
         self.result: Any = None
         self.told_connect = False
@@ -236,7 +162,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._lost = False
         self._task: asyncio.Task[None] | None = None
         self._decided: asyncio.Future[None] | None = None
-        self._patience: float | None = None
+        self._cancel_at: float | None = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -278,7 +204,7 @@ class WatershedProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport, and what uvicorn has read from it."""
         self._transport = cast(asyncio.Transport, transport)
-        self._early = left_behind(self._transport)
+        self._early = early_bytes(self._transport)
         self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes alone
 
     def data_received(self, data: bytes) -> None:
@@ -330,17 +256,17 @@ class WatershedProtocol(asyncio.Protocol):
         elif self._stage in (_Stage.HEAD, _Stage.DECIDING):
             self._refuse_and_log(HandshakeError("the server is shutting down: try again", status=503))
         else:
-            self._answer().hurry()
+            self._answer().stop_waiting()
         self._limit_app()
 
     def _limit_app(self) -> None:
         """Cancel the application in time: uvicorn waits without a limit, and some never look at their connection."""
         if self._task is None or self._task.done():
             return
-        if self._patience is not None:
-            alarm_of(self._loop).cancel(self._patience, self)
+        if self._cancel_at is not None:
+            timers_of(self._loop).cancel(self._cancel_at, self)
         until = time.monotonic() + self._seconds_to_return()
-        self._patience = alarm_of(self._loop).set(until, WatershedProtocol._cancel_app, self)
+        self._cancel_at = timers_of(self._loop).set(until, WatershedProtocol._cancel_app, self)
 
     def _seconds_to_return(self) -> float:
         if self._relay is None:
@@ -356,7 +282,7 @@ class WatershedProtocol(asyncio.Protocol):
     def _end_relay(self) -> None:
         if self._stopping and self._relay is not None:
             code = self._relay.shutdown_code or self.settings.shutdown_code or 1012
-            self._relay.begin_end("the server restarts", code=code)
+            self._relay.start_close("the server restarts", code=code)
 
     # --- the request ---------------------------------------------------------------------------------------
 
@@ -393,7 +319,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._server_state.tasks.add(self._task)
         self._task.add_done_callback(self._forget_task, context=context)
 
-    def keep(self, relay: _Relay) -> None:
+    def keep(self, relay: RunningRelay) -> None:
         """As :meth:`NativeDoor.keep`, until the application returns."""
         self._relay = relay
         self._end_relay()  # in case that the shutdown came between the 101 and this
@@ -469,7 +395,7 @@ class WatershedProtocol(asyncio.Protocol):
         self._answer().abandon(error)
 
     def _cancel_app(self) -> None:
-        self._patience = None
+        self._cancel_at = None
         if self._task is not None and not self._task.done():
             _logger.warning(
                 "The application on WebSocket %s has not returned %g seconds after the shutdown began: cancelled",
@@ -488,9 +414,9 @@ class WatershedProtocol(asyncio.Protocol):
         if self._connection is not None:
             self._connection.abandon()
         self._let_go()
-        if self._patience is not None:
-            alarm_of(self._loop).cancel(self._patience, self)
-            self._patience = None
+        if self._cancel_at is not None:
+            timers_of(self._loop).cancel(self._cancel_at, self)
+            self._cancel_at = None
 
     def _let_go(self) -> None:
         """Transport and application are both gone: what they held is free at once, not at the next collection."""
@@ -500,8 +426,8 @@ class WatershedProtocol(asyncio.Protocol):
 
     def _answer(self) -> Denial:
         if self._denial is None:
-            patience = self.settings.limits.close_timeout
-            self._denial = Denial(self._transport, self._loop, self._server_state.default_headers, patience)
+            timeout = self.settings.limits.close_timeout
+            self._denial = Denial(self._transport, self._loop, self._server_state.default_headers, timeout)
         return self._denial
 
     def _refuse(self, error: HandshakeError) -> None:

@@ -16,12 +16,12 @@ from urllib.parse import quote, unquote
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from ..core.handshake.negotiation import Request
-from ..http.adapt import as_parsed, read_request_head
+from ..http.parse import as_parsed, read_request_head
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
 
-__all__ = ["left_behind", "make_scope", "read_request", "remote_of", "scope_of_refused", "shown_path"]
+__all__ = ["early_bytes", "make_scope", "read_request", "remote_of", "scope_of_refused", "shown_path"]
 
 
 def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
@@ -50,7 +50,7 @@ def _http_version(http: object) -> str:
     return str(scope.get("http_version", "1.1")) if isinstance(scope, dict) else "1.1"
 
 
-def left_behind(transport: asyncio.Transport) -> bytes:
+def early_bytes(transport: asyncio.Transport) -> bytes:
     """Bytes that uvicorn's HTTP layer has read past the request head, as far as it still has them.
 
     RFC 6455 section 4.1 tells clients to wait for the answer, and some do not. zttp lets such bytes go.

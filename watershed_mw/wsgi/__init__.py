@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .middleware import Rejection, WatershedWSGI, WSGIUpgrade, asks_for_upgrade
+from .middleware import WatershedWSGI, asks_for_upgrade
+from .responses import Rejection
+from .upgrade import WSGIUpgrade
 
 __all__ = ["Rejection", "WSGIUpgrade", "WatershedWSGI", "asks_for_upgrade"]

@@ -21,7 +21,7 @@ from typing import Any, cast
 from ..errors import UnsupportedServerError
 from ..sockets.tls_views import ServersTLSSocket, TakenTLSSocket
 
-__all__ = ["Takeover", "take_descriptor", "take_socket"]
+__all__ = ["Hijack", "take_descriptor", "take_socket"]
 
 _GEVENT_TLS = (
     *("_context", "_sslobj", "_connected", "_session", "server_side", "server_hostname"),
@@ -35,7 +35,7 @@ _LOW_NUMBERS = 2048
 _SOCKETS_ARE_DESCRIPTORS = sys.platform != "win32"
 
 
-class Takeover:
+class Hijack:
     """The socket that was taken.
 
     Attributes:
@@ -124,7 +124,7 @@ def _close_lingering() -> None:
             other_end.close()
 
 
-def take_socket(sock: Any, head: bytes = b"") -> Takeover:
+def take_socket(sock: Any, head: bytes = b"") -> Hijack:
     """Take what the server's socket object stands for, plain or TLS; the object itself lives on.
 
     Args:
@@ -136,10 +136,10 @@ def take_socket(sock: Any, head: bytes = b"") -> Takeover:
     """
     take = _how(sock)
     dummy = _Dummy()
-    return Takeover(take(sock, dummy.end), head, dummy)
+    return Hijack(take(sock, dummy.end), head, dummy)
 
 
-def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False) -> Takeover:
+def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False) -> Hijack:
     """Take a socket from a server that knows it by its number, which lives on as the dummy's.
 
     Args:
@@ -161,7 +161,7 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
         os.dup2(dummy.end.fileno(), number, inheritable=False)
     finally:
         dummy.end.close()
-    return Takeover(taken, head, dummy, writes_late)
+    return Hijack(taken, head, dummy, writes_late)
 
 
 class _Dummy:

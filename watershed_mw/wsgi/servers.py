@@ -18,9 +18,9 @@ from typing import Any, Final, TypeAlias
 
 from ..connection.adopt import drain_file
 from ..errors import UnsupportedServerError
-from .hijack import Takeover, take_descriptor, take_socket
+from .hijack import Hijack, take_descriptor, take_socket
 
-__all__ = ["WSGIServer", "let_go", "server_of", "take_over"]
+__all__ = ["WSGIServer", "hijack", "release_environ", "server_of"]
 
 Environ: TypeAlias = Mapping[str, Any]
 
@@ -43,11 +43,11 @@ class WSGIServer:
 
     name: str
     knows: Callable[[Environ, Any], bool]
-    take: Callable[[Environ, Any], Takeover] | None = None
+    take: Callable[[Environ, Any], Hijack] | None = None
     reason: str = ""
     stopping: Callable[[], Callable[[], bool] | None] = lambda: None
     client: Callable[[Environ, Any], Any] = lambda environ, start_response: -1
-    target: Callable[[Environ, Any], str | None] = lambda environ, start_response: _told_target(environ)
+    target: Callable[[Environ, Any], str | None] = lambda environ, start_response: _target_in_environ(environ)
 
     def no_background(self, environ: Environ) -> str:
         """Why a connection cannot outlive its request here; empty where it can."""
@@ -68,7 +68,7 @@ def server_of(environ: Environ, start_response: Any) -> WSGIServer:
     return WSGIServer(name, lambda environ, start_response: True, None, f"nobody knows how to: {_INSTEAD}")
 
 
-def take_over(server: WSGIServer, environ: Environ, start_response: Any) -> Takeover:
+def hijack(server: WSGIServer, environ: Environ, start_response: Any) -> Hijack:
     """Take the client's socket from the server that made ``environ``.
 
     Args:
@@ -90,7 +90,7 @@ def take_over(server: WSGIServer, environ: Environ, start_response: Any) -> Take
 _SERVERS_OWN: Final = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
 
 
-def let_go(environ: dict[str, Any]) -> None:
+def release_environ(environ: dict[str, Any]) -> None:
     """Take out of ``environ`` what its server, which is done with the request, has put there of itself.
 
     An idle connection would cost twice the memory with it, and reading from what it stands for is nobody's any more.
@@ -153,12 +153,12 @@ def _of_uwsgi(environ: Environ, start_response: Any) -> Any:
     return importlib.import_module("uwsgi").connection_fd()
 
 
-def _werkzeug(environ: Environ, start_response: Any) -> Takeover:
+def _werkzeug(environ: Environ, start_response: Any) -> Hijack:
     sock = environ["werkzeug.socket"]
     return take_socket(sock, drain_file(environ["wsgi.input"], sock))
 
 
-def _gunicorn(environ: Environ, start_response: Any) -> Takeover:
+def _gunicorn(environ: Environ, start_response: Any) -> Hijack:
     sock = environ["gunicorn.socket"]
     unreader = environ["wsgi.input"].reader.unreader
     if hasattr(unreader, "take_buffered"):
@@ -171,12 +171,12 @@ def _gunicorn(environ: Environ, start_response: Any) -> Takeover:
     return take_socket(sock, head)
 
 
-def _file(environ: Environ, start_response: Any) -> Takeover:
+def _file(environ: Environ, start_response: Any) -> Hijack:
     reader = _reader(environ)
     return take_socket(reader.raw._sock, drain_file(reader, reader.raw._sock))
 
 
-def _waitress(environ: Environ, start_response: Any) -> Takeover:
+def _waitress(environ: Environ, start_response: Any) -> Hijack:
     channel = environ["waitress.client_disconnected"].__self__
     # What came behind the head, waitress has begun to parse as a next request.
     following = channel.request
@@ -184,22 +184,22 @@ def _waitress(environ: Environ, start_response: Any) -> Takeover:
     return take_descriptor(channel.socket.fileno(), head)
 
 
-def _cheroot(environ: Environ, start_response: Any) -> Takeover:
+def _cheroot(environ: Environ, start_response: Any) -> Hijack:
     connection = start_response.__self__.req.conn
     return take_socket(connection.socket, drain_file(connection.rfile, connection.socket))
 
 
-def _eventlet(environ: Environ, start_response: Any) -> Takeover:
+def _eventlet(environ: Environ, start_response: Any) -> Hijack:
     green = _of_eventlet(environ, start_response)
     # A TLS socket of eventlet's is one of the ssl module's, changed; a plain one goes round the real one.
     return take_socket(getattr(green, "fd", green), drain_file(environ["eventlet.input"].rfile, green))
 
 
-def _uwsgi(environ: Environ, start_response: Any) -> Takeover:
+def _uwsgi(environ: Environ, start_response: Any) -> Hijack:
     return take_descriptor(_of_uwsgi(environ, start_response), writes_late=True)
 
 
-def _told_target(environ: Environ) -> str | None:
+def _target_in_environ(environ: Environ) -> str | None:
     """The target as most servers put it into the environ, though WSGI has no name for it (PEP 3333)."""
     told = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     return str(told) if told else None
@@ -211,7 +211,7 @@ def _target_of_eventlet(environ: Environ, start_response: Any) -> str | None:
 
 def _target_of_handler(environ: Environ, start_response: Any) -> str | None:
     """The target of a server that keeps it in the handler of the request: wsgiref's family, and gevent's pywsgi."""
-    told = _told_target(environ)
+    told = _target_in_environ(environ)
     if told is not None:
         return told
     owner = getattr(start_response, "__self__", None)

@@ -19,7 +19,8 @@ from typing import Any
 
 from ..connection.base import WatershedConnection, live_connections
 from ..relay.engine import Relay, live_relays
-from ..runtime.loop_thread import start_thread, threads_are_greenlets
+from ..runtime.greenlets import threads_are_greenlets
+from ..runtime.loop_thread import start_thread
 
 __all__ = ["catch_signals", "drain", "watch_process"]
 
@@ -86,11 +87,11 @@ def drain() -> None:
     """End every connection and relay of this process that has a ``shutdown_code``, within half a second."""
     connections = _to_be_ended()
     for connection in connections:
-        connection.begin_end("the server stops", code=connection.shutdown_code or 1001)
+        connection.start_close("the server stops", code=connection.shutdown_code or 1001)
     _wait_until_gone(connections, _GRACE)
     for connection in connections:
         if not connection.gone:
-            connection.break_off()
+            connection.abort()
     _wait_until_gone(connections, _NOTICE)
 
 
@@ -99,8 +100,8 @@ def _to_be_ended() -> list[WatershedConnection | Relay]:
     return [connection for connection in living if connection.shutdown_code is not None]
 
 
-def _wait_until_gone(connections: list[WatershedConnection | Relay], patience: float) -> None:
-    until = time.monotonic() + patience
+def _wait_until_gone(connections: list[WatershedConnection | Relay], timeout: float) -> None:
+    until = time.monotonic() + timeout
     while not all(connection.gone for connection in connections) and time.monotonic() < until:
         time.sleep(0.01)
 

@@ -16,7 +16,8 @@ from tests.core.wire import BINARY, KEY, TEXT, frame
 from watershed_mw import Watershed
 from watershed_mw.core.handshake.negotiation import Agreement
 from watershed_mw.core.states import Role
-from watershed_mw.http.adapt import read_request_head, write_response
+from watershed_mw.http.parse import read_request_head
+from watershed_mw.http.write import write_response
 
 HEAD = (
     b"GET /echo?token=1 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nConnection: Upgrade\r\nPragma: no-cache\r\n"

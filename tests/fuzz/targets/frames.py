@@ -119,7 +119,7 @@ def deflated(source: Source) -> None:
         one.send_binary(message)
         assert other.receive_data(one.data_to_send(), 0.0) == [message]
         if source.rarely():
-            other.rest(100.0 * (number + 1))
+            other.release_idle(100.0 * (number + 1))
     garbage = encode_frame(2, source.rest()[:500], b"\0\0\0\0", 0xC0)
     _check(server.receive_data(garbage, 0.0))
 

@@ -19,14 +19,9 @@ from watershed_mw.core.handshake.negotiation import (
     offered_subprotocols,
     select_subprotocol,
 )
-from watershed_mw.http.adapt import (
-    as_request,
-    read_by_h11,
-    read_request_head,
-    read_response_head,
-    write_refusal,
-    write_switch,
-)
+from watershed_mw.http.adapt import as_request
+from watershed_mw.http.parse import read_by_h11, read_request_head, read_response_head
+from watershed_mw.http.write import write_refusal, write_switch
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from ...core.base import Conversation
+from ...core.base import BaseProtocol
 from ...core.payloads import Sendable
 from ...errors import ConnectionClosed
 from ..awaitables import Pending
-from ..base import Details, WatershedConnection
+from ..base import ConnectionInfo, WatershedConnection
 
 __all__ = ["AsyncConnection", "AsyncHandler", "is_coroutine_function"]
 
@@ -38,8 +38,8 @@ class AsyncConnection(WatershedConnection):
 
     __slots__ = ("_refused",)
 
-    def __init__(self, details: Details, protocol: Conversation) -> None:
-        super().__init__(details, protocol)
+    def __init__(self, info: ConnectionInfo, protocol: BaseProtocol) -> None:
+        super().__init__(info, protocol)
         self._refused = 0
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
@@ -114,11 +114,11 @@ class AsyncConnection(WatershedConnection):
         """
         raise NotImplementedError
 
-    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+    def start_close(self, reason: str = "", *, code: int = 1000) -> None:
         """As :meth:`end`, which nobody needs to await."""
         self.end(reason, code=code)
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """As :meth:`destroy`."""
         self.destroy()
 
@@ -177,7 +177,7 @@ class AsyncConnection(WatershedConnection):
         """Call it on the event loop's thread; RuntimeError when that loop is closed."""
         raise NotImplementedError
 
-    async def _elsewhere(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Await ``call()`` on the connection's own event loop, from a task of another thread's."""
         raise NotImplementedError
 
@@ -212,7 +212,7 @@ class AsyncConnection(WatershedConnection):
 
     async def _outcome(self, outcome: list[Any]) -> None:
         if not self._on_own_thread():
-            await self._elsewhere(lambda: self._outcome(outcome))
+            await self._on_own_loop(lambda: self._outcome(outcome))
             return
         while not outcome:
             await self._pause()  # the loop is about to make the call

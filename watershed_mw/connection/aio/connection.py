@@ -12,14 +12,14 @@ from typing import Any
 
 from ...core.codes import encode_close
 from ...core.payloads import Sendable
-from ...core.prepared import SharedMessage
+from ...core.prepared import PreparedMessage
 from ...core.states import State
 from ...errors import ConnectionClosed
 from ..awaitables import READY, NextTurn, Pending, on_loop
 from ..base import checked_message, checked_ping
 from .api import AsyncConnection
-from .driver import SENDS_PER_TURN, AsyncioShell
-from .wakeup import News
+from .driver import SENDS_PER_TURN, AsyncioDriver
+from .wakeup import Wakeup
 
 try:
     import cython
@@ -39,7 +39,7 @@ _MOST_SENDS = SENDS_PER_TURN  # a number of C's where this is compiled
 _OPEN = State.OPEN
 
 
-class AsyncioConnection(AsyncioShell):
+class AsyncioConnection(AsyncioDriver):
     """An :class:`~watershed_mw.AsyncConnection` that owns a transport of an event loop."""
 
     __slots__ = ("__dict__",)  # for what an application keeps there
@@ -76,19 +76,19 @@ class AsyncioConnection(AsyncioShell):
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""
         if get_ident() != self._thread:
-            message: str | bytes = await self._elsewhere(lambda: self.receive(timeout))
+            message: str | bytes = await self._on_own_loop(lambda: self.receive(timeout))
             return message
         self._check_pull()
         if timeout is not None:
             async with asyncio.timeout(timeout):
                 await self._expect_message()
-        elif self._news.state:
+        elif self._wakeup.state:
             await self._take_turn()
         while self._queue._count == 0:
             if self._is_over():
                 await self._pause()
                 raise self._closed_error()
-            await self._expect_news()
+            await self._expect_wakeup()
         return self._next_message()
 
     async def __anext__(self) -> str | bytes:
@@ -96,28 +96,28 @@ class AsyncioConnection(AsyncioShell):
             return await AsyncConnection.__anext__(self)
         # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
         self._check_pull()
-        if self._news.state:
+        if self._wakeup.state:
             await self._take_turn()
         while self._queue._count == 0:
             if self._is_over():
                 await self._pause()
                 raise StopAsyncIteration
-            await self._expect_news()
+            await self._expect_wakeup()
         return self._next_message()
 
     async def _expect_message(self) -> None:
         """Wait for this task's turn, and for a message or the end, in the middle of :meth:`receive`."""
-        if self._news.state:
+        if self._wakeup.state:
             await self._take_turn()
         while self._queue._count == 0 and not self._is_over():
-            await self._expect_news()
+            await self._expect_wakeup()
 
     async def _take_turn(self) -> None:
         """Wait until the tasks that receive already have got a message each."""
-        if self._news.is_deserted():
-            self._news = News(self._loop)
+        if self._wakeup.waiter_was_cancelled():
+            self._wakeup = Wakeup(self._loop)
         else:
-            await self._news.take_turn()
+            await self._wakeup.take_turn()
 
     def _is_over(self) -> bool:
         """Whether no message can come any more. To ask for more is to have replied to what came before."""
@@ -126,18 +126,18 @@ class AsyncioConnection(AsyncioShell):
         self._hand_over()
         if not self._core.ended:
             return False
-        self._news.pass_on()  # so that every task hears of it
+        self._wakeup.pass_on()  # so that every task hears of it
         return True
 
-    def _expect_news(self) -> News:
+    def _expect_wakeup(self) -> Wakeup:
         """What to wait for, when it is this task's turn: that a message has come, or the end."""
         if self._flush_set:
             self._flush_and_report()  # it has said what it had to say
-        return self._news
+        return self._wakeup
 
     def _next_message(self) -> str | bytes:
-        if self._news._line is not None:
-            self._news.pass_on()
+        if self._wakeup._line is not None:
+            self._wakeup.pass_on()
         message = self._take_message()
         if not self._reading:  # else its turn ends with it: to stop and begin again within costs two system calls
             self._update_reading()
@@ -167,14 +167,14 @@ class AsyncioConnection(AsyncioShell):
             return Pending(self._drained)
         return READY if self._sends < _MOST_SENDS else NextTurn()
 
-    def _send_shared(self, shared: SharedMessage) -> None:
+    def _send_prepared(self, shared: PreparedMessage) -> None:
         if get_ident() != self._thread:
             self._send_from_thread(shared.message)
             return
         core = self._core
         if not core._sending:
             return
-        frame = core.send_shared(shared)
+        frame = core.send_prepared(shared)
         if self._trace is not None:
             self._trace("send-text" if isinstance(shared.message, str) else "send-binary", self, shared.payload)
         if frame:
@@ -205,7 +205,7 @@ class AsyncioConnection(AsyncioShell):
             encode_close(code, reason)  # raises here what nobody would see over there
             return self._from_thread(lambda: self.end(reason, code=code))
         self._queue_close(code, reason)
-        self._advance_and_settle()
+        self._advance_and_apply_state()
         return Pending(self.wait_closed)
 
     def destroy(self) -> None:
@@ -218,7 +218,7 @@ class AsyncioConnection(AsyncioShell):
     async def run(self) -> tuple[int, str]:
         """As the base class says."""
         self._push = self._running = self._ran = True
-        self._advance_and_settle()
+        self._advance_and_apply_state()
         try:
             if self._finished():
                 await self._pause()
@@ -233,7 +233,7 @@ class AsyncioConnection(AsyncioShell):
     async def wait_closed(self) -> None:
         """As the base class says."""
         if get_ident() != self._thread:
-            await self._elsewhere(self.wait_closed)
+            await self._on_own_loop(self.wait_closed)
             return
         self._ran = True
         if self._lost:
@@ -247,7 +247,7 @@ class AsyncioConnection(AsyncioShell):
         while self._writing_paused and not self._lost and not self._core.ended:
             await self._expect_drain()
 
-    async def _elsewhere(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         return await on_loop(self._loop, call)
 
     def _on_own_thread(self) -> bool:

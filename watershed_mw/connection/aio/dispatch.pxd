@@ -3,7 +3,7 @@ cimport cython
 
 from .api cimport AsyncConnection
 from ...core.protocol cimport Protocol
-from .wakeup cimport News
+from .wakeup cimport Wakeup
 
 
 cdef object _OPEN
@@ -15,16 +15,16 @@ cdef class OrderedHandlers(AsyncConnection):
     cdef public object _busy
     cdef public object _loop
     cdef public bint _lost
-    cdef public News _news
+    cdef public Wakeup _wakeup
     cdef public bint _running
     cdef public object _waiting
     cdef public bint _writing_paused
 
-    cpdef _settle(self)
+    cpdef _apply_state(self)
     @cython.locals(core=Protocol)
     cpdef _advance(self)
     cpdef _advance_to_end(self)
-    cpdef _tell(self, tuple events)
+    cpdef _emit_events(self, tuple events)
     @cython.locals(waiting=list)
     cpdef _await_results(self, tuple results)
-    cpdef _advance_and_settle(self)
+    cpdef _advance_and_apply_state(self)

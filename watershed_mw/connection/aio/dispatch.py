@@ -19,11 +19,11 @@ from ...core.protocol import Protocol
 from ...core.states import State
 from ...errors import ConnectionClosed
 from ...runtime.interrupts import is_cancellation
-from ...runtime.timers import alarm_of
+from ...runtime.timers import timers_of
 from ..awaitables import NextTurn
-from ..base import Details, logger
+from ..base import ConnectionInfo, logger
 from .api import AsyncConnection
-from .wakeup import News
+from .wakeup import Wakeup
 
 __all__ = ["OrderedHandlers"]
 
@@ -40,28 +40,28 @@ class OrderedHandlers(AsyncConnection):
         "_busy",
         "_loop",
         "_lost",
-        "_news",
         "_running",
         "_waiting",
+        "_wakeup",
         "_writing_paused",
     )
 
     _core: Protocol
 
-    def __init__(self, details: Details, protocol: Protocol) -> None:
+    def __init__(self, info: ConnectionInfo, protocol: Protocol) -> None:
         self._loop = asyncio.get_running_loop()
         self._running = False
         self._advancing = False
         self._abandoned = False
         self._busy: asyncio.Task[None] | None = None
         self._waiting: deque[Awaitable[Any]] | None = None  # an empty one takes 700 bytes
-        self._news = News(self._loop)
+        self._wakeup = Wakeup(self._loop)
         # The shell's, which stands for the transport: whether the peer has stopped reading, or has gone.
         self._writing_paused = False
         self._lost = False
-        super().__init__(details, protocol)
+        super().__init__(info, protocol)
 
-    def _settle(self) -> None:
+    def _apply_state(self) -> None:
         """Let the shell do what follows from the core's state."""
         raise NotImplementedError
 
@@ -78,11 +78,11 @@ class OrderedHandlers(AsyncConnection):
                     self._await_results(self._emit_event(self._queue.take()))
                 if core.state is not _OPEN and not self._queue and self._busy is None:
                     core.messages_handed_over(monotonic())
-            elif self._news.is_awaited():
+            elif self._wakeup.has_waiter():
                 if core.state is not _OPEN and self._queue._count == 0:
                     core.messages_handed_over(monotonic())
                 if self._queue._count > 0 or (core.state is not _OPEN and core.ended):
-                    self._news.tell_soon()
+                    self._wakeup.notify_soon()
             self._advance_to_end()
         finally:
             self._advancing = False
@@ -93,7 +93,7 @@ class OrderedHandlers(AsyncConnection):
         if self._core.ended and not self._end_emitted and not (self._push and (self._queue or self._busy is not None)):
             self._await_results(self._emit_end())
 
-    def _tell(self, events: tuple[Event, ...]) -> None:
+    def _emit_events(self, events: tuple[Event, ...]) -> None:
         for event in events:
             self._await_results(self._emit_event(event))
 
@@ -110,7 +110,7 @@ class OrderedHandlers(AsyncConnection):
             # Not by way of a task factory: it may let the task begin at once, and end, before it is known here.
             self._busy = asyncio.Task(self._await_waiting(self._waiting), loop=self._loop)
             if self._abandoned:
-                self._be_patient(self._busy)
+                self._limit_handler_time(self._busy)
 
     async def _await_waiting(self, waiting: deque[Awaitable[Any]]) -> None:
         try:
@@ -125,13 +125,13 @@ class OrderedHandlers(AsyncConnection):
                     self._handler_failed(error)  # whatever it is, it ends this connection alone
         finally:
             self._busy = self._waiting = None
-            self._advance_and_settle()
+            self._advance_and_apply_state()
 
     def abandon(self) -> None:
         """Nobody runs the connection's application any more: a handler still at work has ``close_timeout`` to end."""
         self._abandoned = True
         if self._busy is not None:
-            self._be_patient(self._busy)
+            self._limit_handler_time(self._busy)
 
     @property
     def at_work(self) -> bool:
@@ -143,20 +143,20 @@ class OrderedHandlers(AsyncConnection):
         if self._busy is not None:
             self._busy.cancel()
 
-    def _be_patient(self, busy: asyncio.Task[None]) -> None:
-        patience = self._limits.close_timeout
+    def _limit_handler_time(self, busy: asyncio.Task[None]) -> None:
+        grace = self._limits.close_timeout
 
         def give_up() -> None:
             logger.warning(
                 "a handler of %r has not returned %g seconds (close_timeout) after its application: cancelled",
                 self,
-                patience,
+                grace,
             )
             busy.cancel()
 
-        alarm = alarm_of(self._loop)
-        when = alarm.set(monotonic() + patience, call, give_up)
-        busy.add_done_callback(lambda task: alarm.cancel(when, give_up))
+        timers = timers_of(self._loop)
+        when = timers.set(monotonic() + grace, call, give_up)
+        busy.add_done_callback(lambda task: timers.cancel(when, give_up))
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)
@@ -170,8 +170,8 @@ class OrderedHandlers(AsyncConnection):
     def _handlers_changed(self) -> None:
         # Soon, not now: the application registers its other handlers in the same turn.
         if self._queue:
-            self._loop.call_soon(self._advance_and_settle)
+            self._loop.call_soon(self._advance_and_apply_state)
 
-    def _advance_and_settle(self) -> None:
+    def _advance_and_apply_state(self) -> None:
         self._advance()
-        self._settle()
+        self._apply_state()

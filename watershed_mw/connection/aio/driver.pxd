@@ -11,7 +11,7 @@ cdef bint _NEVER_PAUSES
 cdef long _SENDS_PER_WRITE
 cdef Py_ssize_t _LITTLE
 cdef Py_ssize_t _MUCH
-cdef int _PATIENCE
+cdef int _BUFFERED_READS
 cdef Py_ssize_t _WORTH_ITS_OWN_READ
 cdef long long _WORK_PER_TURN
 cdef double _SECONDS_PER_TURN
@@ -19,7 +19,7 @@ cdef object _OPEN
 cdef object _CLOSED
 
 
-cdef class AsyncioShell(OrderedHandlers):
+cdef class AsyncioDriver(OrderedHandlers):
     cdef public object _armed_state
     cdef public bint _behind
     cdef public dict _closers
@@ -27,17 +27,17 @@ cdef class AsyncioShell(OrderedHandlers):
     cdef public dict _drainers
     cdef public bint _eof_waits
     cdef public int _fd
-    cdef public bint _filling
+    cdef public bint _buffered
     cdef public bint _flush_set
     cdef public bint _half_closed
     cdef public bint _held_back
     cdef public bint _in_place
     cdef public object _keep
     cdef public bint _let_go_of
-    cdef public int _patience
+    cdef public int _buffered_reads
     cdef public object _previous
     cdef public bint _reading
-    cdef public double _rings_at
+    cdef public double _timer_due
     cdef public object _scratch
     cdef public long _sends
     cdef public unsigned long _thread
@@ -49,9 +49,9 @@ cdef class AsyncioShell(OrderedHandlers):
     @cython.locals(core=Protocol)
     cpdef data_received(self, bytes data)
     @cython.locals(core=Protocol)
-    cpdef object space(self, object _sizehint)
+    cpdef object get_buffer(self, object _sizehint)
     @cython.locals(core=Protocol)
-    cpdef filled(self, Py_ssize_t nbytes)
+    cpdef buffer_updated(self, Py_ssize_t nbytes)
     @cython.locals(core=Protocol)
     cpdef _receive_events(self, list events)
     @cython.locals(core=Protocol)
@@ -60,11 +60,11 @@ cdef class AsyncioShell(OrderedHandlers):
     @cython.locals(core=Protocol)
     cpdef _begin_turn(self)
     @cython.locals(core=Protocol)
-    cpdef _settle(self)
+    cpdef _apply_state(self)
     @cython.locals(deadline=object)
     cpdef _arm(self)
-    cpdef _cancel_ring(self)
-    cpdef _ring(self)
+    cpdef _cancel_timer(self)
+    cpdef on_deadline(self)
     @cython.locals(large=bint)
     cpdef _wrote(self)
     cpdef _end_turn(self)
@@ -79,5 +79,5 @@ cdef class AsyncioShell(OrderedHandlers):
     cpdef _update_reading(self)
     @cython.locals(core=Protocol, pause=bint, blocked=bint)
     cdef _pause_or_resume(self)
-    @cython.locals(core=Protocol, filling=bint)
-    cpdef _update_filling(self)
+    @cython.locals(core=Protocol, buffered=bint)
+    cpdef _update_buffering(self)

@@ -15,17 +15,17 @@ from math import inf
 from typing import Any, cast
 
 from ...core.events import Event
-from ...core.memory_budget import PATIENCE, Account
+from ...core.memory_budget import MAX_PAUSE, Account
 from ...core.protocol import Protocol
 from ...core.receive_queue import ReceiveQueue
 from ...core.states import State
 from ...errors import LocalProtocolError
 from ...runtime.loop_end import end_with
-from ...runtime.timers import alarm_of
-from ..base import Details, live_connections
+from ...runtime.timers import timers_of
+from ..base import ConnectionInfo, live_connections
 from ..zlib_pool import contexts_of
 from .dispatch import OrderedHandlers
-from .reader import Filling, scratch_of
+from .reader import BufferedReader, scratch_of
 
 try:
     import cython
@@ -39,7 +39,7 @@ else:
     from threading import get_ident
     from time import monotonic
 
-__all__ = ["SENDS_PER_TURN", "AsyncioShell"]
+__all__ = ["SENDS_PER_TURN", "AsyncioDriver"]
 
 # Seconds that a TLS peer gets to end the stream by itself after it broke the protocol.
 _TLS_LINGER = 1.0
@@ -67,7 +67,7 @@ _NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.versi
 # Where so many bytes come at once, or twice as many are to come of a message, the loop reads into memory of ours. To
 # begin and to end that takes 2 us each: it ends after so many reads that bring little.
 _MUCH = 32 * 2**10
-_PATIENCE = 16
+_BUFFERED_READS = 16
 _LITTLE = 16 * 2**10
 # The end of a message is read together with what follows it, and copied.
 _WORTH_ITS_OWN_READ = 64 * 2**10
@@ -85,7 +85,7 @@ _OPEN = State.OPEN
 _CLOSED = State.CLOSED
 
 
-class AsyncioShell(OrderedHandlers):
+class AsyncioDriver(OrderedHandlers):
     """What drives an :class:`~watershed_mw.AsyncConnection`, on its loop's thread.
 
     To a transport it is an ``asyncio.Protocol``, though not by inheritance: an extension type has one base.
@@ -94,25 +94,25 @@ class AsyncioShell(OrderedHandlers):
     __slots__ = (
         "_armed_state",
         "_behind",
+        "_buffered",
+        "_buffered_reads",
         "_closers",
         "_closing",
         "_drainers",
         "_eof_waits",
         "_fd",
-        "_filling",
         "_flush_set",
         "_half_closed",
         "_held_back",
         "_in_place",
         "_keep",
         "_let_go_of",
-        "_patience",
         "_previous",
         "_reading",
-        "_rings_at",
         "_scratch",
         "_sends",
         "_thread",
+        "_timer_due",
         "_transport",
         "_turn_began",
         "_turn_ends",
@@ -121,7 +121,7 @@ class AsyncioShell(OrderedHandlers):
 
     def __init__(
         self,
-        details: Details,
+        info: ConnectionInfo,
         protocol: Protocol,
         transport: asyncio.Transport,
         *,
@@ -133,17 +133,17 @@ class AsyncioShell(OrderedHandlers):
         self._behind = True  # the answer to the opening handshake may still be there
         self._previous: asyncio.BaseProtocol | None = None
         self._keep: Any = None
-        self._rings_at = inf
+        self._timer_due = inf
         self._armed_state: State | None = None
         self._flush_set = False
         self._sends = 0
         self._reading = False
         self._half_closed = False
         self._held_back = False
-        self._filling = False
+        self._buffered = False
         self._in_place = False
         self._let_go_of = False
-        self._patience = 0
+        self._buffered_reads = 0
         self._scratch: memoryview | None = None
         self._closing: asyncio.TimerHandle | None = None
         # In the order in which they came; most connections never have one.
@@ -153,7 +153,7 @@ class AsyncioShell(OrderedHandlers):
         self._eof_waits = False
         self._turn_began = 0.0
         self._turn_ends = protocol.work + _WORK_PER_TURN
-        super().__init__(details, protocol)
+        super().__init__(info, protocol)
         protocol.share_contexts(contexts_of(self._loop))
         end_with(self._loop, _living)
         if queue is not None:
@@ -185,7 +185,7 @@ class AsyncioShell(OrderedHandlers):
                 self._transport.resume_reading()
             if eof and not self._lost:
                 self.eof_received()
-            self._advance_and_settle()
+            self._advance_and_apply_state()
         except BaseException:
             self._transport.abort()  # the loop only logs it, and the peer would wait for ever
             raise
@@ -196,29 +196,29 @@ class AsyncioShell(OrderedHandlers):
         """Bytes came from the peer."""
         if self._trace is not None:
             self._trace("read-buffer", self, data)
-        self._patience = _PATIENCE if len(data) >= _MUCH else 0
+        self._buffered_reads = _BUFFERED_READS if len(data) >= _MUCH else 0
         core = self._core
         if data:
             self._turn_began = monotonic()
             self._receive_events(core.receive_step(data, len(data), self._turn_began))
 
-    def space(self, _sizehint: int) -> memoryview:
+    def get_buffer(self, _sizehint: int) -> memoryview:
         """Where the next bytes are to go."""
         core = self._core
-        self._in_place = core.room() >= _WORTH_ITS_OWN_READ
+        self._in_place = core.capacity() >= _WORTH_ITS_OWN_READ
         if self._in_place:
-            return core.space()
+            return core.get_buffer()
         if self._scratch is None:
             self._scratch = scratch_of(self._loop)
         return self._scratch
 
-    def filled(self, nbytes: int) -> None:
-        """Bytes came from the peer to :meth:`space`: as :meth:`data_received`."""
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came from the peer to :meth:`get_buffer`: as :meth:`data_received`."""
         if self._in_place or nbytes >= _LITTLE:
-            # Whoever has filled a buffer may go on at once, and has to find one here again.
-            self._patience = _PATIENCE
-        elif self._patience > 0:
-            self._patience -= 1
+            # The transport may call get_buffer() again at once.
+            self._buffered_reads = _BUFFERED_READS
+        elif self._buffered_reads > 0:
+            self._buffered_reads -= 1
         core = self._core
         self._turn_began = monotonic()
         if self._in_place:
@@ -235,9 +235,9 @@ class AsyncioShell(OrderedHandlers):
         self._reading = True
         try:
             while True:
-                self._tell(self._take(events))
+                self._emit_events(self._take(events))
                 if self._queue._count > 0 and not self._push:
-                    self._news.tell()
+                    self._wakeup.notify()
                 self._advance()
                 if not core.backlog or not self._may_go_on():
                     break
@@ -247,7 +247,7 @@ class AsyncioShell(OrderedHandlers):
             self._sends = 0
         if (core.backlog or core.work >= self._turn_ends) and not self._yielding:
             self._yield_turn()
-        self._settle()
+        self._apply_state()
 
     def eof_received(self) -> bool:
         """The peer has ended its direction of the stream; whatever is queued still goes out."""
@@ -255,7 +255,7 @@ class AsyncioShell(OrderedHandlers):
             self._eof_waits = True
             return self._transport.can_write_eof()  # else it closes itself, before the replies have been written
         self._core.receive_eof()
-        self._advance_and_settle()
+        self._advance_and_apply_state()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -269,10 +269,10 @@ class AsyncioShell(OrderedHandlers):
                 self._yield_turn()
         else:
             self._core.receive_eof()
-        self._cancel_ring()
+        self._cancel_timer()
         if self._closing is not None:
             self._closing.cancel()
-        self._advance_and_settle()
+        self._advance_and_apply_state()
         self._update_memory()
         self._wake_drainers()
         self._wake_closers()
@@ -297,7 +297,7 @@ class AsyncioShell(OrderedHandlers):
         self._core.writing_resumed()
         self._wake_drainers()
         self._await_results(self._emit("drain", ()))
-        self._advance_and_settle()
+        self._advance_and_apply_state()
 
     # --- one turn ----------------------------------------------------------------------------------------
 
@@ -324,11 +324,11 @@ class AsyncioShell(OrderedHandlers):
         if core.backlog and (self._lost or not blocked):
             self._receive_events(core.receive_more(self._turn_began))
         else:
-            self._settle()
+            self._apply_state()
         if self._eof_waits and not core.backlog:
             self._eof_waits = False
             core.receive_eof()
-            self._advance_and_settle()
+            self._advance_and_apply_state()
             self._wake_closers()
 
     def _is_over_bound(self) -> bool:
@@ -343,9 +343,9 @@ class AsyncioShell(OrderedHandlers):
     def _hand_over(self) -> None:
         self._core.messages_handed_over(monotonic())
         if self._core.state is not self._armed_state:
-            self._settle()
+            self._apply_state()
 
-    def _settle(self) -> None:
+    def _apply_state(self) -> None:
         """Write what is due, follow the core's wishes about reading and closing, and set the timer."""
         if self._lost:
             self._update_memory()
@@ -355,7 +355,7 @@ class AsyncioShell(OrderedHandlers):
         core = self._core
         self._flush()
         self._update_reading()
-        self._update_filling()
+        self._update_buffering()
         if core.state is not self._armed_state:
             self._arm()
             if core.ended:
@@ -368,8 +368,8 @@ class AsyncioShell(OrderedHandlers):
                     # Nothing more will be read, but what was sent before may still arrive, and over TLS the peer is
                     # due a close_notify (RFC 8446 section 6.1): within bounds.
                     self._transport.close()
-                    patience = monotonic() + self._limits.close_timeout
-                    self._rings_at = alarm_of(self._loop).set(patience, _abort, self)
+                    due = monotonic() + self._limits.close_timeout
+                    self._timer_due = timers_of(self._loop).set(due, _abort, self)
             elif core.half_close and not self._half_closed:
                 self._half_closed = True
                 self._half_close()
@@ -379,7 +379,7 @@ class AsyncioShell(OrderedHandlers):
         self._destroyed = True
         self._core.abort()
         self._queue.clear()
-        self._advance_and_settle()
+        self._advance_and_apply_state()
         if not self._lost:
             self._transport.abort()  # it may be closing already, in its own time
 
@@ -402,23 +402,24 @@ class AsyncioShell(OrderedHandlers):
         if deadline is not None and interval is not None and self._core.state is _OPEN:
             # The answer to a PING brings the next PING forward, of which nothing tells this timer: it asks in time.
             deadline = min(deadline, monotonic() + interval)
-        if deadline is not None and self._rings_at <= deadline:
+        if deadline is not None and self._timer_due <= deadline:
             return  # It rings early and asks again, which is cheaper than moving it.
-        self._cancel_ring()
+        self._cancel_timer()
         if deadline is not None:
-            self._rings_at = alarm_of(self._loop).set(deadline, _ring, self)
+            self._timer_due = timers_of(self._loop).set(deadline, _on_deadline, self)
 
-    def _cancel_ring(self) -> None:
-        if self._rings_at != inf:
-            alarm_of(self._loop).cancel(self._rings_at, self)
-            self._rings_at = inf
+    def _cancel_timer(self) -> None:
+        if self._timer_due != inf:
+            timers_of(self._loop).cancel(self._timer_due, self)
+            self._timer_due = inf
 
-    def _ring(self) -> None:
-        self._rings_at = inf
+    def on_deadline(self) -> None:
+        """Do what is due by the clock, and set the timer anew."""
+        self._timer_due = inf
         events = self._core.handle_timeout(monotonic(), self._transport.get_write_buffer_size())
-        self._tell(self._take(events))
-        self._advance_and_settle()
-        if not self._lost and self._rings_at == inf:
+        self._emit_events(self._take(events))
+        self._advance_and_apply_state()
+        if not self._lost and self._timer_due == inf:
             self._arm()
 
     # --- writing and reading -----------------------------------------------------------------------------
@@ -517,7 +518,7 @@ class AsyncioShell(OrderedHandlers):
             self._update_memory()
         if core.read_paused or core.backlog or self._yielding or self._queue.full or self._held_back:
             self._pause_or_resume()
-        if core._arrival is not None and core.arrival_due() < self._rings_at:
+        if core._arrival is not None and core.arrival_due() < self._timer_due:
             self._arm()  # where no PING is due earlier
 
     def _pause_or_resume(self) -> None:
@@ -539,24 +540,24 @@ class AsyncioShell(OrderedHandlers):
             else:
                 self._transport.resume_reading()
 
-    def _update_filling(self) -> None:
+    def _update_buffering(self) -> None:
         core = self._core
-        filling = self._patience > 0 or core.payload_to_come() >= 2 * _MUCH
-        if filling is self._filling:
+        buffered = self._buffered_reads > 0 or core.payload_to_come() >= 2 * _MUCH
+        if buffered is self._buffered:
             return
         transport = self._transport
         if transport.is_closing():
             return
-        if filling and (self._trace is not None or _kind(transport) in _LEAVES_BYTES):
+        if buffered and (self._trace is not None or _kind(transport) in _LEAVES_BYTES):
             return  # the trace is to see what came
-        self._filling = filling
+        self._buffered = buffered
         # uvloop looks at its protocol when reading begins; TLS does each time.
         plain = transport.get_extra_info("ssl_object") is None
         if plain:
             transport.pause_reading()
         else:
             self._let_go_of = True
-        transport.set_protocol(Filling(self) if filling else cast(asyncio.Protocol, self))
+        transport.set_protocol(BufferedReader(self) if buffered else cast(asyncio.Protocol, self))
         if plain and not core.read_paused:
             transport.resume_reading()
 
@@ -572,21 +573,21 @@ class AsyncioShell(OrderedHandlers):
         if held >= self._report_above or held < self._report_below:
             self._report_memory(unsent)
 
-    def _memory_news(self) -> None:
+    def _memory_changed(self) -> None:
         """As the base class says."""
         with suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(self._heed_memory)
+            self._loop.call_soon_threadsafe(self._apply_memory)
 
-    def _heed_memory(self) -> None:
+    def _apply_memory(self) -> None:
         account = self._account
         if account is not None and account.ending:
             self._report_memory(self._unsent())  # what it stands at now
-            if not account.pardoned():
+            if not account.recovered():
                 self._end_for_memory(account)
                 return
         paused = account is not None and account.paused
         if account is not None and paused and not self._held_back:
-            alarm_of(self._loop).set(account.paused_at + PATIENCE, memory_overdue, account)
+            timers_of(self._loop).set(account.paused_at + MAX_PAUSE, memory_overdue, account)
         self._held_back = paused
         self._update_reading()
 
@@ -597,11 +598,11 @@ class AsyncioShell(OrderedHandlers):
         error = account.error()
         self._held_back = False
         self._queue.clear()
-        self._tell(self._take(self._core.fail(error, monotonic())))
+        self._emit_events(self._take(self._core.fail(error, monotonic())))
         if account.unsent_most:
             self._drop()
         else:
-            self._advance_and_settle()
+            self._advance_and_apply_state()
 
     # --- waiting -----------------------------------------------------------------------------------------
 
@@ -637,9 +638,9 @@ def _descriptor(transport: asyncio.Transport) -> int:
     return int(transport.get_extra_info("socket").fileno())
 
 
-def _ring(shell: AsyncioShell) -> None:
+def _on_deadline(shell: AsyncioDriver) -> None:
     try:
-        shell._ring()
+        shell.on_deadline()
     except BaseException:
         shell._transport.abort()  # it would never ring again
         raise
@@ -647,13 +648,13 @@ def _ring(shell: AsyncioShell) -> None:
 
 def memory_overdue(account: Account) -> None:
     """Reading has been paused for want of memory, it may be for too long."""
-    if account.paused and account.paused_at + PATIENCE <= monotonic():
+    if account.paused and account.paused_at + MAX_PAUSE <= monotonic():
         account.overdue()
     if account.paused:
-        alarm_of(asyncio.get_running_loop()).set(account.paused_at + PATIENCE, memory_overdue, account)
+        timers_of(asyncio.get_running_loop()).set(account.paused_at + MAX_PAUSE, memory_overdue, account)
 
 
-def _abort(shell: AsyncioShell) -> None:
+def _abort(shell: AsyncioDriver) -> None:
     shell._transport.abort()
 
 
@@ -671,5 +672,5 @@ def _wake(waiters: dict[asyncio.Future[None], None] | None) -> None:
             waiter.set_result(None)
 
 
-def _living(loop: asyncio.AbstractEventLoop) -> list[AsyncioShell]:
-    return [one for one in live_connections() if isinstance(one, AsyncioShell) and one._loop is loop]
+def _living(loop: asyncio.AbstractEventLoop) -> list[AsyncioDriver]:
+    return [one for one in live_connections() if isinstance(one, AsyncioDriver) and one._loop is loop]

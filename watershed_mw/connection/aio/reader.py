@@ -9,32 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
-__all__ = ["Filling", "Target", "scratch_of"]
+from ...runtime.loop_local import LoopLocal
+
+__all__ = ["BufferedReader", "Target", "scratch_of"]
 
 # As much as asyncio and uvloop read at a time; it stays in the processor's cache, and with its first bytes there a
 # message of 1 MiB gets its memory in one piece.
 _SCRATCH = 256 * 2**10
 
-_scratches: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
-
-
-def scratch_of(loop: asyncio.AbstractEventLoop) -> memoryview:
-    """Memory that is the loop's own between ``get_buffer`` and ``buffer_updated``, which nothing comes between."""
-    scratch = _scratches.get(loop)
-    if scratch is None:
-        scratch = _scratches[loop] = memoryview(bytearray(_SCRATCH))
-    return scratch
+scratch_of = LoopLocal(lambda: memoryview(bytearray(_SCRATCH))).of
+"""Memory that is the loop's own between ``get_buffer`` and ``buffer_updated``, which nothing comes between."""
 
 
 class Target(Protocol):
-    """What is filled, and hears of everything else: an ``asyncio.Protocol`` that could be a buffered one."""
+    """What bytes are read into, and hears of everything else: an ``asyncio.Protocol`` that could be a buffered one."""
 
-    def space(self, sizehint: int) -> memoryview:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Memory for the next bytes."""
 
-    def filled(self, nbytes: int) -> None:
+    def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have come."""
 
     def data_received(self, data: bytes) -> None:
@@ -53,7 +47,7 @@ class Target(Protocol):
         """As ``asyncio.Protocol``."""
 
 
-class Filling(asyncio.BufferedProtocol):
+class BufferedReader(asyncio.BufferedProtocol):
     """Stands in for its target at the transport: its methods are the target's own, with no call in between."""
 
     __slots__ = (
@@ -67,8 +61,8 @@ class Filling(asyncio.BufferedProtocol):
     )
 
     def __init__(self, target: Target) -> None:
-        self.get_buffer = target.space  # type: ignore[method-assign]
-        self.buffer_updated = target.filled  # type: ignore[method-assign]
+        self.get_buffer = target.get_buffer  # type: ignore[method-assign]
+        self.buffer_updated = target.buffer_updated  # type: ignore[method-assign]
         self.data_received = target.data_received
         self.eof_received = target.eof_received  # type: ignore[method-assign]
         self.connection_lost = target.connection_lost  # type: ignore[method-assign]

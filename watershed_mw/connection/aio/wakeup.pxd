@@ -8,7 +8,7 @@ cdef int _RESERVED
 cdef object _DONE
 
 
-cdef class News:
+cdef class Wakeup:
     cdef public bint _asyncio_future_blocking
     cdef object _context
     cdef object _line
@@ -17,11 +17,11 @@ cdef class News:
     cdef object _wakeup
     cdef readonly int state
 
-    cpdef bint is_awaited(self)
-    cpdef bint is_deserted(self)
+    cpdef bint has_waiter(self)
+    cpdef bint waiter_was_cancelled(self)
     cdef _leave(self, turn, bint unused)
     cpdef pass_on(self)
-    cpdef tell(self)
-    cpdef tell_soon(self)
+    cpdef notify(self)
+    cpdef notify_soon(self)
     cdef _wake_soon(self)
     cdef _forget(self)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, NoReturn, Self, cast
 
-__all__ = ["News"]
+__all__ = ["Wakeup"]
 
 _IDLE = 0
 _AWAITED = 1
@@ -37,7 +37,7 @@ _DONE: asyncio.Future[None] = asyncio.Future(loop=cast(asyncio.AbstractEventLoop
 _DONE.set_result(None)
 
 
-class News:
+class Wakeup:
     """Awaited by one task at a time, and told any number of times. Other tasks wait in line for their turn.
 
     To the task it is a future: it has of ``asyncio.Future`` what ``asyncio.Task`` asks of what it waits for.
@@ -60,11 +60,11 @@ class News:
         self._message: object = None  # of who cancels
         self._asyncio_future_blocking = False
 
-    def is_awaited(self) -> bool:
+    def has_waiter(self) -> bool:
         """Whether a task waits and has not been told."""
         return self.state == _AWAITED
 
-    def is_deserted(self) -> bool:
+    def waiter_was_cancelled(self) -> bool:
         """Whether the only task that waited has been cancelled, and has yet to hear of it."""
         return self.state == _CANCELLED and self._line is None
 
@@ -105,7 +105,7 @@ class News:
 
     # --- who brings the news -----------------------------------------------------------------------------
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Let the task go on now; in the next turn of the loop where it cannot, as this is within another task."""
         if self.state != _AWAITED:
             return
@@ -121,7 +121,7 @@ class News:
             # It ends the program, not the connection whose bytes are being taken.
             self._loop.call_soon(_raise, error)
 
-    def tell_soon(self) -> None:
+    def notify_soon(self) -> None:
         """Let the task go on in the next turn of the loop."""
         if self.state == _AWAITED:
             self.state = _TOLD

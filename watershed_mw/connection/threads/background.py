@@ -35,7 +35,7 @@ from ...sockets.tls_views import break_stream, close_socket
 from ..aio.api import AsyncHandler
 from ..aio.connection import AsyncioConnection
 from ..awaitables import Pending
-from ..base import MESSAGES, Details, WatershedConnection, handlers_of, live_connections, logger, stand_in
+from ..base import MESSAGES, ConnectionInfo, WatershedConnection, handlers_of, live_connections, logger, stand_in
 
 __all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket"]
 
@@ -44,14 +44,14 @@ class Background:
     """Where a connection is that a thread has handed over: on the loop, which can be asked from any thread.
 
     Args:
-        details, core, queue: the inner parts of the threads flavour, as they are.
+        info, core, queue: the inner parts of the threads flavour, as they are.
     """
 
-    __slots__ = ("_core", "_details", "_inner", "_loop", "_queue", "_starting", "_workers")
+    __slots__ = ("_core", "_info", "_inner", "_loop", "_queue", "_starting", "_workers")
 
-    def __init__(self, details: Details, core: Protocol, queue: ReceiveQueue) -> None:
+    def __init__(self, info: ConnectionInfo, core: Protocol, queue: ReceiveQueue) -> None:
         self._loop, self._workers = background_loop()
-        self._details = details
+        self._info = info
         self._core = core
         self._queue = queue
         self._starting: asyncio.Task[None] | None = None
@@ -109,10 +109,10 @@ class Background:
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
             self._workers.run(connection._emit_end)
 
-    def strand(self, connection: WatershedConnection) -> None:
+    def loop_failed(self, connection: WatershedConnection) -> None:
         """The loop has failed: the peer has to see the end, and the application is told of it."""
         if self._inner is None:
-            return  # its socket may be in use: see _strand() for what comes of it
+            return  # its socket may be in use: see _on_loop_failure() for what comes of it
         self._core.receive_eof()
         break_stream(self._inner._transport)
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
@@ -152,7 +152,7 @@ class Background:
         try:
             result_of(submit(work, self._loop))
         except LoopFailedError:
-            raise self._details.closed(1006, "") from None
+            raise self._info.closed(1006, "") from None
 
     async def _call(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         getattr(await self._started(), method)(*args, **options)
@@ -168,17 +168,17 @@ class Background:
         if self._inner is None and self._starting is not None:
             await asyncio.wait([self._starting])
         if self._inner is None:
-            raise self._details.closed(1006, "")
+            raise self._info.closed(1006, "")
         return self._inner
 
 
-def _strand(serving: Serving) -> None:
+def _on_loop_failure(serving: Serving) -> None:
     for connection in live_connections():
         background = getattr(connection, "_background", None)
         if isinstance(background, Background) and background._loop is serving.loop:
-            background.strand(connection)
+            background.loop_failed(connection)
         elif isinstance(connection, HandledConnection) and connection._loop is serving.loop:
-            connection.strand()
+            connection.loop_failed()
     if serving.loop.is_closed():
         for background, (connection, sock) in _handed_over.copy().items():
             if background._loop is serving.loop:
@@ -188,7 +188,7 @@ def _strand(serving: Serving) -> None:
 # Those that the loop has yet to take over. Nobody else need hold on to them, and a loop that is closed lets go of them.
 _handed_over: dict[Background, tuple[WatershedConnection, socket.socket]] = {}
 
-at_failure(_strand)
+at_failure(_on_loop_failure)
 
 
 class BackgroundEvents(Background):
@@ -197,21 +197,21 @@ class BackgroundEvents(Background):
     __slots__ = ()
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
-        details = replace(self._details, trace=None, ended=None)
-        inner = _TellingThreads(details, self._core, transport, queue=self._queue)
+        info = replace(self._info, trace=None, ended=None)
+        inner = _EventsOnThreads(info, self._core, transport, queue=self._queue)
         stand_in(inner, connection, alone=False)
-        inner.tell(connection, self._workers)
-        if (trace := self._details.trace) is not None:
+        inner.dispatch_to(connection, self._workers)
+        if (trace := self._info.trace) is not None:
             inner._trace = lambda probe, _, data: trace(probe, connection, data)
         return inner
 
 
-class _TellingThreads(AsyncioConnection):
+class _EventsOnThreads(AsyncioConnection):
     """The loop's side of a connection whose handlers are called by threads: on the pool, in order."""
 
     __slots__ = ("_outer", "_workers")
 
-    def tell(self, connection: WatershedConnection, workers: Workers) -> None:
+    def dispatch_to(self, connection: WatershedConnection, workers: Workers) -> None:
         """Call the handlers of this one, those that are registered later as well."""
         self._outer = connection
         self._workers = workers
@@ -233,20 +233,20 @@ class BackgroundHandler(Background):
     """A connection in the background that a coroutine function has got, and nobody else need hold on to.
 
     Args:
-        details, core, queue: as for any.
+        info, core, queue: as for any.
         handler: the coroutine function.
     """
 
     __slots__ = ("_handler",)
 
-    def __init__(self, details: Details, core: Protocol, queue: ReceiveQueue, handler: AsyncHandler) -> None:
-        super().__init__(details, core, queue)
+    def __init__(self, info: ConnectionInfo, core: Protocol, queue: ReceiveQueue, handler: AsyncHandler) -> None:
+        super().__init__(info, core, queue)
         self._handler = handler
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
-        details = self._details if self._details.trace is None else replace(self._details, trace=None)
-        inner = HandledConnection(details, self._core, transport, queue=self._queue)
-        inner._trace = self._details.trace
+        info = self._info if self._info.trace is None else replace(self._info, trace=None)
+        inner = HandledConnection(info, self._core, transport, queue=self._queue)
+        inner._trace = self._info.trace
         stand_in(inner, connection, alone=True)
         for event, handler in handlers_of(connection):
             if event not in MESSAGES:
@@ -274,7 +274,7 @@ class HandledConnection(AsyncioConnection):
         # No coroutine around the function's: each idle connection would keep it.
         self._task.add_done_callback(self._handled)
 
-    def strand(self) -> None:
+    def loop_failed(self) -> None:
         """The loop has failed, and the function with it: the peer has to see the end."""
         self._core.receive_eof()
         break_stream(self._transport)

@@ -17,7 +17,7 @@ from ...core.payloads import Sendable
 from ...core.states import State
 from ...errors import ConnectionClosed, UnsupportedServerError
 from ..base import Handler, checked_message, checked_ping, logger
-from .driver import LOOK_EVERY, ThreadsShell
+from .driver import LOOK_EVERY, ThreadsDriver
 from .steps import receive_alone, take_event
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _OPEN = State.OPEN
 _CLOSED = State.CLOSED
 
 
-class ThreadConnection(ThreadsShell):
+class ThreadConnection(ThreadsDriver):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread.
 
     Any number of threads may send and receive at once; each message is received by one of them. While no thread waits,
@@ -81,7 +81,7 @@ class ThreadConnection(ThreadsShell):
                 if event.__class__ is str or event.__class__ is bytes:
                     return event
                 if event is not False:
-                    self._look_after()
+                    self._follow_up()
                     continue
             self._drive(until)
             # Judged before the next look, so that what has come in time is taken, with a timeout of 0 as well.
@@ -110,10 +110,10 @@ class ThreadConnection(ThreadsShell):
             self._background.send(checked_message(data))
             return
         if time.monotonic() - self._looked > LOOK_EVERY:
-            self._look()
+            self._receive_available()
         position = self._send_at_once(data)
         if position:
-            self._look_after()
+            self._follow_up()
             self._write_until(position)
             if self._core.state is _CLOSED and not self._has_left(position):
                 raise self._closed_error()
@@ -152,19 +152,19 @@ class ThreadConnection(ThreadsShell):
         try:
             self._wind_down()
         except BaseException:
-            self.end_elsewhere(reason, code=code)
+            self.end_in_thread(reason, code=code)
             raise
 
-    def end_elsewhere(self, reason: str = "", *, code: int = 1000) -> None:
+    def end_in_thread(self, reason: str = "", *, code: int = 1000) -> None:
         """Close as :meth:`end` does, in a thread that is started for it, and wait for nothing."""
         if self._background is None and not self._end_emitted:
-            self.begin_end(reason, code=code)
+            self.start_close(reason, code=code)
             try:
                 threading.Thread(target=self._wind_down, name="watershed-end", daemon=True).start()
             except RuntimeError:
                 self.destroy()  # the interpreter is on its way out, and starts no thread any more
 
-    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+    def start_close(self, reason: str = "", *, code: int = 1000) -> None:
         """Send a Close frame as :meth:`end` does, and wait for nothing.
 
         A thread that is waiting sees the end through, or the process's watcher does.
@@ -176,7 +176,7 @@ class ThreadConnection(ThreadsShell):
             self._queue_close(code, reason)
         self._flush()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Break the TCP stream, so that whoever is waiting wakes up and sees the end."""
         if self._background is not None:
             self._background.call_soon("destroy")
@@ -229,7 +229,7 @@ class ThreadConnection(ThreadsShell):
             if event is False:
                 self._drive(None)
             elif event is True:
-                self._look_after()
+                self._follow_up()
             else:
                 self._emit_event(event)
 
@@ -256,7 +256,7 @@ class ThreadConnection(ThreadsShell):
                 f"expected a coroutine function (async def) to run in the background, got {handler!r}: register "
                 'functions with on("text", ...) instead'
             )
-        from ...runtime.loop_thread import threads_are_greenlets
+        from ...runtime.greenlets import threads_are_greenlets
         from .background import BackgroundEvents, BackgroundHandler  # start threads, hence not for those who do not
 
         if handler is None and threads_are_greenlets():
@@ -264,15 +264,15 @@ class ThreadConnection(ThreadsShell):
             self._push = self._ran = self.in_background = True
             running.start()
             return
-        parts = (self._details, self._core, self._queue)
+        parts = (self._info, self._core, self._queue)
         # It may raise: then the connection is as it was.
         background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
         self._claim_socket()
         self._push = handler is None
         self._ran = self.in_background = True
         self._close_account()  # the loop's side has its own
-        if self._socket.rest:
-            self._core.put_back(bytes(self._socket.rest)[self._socket.sent :])
+        if self._socket.write_buffer:
+            self._core.put_back(bytes(self._socket.write_buffer)[self._socket.sent :])
         self._core.write_paused = self._core.read_paused = False
         self._background = background
         background.start(self, self._socket.release(), self._socket.data or b"")

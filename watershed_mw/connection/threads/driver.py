@@ -1,8 +1,8 @@
 """The threads flavour's machinery: every thread that waits, for whatever it waits, moves bytes both ways.
 
 There are two roles, the one thread that reads and the one that writes. A thread that has to wait claims what nobody
-has claimed (:meth:`ThreadsShell._drive`), reads unless the queue is full, writes what is pending, keeps time, and gives
-both roles back when it leaves. No thread waits for a role: one that gets none waits for news of those who have them,
+has claimed (``_drive``), reads unless the queue is full, writes what is pending, keeps time, and gives both roles back
+when it leaves. No thread waits for a role: one that gets none waits for news of those who have them,
 for as long as its own timeout allows. So two peers that both write cannot block each other, and a thread that empties
 the queue reads on, whatever the others wait for. Connections that no thread waits for are looked after by
 :mod:`watershed_mw.connection.threads.watcher`.
@@ -22,17 +22,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from ...core.memory_budget import PATIENCE
+from ...core.memory_budget import MAX_PAUSE
 from ...core.protocol import Protocol
 from ...core.states import State
-from ..base import Details, logger
+from ..base import ConnectionInfo, logger
 from .steps import ThreadsSteps, take_event
 from .watcher import FORGET, QUIET, READ, WRITE, watch
 
 if TYPE_CHECKING:
     from .background import Background
 
-__all__ = ["LOOK_EVERY", "ThreadsShell"]
+__all__ = ["LOOK_EVERY", "ThreadsDriver"]
 
 # A thread that only sends looks this often, in seconds, whether the peer has gone: looking costs a system call.
 LOOK_EVERY = 0.05
@@ -48,28 +48,28 @@ _MOST_HEARD = 64
 _CLOSED = State.CLOSED
 
 
-class ThreadsShell(ThreadsSteps):
+class ThreadsDriver(ThreadsSteps):
     """What drives a :class:`~watershed_mw.ThreadConnection`, in the threads that call it."""
 
     __slots__ = (
         "_background",
-        "_details",
         "_finished",
         "_half_closed",
+        "_info",
         "_running",
         "in_background",
         "no_background",
     )
 
-    def __init__(self, details: Details, protocol: Protocol, sock: socket.socket, head: bytes = b"") -> None:
+    def __init__(self, info: ConnectionInfo, protocol: Protocol, sock: socket.socket, head: bytes = b"") -> None:
         self._half_closed = False
         self._running = False
         self._finished = False
         self._background: Background | None = None
         self.in_background = False
         self.no_background = ""
-        self._details = details  # for who takes the connection over
-        super().__init__(details, protocol, sock, head)
+        self._info = info  # for who takes the connection over
+        super().__init__(info, protocol, sock, head)
         watch(self)
 
     # --- waiting -----------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class ThreadsShell(ThreadsSteps):
                 self._reading = reader
             if writing:
                 self._writing = writer
-        self._look_after()
+        self._follow_up()
 
     def _wait_for_both(self, deadline: float | None, me: int, reading: bool, writing: bool) -> None:
         if reading and self._core.backlog:
@@ -152,7 +152,7 @@ class ThreadsShell(ThreadsSteps):
 
     def _pending(self) -> Any:
         """Whether there is something to write."""
-        return self._core.unsent_size or self._socket.rest or self._core.write_paused
+        return self._core.unsent_size or self._socket.write_buffer or self._core.write_paused
 
     def _over(self) -> bool:
         """Whether nothing more will be received, and everything is written that can be."""
@@ -162,19 +162,23 @@ class ThreadsShell(ThreadsSteps):
         deadline = self._core.next_deadline()
         if until is not None and (deadline is None or until < deadline):
             deadline = until
-        if reading and (rest_due := self._core.rest_due) is not None and (deadline is None or rest_due < deadline):
-            deadline = rest_due
+        if (
+            reading
+            and (release_due := self._core.release_due) is not None
+            and (deadline is None or release_due < deadline)
+        ):
+            deadline = release_due
         return deadline
 
     def _keep_time(self) -> None:
         """Do what is due by the clock."""
-        deadline, rest_due = self._core.next_deadline(), self._core.rest_due
-        if deadline is None and rest_due is None:
+        deadline, release_due = self._core.next_deadline(), self._core.release_due
+        if deadline is None and release_due is None:
             return
         now = time.monotonic()
-        if rest_due is not None and now >= rest_due:
+        if release_due is not None and now >= release_due:
             with self._state:
-                self._core.rest(now)
+                self._core.release_idle(now)
         if deadline is not None and now >= deadline:
             with self._state:
                 self._heard = (*self._heard, *self._take(self._core.handle_timeout(now, self._socket.unsent)))
@@ -190,11 +194,11 @@ class ThreadsShell(ThreadsSteps):
         self._gates.append(gate)
         return gate
 
-    def _wait_at(self, gate: Any, deadline: float | None, patience: float = _LOOK_UP) -> None:
+    def _wait_at(self, gate: Any, deadline: float | None, timeout: float = _LOOK_UP) -> None:
         """Wait until another thread has news, not for long; without the state locked."""
         if deadline is not None:
-            patience = min(patience, max(0.0, deadline - time.monotonic()))
-        if not gate.acquire(timeout=patience):
+            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
+        if not gate.acquire(timeout=timeout):
             with self._state:
                 if self._gates and gate in self._gates:
                     self._gates.remove(gate)
@@ -207,7 +211,7 @@ class ThreadsShell(ThreadsSteps):
 
     # --- reading -----------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
+    def _receive_available(self) -> None:
         """Take what has come, without waiting, unless another thread is reading or the queue is full."""
         if self._account is not None and self._held_back():
             return
@@ -225,7 +229,7 @@ class ThreadsShell(ThreadsSteps):
         finally:
             if reading:
                 self._reading = 0
-        self._look_after()
+        self._follow_up()
 
     def _read(self, deadline: float | None, me: int) -> None:
         """Wait for bytes, as the thread that reads, and take them; or take what has come and was too much before."""
@@ -254,7 +258,7 @@ class ThreadsShell(ThreadsSteps):
         self._update_memory_but(self._queue.first_size())
 
     def _update_memory_but(self, taking: int) -> None:
-        unsent = self._core.unsent_size + len(self._socket.rest)
+        unsent = self._core.unsent_size + len(self._socket.write_buffer)
         held = self._core.incoming_size() + self._queue.size - taking + unsent
         if held >= self._report_above or held < self._report_below:
             self._report_memory(unsent, taking)
@@ -264,17 +268,17 @@ class ThreadsShell(ThreadsSteps):
         account = self._account
         if account is None or not account.paused or self._core.state is not State.OPEN:
             return False
-        if time.monotonic() >= account.paused_at + PATIENCE:
+        if time.monotonic() >= account.paused_at + MAX_PAUSE:
             account.overdue()
         return account.paused
 
-    def _memory_news(self) -> None:
+    def _memory_changed(self) -> None:
         """As the base class says. That reading pauses, or goes on, is seen by the thread that reads."""
         account = self._account
         if account is None or not account.ending:
             return
         with self._state:
-            if account.pardoned():
+            if account.recovered():
                 return
             error, unreachable = account.error(), account.unsent_most
             self._queue.clear()
@@ -338,7 +342,7 @@ class ThreadsShell(ThreadsSteps):
         """Write what the kernel takes at once, as the thread that writes; False when something is left."""
         sock, core = self._socket, self._core
         while True:
-            if not sock.rest:
+            if not sock.write_buffer:
                 with self._state:
                     if core.write_paused:
                         core.writing_resumed()
@@ -352,7 +356,7 @@ class ThreadsShell(ThreadsSteps):
                 with self._state:
                     self._give_up_stream()
                 return True
-            if sock.rest:
+            if sock.write_buffer:
                 with self._state:
                     core.write_paused = True
                 return False
@@ -360,14 +364,14 @@ class ThreadsShell(ThreadsSteps):
 
     # --- what follows ----------------------------------------------------------------------------------------
 
-    def _look_after(self) -> None:
+    def _follow_up(self) -> None:
         """See to what has become due while this thread had a role; it has none any more."""
-        self._settle()
+        self._apply_state()
         if self._heard:
-            self._tell_heard()
+            self._emit_heard()
 
-    def _settle(self) -> None:
-        """As :meth:`_look_after`, but for what calls handlers."""
+    def _apply_state(self) -> None:
+        """As :meth:`_follow_up`, but for what calls handlers."""
         self._update_memory()
         core = self._core
         if self._socket.broken or self._socket.torn:
@@ -384,7 +388,7 @@ class ThreadsShell(ThreadsSteps):
         if self._closing:
             self._close_unused()
 
-    def _tell_heard(self) -> None:
+    def _emit_heard(self) -> None:
         """Tell the handlers of control frames, which do not wait for messages to be received."""
         while self._heard:
             with self._state:
@@ -395,13 +399,13 @@ class ThreadsShell(ThreadsSteps):
 
     # --- where no thread waits, as watcher.py asks ------------------------------------------------
 
-    def _unattended(self, now: float) -> tuple[int, int]:
+    def _poll_state(self, now: float) -> tuple[int, int]:
         """The descriptor, and what no thread sees to; what is due by the clock is done."""
         core, sock = self._core, self._socket
         if self._background is not None:
             return -1, FORGET
         if core.state is _CLOSED or self._closing or sock.torn:
-            self._settle()  # again, in case that the thread which should have done so was interrupted
+            self._apply_state()  # again, in case that the thread which should have done so was interrupted
             gone = core.state is _CLOSED and not (self._reading or self._writing)
             return -1, FORGET if gone else 0
         mask = 0
@@ -413,13 +417,13 @@ class ThreadsShell(ThreadsSteps):
                     core.read_paused = True
                 deadline = self._next_deadline(None, True)
             if (deadline is not None and now >= deadline) or sock.pending:
-                self._attend()
+                self._service()
             mask = READ if self._may_read() and not held_back else 0
         if not self._writing and self._pending():
             mask |= WRITE
         return sock.fileno(), mask
 
-    def _attend(self) -> None:
+    def _service(self) -> None:
         """Read and write what can be without waiting, and keep time. No handler is called: it might take long."""
         held_back = self._account is not None and self._held_back()
         me = threading.get_ident()
@@ -446,7 +450,7 @@ class ThreadsShell(ThreadsSteps):
                 self._reading = 0
             if writing:
                 self._writing = 0
-        self._settle()
+        self._apply_state()
 
     def _claim_socket(self) -> None:
         """Take both roles for good, as the socket gets another owner.
@@ -541,7 +545,7 @@ class ThreadsShell(ThreadsSteps):
         try:
             self._dispatch()
             if self._heard:
-                self._tell_heard()
+                self._emit_heard()
             self._emit_end()
         finally:
             if not self._end_emitted:

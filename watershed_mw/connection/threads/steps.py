@@ -18,7 +18,7 @@ from ...core.payloads import Sendable
 from ...core.protocol import Protocol
 from ...core.states import State
 from ...sockets.blocking import BlockingSocket
-from ..base import Details, WatershedConnection
+from ..base import ConnectionInfo, WatershedConnection
 
 try:
     import cython
@@ -50,7 +50,7 @@ class ThreadsSteps(WatershedConnection):
 
     _core: Protocol
 
-    def __init__(self, details: Details, protocol: Protocol, sock: socket.socket, head: bytes) -> None:
+    def __init__(self, info: ConnectionInfo, protocol: Protocol, sock: socket.socket, head: bytes) -> None:
         self._socket = BlockingSocket(sock, head)
         # Guards the core and the queue, and is never held while waiting or while calling a handler.
         self._state = threading.RLock()
@@ -69,7 +69,7 @@ class ThreadsSteps(WatershedConnection):
         # Control frames that no handler has been told of yet.
         self._heard: tuple[Event, ...] = ()
         self._closing = False
-        WatershedConnection.__init__(self, details, protocol)
+        WatershedConnection.__init__(self, info, protocol)
 
     def _reading_begins(self) -> None:
         """A thread is about to read, which may not have been so since the last look; with the state locked."""
@@ -101,13 +101,13 @@ class ThreadsSteps(WatershedConnection):
             elif core.backlog:
                 events = core.receive_more(now)
             else:
-                core.rest(now)
+                core.release_idle(now)
             sock.data = None
             # A few bytes may stand for megabytes: the rest waits until the application has taken what fills the queue.
             while core.backlog and (not self._queue.full or core.state is not _OPEN):
                 self._queue_events(events)
                 events = core.receive_more(now)
-            due = core.handle_timeout(now, len(sock.rest) - sock.sent)
+            due = core.handle_timeout(now, len(sock.write_buffer) - sock.sent)
             if due:
                 events += due
             self._queue_events(events)
@@ -139,14 +139,14 @@ class ThreadsSteps(WatershedConnection):
             with self._state:
                 self._queue_whole_message(data)
                 position = core.bytes_sent
-                if self._writing == 0 and not sock.rest:
+                if self._writing == 0 and not sock.write_buffer:
                     self._writing = threading.get_ident()
                     writing = True
                     self._load()
             if not writing:
                 return position
             sock.send()
-            if sock.rest or sock.broken or sock.torn:
+            if sock.write_buffer or sock.broken or sock.torn:
                 return position
             self._written = self._loaded
         finally:
@@ -169,7 +169,7 @@ class ThreadsSteps(WatershedConnection):
     def _load(self) -> None:
         core, sock = self._core, self._socket
         try:
-            sock.rest = core.data_to_send()
+            sock.write_buffer = core.data_to_send()
             self._loaded = core.bytes_sent
         except BaseException:
             core.abort()
@@ -209,7 +209,7 @@ def receive_alone(connection: ThreadsSteps) -> Event | bool:
                 or core.ended
                 or core.unsent_size
                 or core.write_paused
-                or sock.rest
+                or sock.write_buffer
                 or core.backlog
                 or connection._trace is not None
                 or connection._account is not None
@@ -220,9 +220,9 @@ def receive_alone(connection: ThreadsSteps) -> Event | bool:
             if core.arriving:
                 connection._reading_begins()
             deadline = core.next_deadline()
-            rest_due = core.rest_due
-            if rest_due is not None and (deadline is None or rest_due < deadline):
-                deadline = rest_due
+            release_due = core.release_due
+            if release_due is not None and (deadline is None or release_due < deadline):
+                deadline = release_due
             connection._reading = -threading.get_ident()
             reading = True
         sock.receive(deadline)

@@ -36,10 +36,10 @@ logger = logging.getLogger("watershed_mw")
 class Watched(Protocol):
     """A connection as the watcher sees it."""
 
-    def _unattended(self, now: float) -> tuple[int, int]:
+    def _poll_state(self, now: float) -> tuple[int, int]:
         """Its descriptor, and what no thread sees to: READ, WRITE, both or neither; FORGET once it has ended."""
 
-    def _attend(self) -> None:
+    def _service(self) -> None:
         """Read and write what can be without waiting."""
 
 
@@ -152,7 +152,7 @@ class _Watcher:
         if connection is None:
             return -1, FORGET
         try:
-            return connection._unattended(now)
+            return connection._poll_state(now)
         except Exception:
             logger.exception("%r cannot be looked after", connection)
             return -1, FORGET
@@ -167,7 +167,7 @@ class _Watcher:
         now = time.monotonic()
         try:
             if (known := self._ask(member, now))[1] and known[0] == number:
-                connection._attend()
+                connection._service()
                 known = self._ask(member, now)
         except Exception:
             logger.exception("%r cannot be looked after", connection)

@@ -20,4 +20,4 @@ cdef class Boundaries:
     @cython.locals(
         source="const unsigned char *", position=Py_ssize_t, step="unsigned long long", second="unsigned char",
     )
-    cdef Py_ssize_t _walk(self, object data, Py_ssize_t start, Py_ssize_t stop, bint once) except -2
+    cdef Py_ssize_t _scan(self, object data, Py_ssize_t start, Py_ssize_t stop, bint once) except -2

@@ -42,7 +42,7 @@ class Boundaries:
 
     def feed(self, data: bytes | bytearray, start: int, stop: int) -> None:
         """Pass over ``data[start:stop]``, all of which must be there."""
-        self._walk(data, start, stop, False)
+        self._scan(data, start, stop, False)
 
     def feed_to_boundary(self, data: bytes | bytearray, start: int, stop: int) -> int:
         """Pass over ``data[start:stop]`` up to the first boundary, and no further.
@@ -50,9 +50,9 @@ class Boundaries:
         Returns:
             where that is, ``start`` if the stream stands at one already; -1 if it is not in there, and all has passed.
         """
-        return start if self.at_boundary else self._walk(data, start, stop, True)
+        return start if self.at_boundary else self._scan(data, start, stop, True)
 
-    def _walk(self, data: bytes | bytearray, start: int, stop: int, once: bool) -> int:
+    def _scan(self, data: bytes | bytearray, start: int, stop: int, once: bool) -> int:
         source = data
         position = start
         while position < stop:

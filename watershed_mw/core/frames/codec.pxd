@@ -2,7 +2,7 @@
 cimport cython
 
 
-cdef Py_ssize_t _FIRST_ROOM
+cdef Py_ssize_t _FIRST_CAPACITY
 cdef Py_ssize_t _GROWTH
 cdef list _freed
 
@@ -21,21 +21,21 @@ cdef void _mask_to(
 ) noexcept
 
 
-cdef int _header_room(unsigned long long size) noexcept
+cdef int _header_size(unsigned long long size) noexcept
 
 
-@cython.locals(room=int, index=int)
+@cython.locals(header_size=int, index=int)
 cdef void _put_header(unsigned char *target, int first_byte, int mask_bit, unsigned long long size) noexcept
 
 
 @cython.locals(
-    size=Py_ssize_t, room=Py_ssize_t, head=Py_ssize_t, result=bytes,
+    size=Py_ssize_t, header_size=Py_ssize_t, head=Py_ssize_t, result=bytes,
     source="const unsigned char *", target="unsigned char *",
 )
 cpdef bytes encode_frame(int opcode, object payload, bytes key, int first_bits=*)
 
 
-@cython.locals(mask_bit=int, room=int, header=bytes, target="unsigned char *")
+@cython.locals(mask_bit=int, header_size=int, header=bytes, target="unsigned char *")
 cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int first_bits=*)
 
 
@@ -75,12 +75,12 @@ cdef class FrameReader:
     @cython.locals(size=Py_ssize_t, target="unsigned char *", source="const unsigned char *")
     cpdef gather(self)
 
-    @cython.locals(room=Py_ssize_t, grown=bytes)
-    cdef _make_room(self, Py_ssize_t whole)
-    cpdef Py_ssize_t room(self)
-    cpdef object space(self)
+    @cython.locals(capacity=Py_ssize_t, grown=bytes)
+    cdef _grow(self, Py_ssize_t whole)
+    cpdef Py_ssize_t capacity(self)
+    cpdef object get_buffer(self)
     @cython.locals(target="unsigned char *")
-    cpdef filled(self, Py_ssize_t size)
+    cpdef buffer_updated(self, Py_ssize_t size)
 
     @cython.locals(payload=bytes)
     cpdef bytes take_gathered(self)

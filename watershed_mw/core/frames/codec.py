@@ -27,7 +27,7 @@ __all__ = ["FrameReader", "encode_frame", "encode_header", "mask"]
 
 # Room for the payload of a frame that comes in pieces: at first so many bytes, and then so many times what has come. A
 # peer that only declares a length must not cost memory.
-_FIRST_ROOM = 4096
+_FIRST_CAPACITY = 4096
 _GROWTH = 16
 # glibc learns from what it gets back (mallopt(3), M_MMAP_THRESHOLD): blocks that are larger than the largest one so far
 # are mapped and unmapped each, and when two of its size are free at the end of the heap that end goes back to the
@@ -109,16 +109,16 @@ if cython.compiled:
             target[index] = source[index] ^ keys[index & 7]
             index += 1
 
-    def _header_room(size: int) -> int:
+    def _header_size(size: int) -> int:
         """Bytes of a frame's header that come before its masking key."""
         return 2 if size < 126 else 4 if size < 65536 else 10
 
     def _put_header(target: Any, first_byte: int, mask_bit: int, size: int) -> None:
-        room = _header_room(size)
+        header_size = _header_size(size)
         target[0] = first_byte
-        target[1] = mask_bit | (size if room == 2 else 126 if room == 4 else 127)
-        for index in range(2, room):
-            target[index] = (size >> (8 * (room - 1 - index))) & 0xFF
+        target[1] = mask_bit | (size if header_size == 2 else 126 if header_size == 4 else 127)
+        for index in range(2, header_size):
+            target[index] = (size >> (8 * (header_size - 1 - index))) & 0xFF
 
 
 def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bits: int = 0x80) -> bytes:
@@ -142,15 +142,15 @@ def encode_frame(opcode: int, payload: bytes | str, key: bytes | None, first_bit
             source = cython.cast("const unsigned char *", PyUnicode_AsUTF8AndSize(payload, cython.address(size)))
         else:
             source = cython.cast("const unsigned char *", PyBytes_AS_STRING(payload))
-        room = _header_room(size)
-        head = room if key is None else room + 4
+        header_size = _header_size(size)
+        head = header_size if key is None else header_size + 4
         result = PyBytes_FromStringAndSize(cython.NULL, head + size)
         target = cython.cast("unsigned char *", PyBytes_AS_STRING(result))
         _put_header(target, first_bits | opcode, 0 if key is None else 0x80, size)
         if key is None:
             memcpy(target + head, source, size)
         else:
-            memcpy(target + room, PyBytes_AS_STRING(key), 4)
+            memcpy(target + header_size, PyBytes_AS_STRING(key), 4)
             _mask_to(target + head, source, size, _number(key), 0)
         return result  # type: ignore[no-any-return]
     data = payload.encode("ascii") if isinstance(payload, str) else payload
@@ -162,12 +162,12 @@ def encode_header(opcode: int, size: int, key: bytes | None, first_bits: int = 0
     mask_bit = 0 if key is None else 0x80
     if cython.compiled:
         # Not by way of a tuple, which takes longer than the whole of a small frame.
-        room = _header_room(size)
-        header = PyBytes_FromStringAndSize(cython.NULL, room if key is None else room + 4)
+        header_size = _header_size(size)
+        header = PyBytes_FromStringAndSize(cython.NULL, header_size if key is None else header_size + 4)
         target = cython.cast("unsigned char *", PyBytes_AS_STRING(header))
         _put_header(target, first_bits | opcode, mask_bit, size)
         if key is not None:
-            memcpy(target + room, PyBytes_AS_STRING(key), 4)
+            memcpy(target + header_size, PyBytes_AS_STRING(key), 4)
         return header  # type: ignore[no-any-return]
     if size < 126:
         header = bytes((first_bits | opcode, mask_bit | size))
@@ -288,7 +288,7 @@ class FrameReader:
         size = self._size
         if cython.compiled:
             if self.kept + size > len(self.gathered):
-                self._make_room(self.kept + size)
+                self._grow(self.kept + size)
             target = cython.cast("unsigned char *", PyBytes_AS_STRING(self.gathered)) + self.kept
             source = self._data + self._start
             if self._masked:
@@ -302,20 +302,20 @@ class FrameReader:
             self.gathered += self.take()
         self.kept += size
 
-    def room(self) -> int:
-        """Bytes that :meth:`space` has without getting more memory."""
+    def capacity(self) -> int:
+        """Bytes that :meth:`get_buffer` has without getting more memory."""
         if cython.compiled:
             return len(self.gathered) - self.kept
         return min(self._remaining, _MOST_SCRATCH)
 
-    def space(self) -> memoryview:
+    def get_buffer(self) -> memoryview:
         """Memory for what is still to come of the frame that is being gathered; at least a byte of it.
 
-        Whoever writes there calls :meth:`filled` at once. The object that is written into is as yet nobody else's.
+        The writer calls :meth:`buffer_updated` at once. Nobody else has the object that is written into yet.
         """
         if cython.compiled:
             if self.kept == len(self.gathered):
-                self._make_room(self.kept + 1)
+                self._grow(self.kept + 1)
             view = PyMemoryView_FromObject(self.gathered)
             PyMemoryView_GET_BUFFER(view).readonly = 0
             return view[self.kept :]  # type: ignore[no-any-return]
@@ -323,8 +323,8 @@ class FrameReader:
             self._scratch = bytearray(min(self.length, _MOST_SCRATCH))
         return memoryview(self._scratch)[: self._remaining]
 
-    def filled(self, size: int) -> None:
-        """Take note of the next piece, which lies where :meth:`space` said, masked as it came."""
+    def buffer_updated(self, size: int) -> None:
+        """Take note of the next piece, which lies where :meth:`get_buffer` said, masked as it came."""
         if cython.compiled:
             target = cython.cast("unsigned char *", PyBytes_AS_STRING(self.gathered)) + self.kept
             if self._masked:
@@ -341,9 +341,9 @@ class FrameReader:
 
     if cython.compiled:
 
-        def _make_room(self, whole: int) -> None:
-            room = min(self.length, max(_GROWTH * whole, _FIRST_ROOM))
-            grown = PyBytes_FromStringAndSize(cython.NULL, room)
+        def _grow(self, whole: int) -> None:
+            capacity = min(self.length, max(_GROWTH * whole, _FIRST_CAPACITY))
+            grown = PyBytes_FromStringAndSize(cython.NULL, capacity)
             memcpy(PyBytes_AS_STRING(grown), PyBytes_AS_STRING(self.gathered), self.kept)
             self.gathered = grown
 

@@ -1,0 +1,83 @@
+"""Request targets: the absolute form (RFC 9112 section 3.2.2) as the origin form, wherever the request is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import unquote
+
+from ..core.handshake.headers import Headers
+from ..core.handshake.negotiation import Request
+
+__all__ = ["environ_to_origin_form", "scope_to_origin_form"]
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+# Schemes of a target in absolute form, which a client sends that takes this server for a proxy.
+_SCHEMES = ("http", "https", "ws", "wss")
+
+
+def _origin_form(target: str) -> tuple[str | None, str]:
+    """A request target in origin form, and the host that it names where it came in absolute form.
+
+    RFC 9112 section 3.2.2: a server must accept the absolute form, and take its host in place of the Host field.
+    """
+    scheme, separator, rest = target.partition("://")
+    if not separator or scheme.lower() not in _SCHEMES:
+        return None, target
+    host = rest
+    for end in "/?#":
+        host = host.partition(end)[0]
+    path = rest[len(host) :]
+    return host, path if path.startswith("/") else f"/{path}"
+
+
+def in_origin_form(request: Request) -> Request:
+    if request.target.startswith("/"):
+        return request
+    host, target = _origin_form(request.target)
+    # None, or several, are an error that the named host does not mend (RFC 9112 section 3.2).
+    if host is None or len(request.headers.get_all("host")) != 1:
+        return request
+    headers = Headers([(name, host if name == "host" else value) for name, value in request.headers])
+    return replace(request, headers=headers, target=target)
+
+
+def scope_to_origin_form(scope: MutableMapping[str, Any]) -> None:
+    """Put path and host of a target in absolute form where a scope has them, if the server has left that undone."""
+    path: str = scope["path"]
+    if "://" not in path:
+        return
+    # uvicorn puts its root path in front of whatever came as the target.
+    root = str(scope.get("root_path") or "")
+    root = root if path.startswith(root) else ""
+    raw = bytes(scope.get("raw_path") or b"").decode("latin-1")
+    host, target = _origin_form(raw.removeprefix(root) or path.removeprefix(root))
+    fields = list(scope["headers"])
+    if host is None or [name.lower() for name, _ in fields].count(b"host") != 1:
+        return
+    scope["path"] = root + (unquote(target) if raw else target)
+    scope["raw_path"] = (root + target).encode("latin-1", "replace") if raw else None
+    scope["headers"] = [
+        (name, host.encode("latin-1", "replace") if name.lower() == b"host" else value) for name, value in fields
+    ]
+
+
+def environ_to_origin_form(environ: MutableMapping[str, Any]) -> None:
+    """As :func:`scope_to_origin_form`, for a WSGI environ: some servers see to the path alone, some to neither."""
+    host, target = _origin_form(str(environ.get("PATH_INFO", "")))
+    if host is not None:
+        environ["PATH_INFO"] = target
+    for name in ("RAW_URI", "REQUEST_URI"):  # with escapes and query, where the server has one of them
+        named, target = _origin_form(str(environ.get(name, "")))
+        if named is not None:
+            host, environ[name] = named, target
+    if host is None:
+        return
+    environ["PATH_INFO"] = environ.get("PATH_INFO") or ("" if environ.get("SCRIPT_NAME") else "/")
+    if "HTTP_HOST" in environ:
+        environ["HTTP_HOST"] = host

@@ -1,0 +1,83 @@
+"""Heads of requests and responses, as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from ..core.handshake.headers import check_outgoing
+from ..errors import HandshakeError
+
+__all__ = ["check_status", "write_fields", "write_head", "write_refusal", "write_response", "write_switch"]
+
+
+def check_status(status: Any) -> None:
+    """Raise ValueError for what cannot be the status of a final response."""
+    if not isinstance(status, int) or not 200 <= status < 600:
+        raise ValueError(f"expected an HTTP status from 200 to 599, got {status!r}")
+
+
+def write_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Header fields as bytes, each with the end of its line. Raises as :func:`write_head`."""
+    pairs = list(fields)
+    check_outgoing(pairs)
+    return _lines(pairs)
+
+
+def _lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1")
+
+
+def write_head(first_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
+    """A head as bytes: the first line, the header fields, and an empty line.
+
+    Raises:
+        ValueError: a field would break out of its line, or holds a character that ISO-8859-1 has not.
+    """
+    return b"%b\r\n%b\r\n" % (first_line.encode("latin-1"), write_fields(fields))
+
+
+def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
+    """The 101 (Switching Protocols) as bytes.
+
+    Args:
+        agreed: fields of :func:`~watershed_mw.core.handshake.negotiation.negotiate`.
+        lines: further fields, by :func:`write_fields`.
+
+    Raises:
+        ValueError: as :func:`write_head`.
+    """
+    # All of them are this package's own words, but for the name that the application has chosen.
+    for name, value in agreed:
+        if name == "Sec-WebSocket-Protocol":
+            check_outgoing([(name, value)])
+    return b"".join((b"HTTP/1.1 101 Switching Protocols\r\n", _lines(agreed), *lines, b"\r\n"))
+
+
+def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:
+    """A response as bytes; with a body it also gets its length, and the connection ends with it."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""  # For people alone: a client must not depend on it (RFC 9112 section 4).
+    first_line = f"HTTP/1.1 {status} {phrase}"
+    fields = list(fields)
+    if body is None:
+        return write_head(first_line, fields)
+    # Who sends Upgrade must name it in Connection (RFC 9110 section 7.8).
+    upgrade = any(name.lower() == "upgrade" for name, _ in fields)
+    ends = [("Connection", "close, Upgrade" if upgrade else "close")]
+    if status in (204, 304):
+        body = b""  # and no length of one (RFC 9110 section 8.6)
+    else:
+        ends.append(("Content-Length", str(len(body))))
+    pairs = [pair for pair in fields if pair[0].lower() not in ("connection", "content-length", "transfer-encoding")]
+    return write_head(first_line, [*pairs, *ends]) + body
+
+
+def write_refusal(error: HandshakeError, method: str = "GET") -> bytes:
+    """The answer to a request that was refused, as plain text that says why; without it for HEAD."""
+    fields = [*error.headers, ("Content-Type", "text/plain; charset=utf-8")]
+    answer = write_response(error.status, fields, error.body)
+    return answer if method != "HEAD" else answer.removesuffix(error.body)

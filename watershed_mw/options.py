@@ -1,0 +1,164 @@
+"""Every option: its default and its check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypedDict, cast
+
+from .connection.base import Trace
+from .core.codes import encode_close
+from .core.handshake.extensions import DeflateOptions
+from .core.handshake.negotiation import (
+    check_subprotocols,
+)
+from .core.handshake.origin import check_origins
+from .core.limits import Limits
+from .errors import LocalProtocolError
+
+__all__ = ["ClientOptions", "ConnectionOptions", "Options", "Settings", "check_connection_options", "check_options"]
+
+
+class ClientOptions(TypedDict, total=False):
+    """The options that a client's connection may have; see :class:`Options`."""
+
+    compression: bool | DeflateOptions
+    trace: Trace | None
+    max_message_size: int | None
+    max_fragments: int
+    max_message_rate: float | None
+    message_timeout: float | None
+    max_compression_ratio: float | None
+    max_inflate_rate: float
+    ping_interval: float | None
+    ping_timeout: float | None
+    close_timeout: float
+    reply_timeout: float
+    max_queued_messages: int
+    max_queued_bytes: int
+    max_memory: float | None
+    max_unsent_bytes: int
+
+
+class ConnectionOptions(ClientOptions, total=False):
+    """The options that one accepted connection may have for itself; see :class:`Options`."""
+
+    shutdown_code: int | None
+
+
+class Options(ConnectionOptions, total=False):
+    """Every option of :class:`Watershed`, of the middlewares and of the doors, by its one name.
+
+    protocols: subprotocols that the server supports, in any order; compared case-sensitively.
+    origins: origins allowed besides the request's own host, such as ``"https://a.example"``,
+        ``"*.b.example"`` or ``"localhost:*"``; ``"*"`` allows every origin. Default None: same origin only.
+    max_connections: connections of one middleware that may be open or being decided at once, per process;
+        one more is refused with 503. Default 65,536; None for no limit. ``Watershed`` itself does not count.
+    compression: True (the default) for permessage-deflate with modest memory, False for none, or
+        :class:`~watershed_mw.DeflateOptions`.
+    shutdown_code: close code that connections get when the server stops. Default 1012 under uvicorn, 1001 at the
+        WSGI door, which leaves connections and signals alone when it is None.
+    trace: called as ``trace(probe, connection, data)`` at ``start``, ``end``, ``read-buffer``, ``recv-*``
+        and ``send-*``; None (the default) costs nothing.
+
+    The others are limits, explained with their defaults at :class:`~watershed_mw.Limits`.
+    """
+
+    protocols: Sequence[str] | None
+    origins: str | Sequence[str] | None
+    max_connections: int | None
+
+
+# About what 8 KiB for each allow in half a GiB, and what one proxy's ports allow.
+_MAX_CONNECTIONS = 2**16
+
+
+_LIMITS = frozenset(item.name for item in fields(Limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options, checked and completed.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: an option has a value that it cannot have.
+    """
+
+    protocols: tuple[str, ...]
+    origins: str | tuple[str, ...] | None
+    deflate: DeflateOptions | None
+    trace: Trace | None
+    limits: Limits
+    max_connections: int | None
+    shutdown_code: int | None
+    """0 for the door's own."""
+
+    @classmethod
+    def of(cls, options: Options) -> Settings:
+        """The settings that ``options`` stand for."""
+        check_options(options, Options.__optional_keys__)
+        most: Any = options.get("max_connections", _MAX_CONNECTIONS)
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ValueError(f"expected max_connections as a whole number above 0, or None, got {most!r}")
+        compression = options.get("compression", True)
+        if not isinstance(compression, (bool, DeflateOptions)):
+            raise ValueError(f"expected compression to be True, False or DeflateOptions(...), got {compression!r}")
+        given: dict[str, Any] = {name: value for name, value in options.items() if name in _LIMITS}
+        return cls(
+            protocols=check_subprotocols(options.get("protocols") or ()),
+            origins=check_origins(options.get("origins")),
+            deflate=(DeflateOptions() if compression is True else None)
+            if isinstance(compression, bool)
+            else compression,
+            trace=options.get("trace"),
+            limits=Limits(**given),
+            max_connections=most,
+            shutdown_code=_checked_shutdown_code(options.get("shutdown_code", 0)),
+        )
+
+
+def check_options(given: Iterable[str], known: frozenset[str], where: str = "") -> None:
+    """Refuse options that ``where`` does not have, before any of them could pass without an effect.
+
+    Args:
+        given: names of options.
+        known: those that there are.
+        where: what takes them, such as ``"connect()"``; empty for what takes all of :class:`Options`.
+
+    Raises:
+        TypeError: for each name that is not known it says what was probably meant, or where that option belongs.
+    """
+    if unknown := [name for name in given if name not in known]:
+        taken = f"options of {where}" if where else "options"
+        got = ", ".join(name + _hint(name, known) for name in unknown)
+        raise TypeError(f"expected {taken} among {', '.join(sorted(known))}; got {got}")
+
+
+def check_connection_options(options: ConnectionOptions, where: str) -> None:
+    """Check the options of one accept where they are written down, before there is a connection to accept.
+
+    Raises:
+        TypeError: it is no option of one connection.
+        ValueError: an option has a value that it cannot have.
+    """
+    check_options(options, ConnectionOptions.__optional_keys__, where)
+    Settings.of(cast(Options, options))
+
+
+def _hint(name: str, known: frozenset[str]) -> str:
+    if name in Options.__optional_keys__:
+        return " (an option of WatershedASGI and WatershedWSGI)"
+    close = get_close_matches(name, known, 1, cutoff=0.75)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _checked_shutdown_code(code: Any) -> int | None:
+    if code is None or (code == 0 and isinstance(code, int) and not isinstance(code, bool)):
+        return code
+    try:
+        encode_close(code, "")
+    except LocalProtocolError as error:
+        raise ValueError(f"expected shutdown_code as a close code, or None: {error}") from None
+    return int(code)

@@ -1,0 +1,258 @@
+"""A side of a relay on a plain socket: bytes read and written by system calls."""
+
+from __future__ import annotations
+
+import _socket
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from typing import Any, cast
+
+from ..runtime.timers import timers_of
+from .side import HIGH_WATER, LOW_WATER, Side, keep_alive
+
+try:
+    import cython
+except ImportError:  # Cython is needed to build the compiled form, never to run this one.
+    from .. import _cython as cython
+if cython.compiled:
+    from cython.cimports.cpython.time import monotonic
+    from cython.cimports.libc.errno import EAGAIN, EINTR, errno
+else:
+    from time import monotonic
+
+__all__ = ["SocketSide"]
+
+
+# Bytes that are read at once. More would be out of the processor's nearest caches before they are written.
+_CHUNK = 128 * 2**10
+
+
+# libuv, hence uvloop, tells of a socket that has an error once and never again. If there were bytes to read before it,
+# the error would not be seen: so who has got bytes looks again, after so many seconds at least and twice that at most.
+_LOOK_AGAIN = 0.125
+
+
+# What reading and writing come to besides a number of bytes.
+_NOTHING_NOW = -1
+
+
+_BROKEN = -2
+
+
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+class _Shared(threading.local):
+    """Where bytes are between two system calls."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(_CHUNK)
+
+
+_shared = _Shared()
+
+
+class SocketSide(Side):
+    """A plain socket.
+
+    Args:
+        loop: what it runs on.
+        sock: connected stream socket; its descriptor is this object's from now on.
+        head: bytes that came from it early.
+    """
+
+    __slots__ = ("_broken", "_fd", "_head", "_looking", "_memory", "_queue", "_socket")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, head: bytes) -> None:
+        super().__init__(loop)
+        # The C module's: no method in Python around its calls, and those of gevent's and eventlet's would wait.
+        self._socket = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+        self._socket.setblocking(False)
+        self._fd = self._socket.fileno()
+        self._head = head
+        self._broken = False  # whether the kernel takes no more
+        self._looking = isinstance(loop, asyncio.BaseEventLoop)  # whether no other look is needed
+        self._queue: bytearray | None = None
+        self._memory = bytearray()
+        keep_alive(self._socket)
+
+    def begin(self) -> None:
+        """As :meth:`Side.begin`."""
+        self._memory = _shared.memory
+        if self._head:
+            head, self._head = self._head, b""
+            self.came(head, len(head))
+        if not self.other.full:
+            self.resume()
+
+    def _readable(self) -> None:
+        size = self._receive()
+        if size > 0:
+            if not self._looking:
+                self._look_later()
+            try:
+                self.came(self._memory, size)
+            except BaseException:
+                self.relay.lost(self)  # the loop only logs it, and what has been read is lost
+                raise
+        elif size == 0:
+            self.pause()
+            self.at_end = True
+            if self._broken:
+                self.relay.lost(self)
+            else:
+                self.relay.ended(self)
+        elif size == _BROKEN:
+            self.relay.lost(self)
+
+    def _look_later(self) -> None:
+        # At the same time as others of this loop.
+        self._looking = True
+        when = (monotonic() // _LOOK_AGAIN + 2) * _LOOK_AGAIN
+        timers_of(self._loop).set(when, _look_again, self)
+
+    def look_again(self) -> None:
+        """Read what is there, though nobody has said that there is."""
+        self._looking = False
+        if not self._paused and not self.at_end:
+            self._readable()
+
+    def _receive(self) -> int:
+        """How many bytes came into the shared memory, 0 at the end of the stream; or one of the two below."""
+        if cython.compiled:
+            target: Any = self._memory
+            size = call_recv(self._fd, target, _CHUNK)  # type: ignore[name-defined]  # noqa: F821
+            if size >= 0:
+                return size  # type: ignore[no-any-return]
+            if size == -1:
+                return _NOTHING_NOW if errno in (EAGAIN, EINTR) else _BROKEN
+        try:
+            return self._socket.recv_into(self._memory)
+        except (BlockingIOError, InterruptedError):
+            return _NOTHING_NOW
+        except OSError:
+            return _BROKEN
+
+    def pause(self) -> None:
+        """As :meth:`Side.pause`."""
+        self._paused = True
+        self._loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        """As :meth:`Side.resume`."""
+        if self._paused and not self.at_end:
+            self._paused = False
+            self._loop.add_reader(self._fd, self._readable)
+
+    def write(self, data: bytes | bytearray, size: int) -> None:
+        """As :meth:`Side.write`."""
+        if self.finishing or size == 0:
+            return
+        if self._queue is None:
+            sent = self._send(data, size)
+            if sent == size:
+                return
+            if sent == _BROKEN:
+                self._break()
+                return
+            self._queue = bytearray(memoryview(data)[sent:size])
+            self._loop.add_writer(self._fd, self._writable)
+        else:
+            self._queue += memoryview(data)[:size]
+        self.full = len(self._queue) > HIGH_WATER
+
+    def _send(self, data: bytes | bytearray, size: int) -> int:
+        """How many bytes of it the kernel has taken."""
+        if cython.compiled:
+            source: Any = data
+            sent = call_send(self._fd, source, size)  # type: ignore[name-defined]  # noqa: F821
+            if sent >= 0:
+                return sent  # type: ignore[no-any-return]
+            if sent == -1:
+                return 0 if errno in (EAGAIN, EINTR) else _BROKEN
+        try:
+            with memoryview(data) as whole, whole[:size] as piece:
+                return self._socket.send(piece)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            return _BROKEN
+
+    def _writable(self) -> None:
+        queue = cast(bytearray, self._queue)
+        sent = self._send(queue, len(queue))
+        if sent == _BROKEN:
+            self._break()
+            return
+        self.active = monotonic()
+        del queue[:sent]
+        if not queue:
+            self._queue = None
+            self._loop.remove_writer(self._fd)
+            if self.finishing:
+                self._shut_down()
+        if self.full and len(queue) <= LOW_WATER:
+            self.full = False
+            self.other.resume()
+
+    def _break(self) -> None:
+        # Who has gone may have said something before: reading comes to that, and then to the end.
+        self._broken = self.finishing = self.finished = True
+        self.full = False
+        if self._queue is not None:
+            self._queue = None
+            self._loop.remove_writer(self._fd)
+        self.other.shut()
+        if self.at_end:
+            self.relay.lost(self)
+            return
+        if not self._paused:
+            self.pause()
+            self.resume()  # see _LOOK_AGAIN
+        self.relay.breaking()
+
+    def finish(self) -> None:
+        """As :meth:`Side.finish`."""
+        if not self.finishing:
+            self.finishing = True
+            if self._queue is None:
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError):  # it has gone, as reading will tell
+            self._socket.shutdown(socket.SHUT_WR)
+        self.finished = True
+        self.relay.finished()
+
+    def unsent(self) -> int:
+        """As :meth:`Side.unsent`."""
+        return 0 if self._queue is None else len(self._queue)
+
+    def loop_failed(self) -> None:
+        """As :meth:`Side.loop_failed`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):  # the loop may have lost what it looks with
+            self.close(False)
+        self._socket.close()
+
+    def close(self, abort: bool) -> None:
+        """As :meth:`Side.close`."""
+        if self.closed:
+            return
+        self.closed = self.at_end = self.finishing = self.finished = True
+        self.full = False
+        self._queue = None
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        with contextlib.suppress(OSError):
+            if abort:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            self._socket.close()
+
+
+def _look_again(side: SocketSide) -> None:
+    side.look_again()
