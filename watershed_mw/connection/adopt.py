@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias
 
 from ..core.handshake.negotiation import Agreement
 from ..core.limits import Limits
@@ -19,6 +19,7 @@ from ..core.protocol import Protocol
 from ..core.states import Role
 from ..errors import ConnectionClosed, UnsupportedServerError
 from ..runtime.exhaustion import is_exhausted, unavailable
+from ..sockets.carrier import carrier_of
 from ..sockets.tls_views import DetachedSocket, address, detach
 from .aio.connection import AsyncioConnection
 from .base import ConnectionInfo, Trace
@@ -236,23 +237,11 @@ def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
     """
     if isinstance(sock, AsyncioTransport):
         return sock
-    if isinstance(sock, tuple) and len(sock) == 2 and isinstance(sock[1], asyncio.StreamWriter):
-        reader, writer = sock
-        return AsyncioTransport(_transport_of(writer), (reader, writer))
-    if isinstance(sock, asyncio.StreamWriter):
-        return AsyncioTransport(_transport_of(sock), (None, sock))
-    if isinstance(sock, socket.socket):
-        return BlockingTransport(sock)
-    if hasattr(sock, "set_protocol") and hasattr(sock, "get_extra_info"):
-        return AsyncioTransport(sock)  # uvloop's transports do not inherit from asyncio's
-    raise TypeError(
-        "expected a socket, a TLS socket, an asyncio transport, a StreamWriter or a (StreamReader, StreamWriter) pair; "
-        f"got {type(sock).__name__}"
-    )
-
-
-def _transport_of(writer: asyncio.StreamWriter) -> asyncio.Transport:
-    return cast(asyncio.Transport, writer.transport)
+    carrier = carrier_of(sock)
+    if carrier.socket is not None:
+        return BlockingTransport(carrier.socket)
+    assert carrier.transport is not None
+    return AsyncioTransport(carrier.transport, None if carrier.writer is None else (carrier.reader, carrier.writer))
 
 
 @lru_cache(maxsize=64)

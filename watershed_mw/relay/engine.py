@@ -8,7 +8,6 @@ raised.
 
 from __future__ import annotations
 
-import _socket
 import asyncio
 import contextlib
 import os
@@ -35,6 +34,7 @@ from ..runtime.loop_end import end_with
 from ..runtime.loop_thread import Serving, at_failure, background_loop
 from ..runtime.registry import Registry
 from ..runtime.timers import timers_of
+from ..sockets.carrier import carrier_of
 from ..sockets.tls_transport import TLSSocketTransport
 from ..sockets.tls_views import HeldTLSSocket
 from .side import Phase, Side
@@ -528,24 +528,20 @@ at_failure(_on_loop_failure)
 
 def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
     """Raises as :func:`relay`."""
-    if _is_socket(stream):
-        if stream.fileno() == -1:
-            raise ConnectionClosed(1006, f"expected a connected socket, got a closed {type(stream).__name__}")
-        if stream.type != socket.SOCK_STREAM or _listens(stream):
-            raise ValueError(f"expected a connected stream socket, got {stream!r}")
-        if isinstance(stream, ssl.SSLSocket) and stream.version() is None:
+    carrier = carrier_of(stream)
+    if (sock := carrier.socket) is not None:
+        if sock.fileno() == -1:
+            raise ConnectionClosed(1006, f"expected a connected socket, got a closed {type(sock).__name__}")
+        if sock.type != socket.SOCK_STREAM or _listens(sock):
+            raise ValueError(f"expected a connected stream socket, got {sock!r}")
+        if isinstance(sock, ssl.SSLSocket) and sock.version() is None:
             raise ValueError("expected a TLS socket whose handshake is done, got one before it")
         return
-    transport = _parts(stream)[0]
     if loop is None:
         raise ValueError(f"expected sockets where no event loop is running, got {type(stream).__name__}")
-    if transport.is_closing():
-        raise ConnectionClosed(1006, f"expected an open transport, got a closing {type(transport).__name__}")
-
-
-def _is_socket(stream: Any) -> bool:
-    # Eventlet replaces the class in the module; its TLS sockets are none of that class.
-    return isinstance(stream, (socket.socket, _socket.socket))
+    assert carrier.transport is not None
+    if carrier.transport.is_closing():
+        raise ConnectionClosed(1006, f"expected an open transport, got a closing {type(carrier.transport).__name__}")
 
 
 def _listens(sock: socket.socket) -> bool:
@@ -555,32 +551,22 @@ def _listens(sock: socket.socket) -> bool:
         return False  # not every platform tells
 
 
-def _parts(stream: Any) -> tuple[Any, asyncio.StreamReader | None, asyncio.StreamWriter | None]:
-    """The transport, and the reader and writer that it may have."""
-    if isinstance(stream, tuple) and len(stream) == 2 and isinstance(stream[1], asyncio.StreamWriter):
-        return stream[1].transport, stream[0], stream[1]
-    if hasattr(stream, "set_protocol") and hasattr(stream, "get_extra_info"):
-        return stream, None, None  # uvloop's transports do not inherit from asyncio's
-    raise TypeError(
-        "expected a socket, a TLS socket, an asyncio transport or a (StreamReader, StreamWriter) pair; "
-        f"got {type(stream).__name__}"
-    )
-
-
 def _side_of(stream: Any, loop: asyncio.AbstractEventLoop, timeout: float) -> Side:
     """The stream as a side of a relay, out of the reach of whoever had it."""
-    if _is_socket(stream):
-        head = bytes(getattr(stream, "head", b""))
-        if not isinstance(stream, ssl.SSLSocket):
-            return SocketSide(loop, stream, head)
-        stream.__class__ = HeldTLSSocket
-        return TransportSide(loop, TLSSocketTransport(loop, stream), head, False, None, timeout)
-    transport, reader, writer = _parts(stream)
+    carrier = carrier_of(stream)
+    if (sock := carrier.socket) is not None:
+        head = bytes(getattr(sock, "head", b""))
+        if not isinstance(sock, ssl.SSLSocket):
+            return SocketSide(loop, sock, head)
+        sock.__class__ = HeldTLSSocket
+        return TransportSide(loop, TLSSocketTransport(loop, sock), head, False, None, timeout)
+    transport, reader, writer = carrier.transport, carrier.reader, carrier.writer
+    assert transport is not None
     plain = transport.get_extra_info("ssl_object") is None and transport.get_extra_info("socket") is not None
     if plain and not transport.is_closing() and not transport.get_write_buffer_size():
         # By itself a socket costs less than through its transport.
-        sock: Any = AsyncioTransport(transport, None if writer is None else (reader, writer)).detach(b"")
-        return SocketSide(loop, sock, sock.head)
+        detached: Any = AsyncioTransport(transport, None if writer is None else (reader, writer)).detach(b"")
+        return SocketSide(loop, detached, detached.head)
     head = drain_stream(reader)
     eof = reader is not None and reader.at_eof()
     return TransportSide(loop, transport, head, eof, writer, timeout)
