@@ -20,6 +20,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from .connection.aio.api import AsyncConnection, AsyncHandler, is_coroutine_function
 from .connection.threads.connection import ThreadConnection
+from .core.handshake.headers import RESPONSE_FIELDS
 from .errors import ConnectionClosed, HandshakeError
 from .http.refusals import log_environ_refused
 from .options import ConnectionOptions, Options, check_connection_options
@@ -32,9 +33,8 @@ __all__ = ["Shed", "UpgradeResponse"]
 Handler: TypeAlias = Callable[[ThreadConnection], object] | AsyncHandler
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-# Fields of the 101 that the opening handshake itself decides, whatever a response says.
-_OURS = frozenset({"connection", "upgrade", "content-length", "content-type", "transfer-encoding"})
-_OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
+# Flask gives every response a Content-Type.
+_DROPPED = RESPONSE_FIELDS | {"content-type"}
 # What can be called, and is a view's answer all the same: each is a WSGI application.
 _ANSWERS = (WerkzeugResponse, HTTPException, Rejection)
 
@@ -183,7 +183,7 @@ class UpgradeResponse(Response):
                 "expected WatershedWSGI around the application, got a request that it has not seen: make a Shed of the "
                 "application, or wrap app.wsgi_app"
             )
-        fields = [pair for pair in self.get_wsgi_headers(environ) if pair[0].lower() not in _OURS]
+        fields = [pair for pair in self.get_wsgi_headers(environ) if pair[0].lower() not in _DROPPED]
         return self._after_flask(upgrade, fields, _Context())
 
     def _after_flask(self, upgrade: WSGIUpgrade, fields: list[tuple[str, str]], context: _Context) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 
 from ..connection.aio.api import AsyncConnection
 from ..connection.awaitables import Pending, on_loop
-from ..connection.base import ConnectionInfo, Handler, checked_message, logger
+from ..connection.base import ConnectionInfo, Handler, checked_message, log_handler_failure
 from ..core.codes import CloseCode, encode_close
 from ..core.memory_budget import MAX_PAUSE
 from ..core.message_protocol import MessageProtocol, Outgoing
@@ -413,7 +413,7 @@ class PortableConnection(AsyncConnection):
         self._notify_all()
         if not self._running or isinstance(error, asyncio.CancelledError):
             # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
-            logger.error("a handler of %r raised", self, exc_info=error)
+            log_handler_failure(self, error)
 
 
 def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:

@@ -51,7 +51,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
 
-_OURS = ASGIServer("uvicorn with our class")
+_OUR_CLASS = ASGIServer("uvicorn with our class")
 
 
 class UpgradePolicy:
@@ -113,7 +113,7 @@ class ASGIUpgrade:
         self._key = ""
         self._connected = False
         self._door = (scope.get("extensions") or {}).get("watershed_mw")
-        self._server = _OURS if self._door is not None else server_of(scope, receive, send)
+        self._server = _OUR_CLASS if self._door is not None else server_of(scope, receive, send)
         self._tasks: TaskGroup | None = None
         self._connection: AsyncConnection | None = None
         self._as_request: Any = scope

@@ -31,7 +31,7 @@ except ImportError as error:
 from ..connection.aio.api import AsyncConnection
 from ..connection.threads.connection import ThreadConnection
 from ..core.handshake.extensions import with_plain_offer
-from ..core.handshake.headers import check_outgoing
+from ..core.handshake.headers import REQUEST_FIELDS, check_outgoing
 from ..errors import HandshakeError
 from ..options import ClientOptions, check_options
 from ..watershed import Watershed
@@ -49,8 +49,6 @@ _logger = logging.getLogger("watershed_mw.client")
 _MAX_REDIRECTS: Final = 10
 _NEVER_FOLLOW = frozenset({"authorization", "cookie", "proxy-authorization"})
 _PLAIN: Final = "%s has refused the opening handshake with 400; asking once more, with a plain offer of compression"
-# What the opening handshake says itself, whatever headers an application gives.
-_OURS = frozenset({"connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
 
 
 def connect(
@@ -124,7 +122,7 @@ def connect(
         raise ValueError(f"expected no unix= on a platform without Unix sockets, got {os.fspath(unix)!r}")
     shed = Watershed(**options, protocols=protocols)
     given = httpx.Headers(headers)
-    if not_yours := sorted(_OURS.intersection(given)):
+    if not_yours := sorted(REQUEST_FIELDS.intersection(given)):
         raise ValueError(f"expected header fields besides those of the opening handshake, got {', '.join(not_yours)}")
     if origin is not None:
         given["Origin"] = origin

@@ -568,6 +568,11 @@ class WatershedConnection:
         return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"
 
 
+def log_handler_failure(connection: WatershedConnection, error: BaseException) -> None:
+    """Log what a handler raised, where nobody waits who could be given it."""
+    logger.error("a handler of %r raised", connection, exc_info=error)
+
+
 def handlers_of(connection: WatershedConnection) -> Iterator[tuple[str, Handler]]:
     """Events and their handlers, in the order in which they were registered."""
     return zip(connection._handlers[::2], connection._handlers[1::2], strict=True)

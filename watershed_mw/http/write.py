@@ -9,13 +9,29 @@ from typing import Any
 from ..core.handshake.headers import check_outgoing
 from ..errors import HandshakeError
 
-__all__ = ["check_status", "write_fields", "write_head", "write_refusal", "write_response", "write_switch"]
+__all__ = [
+    "check_status",
+    "status_line",
+    "write_fields",
+    "write_head",
+    "write_refusal",
+    "write_response",
+    "write_switch",
+]
 
 
 def check_status(status: Any) -> None:
     """Raise ValueError for what cannot be the status of a final response."""
     if not isinstance(status, int) or not 200 <= status < 600:
         raise ValueError(f"expected an HTTP status from 200 to 599, got {status!r}")
+
+
+def status_line(status: int) -> str:
+    """Status code and reason phrase, which is for people alone (RFC 9112 section 4)."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Unknown"
 
 
 def write_fields(fields: Iterable[tuple[str, str]]) -> bytes:
@@ -57,11 +73,7 @@ def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
 
 def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:
     """A response as bytes; with a body it also gets its length, and the connection ends with it."""
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = ""  # For people alone: a client must not depend on it (RFC 9112 section 4).
-    first_line = f"HTTP/1.1 {status} {phrase}"
+    first_line = f"HTTP/1.1 {status_line(status)}"
     fields = list(fields)
     if body is None:
         return write_head(first_line, fields)

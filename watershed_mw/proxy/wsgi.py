@@ -13,12 +13,12 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import quote
 
 from ..connection.limit import Place
 from ..errors import ConnectionClosed, HandshakeError
+from ..http.write import status_line
 from ..options import Options
 from ..relay.engine import Relay, can_relay, relay
 from ..runtime.exhaustion import is_exhausted, unavailable
@@ -188,13 +188,8 @@ class Refusal:
 
     def pass_on(self, upgrade: WSGIUpgrade, start_response: StartResponse) -> Iterable[bytes]:
         """Answer with it."""
-        status = self.refused.status
-        try:
-            phrase = HTTPStatus(status).phrase
-        except ValueError:
-            phrase = "Unknown"
         # Whether the body ends with its length, its last chunk or the stream is between the server and its client.
-        start_response(f"{status} {phrase}", refusal_fields(self.refused.fields))
+        start_response(status_line(self.refused.status), refusal_fields(self.refused.fields))
         if self.rest is None:
             return [self.begin] if self.begin else []
         return _Body(self.refused, self.begin, self.rest, upgrade.client_descriptor())

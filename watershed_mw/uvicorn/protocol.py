@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from ..connection.adopt import AsyncioTransport
 from ..connection.aio.connection import AsyncioConnection
+from ..core.handshake.headers import RESPONSE_FIELDS
 from ..core.handshake.negotiation import Request, check_request, negotiate, offered_subprotocols
 from ..core.states import Role
 from ..errors import ConnectionClosed, HandshakeError
@@ -45,9 +46,6 @@ __all__ = ["WatershedProtocol"]
 # What a client may send before it has the 101; more of it waits in the kernel.
 _MAX_EARLY = 64 * 2**10
 
-# Fields of the 101 that the opening handshake itself decides, whatever an application says.
-_OURS = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
-_OURS |= {"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"}
 
 _logger = logging.getLogger("uvicorn.error")
 
@@ -495,7 +493,7 @@ class WatershedProtocol(asyncio.Protocol):
         agreement, fields = negotiate(self._request, self._key, subprotocol=subprotocol, deflate=self.settings.deflate)
         if self.answer is not None:
             fields = self.answer
-        given = [pair for pair in given if pair[0].lower() not in _OURS]
+        given = [pair for pair in given if pair[0].lower() not in RESPONSE_FIELDS]
         default = _written(tuple(self._server_state.default_headers))
         response = write_switch(fields, default, write_fields(given) if given else b"")
         if self._transport.is_closing():

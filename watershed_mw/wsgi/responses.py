@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from http import HTTPStatus
 from typing import Any, TypeAlias
 
 from ..core.handshake.headers import check_outgoing
 from ..errors import ConnectionClosed, HandshakeError
-from ..http.write import check_status
+from ..http.write import check_status, status_line
 
 __all__ = [
     "Environ",
@@ -104,15 +103,11 @@ class Rejection:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer."""
-        try:
-            phrase = HTTPStatus(self.status).phrase
-        except ValueError:
-            phrase = "Unknown"
         fields = [pair for pair in self.headers if pair[0].lower() != "content-length"]
         if self.status in (204, 304):  # no body, and no length of one (RFC 9110 section 8.6)
-            start_response(f"{self.status} {phrase}", fields)
+            start_response(status_line(self.status), fields)
             return []
-        start_response(f"{self.status} {phrase}", [*fields, ("Content-Length", str(len(self.body)))])
+        start_response(status_line(self.status), [*fields, ("Content-Length", str(len(self.body)))])
         return [self.body]
 
 

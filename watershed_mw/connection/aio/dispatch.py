@@ -21,7 +21,7 @@ from ...errors import ConnectionClosed
 from ...runtime.interrupts import is_cancellation
 from ...runtime.timers import timers_of
 from ..awaitables import NextTurn
-from ..base import ConnectionInfo, logger
+from ..base import ConnectionInfo, log_handler_failure, logger
 from .api import AsyncConnection
 from .wakeup import Wakeup
 
@@ -162,7 +162,7 @@ class OrderedHandlers(AsyncConnection):
         super()._handler_failed(error)
         if not self._running or isinstance(error, asyncio.CancelledError):
             # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
-            logger.error("a handler of %r raised", self, exc_info=error)
+            log_handler_failure(self, error)
 
     def _finished(self) -> bool:
         return self._lost and not (self._push and (self._queue or self._busy is not None)) and self._end_emitted

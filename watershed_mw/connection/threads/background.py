@@ -35,7 +35,16 @@ from ...sockets.tls_views import break_stream, close_socket
 from ..aio.api import AsyncHandler
 from ..aio.connection import AsyncioConnection
 from ..awaitables import Pending
-from ..base import MESSAGES, ConnectionInfo, WatershedConnection, handlers_of, live_connections, logger, stand_in
+from ..base import (
+    MESSAGES,
+    ConnectionInfo,
+    WatershedConnection,
+    handlers_of,
+    live_connections,
+    log_handler_failure,
+    logger,
+    stand_in,
+)
 
 __all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket"]
 
@@ -294,7 +303,7 @@ class HandledConnection(AsyncioConnection):
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        logger.error("the handler of %r raised", self, exc_info=error)
+        log_handler_failure(self, error)
         self.end(code=1011)
 
 

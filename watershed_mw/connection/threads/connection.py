@@ -16,7 +16,7 @@ from ...core.events import Event
 from ...core.payloads import Sendable
 from ...core.states import State
 from ...errors import ConnectionClosed, UnsupportedServerError
-from ..base import Handler, checked_message, checked_ping, logger
+from ..base import Handler, checked_message, checked_ping, log_handler_failure
 from .driver import LOOK_EVERY, ThreadsDriver
 from .steps import receive_alone, take_event
 
@@ -281,7 +281,7 @@ class ThreadConnection(ThreadsDriver):
         try:
             self.run()
         except BaseException as error:  # noqa: BLE001  # there is nobody to raise it to
-            logger.error("a handler of %r raised", self, exc_info=error)
+            log_handler_failure(self, error)
             self.end(code=1011)  # it may have left run() before that had seen the end through
 
     def on(self, event: str, handler: Handler | None = None) -> Any:

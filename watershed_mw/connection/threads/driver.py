@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.memory_budget import MAX_PAUSE
 from ...core.protocol import Protocol
 from ...core.states import State
-from ..base import ConnectionInfo, logger
+from ..base import ConnectionInfo, log_handler_failure, logger
 from .steps import ThreadsSteps, take_event
 from .watcher import FORGET, QUIET, READ, WRITE, watch
 
@@ -565,10 +565,10 @@ class ThreadsDriver(ThreadsSteps):
     def _handler_failed(self, error: BaseException) -> None:
         if self._background is not None:
             # Nobody waits in run(): the exception must not vanish.
-            logger.error("a handler of %r raised", self, exc_info=error)
+            log_handler_failure(self, error)
             self._background.call("end", code=1011)
             return
         if not self._running:
-            logger.error("a handler of %r raised", self, exc_info=error)
+            log_handler_failure(self, error)
         with self._state:
             super()._handler_failed(error)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv6Address
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from ...errors import HandshakeError
 
 __all__ = [
+    "REQUEST_FIELDS",
+    "RESPONSE_FIELDS",
     "ExtensionOffer",
     "Headers",
     "HeadersLike",
@@ -26,6 +28,17 @@ __all__ = [
     "parse_tokens",
     "shown",
 ]
+
+# Fields that the opening handshake decides, whatever an application gives (RFC 6455 sections 4.1 and 4.2.2).
+REQUEST_FIELDS: Final = frozenset(
+    {"connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"}
+)
+RESPONSE_FIELDS: Final = frozenset(
+    {
+        *("connection", "upgrade", "content-length", "transfer-encoding"),
+        *("sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"),
+    }
+)
 
 HeadersLike: TypeAlias = "Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]"
 
