@@ -1,9 +1,10 @@
 """How often one echo changes file, and how many files of the package it touches: a measure of how easily it is read.
 
-    WATERSHED_MW_PURE=1 python -m tests.tools.file_changes
+    WATERSHED_MW_PURE=1 python -m tests.tools.file_changes [--way]
 
-Counts with ``sys.setprofile`` on the interpreted build, in the thread that does the work: every call and return between
-two of the package's files is a change. A warm-up comes first, so that nothing is counted that happens once.
+Counts with ``sys.setprofile`` on the interpreted build, in the thread that does the work: a change is a call from one
+of the package's files into another, or into one of them from outside. A coroutine that goes on is called by whoever
+resumes it. A warm-up comes first, so that nothing is counted that happens once.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Counter:
 
     way: list[str] = field(default_factory=list)
     _stack: list[str] = field(default_factory=list)
+    _last: str = ""
 
     def profile(self, frame: FrameType, event: str, _arg: Any) -> None:
         """As :func:`sys.setprofile` calls it."""
@@ -46,17 +48,11 @@ class Counter:
         if not name.startswith(PACKAGE):
             return
         if event == "call":
+            if name != (self._stack[-1] if self._stack else self._last):
+                self.way.append(name)
             self._stack.append(name)
-            self._enter(name)
-        elif event == "return":
-            if self._stack:
-                self._stack.pop()
-            if self._stack:
-                self._enter(self._stack[-1])
-
-    def _enter(self, name: str) -> None:
-        if not self.way or self.way[-1] != name:
-            self.way.append(name)
+        elif event == "return" and self._stack:
+            self._last = self._stack.pop()
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -70,7 +66,7 @@ class Counter:
     def line(self, what: str, way: bool) -> str:
         """What was found, for people."""
         short = [name.removeprefix(PACKAGE) for name in self.way]
-        text = f"{what}: {max(0, len(short) - 1)} changes of file, {len(set(short))} files"
+        text = f"{what}: {len(short)} changes of file, {len(set(short))} files"
         return text + (f"\n    {' > '.join(short)}" if way else "")
 
 
@@ -157,7 +153,7 @@ def wsgi() -> Counter:
     def app(environ: Any, start_response: Any) -> Any:
         upgrade = environ["watershed"]
         upgrade.accept().run_in_background(echo)
-        return upgrade.response()
+        return []
 
     server = make_server("127.0.0.1", 0, WatershedWSGI(app), threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
