@@ -71,8 +71,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "watershed",
         "werkzeug",
     },
-    "flask": {"connection", "errors", "http", "options", "wsgi"},
-    "proxy": {"asgi", "client", "connection", "core", "errors", "options", "relay", "runtime", "watershed", "wsgi"},
+    "flask": {"connection", "core", "errors", "http", "options", "wsgi"},
+    "proxy": {
+        "asgi",
+        "client",
+        "connection",
+        "core",
+        "errors",
+        "http",
+        "options",
+        "relay",
+        "runtime",
+        "watershed",
+        "wsgi",
+    },
     "starlette": {"asgi", "connection", "options"},
     "__init__": {"_implementation", "asgi", "connection", "core", "errors", "options", "watershed", "wsgi"},
     "cli": {"_implementation", "asgi", "client", "connection", "core", "errors", "http", "proxy", "uvicorn"},
@@ -198,6 +210,46 @@ def test_modules_are_small() -> None:
     lines = {_identify(path): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: count for name, count in lines.items() if count > 700} == {}
     assert statistics.median(lines.values()) <= 200
+
+
+# Files that use each other's private attributes, and why.
+PAIRS = {
+    # ASGI's receive is the connection's own, without a second coroutine for each connection that waits.
+    "uvicorn/messages.py": {
+        *("_push", "_wakeup", "_next_message", "_check_pull"),
+        *("_queue", "_is_over", "_take_turn", "_expect_wakeup"),
+    },
+    # Functions beside a compiled class, called without a tuple of arguments; the attributes are its base class's.
+    "connection/threads/steps.py": {"_account", "_core", "_queue", "_trace"},
+    # One C call for each connection.
+    "connection/broadcast.py": {"_send_prepared"},
+    # Other people's objects, which have no other way.
+    "flask.py": {"_get_current_object"},
+    "runtime/loop_thread.py": {"_get_running_loop"},
+    "sockets/tls_views.py": {"_io_refs", "_closed"},
+    "wsgi/hijack.py": {"_sock", "_accept", "_drop_events_and_close"},
+}  # fmt: skip
+
+
+def _foreign_private_names(path: Path) -> set[str]:
+    """Private attributes of anything but ``self`` that this file does not define itself."""
+    nodes = list(ast.walk(ast.parse(path.read_text(), path)))
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    own |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # slots
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if ast.unparse(node.value) in ("self", "cls", "super()"):
+                own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+            else:
+                found.add(node.attr)
+    return found - own
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_nobody_reaches_into_another_files_private_attributes(path: Path) -> None:
+    place = path.relative_to(ROOT / PACKAGE).as_posix()
+    assert _foreign_private_names(path) == PAIRS.get(place, set())
 
 
 def test_chooser_is_small() -> None:

@@ -568,6 +568,21 @@ class WatershedConnection:
         return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"
 
 
+def emit_end(connection: WatershedConnection) -> tuple[Any, ...]:
+    """Tell a connection's handlers once how it has ended, as another object has seen it through."""
+    return connection._emit_end()
+
+
+def note_end(connection: WatershedConnection) -> None:
+    """Note that a connection has ended, which another object tells."""
+    connection._note_end()
+
+
+def trace_with(connection: WatershedConnection, trace: Trace | None) -> None:
+    """Have a connection that is made already call ``trace``."""
+    connection._trace = trace
+
+
 def log_handler_failure(connection: WatershedConnection, error: BaseException) -> None:
     """Log what a handler raised, where nobody waits who could be given it."""
     logger.error("a handler of %r raised", connection, exc_info=error)

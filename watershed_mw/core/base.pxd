@@ -9,7 +9,7 @@ cdef object _CLOSED
 
 cdef class BaseProtocol:
     cdef public object state
-    cdef public bint _sending
+    cdef public bint sending
     cdef public object latency
     cdef public bint write_paused
     cdef public Py_ssize_t unsent_size

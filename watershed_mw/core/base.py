@@ -25,6 +25,7 @@ class BaseProtocol:
 
     Attributes:
         state: a :class:`~watershed_mw.core.states.State`.
+        sending: whether messages can still be sent.
         latency: seconds that the last answered PING took, None before the first.
         write_paused: set by the shell while the peer does not read.
         unsent_size: bytes that wait to be sent.
@@ -35,7 +36,7 @@ class BaseProtocol:
 
     def __init__(self) -> None:
         self.state = _OPEN
-        self._sending = True
+        self.sending = True
         self.latency: float | None = None
         self.write_paused = False
         self.unsent_size = 0
@@ -98,7 +99,7 @@ class BaseProtocol:
         return 0
 
     def _check_sending(self) -> None:
-        if not self._sending:
+        if not self.sending:
             code, reason = self._outcome()
             raise ConnectionClosed(code, reason)
 
@@ -108,11 +109,6 @@ class BaseProtocol:
     def ended(self) -> bool:
         """Whether no message can come or go any more; the TCP stream may still be winding down."""
         return self.state is _ENDING or self.state is _CLOSED
-
-    @property
-    def sending(self) -> bool:
-        """Whether messages can still be sent."""
-        return self._sending
 
     @property
     def close_sent(self) -> tuple[int, str] | None:
@@ -144,4 +140,4 @@ class BaseProtocol:
 
     def _move(self, trigger: Trigger) -> None:
         self.state = TRANSITIONS[self.state][trigger]
-        self._sending = self.state is _OPEN or self.state is _ANSWERING or self.state is _FAILING
+        self.sending = self.state is _OPEN or self.state is _ANSWERING or self.state is _FAILING

@@ -61,7 +61,7 @@ class Outgoing(BaseProtocol):
         self.write_paused = False
         payload = self._pending_pong
         self._pending_pong = None
-        if payload is not None and self._sending:
+        if payload is not None and self.sending:
             self._write(_PONG, payload)
 
     def _echo_close(self) -> None:

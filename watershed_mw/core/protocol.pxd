@@ -39,7 +39,7 @@ cdef class Protocol(Outgoing):
     cdef long long _step_ends
     cdef object _rate
     cdef double _message_timeout
-    cdef Arrival _arrival
+    cdef Arrival arrival
     cdef long long _unwatched
     cdef double _paused_at
     cdef object _limits
@@ -48,7 +48,7 @@ cdef class Protocol(Outgoing):
     cdef double _ping_timeout
     cdef double _close_timeout
     cdef double _reply_timeout
-    cdef bint _in_message
+    cdef bint in_message
     cdef bint _alone
     cdef bint _text
     cdef bint _compressed

@@ -85,7 +85,7 @@ class Protocol(Outgoing):
         self._step_ends = 0
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
         self._message_timeout = inf if limits.message_timeout is None else limits.message_timeout
-        self._arrival: Arrival | None = None  # of what is incomplete
+        self.arrival: Arrival | None = None  # of what is incomplete
         self._unwatched = 0  # bytes of the reads that made the backlog
         self._paused_at = now
         self._limits = limits  # for what few connections need
@@ -95,7 +95,7 @@ class Protocol(Outgoing):
         self._close_timeout = limits.close_timeout
         self._reply_timeout = limits.reply_timeout
         # The message being received.
-        self._in_message = False
+        self.in_message = False
         self._text = False
         self._compressed = False
         self._fragments = 0
@@ -153,7 +153,7 @@ class Protocol(Outgoing):
         except BaseException:
             self._lose_position()
             raise
-        if self._in_message or self._arrival is not None or reader.end > 0 or not reader.last:
+        if self.in_message or self.arrival is not None or reader.end > 0 or not reader.last:
             self._watch_arrival(size, now)
         return events
 
@@ -166,15 +166,15 @@ class Protocol(Outgoing):
             self._unwatched = size  # counted once the backlog is empty
             return
         self._unwatched = 0
-        if not self._in_message and self._reader.end == 0 and self._reader.last:
-            self._arrival = None
+        if not self.in_message and self._reader.end == 0 and self._reader.last:
+            self.arrival = None
             return
-        if self._arrival is None:
-            self._arrival = Arrival(self._message_timeout)
+        if self.arrival is None:
+            self.arrival = Arrival(self._message_timeout)
         # A control frame in the midst of a message does not begin its time anew, the next message does.
-        number = self.messages_received if self._in_message else -1 - self.frames_received
-        header = -self.frames_received if self._in_message else number
-        self._arrival.watch(number, header, self.bytes_received - size, now)
+        number = self.messages_received if self.in_message else -1 - self.frames_received
+        header = -self.frames_received if self.in_message else number
+        self.arrival.watch(number, header, self.bytes_received - size, now)
 
     def receive_more(self, now: float) -> list[Event]:
         """Take the next step of the :attr:`backlog`."""
@@ -231,7 +231,7 @@ class Protocol(Outgoing):
         # Applications keep errors for their logs: the frames of a traceback would keep the bytes, too.
         error.__traceback__ = error.__context__ = None
         self._forget_message()
-        self._arrival = None
+        self.arrival = None
         self._drop_backlog()
         self._violated(error, now)
         events.append(Failed(error))
@@ -247,7 +247,7 @@ class Protocol(Outgoing):
 
     def incoming_size(self) -> int:
         """As :meth:`BaseProtocol.incoming_size`, zlib's context included where the message is compressed."""
-        if not self._in_message:
+        if not self.in_message:
             return 0
         if self._alone:
             return self._reader.kept
@@ -268,7 +268,7 @@ class Protocol(Outgoing):
             self._alone = reader.fin and self._fragments == 1 and not self._compressed
             if self._alone and reader.last:
                 # A whole message in one piece, the common case: nothing to put together.
-                self._in_message = False
+                self.in_message = False
                 events.append(decode_text(reader.take()) if self._text else reader.take())
                 self.messages_received += 1
                 return
@@ -318,7 +318,7 @@ class Protocol(Outgoing):
 
     def payload_to_come(self) -> int:
         """Bytes that are still to come of a message in one frame, so that :meth:`get_buffer` can take them; else 0."""
-        if not self._in_message or not self._alone or self.backlog:
+        if not self.in_message or not self._alone or self.backlog:
             return 0
         if self.state is not _OPEN and self.state is not _CLOSING:
             return 0
@@ -347,25 +347,25 @@ class Protocol(Outgoing):
             self._take_gathered(events, start)
         except RemoteProtocolError as error:
             self._fail(error, now, events)
-        if not self._in_message:
-            self._arrival = None
+        if not self.in_message:
+            self.arrival = None
         return events
 
     def _begin_frame(self) -> None:
         reader = self._reader
         self.frames_received += 1
         if reader.opcode == _CONTINUATION:
-            if not self._in_message:
+            if not self.in_message:
                 raise RemoteProtocolError("expected the first frame of a message, got a continuation frame")
             self._fragments += 1
             if self._fragments > self._max_fragments:
                 raise RemoteProtocolError(
                     f"expected a message in at most {self._max_fragments} frames, got more", close_code=1008
                 )
-        elif self._in_message:
+        elif self.in_message:
             raise RemoteProtocolError("expected a continuation frame, got the first frame of another message")
         else:
-            self._in_message = True
+            self.in_message = True
             if self._rate is not None:
                 self._rate.spend(self._last_received)
             self._text = reader.opcode == _TEXT
@@ -425,7 +425,7 @@ class Protocol(Outgoing):
         self._utf8.check(data, start, stop, last)
 
     def _forget_message(self) -> None:
-        self._in_message = False
+        self.in_message = False
         self._message = None
         self._utf8 = None
 
@@ -531,7 +531,7 @@ class Protocol(Outgoing):
     def close(self, code: int, reason: str, now: float) -> None:
         """Begin the closing handshake, or finish the one that the peer began; nothing when over."""
         payload = encode_close(code, reason)
-        if not self._sending:
+        if not self.sending:
             return
         if self.state is _FAILING:
             self._send_failure()
@@ -572,13 +572,13 @@ class Protocol(Outgoing):
         if self._deadline != inf or self.state is not _OPEN:
             return self._deadline
         due = self._keepalive_due()
-        return due if self._arrival is None else min(due, self.arrival_due())
+        return due if self.arrival is None else min(due, self.arrival_due())
 
     def arrival_due(self) -> float:
         """When what has begun to arrive has come too slowly; infinity where nothing has, or nothing is read."""
-        if self._arrival is None or self.read_paused or self.state is not _OPEN:
+        if self.arrival is None or self.read_paused or self.state is not _OPEN:
             return inf
-        return self._arrival.due(self.bytes_received)
+        return self.arrival.due(self.bytes_received)
 
     def _keepalive_due(self) -> float:
         if self._ping_sent == inf or self._ping_timeout == inf:
@@ -598,8 +598,8 @@ class Protocol(Outgoing):
         if now < self._due():
             return []
         if self.state is _OPEN:
-            if self._arrival is not None and now >= self.arrival_due():
-                return self.fail(self._arrival.error(self.bytes_received, now), now)
+            if self.arrival is not None and now >= self.arrival_due():
+                return self.fail(self.arrival.error(self.bytes_received, now), now)
             return self._keep_alive(now, unsent)
         if self.state is _ANSWERING or self.state is _FAILING:
             self.messages_handed_over(now)
@@ -619,13 +619,13 @@ class Protocol(Outgoing):
 
     def was_not_read(self, since: float, now: float) -> None:
         """Note that nothing was read between these two times; they do not count for ``message_timeout``."""
-        if self._arrival is not None:
-            self._arrival.since += now - max(since, self._arrival.since)
+        if self.arrival is not None:
+            self.arrival.since += now - max(since, self.arrival.since)
 
     @property
     def arriving(self) -> bool:
         """Whether something has begun to arrive, and has a time limit."""
-        return self._arrival is not None
+        return self.arrival is not None
 
     def _keep_alive(self, now: float, unsent: int) -> list[Event]:
         if self._ping_sent != inf and self._ping_timeout != inf and self._last_received <= self._ping_sent:
@@ -691,7 +691,7 @@ class Protocol(Outgoing):
         Outgoing._move(self, trigger)
         if self.state is _CLOSED:
             self._deadline = inf
-            self._arrival = None
+            self.arrival = None
             self._forget_message()
             if self.backlog:
                 self._drop_backlog()

@@ -8,7 +8,7 @@ cdef class ReceiveQueue:
     cdef object _first
     cdef list _come
     cdef list _next
-    cdef Py_ssize_t _count
+    cdef Py_ssize_t count
     cdef Py_ssize_t _max_events
     cdef Py_ssize_t _max_bytes
     cdef public bint full

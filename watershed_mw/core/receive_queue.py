@@ -33,14 +33,14 @@ class ReceiveQueue:
         size: bytes of the messages in it.
     """
 
-    __slots__ = ("_come", "_count", "_first", "_max_bytes", "_max_events", "_next", "full", "size")
+    __slots__ = ("_come", "_first", "_max_bytes", "_max_events", "_next", "count", "full", "size")
 
     def __init__(self, limits: Limits) -> None:
         self._first: Event | None = None
         # Both at once, with the second event.
         self._come: list[Event] | None = None
         self._next: list[Event] | None = None
-        self._count = 0
+        self.count = 0
         self.size = 0
         self._max_events = limits.max_queued_messages
         self._max_bytes = limits.max_queued_bytes
@@ -48,17 +48,17 @@ class ReceiveQueue:
 
     def put(self, event: Event) -> None:
         """Add an event at the end; it is never refused, as what was read cannot be given back."""
-        if self._count == 0:
+        if self.count == 0:
             self._first = event
         else:
             if self._come is None:
                 self._come, self._next = [], []
             self._come.append(event)
-        self._count += 1
+        self.count += 1
         if isinstance(event, (str, bytes)):
             size = len(event)
             self.size += size if size < _LARGE else _memory_of(event)
-        if self._count > self._max_events or self.size > self._max_bytes:
+        if self.count > self._max_events or self.size > self._max_bytes:
             self.full = True
 
     def take(self) -> Event:
@@ -70,12 +70,12 @@ class ReceiveQueue:
         event = self._first
         if event is None:
             raise IndexError("take from an empty queue")
-        self._count -= 1
-        self._first = None if self._count == 0 else self._following()
+        self.count -= 1
+        self._first = None if self.count == 0 else self._following()
         if isinstance(event, (str, bytes)):
             size = len(event)
             self.size -= size if size < _LARGE else _memory_of(event)
-        if self.full and self._count <= self._max_events // 2 and self.size <= self._max_bytes // 2:
+        if self.full and self.count <= self._max_events // 2 and self.size <= self._max_bytes // 2:
             self.full = False
         return event
 
@@ -103,14 +103,14 @@ class ReceiveQueue:
     def clear(self) -> None:
         """Forget everything."""
         self._first = self._come = self._next = None
-        self._count = self.size = 0
+        self.count = self.size = 0
         self.full = False
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __bool__(self) -> bool:
-        return self._count > 0
+        return self.count > 0
 
 
 def _memory_of(message: str | bytes) -> int:

@@ -78,7 +78,7 @@ class ASGIMessages:
             connection._check_pull()
         if connection._wakeup.state:
             await connection._take_turn()
-        while connection._queue._count == 0:
+        while connection._queue.count == 0:
             if connection._is_over():
                 self._disconnected = True
                 code, reason = connection.close_code or 1006, connection.close_reason or ""

@@ -84,7 +84,7 @@ class AsyncioConnection(AsyncioDriver):
                 await self._expect_message()
         elif self._wakeup.state:
             await self._take_turn()
-        while self._queue._count == 0:
+        while self._queue.count == 0:
             if self._is_over():
                 await self._pause()
                 raise self._closed_error()
@@ -98,7 +98,7 @@ class AsyncioConnection(AsyncioDriver):
         self._check_pull()
         if self._wakeup.state:
             await self._take_turn()
-        while self._queue._count == 0:
+        while self._queue.count == 0:
             if self._is_over():
                 await self._pause()
                 raise StopAsyncIteration
@@ -109,7 +109,7 @@ class AsyncioConnection(AsyncioDriver):
         """Wait for this task's turn, and for a message or the end, in the middle of :meth:`receive`."""
         if self._wakeup.state:
             await self._take_turn()
-        while self._queue._count == 0 and not self._is_over():
+        while self._queue.count == 0 and not self._is_over():
             await self._expect_wakeup()
 
     async def _take_turn(self) -> None:
@@ -136,7 +136,7 @@ class AsyncioConnection(AsyncioDriver):
         return self._wakeup
 
     def _next_message(self) -> str | bytes:
-        if self._wakeup._line is not None:
+        if self._wakeup.line is not None:
             self._wakeup.pass_on()
         message = self._take_message()
         if not self._reading:  # else its turn ends with it: to stop and begin again within costs two system calls
@@ -147,7 +147,7 @@ class AsyncioConnection(AsyncioDriver):
         """As the base class says; a lone reply leaves at once, what follows in the same turn of the loop together."""
         if get_ident() != self._thread:
             return self._send_from_thread(checked_message(data))
-        if not self._core._sending:
+        if not self._core.sending:
             return self._send_too_late(data)
         self._queue_message(data)
         return self._sent()
@@ -172,7 +172,7 @@ class AsyncioConnection(AsyncioDriver):
             self._send_from_thread(shared.message)
             return
         core = self._core
-        if not core._sending:
+        if not core.sending:
             return
         frame = core.send_prepared(shared)
         if self._trace is not None:

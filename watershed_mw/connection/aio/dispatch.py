@@ -74,14 +74,14 @@ class OrderedHandlers(AsyncConnection):
         try:
             if self._push:
                 # While the peer does not read, replies would only pile up: it has to wait for its own.
-                while self._queue._count > 0 and self._busy is None and not (self._writing_paused and not self._lost):
+                while self._queue.count > 0 and self._busy is None and not (self._writing_paused and not self._lost):
                     self._await_results(self._emit_event(self._queue.take()))
                 if core.state is not _OPEN and not self._queue and self._busy is None:
                     core.messages_handed_over(monotonic())
             elif self._wakeup.has_waiter():
-                if core.state is not _OPEN and self._queue._count == 0:
+                if core.state is not _OPEN and self._queue.count == 0:
                     core.messages_handed_over(monotonic())
-                if self._queue._count > 0 or (core.state is not _OPEN and core.ended):
+                if self._queue.count > 0 or (core.state is not _OPEN and core.ended):
                     self._wakeup.notify_soon()
             self._advance_to_end()
         finally:

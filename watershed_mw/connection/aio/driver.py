@@ -22,6 +22,7 @@ from ...core.states import State
 from ...errors import LocalProtocolError
 from ...runtime.loop_end import end_with
 from ...runtime.timers import timers_of
+from ...sockets.tls_views import break_stream
 from ..base import ConnectionInfo, live_connections
 from ..zlib_pool import contexts_of
 from .dispatch import OrderedHandlers
@@ -236,7 +237,7 @@ class AsyncioDriver(OrderedHandlers):
         try:
             while True:
                 self._emit_events(self._take(events))
-                if self._queue._count > 0 and not self._push:
+                if self._queue.count > 0 and not self._push:
                     self._wakeup.notify()
                 self._advance()
                 if not core.backlog or not self._may_go_on():
@@ -383,6 +384,14 @@ class AsyncioDriver(OrderedHandlers):
         if not self._lost:
             self._transport.abort()  # it may be closing already, in its own time
 
+    def runs_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether that is its event loop."""
+        return self._loop is loop
+
+    def break_stream(self) -> None:
+        """Let the peer see the end of the TCP stream, though the event loop runs no more."""
+        break_stream(self._transport)
+
     def _half_close(self) -> None:
         if not self._transport.can_write_eof():
             # TLS knows no half-close: close() sends close_notify after what is queued, and does not read what still
@@ -431,7 +440,7 @@ class AsyncioDriver(OrderedHandlers):
             self._flush()
         if self._reading or self._flush_set:
             return  # data_received ends its turn when it is done
-        if self._sends == 1 and self._queue._count == 0 and not large:
+        if self._sends == 1 and self._queue.count == 0 and not large:
             self._flush()  # A lone reply: to wait for company would cost as much as it takes.
         else:
             self._flush_set = True
@@ -514,11 +523,11 @@ class AsyncioDriver(OrderedHandlers):
 
     def _update_reading(self) -> None:
         core = self._core
-        if self._queue._count > 0 or core._in_message or self._writing_paused or self._account is not None:
+        if self._queue.count > 0 or core.in_message or self._writing_paused or self._account is not None:
             self._update_memory()
         if core.read_paused or core.backlog or self._yielding or self._queue.full or self._held_back:
             self._pause_or_resume()
-        if core._arrival is not None and core.arrival_due() < self._timer_due:
+        if core.arrival is not None and core.arrival_due() < self._timer_due:
             self._arm()  # where no PING is due earlier
 
     def _pause_or_resume(self) -> None:
@@ -673,4 +682,4 @@ def _wake(waiters: dict[asyncio.Future[None], None] | None) -> None:
 
 
 def _living(loop: asyncio.AbstractEventLoop) -> list[AsyncioDriver]:
-    return [one for one in live_connections() if isinstance(one, AsyncioDriver) and one._loop is loop]
+    return [one for one in live_connections() if isinstance(one, AsyncioDriver) and one.runs_on(loop)]

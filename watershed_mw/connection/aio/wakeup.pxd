@@ -11,7 +11,7 @@ cdef object _DONE
 cdef class Wakeup:
     cdef public bint _asyncio_future_blocking
     cdef object _context
-    cdef object _line
+    cdef object line
     cdef object _loop
     cdef object _message
     cdef object _wakeup

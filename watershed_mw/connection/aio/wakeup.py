@@ -49,14 +49,14 @@ class Wakeup:
         state: 0 while a task may wait, or take what there is: no other task does, was told to, or stands in line.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_line", "_loop", "_message", "_wakeup", "state")
+    __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_message", "_wakeup", "line", "state")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.state = _IDLE
         self._wakeup: Callable[[Any], object] | None = None
         self._context: Context | None = None
-        self._line: deque[asyncio.Future[None]] | None = None  # an empty one takes 700 bytes
+        self.line: deque[asyncio.Future[None]] | None = None  # an empty one takes 700 bytes
         self._message: object = None  # of who cancels
         self._asyncio_future_blocking = False
 
@@ -66,39 +66,39 @@ class Wakeup:
 
     def waiter_was_cancelled(self) -> bool:
         """Whether the only task that waited has been cancelled, and has yet to hear of it."""
-        return self.state == _CANCELLED and self._line is None
+        return self.state == _CANCELLED and self.line is None
 
     # --- further tasks -------------------------------------------------------------------------------------
 
     async def take_turn(self) -> None:
         """Wait until the tasks that came before have had their turn. It ends with :meth:`pass_on`."""
         turn = self._loop.create_future()
-        if self._line is None:
-            self._line = deque()
-        self._line.append(turn)
+        if self.line is None:
+            self.line = deque()
+        self.line.append(turn)
         try:
             await turn
         except BaseException:
-            self._leave(turn, self._line[0] is turn and self.state == _RESERVED)
+            self._leave(turn, self.line[0] is turn and self.state == _RESERVED)
             raise
         self._leave(turn, False)
         self.state = _IDLE
 
     def _leave(self, turn: asyncio.Future[None], unused: bool) -> None:
-        assert self._line is not None
-        self._line.remove(turn)
-        if not self._line:
-            self._line = None
+        assert self.line is not None
+        self.line.remove(turn)
+        if not self.line:
+            self.line = None
         if unused:
             self.state = _IDLE
             self.pass_on()
 
     def pass_on(self) -> None:
         """It is the next task's turn. The one whose turn it was has taken what it wanted, or will not."""
-        if self._line is None or self.state != _IDLE:
+        if self.line is None or self.state != _IDLE:
             return
         self.state = _RESERVED
-        turn = self._line[0]
+        turn = self.line[0]
         # One that is cancelled leaves the line when it hears of that, and passes its turn on.
         if not (turn.done() or self._loop.is_closed()):
             turn.set_result(None)

@@ -39,11 +39,14 @@ from ..base import (
     MESSAGES,
     ConnectionInfo,
     WatershedConnection,
+    emit_end,
     handlers_of,
     live_connections,
     log_handler_failure,
     logger,
+    note_end,
     stand_in,
+    trace_with,
 )
 
 __all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket"]
@@ -116,16 +119,16 @@ class Background:
         else:
             transport.abort()
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
-            self._workers.run(connection._emit_end)
+            self._workers.run(partial(emit_end, connection))
 
     def loop_failed(self, connection: WatershedConnection) -> None:
         """The loop has failed: the peer has to see the end, and the application is told of it."""
         if self._inner is None:
             return  # its socket may be in use: see _on_loop_failure() for what comes of it
         self._core.receive_eof()
-        break_stream(self._inner._transport)
+        self._inner.break_stream()
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
-            self._workers.run(connection._emit_end)
+            self._workers.run(partial(emit_end, connection))
 
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
         raise NotImplementedError
@@ -211,7 +214,7 @@ class BackgroundEvents(Background):
         stand_in(inner, connection, alone=False)
         inner.dispatch_to(connection, self._workers)
         if (trace := self._info.trace) is not None:
-            inner._trace = lambda probe, _, data: trace(probe, connection, data)
+            trace_with(inner, lambda probe, _, data: trace(probe, connection, data))
         return inner
 
 
@@ -231,7 +234,7 @@ class _EventsOnThreads(AsyncioConnection):
 
     def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if event == "end":
-            self._outer._note_end()
+            note_end(self._outer)
         if not self._has_handler(event):
             return ()
         # No coroutine, which would warn where the loop fails before anybody awaits it.
@@ -255,7 +258,7 @@ class BackgroundHandler(Background):
     def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
         info = self._info if self._info.trace is None else replace(self._info, trace=None)
         inner = HandledConnection(info, self._core, transport, queue=self._queue)
-        inner._trace = self._info.trace
+        trace_with(inner, self._info.trace)
         stand_in(inner, connection, alone=True)
         for event, handler in handlers_of(connection):
             if event not in MESSAGES:
