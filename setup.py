@@ -43,7 +43,6 @@ MODULES = (
     "connection.awaitables",
     "connection.base",
     "connection.broadcast",
-    "connection.aio.wakeup",
     "connection.aio.api",
     "connection.aio.dispatch",
     "connection.aio.driver",

@@ -217,7 +217,7 @@ PAIRS = {
     # ASGI's receive is the connection's own, without a second coroutine for each connection that waits.
     "uvicorn/messages.py": {
         *("_push", "_wakeup", "_next_message", "_check_pull"),
-        *("_queue", "_is_over", "_take_turn", "_expect_wakeup"),
+        *("_queue", "_is_over", "_take_turn", "_core", "_flush_set", "_flush_and_report"),
     },
     # Functions beside a compiled class, called without a tuple of arguments; the attributes are its base class's.
     "connection/threads/steps.py": {"_account", "_core", "_queue", "_trace"},
@@ -268,6 +268,12 @@ def test_a_compiled_connection_comes_without_a_dictionary() -> None:
     compiled = importlib.import_module(PACKAGE).implementation == "compiled"
     connection = importlib.import_module(f"{PACKAGE}.connection.aio.connection").AsyncioConnection
     assert (connection.__dictoffset__ == 0) is compiled
+
+
+def test_a_connection_is_no_buffered_protocol_to_uvloop() -> None:
+    """It takes whatever has this name for one, and would read each small message in a dearer way."""
+    connection = importlib.import_module(f"{PACKAGE}.connection.aio.connection").AsyncioConnection
+    assert not hasattr(connection, "get_buffer")
 
 
 def test_public_names() -> None:

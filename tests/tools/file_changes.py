@@ -39,6 +39,7 @@ class Counter:
     """The files of the package that the profiled thread was in, one after the other."""
 
     way: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
     _stack: list[str] = field(default_factory=list)
     _last: str = ""
 
@@ -50,6 +51,7 @@ class Counter:
         if event == "call":
             if name != (self._stack[-1] if self._stack else self._last):
                 self.way.append(name)
+                self.calls.append(frame.f_code.co_name)
             self._stack.append(name)
         elif event == "return" and self._stack:
             self._last = self._stack.pop()
@@ -67,7 +69,8 @@ class Counter:
         """What was found, for people."""
         short = [name.removeprefix(PACKAGE) for name in self.way]
         text = f"{what}: {len(short)} changes of file, {len(set(short))} files"
-        return text + (f"\n    {' > '.join(short)}" if way else "")
+        calls = [f"{name}: {call}" for name, call in zip(short, self.calls, strict=True)]
+        return "\n    ".join([text, *(calls if way else [])])
 
 
 # --- the three echoes --------------------------------------------------------------------------------------------

@@ -12,3 +12,30 @@ cdef class Pending:
 
 cdef class NextTurn(Pending):
     pass
+
+
+cdef int _IDLE
+cdef int _AWAITED
+cdef int _TOLD
+cdef int _CANCELLED
+cdef int _RESERVED
+cdef object _DONE
+
+
+cdef class Wakeup:
+    cdef public bint _asyncio_future_blocking
+    cdef object _context
+    cdef object line
+    cdef object _loop
+    cdef object _message
+    cdef object _wakeup
+    cdef readonly int state
+
+    cpdef bint has_waiter(self)
+    cpdef bint waiter_was_cancelled(self)
+    cdef _leave(self, turn, bint unused)
+    cpdef pass_on(self)
+    cpdef notify(self)
+    cpdef notify_soon(self)
+    cdef _wake_soon(self)
+    cdef _forget(self)

@@ -395,11 +395,13 @@ class WatershedConnection:
 
     def _take_message(self) -> str | bytes:
         """Take the next message; control frames on the way are told."""
-        while True:
-            event = self._queue.take()
-            if isinstance(event, (str, bytes)):
-                return event
+        return self._take_message_after(self._queue.take())
+
+    def _take_message_after(self, event: Event) -> str | bytes:
+        while not isinstance(event, (str, bytes)):
             self._emit_event(event)
+            event = self._queue.take()
+        return event
 
     def _check_pull(self) -> None:
         if self._push:

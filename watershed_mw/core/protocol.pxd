@@ -5,7 +5,7 @@ from .deflate cimport Contexts, Deflate
 from .frames.codec cimport FrameReader
 from .outgoing cimport Outgoing
 from .pace cimport Arrival, InflateRate
-from .frames.utf8 cimport TextCheck, decode_text, not_utf8
+from .frames.utf8 cimport TextCheck, not_utf8
 from .prepared cimport PreparedMessage
 
 cdef Py_ssize_t _CONTEXT
@@ -39,7 +39,7 @@ cdef class Protocol(Outgoing):
     cdef long long _step_ends
     cdef object _rate
     cdef double _message_timeout
-    cdef Arrival arrival
+    cdef public Arrival arrival
     cdef long long _unwatched
     cdef double _paused_at
     cdef object _limits
@@ -48,7 +48,7 @@ cdef class Protocol(Outgoing):
     cdef double _ping_timeout
     cdef double _close_timeout
     cdef double _reply_timeout
-    cdef bint in_message
+    cdef public bint in_message
     cdef bint _alone
     cdef bint _text
     cdef bint _compressed

@@ -15,7 +15,7 @@ from .codes import decode_close, encode_close, encode_text
 from .deflate import Contexts, Deflate
 from .events import CloseReceived, Event, Failed, Ping, Pong
 from .frames.codec import FrameReader
-from .frames.utf8 import TextCheck, decode_text, not_utf8
+from .frames.utf8 import TextCheck, not_utf8
 from .handshake.extensions import DeflateParameters
 from .limits import Limits, too_large
 from .outgoing import Outgoing
@@ -269,7 +269,7 @@ class Protocol(Outgoing):
             if self._alone and reader.last:
                 # A whole message in one piece, the common case: nothing to put together.
                 self.in_message = False
-                events.append(decode_text(reader.take()) if self._text else reader.take())
+                events.append(reader.take_text() if self._text else reader.take())
                 self.messages_received += 1
                 return
         if self._alone:
@@ -488,7 +488,8 @@ class Protocol(Outgoing):
         self._send(_BINARY, message)
 
     def _send(self, opcode: int, payload: bytes | str) -> None:
-        self._check_sending()
+        if not self.sending:
+            self._check_sending()
         self.messages_sent += 1
         if self._deflate is not None and isinstance(payload, bytes) and len(payload) >= self._deflate.threshold:
             self._write(opcode, self._deflate.compress(payload), _FIN_RSV1)

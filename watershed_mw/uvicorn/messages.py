@@ -7,14 +7,15 @@ through here twice, so this file is compiled as well as interpreted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, MutableMapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol, TypeAlias
 
 from ..connection.aio.connection import AsyncioConnection
 from ..connection.awaitables import NextTurn, mark_coroutine_function, on_loop
 from ..connection.base import logger
 from ..core.codes import MAX_CLOSE_REASON
 from ..core.handshake.headers import shown
+from ..core.states import State
 
 try:
     import cython
@@ -27,6 +28,12 @@ else:
     from threading import get_ident
 
 __all__ = ["ASGIMessages", "Door"]
+
+# Looked up once: a member of an Enum costs more than a call.
+_OPEN = State.OPEN
+
+
+App: TypeAlias = Callable[..., Awaitable[object]]
 
 
 class Door(Protocol):
@@ -56,6 +63,22 @@ class ASGIMessages:
         self._never: asyncio.Event | None = None
         self.connection: AsyncioConnection | None = None
 
+    async def run(self, app: App, scope: dict[str, Any], ended: Callable[[object, BaseException | None], bool]) -> None:
+        """Run the application, in the task that is made of this.
+
+        Args:
+            app: the application.
+            scope: its scope.
+            ended: given what it returned, or raised; whether that is to be raised on.
+        """
+        try:
+            result = await app(scope, self.receive, self.send)
+        except BaseException as error:
+            if ended(None, error):
+                raise
+        else:
+            ended(result, None)
+
     async def receive(self) -> dict[str, Any]:
         """The next message to the application.
 
@@ -79,11 +102,13 @@ class ASGIMessages:
         if connection._wakeup.state:
             await connection._take_turn()
         while connection._queue.count == 0:
-            if connection._is_over():
+            if connection._core.state is not _OPEN and connection._is_over():
                 self._disconnected = True
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
-            await connection._expect_wakeup()
+            if connection._flush_set:
+                connection._flush_and_report()  # it has said what it had to say
+            await connection._wakeup
         data = connection._next_message()
         if isinstance(data, str):
             return {"type": "websocket.receive", "text": data}

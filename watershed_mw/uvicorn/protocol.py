@@ -313,7 +313,9 @@ class WatershedProtocol(asyncio.Protocol):
         if self._stage is not _Stage.DECIDING:
             return  # the client has left, or the server stops: it has been answered
         # What it would get by itself is a name and a second context for each connection.
-        self._task = self._loop.create_task(self._run_app(), name="WebSocket", context=context)
+        messages = self._messages = ASGIMessages(self)
+        running = messages.run(self.config.loaded_app, self._scope, self._app_ended)
+        self._task = self._loop.create_task(running, name="WebSocket", context=context)
         self._server_state.tasks.add(self._task)
         self._task.add_done_callback(self._forget_task, context=context)
 
@@ -344,29 +346,28 @@ class WatershedProtocol(asyncio.Protocol):
                 headers=[("Retry-After", "1")],
             )
 
-    async def _run_app(self) -> None:
-        messages = self._messages = ASGIMessages(self)
-        try:
-            result = await self.config.loaded_app(self._scope, messages.receive, messages.send)
-        except BaseException as error:
-            if is_cancellation(error, self._task):
-                self._finish(1012)
-                if self._stopping and self._connection is not None and not self._lost:
-                    # The grace period is over, and the event loop about to close: what is queued is flushed, and the
-                    # client's part of the closing handshake is not awaited.
-                    self._transport.close()
-                raise
-            if isinstance(error, ConnectionClosed) and (self._connection is None or not self._connection.sending):
-                return self._finish(1000)  # The client has left; from another connection it would be a failure.
-            # Whatever its class: a sys.exit() in one application's task must not end the server.
-            _logger.exception("Exception in ASGI application\n")
-            self._finish(1011)
-        else:
+    def _app_ended(self, result: object, error: BaseException | None) -> bool:
+        """The application has returned or raised; whether its task is to raise that as well."""
+        if error is None:
             if self._stage is _Stage.DECIDING:
                 _logger.error("ASGI callable returned without completing handshake.")
             elif result is not None:
                 _logger.error("ASGI callable should return None, but returned %r.", result)
             self._finish(1000)
+        elif is_cancellation(error, self._task):
+            self._finish(1012)
+            if self._stopping and self._connection is not None and not self._lost:
+                # The grace period is over, and the event loop about to close: what is queued is flushed, and the
+                # client's part of the closing handshake is not awaited.
+                self._transport.close()
+            return True
+        elif isinstance(error, ConnectionClosed) and (self._connection is None or not self._connection.sending):
+            self._finish(1000)  # The client has left; from another connection it would be a failure.
+        else:
+            # Whatever its class: a sys.exit() in one application's task must not end the server.
+            _logger.error("Exception in ASGI application\n", exc_info=error)
+            self._finish(1011)
+        return False
 
     def _finish(self, code: int) -> None:
         """The application has returned or raised: nothing of its may stay open."""

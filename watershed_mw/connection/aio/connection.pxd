@@ -4,7 +4,7 @@ cimport cython
 from .driver cimport AsyncioDriver
 from ...core.protocol cimport Protocol
 from ...core.prepared cimport PreparedMessage
-from .wakeup cimport Wakeup
+from ..awaitables cimport Wakeup
 
 
 cdef object _OPEN

@@ -15,11 +15,10 @@ from ...core.payloads import Sendable
 from ...core.prepared import PreparedMessage
 from ...core.states import State
 from ...errors import ConnectionClosed
-from ..awaitables import READY, NextTurn, Pending, on_loop
+from ..awaitables import READY, NextTurn, Pending, Wakeup, on_loop
 from ..base import checked_message, checked_ping
 from .api import AsyncConnection
 from .driver import SENDS_PER_TURN, AsyncioDriver
-from .wakeup import Wakeup
 
 try:
     import cython
@@ -78,7 +77,8 @@ class AsyncioConnection(AsyncioDriver):
         if get_ident() != self._thread:
             message: str | bytes = await self._on_own_loop(lambda: self.receive(timeout))
             return message
-        self._check_pull()
+        if self._push:
+            self._check_pull()
         if timeout is not None:
             async with asyncio.timeout(timeout):
                 await self._expect_message()
@@ -95,7 +95,8 @@ class AsyncioConnection(AsyncioDriver):
         if get_ident() != self._thread:
             return await AsyncConnection.__anext__(self)
         # Not by way of receive(), as most connections are waiting here, and each would keep a second coroutine.
-        self._check_pull()
+        if self._push:
+            self._check_pull()
         if self._wakeup.state:
             await self._take_turn()
         while self._queue.count == 0:
@@ -138,7 +139,8 @@ class AsyncioConnection(AsyncioDriver):
     def _next_message(self) -> str | bytes:
         if self._wakeup.line is not None:
             self._wakeup.pass_on()
-        message = self._take_message()
+        event = self._queue.take()
+        message = event if isinstance(event, (str, bytes)) else self._take_message_after(event)
         if not self._reading:  # else its turn ends with it: to stop and begin again within costs two system calls
             self._update_reading()
         return message
@@ -149,7 +151,13 @@ class AsyncioConnection(AsyncioDriver):
             return self._send_from_thread(checked_message(data))
         if not self._core.sending:
             return self._send_too_late(data)
-        self._queue_message(data)
+        # Nearly everything is exactly this, and not traced.
+        if type(data) is str and self._trace is None:
+            self._core.send_text(data)
+        elif type(data) is bytes and self._trace is None:
+            self._core.send_binary(data)
+        else:
+            self._queue_message(data)
         return self._sent()
 
     def _send_too_late(self, data: Sendable) -> Awaitable[None]:

@@ -3,7 +3,7 @@ cimport cython
 
 from .api cimport AsyncConnection
 from ...core.protocol cimport Protocol
-from .wakeup cimport Wakeup
+from ..awaitables cimport Wakeup
 
 
 cdef object _OPEN

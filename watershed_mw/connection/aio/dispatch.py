@@ -20,10 +20,9 @@ from ...core.states import State
 from ...errors import ConnectionClosed
 from ...runtime.interrupts import is_cancellation
 from ...runtime.timers import timers_of
-from ..awaitables import NextTurn
+from ..awaitables import NextTurn, Wakeup
 from ..base import ConnectionInfo, log_handler_failure, logger
 from .api import AsyncConnection
-from .wakeup import Wakeup
 
 __all__ = ["OrderedHandlers"]
 

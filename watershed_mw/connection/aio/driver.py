@@ -203,7 +203,9 @@ class AsyncioDriver(OrderedHandlers):
             self._turn_began = monotonic()
             self._receive_events(core.receive_step(data, len(data), self._turn_began))
 
-    def get_buffer(self, _sizehint: int) -> memoryview:
+    # Not by asyncio's names: uvloop takes whatever has them for a BufferedProtocol.
+
+    def next_buffer(self, _sizehint: int) -> memoryview:
         """Where the next bytes are to go."""
         core = self._core
         self._in_place = core.capacity() >= _WORTH_ITS_OWN_READ
@@ -213,8 +215,8 @@ class AsyncioDriver(OrderedHandlers):
             self._scratch = scratch_of(self._loop)
         return self._scratch
 
-    def buffer_updated(self, nbytes: int) -> None:
-        """Bytes came from the peer to :meth:`get_buffer`: as :meth:`data_received`."""
+    def buffer_filled(self, nbytes: int) -> None:
+        """Bytes came from the peer to :meth:`next_buffer`: as :meth:`data_received`."""
         if self._in_place or nbytes >= _LITTLE:
             # The transport may call get_buffer() again at once.
             self._buffered_reads = _BUFFERED_READS
@@ -236,10 +238,19 @@ class AsyncioDriver(OrderedHandlers):
         self._reading = True
         try:
             while True:
-                self._emit_events(self._take(events))
+                if (
+                    core.state is _OPEN
+                    and self._trace is None
+                    and len(events) == 1
+                    and isinstance(events[0], (str, bytes))
+                ):
+                    self._queue.put(events[0])  # as nearly always
+                elif at_once := self._take(events):
+                    self._emit_events(at_once)
                 if self._queue.count > 0 and not self._push:
                     self._wakeup.notify()
-                self._advance()
+                if self._push or core.state is not _OPEN:
+                    self._advance()
                 if not core.backlog or not self._may_go_on():
                     break
                 events = core.receive_more(monotonic())
@@ -551,7 +562,7 @@ class AsyncioDriver(OrderedHandlers):
 
     def _update_buffering(self) -> None:
         core = self._core
-        buffered = self._buffered_reads > 0 or core.payload_to_come() >= 2 * _MUCH
+        buffered = self._buffered_reads > 0 or (core.in_message and core.payload_to_come() >= 2 * _MUCH)
         if buffered is self._buffered:
             return
         transport = self._transport

@@ -25,10 +25,10 @@ scratch_of = LoopLocal(lambda: memoryview(bytearray(_SCRATCH))).of
 class Target(Protocol):
     """What bytes are read into, and hears of everything else: an ``asyncio.Protocol`` that could be a buffered one."""
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def next_buffer(self, sizehint: int) -> memoryview:
         """Memory for the next bytes."""
 
-    def buffer_updated(self, nbytes: int) -> None:
+    def buffer_filled(self, nbytes: int) -> None:
         """So many bytes have come."""
 
     def data_received(self, data: bytes) -> None:
@@ -61,8 +61,8 @@ class BufferedReader(asyncio.BufferedProtocol):
     )
 
     def __init__(self, target: Target) -> None:
-        self.get_buffer = target.get_buffer  # type: ignore[method-assign]
-        self.buffer_updated = target.buffer_updated  # type: ignore[method-assign]
+        self.get_buffer = target.next_buffer  # type: ignore[method-assign]
+        self.buffer_updated = target.buffer_filled  # type: ignore[method-assign]
         self.data_received = target.data_received
         self.eof_received = target.eof_received  # type: ignore[method-assign]
         self.connection_lost = target.connection_lost  # type: ignore[method-assign]

@@ -83,6 +83,7 @@ cdef class FrameReader:
     cpdef buffer_updated(self, Py_ssize_t size)
 
     @cython.locals(payload=bytes)
+    cpdef object take_text(self)
     cpdef bytes take_gathered(self)
 
     cpdef forget(self)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import RemoteProtocolError
+from .utf8 import not_utf8
 
 try:
     import cython
@@ -346,6 +347,19 @@ class FrameReader:
             grown = PyBytes_FromStringAndSize(cython.NULL, capacity)
             memcpy(PyBytes_AS_STRING(grown), PyBytes_AS_STRING(self.gathered), self.kept)
             self.gathered = grown
+
+    def take_text(self) -> str:
+        """The text of a whole message, as :meth:`take`.
+
+        Raises:
+            RemoteProtocolError: it is not UTF-8; close code 1007.
+        """
+        try:
+            return self.take().decode()
+        except UnicodeDecodeError:
+            pass
+        # Raised out here, as an exception in the context of another holds on to the payload.
+        raise not_utf8()
 
     def take_gathered(self) -> bytes:
         """The payload of the frame, all of whose pieces have been gathered; once."""

@@ -25,5 +25,4 @@ cdef class TextCheck:
     cpdef check(self, bytes data, Py_ssize_t start, Py_ssize_t stop, bint last)
 
 
-cpdef object decode_text(bytes payload)
 cpdef object not_utf8()

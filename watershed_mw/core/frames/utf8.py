@@ -18,7 +18,7 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
 if cython.compiled:
     from cython.cimports.libc.string import memcpy
 
-__all__ = ["TextCheck", "decode_text", "not_utf8", "utf8_state"]
+__all__ = ["TextCheck", "not_utf8", "utf8_state"]
 
 # Of eight bytes; one of them set is what ASCII has not.
 _HIGH_BITS = 0x8080808080808080
@@ -123,16 +123,6 @@ class TextCheck:
                 valid = False
         if not valid:
             raise not_utf8()
-
-
-def decode_text(payload: bytes) -> str:
-    """The text of a whole message. Raises as :meth:`TextCheck.check`."""
-    try:
-        return payload.decode()
-    except UnicodeDecodeError:
-        pass
-    # Raised out here, as an exception in the context of another holds on to the payload.
-    raise not_utf8()
 
 
 def not_utf8() -> RemoteProtocolError:
