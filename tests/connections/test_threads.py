@@ -44,7 +44,20 @@ def pair(**options: Any) -> tuple[ThreadConnection, ThreadConnection]:
     head = b""
     while b"\r\n\r\n" not in head:
         head += theirs.recv(1)
-    return server, shed.connect(head, theirs, key=key, request=request)
+    client = shed.connect(head, theirs, key=key, request=request)
+    _opened.extend((server, client))
+    return server, client
+
+
+_opened: list[ThreadConnection] = []
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_waiting() -> Iterator[None]:
+    """A test that fails must not leave threads behind, which the others would have to share the interpreter with."""
+    yield
+    while _opened:
+        _opened.pop().destroy()
 
 
 # --- who waits to write also reads -----------------------------------------------------------------------------

@@ -173,8 +173,12 @@ def wsgi() -> Counter:
     return counter
 
 
-def _serve_one(listener: socket.socket) -> None:
-    sock, _ = listener.accept()
+def _serve(listener: socket.socket, connections: int) -> None:
+    for _ in range(connections):
+        _serve_one(listener.accept()[0])
+
+
+def _serve_one(sock: socket.socket) -> None:
     with sock:
         head = b""
         while b"\r\n\r\n" not in head:
@@ -193,11 +197,14 @@ def _serve_one(listener: socket.socket) -> None:
 def client() -> tuple[Counter, Counter]:
     """``connect``, and one echo of the client."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_serve_one, args=(listener,), daemon=True)
+        thread = threading.Thread(target=_serve, args=(listener, 2), daemon=True)
         opening, echo = Counter(), Counter()
 
         async def run(listener: socket.socket) -> None:
             url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+            first = await connect(url, compression=False)  # what is imported and made once is not counted
+            await first.end()
+            await first.wait_closed()
             with opening.counting():
                 connection = await connect(url, compression=False)
             for _ in range(3):
