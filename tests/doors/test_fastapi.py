@@ -690,7 +690,7 @@ def test_the_upgrade_leaves_the_decision_to_the_endpoint(uvicorns: Uvicorn, capl
         elif name == "raises":
             raise HTTPException(404, "no such room")
         else:
-            conn = await up.accept(["chat.v1"], headers=[("X-ConnectionLimit", name)], ping_interval=None)
+            conn = await up.accept(["chat.v1"], headers=[("X-Room", name)], ping_interval=None)
             assert up.request.target == f"/rooms/{name}"
             await tell(conn, [conn.protocol, conn.request.path_params["name"]])
 
