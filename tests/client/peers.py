@@ -281,20 +281,20 @@ class Client:
         assert self.loop is not None
         return self.loop.call(work)
 
-    def open(self, url: Any, **options: Any) -> BaseProtocol:
+    def open(self, url: Any, **options: Any) -> Conversation:
         """``connect(url, ...)``, opened."""
         return self.enter(connect(url, **options))
 
-    def enter(self, connecting: Connect) -> BaseProtocol:
+    def enter(self, connecting: Connect) -> Conversation:
         """Open what :func:`connect` has returned."""
         conn = connecting.open() if self.loop is None else self.do(lambda: connecting)
         self._opened.append(conn)
-        return BaseProtocol(self, conn)
+        return Conversation(self, conn)
 
-    def take(self, conn: Any) -> BaseProtocol:
+    def take(self, conn: Any) -> Conversation:
         """A connection that was made in another way."""
         self._opened.append(conn)
-        return BaseProtocol(self, conn)
+        return Conversation(self, conn)
 
     def close(self) -> None:
         """Drop what is open still."""
@@ -302,7 +302,7 @@ class Client:
             self.do(conn.destroy)
 
 
-class BaseProtocol:
+class Conversation:
     """A connection whose calls are made where its flavour makes them."""
 
     def __init__(self, client: Client, conn: Any) -> None:

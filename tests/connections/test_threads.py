@@ -448,14 +448,14 @@ def test_who_is_interrupted_still_has_the_end_told_once(link: Link, method: str)
 
 
 def test_a_place_is_given_back_once_and_by_who_forgets_it() -> None:
-    room = ConnectionLimit(2)
-    first, second = room.enter(), room.enter()
+    limit = ConnectionLimit(2)
+    first, second = limit.enter(), limit.enter()
     first.leave()
     first.leave()
-    assert room.taken == 1
+    assert limit.taken == 1
     del second
     gc.collect()
-    assert room.taken == 0
+    assert limit.taken == 0
 
 
 # --- connections that nobody reads -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from watershed_mw.runtime.timers import Timers, timers_of
 
 
 class Caller:
-    """Whom the alarm calls; it notes when."""
+    """Whom the timers calls; it notes when."""
 
     def __init__(self, *, due: float, after: Callable[[], object] = lambda: None) -> None:
         self.due = due
@@ -32,25 +32,25 @@ class Caller:
 
 def on_a_loop(scenario: Callable[[Timers], Awaitable[None]]) -> None:
     async def main() -> None:
-        alarm = timers_of(asyncio.get_running_loop())
-        assert alarm is timers_of(asyncio.get_running_loop())
-        await scenario(alarm)
-        assert (alarm._waiting, alarm._times, alarm._calls, alarm._handle) == (0, [], {}, None)
+        timers = timers_of(asyncio.get_running_loop())
+        assert timers is timers_of(asyncio.get_running_loop())
+        await scenario(timers)
+        assert (timers._waiting, timers._times, timers._calls, timers._handle) == (0, [], {}, None)
 
     asyncio.run(asyncio.wait_for(main(), LIMIT))
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # what is waited for is the alarm's own doing
+    while not condition():  # noqa: ASYNC110  # what is waited for is the timers's own doing
         await asyncio.sleep(0.001)
 
 
 def test_everybody_is_called_once_and_not_before_the_time() -> None:
-    async def scenario(alarm: Timers) -> None:
+    async def scenario(timers: Timers) -> None:
         start = time.monotonic()
         callers = [Caller(due=start + random.uniform(-0.01, 0.05)) for _ in range(500)]
         for caller in callers:
-            alarm.set(caller.due, Caller.call, caller)
+            timers.set(caller.due, Caller.call, caller)
         await until(lambda: all(caller.called for caller in callers))
         for caller in callers:
             (called,) = caller.called
@@ -60,13 +60,13 @@ def test_everybody_is_called_once_and_not_before_the_time() -> None:
 
 
 def test_who_has_cancelled_is_not_called() -> None:
-    async def scenario(alarm: Timers) -> None:
+    async def scenario(timers: Timers) -> None:
         now = time.monotonic()
         callers = [Caller(due=now + 0.02) for _ in range(50)]
-        times = [alarm.set(caller.due, Caller.call, caller) for caller in callers]
+        times = [timers.set(caller.due, Caller.call, caller) for caller in callers]
         for when, caller in list(zip(times, callers, strict=True))[::2]:
-            alarm.cancel(when, caller)
-            alarm.cancel(when, caller)  # once more is no harm
+            timers.cancel(when, caller)
+            timers.cancel(when, caller)  # once more is no harm
         await until(lambda: all(caller.called for caller in callers[1::2]))
         assert not any(caller.called for caller in callers[::2])
 
@@ -74,11 +74,11 @@ def test_who_has_cancelled_is_not_called() -> None:
 
 
 def test_many_who_are_due_together_do_not_hold_up_the_loop() -> None:
-    async def scenario(alarm: Timers) -> None:
+    async def scenario(timers: Timers) -> None:
         when = time.monotonic() + 0.01
         callers = [Caller(due=when) for _ in range(1000)]
         for caller in callers:
-            alarm.set(when, Caller.call, caller)
+            timers.set(when, Caller.call, caller)
         seen: set[int] = set()
         while (count := sum(map(len, (caller.called for caller in callers)))) < len(callers):
             seen.add(count)
@@ -90,34 +90,34 @@ def test_many_who_are_due_together_do_not_hold_up_the_loop() -> None:
 
 
 def test_what_is_cancelled_is_let_go_at_once() -> None:
-    async def scenario(alarm: Timers) -> None:
+    async def scenario(timers: Timers) -> None:
         stays, goes = Caller(due=0.0), Caller(due=0.0)
         when = time.monotonic() + 1000
-        times = [alarm.set(when, Caller.call, caller) for caller in (stays, goes)]
+        times = [timers.set(when, Caller.call, caller) for caller in (stays, goes)]
         reference = weakref.ref(goes)
-        alarm.cancel(times[1], goes)
+        timers.cancel(times[1], goes)
         del goes
         gc.collect()
         assert reference() is None
-        alarm.cancel(times[0], stays)
+        timers.cancel(times[0], stays)
 
     on_a_loop(scenario)
 
 
 def test_a_call_may_set_and_cancel_others() -> None:
-    async def scenario(alarm: Timers) -> None:
+    async def scenario(timers: Timers) -> None:
         when = time.monotonic() + 0.01
         last = Caller(due=0.0)
         victims = [Caller(due=when), Caller(due=when)]
 
         def spare(other: Caller) -> None:
             """Whichever of the two comes first cancels the other, and sets a time that is over already."""
-            alarm.cancel(times[0], other)
-            alarm.set(0.0, Caller.call, last)
+            timers.cancel(times[0], other)
+            timers.set(0.0, Caller.call, last)
 
         for victim, other in zip(victims, reversed(victims), strict=True):
             victim.after = partial(spare, other)
-        times = [alarm.set(when, Caller.call, victim) for victim in victims]
+        times = [timers.set(when, Caller.call, victim) for victim in victims]
         assert times[0] == times[1], "both are due in the same moment"
         await until(lambda: last.called)
         assert sorted(len(victim.called) for victim in victims) == [0, 1]
@@ -126,7 +126,7 @@ def test_a_call_may_set_and_cancel_others() -> None:
 
 
 def test_a_call_that_raises_keeps_nobody_else_from_theirs() -> None:
-    async def scenario(alarm: Timers) -> None:
+    async def scenario(timers: Timers) -> None:
         failures: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context["exception"]))
 
@@ -136,7 +136,7 @@ def test_a_call_that_raises_keeps_nobody_else_from_theirs() -> None:
         when = time.monotonic() + 0.01
         callers = [Caller(due=when, after=fail if number % 2 else lambda: None) for number in range(6)]
         for caller in callers:
-            alarm.set(when, Caller.call, caller)
+            timers.set(when, Caller.call, caller)
         await until(lambda: all(caller.called for caller in callers))
         await until(lambda: len(failures) == 3)
 
@@ -145,12 +145,12 @@ def test_a_call_that_raises_keeps_nobody_else_from_theirs() -> None:
 
 @pytest.mark.parametrize("ahead, late", [(0.5, 0.001), (5.0, 1 / 64), (20.0, 1 / 8), (10**9, 1 / 8)])
 def test_who_waits_long_may_be_called_a_little_later_with_others(ahead: float, late: float) -> None:
-    async def scenario(alarm: Timers) -> None:
+    async def scenario(timers: Timers) -> None:
         callers = [Caller(due=time.monotonic() + ahead + 0.4 * random.random()) for _ in range(1000)]
-        times = [alarm.set(caller.due, Caller.call, caller) for caller in callers]
+        times = [timers.set(caller.due, Caller.call, caller) for caller in callers]
         for when, caller in zip(times, callers, strict=True):
             assert caller.due <= when <= caller.due + late
-            alarm.cancel(when, caller)
+            timers.cancel(when, caller)
         assert len(set(times)) <= 0.4 / late + 2
 
     on_a_loop(scenario)

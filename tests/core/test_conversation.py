@@ -52,7 +52,7 @@ class End:
     told: tuple[int | None, str | None] | None = None
 
 
-class BaseProtocol(RuleBasedStateMachine):
+class Conversation(RuleBasedStateMachine):
     """See the module's text."""
 
     build: ClassVar[Build]
@@ -251,7 +251,7 @@ class BaseProtocol(RuleBasedStateMachine):
 
 
 def test_two_ends_of_this_package_always_understand_each_other(build: Build) -> None:
-    class OnThisBuild(BaseProtocol):
+    class OnThisBuild(Conversation):
         pass
 
     OnThisBuild.build = build

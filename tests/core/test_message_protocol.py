@@ -418,7 +418,7 @@ def size_of(message: str | bytes) -> int:
     return len(message) if isinstance(message, bytes) else len(message.encode())
 
 
-class BaseProtocol(RuleBasedStateMachine):
+class Conversation(RuleBasedStateMachine):
     """A connection, beside the simplest account of what should have become of it."""
 
     def __init__(self) -> None:
@@ -533,5 +533,5 @@ class BaseProtocol(RuleBasedStateMachine):
         assert self.subject.unsent_size == 0
 
 
-BaseProtocol.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
-TestConversation = BaseProtocol.TestCase
+Conversation.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestConversation = Conversation.TestCase

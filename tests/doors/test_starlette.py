@@ -678,7 +678,7 @@ def test_a_websocket_exception_before_the_accept_is_starlettes_403(
 def test_an_accept_takes_protocols_headers_and_options(uvicorns: Uvicorn) -> None:
     async def handler(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
         room = request.path_params["room"]
-        conn = await upgrade.accept(["room.v1"], headers=[("X-ConnectionLimit", room)], max_message_size=10)
+        conn = await upgrade.accept(["room.v1"], headers=[("X-Room", room)], max_message_size=10)
         await echo(conn)
 
     uvicorns.run(Starlette(routes=[WatershedRoute("/{room}", handler, accept=False)]))

@@ -29,14 +29,14 @@ class Hasty(WatershedProtocol):
 def test_tasks_get_a_message_each_in_the_order_in_which_they_asked(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
-        early_bytes = asyncio.ensure_future(receive())
-        await asyncio.wait([early_bytes, asyncio.create_task(asyncio.sleep(0))], return_when=asyncio.FIRST_COMPLETED)
+        left_behind = asyncio.ensure_future(receive())
+        await asyncio.wait([left_behind, asyncio.create_task(asyncio.sleep(0))], return_when=asyncio.FIRST_COMPLETED)
         cancelled = asyncio.ensure_future(receive())
         await asyncio.sleep(0)
         cancelled.cancel()
         await send({"type": "websocket.send", "text": "ready"})
         third = await receive()
-        await send({"type": "websocket.send", "text": (await early_bytes)["text"] + third["text"]})
+        await send({"type": "websocket.send", "text": (await left_behind)["text"] + third["text"]})
 
     run = uvicorns.run(app)
     with Peer(uvicorns.port) as peer:
