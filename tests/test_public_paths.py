@@ -63,7 +63,11 @@ PUBLIC: dict[str, dict[str, str]] = {
         "live_relays": "relay.engine",
         "relay": "relay.engine",
     },
-    "watershed_mw.uvicorn": {"WatershedProtocol": "uvicorn.protocol", "options_of": "uvicorn.protocol"},
+    "watershed_mw.uvicorn": {
+        "NativeDoor": "uvicorn.native_door",
+        "WatershedProtocol": "uvicorn.protocol",
+        "options_of": "uvicorn.protocol",
+    },
     "watershed_mw.wsgi": {
         "Rejection": "wsgi.responses",
         "WSGIUpgrade": "wsgi.upgrade",

@@ -109,7 +109,7 @@ class _Endpoint:
         self._endpoint = endpoint
         self._accept = accept
         self._options = options
-        # The judge of this route behind each middleware in front, with that one's options; there is hardly ever more
+        # The middleware of this route behind each one in front, with its options as well; there is hardly ever more
         # than one. Made now where nobody stands in front, so that a bad option is an error at the start.
         self._middlewares: dict[UpgradePolicy | None, WatershedASGI] = {None: WatershedASGI(self._serve, **options)}
 

@@ -1,6 +1,6 @@
 """The factory: accept an upgrade, or take one that was accepted, on any kind of transport.
 
-All options stand in one place. Requests and responses were parsed by whoever received them; they
+Requests and responses were parsed by whoever received them; they
 are judged by :mod:`watershed_mw.core.handshake.negotiation`, and what comes back is a connection of the flavour
 that fits the transport, or the raw socket.
 """

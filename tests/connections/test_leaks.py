@@ -103,7 +103,7 @@ def test_200_connections_leave_nothing_behind(opener: Opener, way: Way) -> None:
     loop = background_loop()[0] if way.flavour == "background" else opener.loop(way.flavour).loop
 
     async def look() -> tuple[bool, Any]:
-        alarm = timers_of(asyncio.get_running_loop())
-        return await tasks_are_gone(), (alarm._waiting, alarm._times, alarm._handle)
+        timers = timers_of(asyncio.get_running_loop())
+        return await tasks_are_gone(), (timers._waiting, timers._times, timers._handle)
 
     assert asyncio.run_coroutine_threadsafe(look(), loop).result(10) == (True, (0, [], None))

@@ -18,7 +18,7 @@ from watershed_mw.runtime.timers import Timers, timers_of
 
 
 class Caller:
-    """Whom the timers calls; it notes when."""
+    """What the timers call; it notes when."""
 
     def __init__(self, *, due: float, after: Callable[[], object] = lambda: None) -> None:
         self.due = due
@@ -41,7 +41,7 @@ def on_a_loop(scenario: Callable[[Timers], Awaitable[None]]) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # what is waited for is the timers's own doing
+    while not condition():  # noqa: ASYNC110  # what is waited for is the timers' own doing
         await asyncio.sleep(0.001)
 
 

@@ -134,7 +134,7 @@ def streams_of(role: Role) -> st.SearchStrategy[bytes]:
 
 
 def scripts(role: Role) -> st.SearchStrategy[list[tuple[float, Step]]]:
-    """Anything that a shell and an application may do, in any order, with the seconds that pass before each step."""
+    """Anything that a driver and an application may do, in any order, with the seconds that pass before each step."""
     now = st.just(NOW)
     codes = st.sampled_from([1000, 1005, 1006, 4000, 5000, -1, True, None])
     reasons = st.sampled_from(["", "bye", "x" * 124, "\ud800", b"x", None])

@@ -110,7 +110,7 @@ class Conversation(RuleBasedStateMachine):
         self.ends[role].subject.abort()
         self._other(role).pipe_ended = True
 
-    # --- what the network and the shells do ---------------------------------------------------------------------
+    # --- what the network and the drivers do ---------------------------------------------------------------------
 
     @rule(role=ENDS, size=st.sampled_from([1, 2, 10, 1000, 10**6]), times=st.integers(1, 5))
     def deliver(self, role: Role, size: int, times: int) -> None:

@@ -1,4 +1,4 @@
-"""core/extensions.py: negotiating permessage-deflate (RFC 7692 sections 5 and 7.1)."""
+"""core/handshake/extensions.py: negotiating permessage-deflate (RFC 7692 sections 5 and 7.1)."""
 
 from __future__ import annotations
 

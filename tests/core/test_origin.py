@@ -1,4 +1,4 @@
-"""core/origin.py: which pages may connect (RFC 6455 sections 4.2.2 and 10.2, RFC 6454)."""
+"""core/handshake/origin.py: which pages may connect (RFC 6455 sections 4.2.2 and 10.2, RFC 6454)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ LIMITS = Limits(ping_interval=20, ping_timeout=20, close_timeout=10, reply_timeo
 
 
 class Walk:
-    """A protocol, and what may happen to it, as a shell would have it happen."""
+    """A protocol, and what may happen to it, as a driver would have it happen."""
 
     def __init__(self, build: Build, role: Role) -> None:
         self.key = peer_key(role)

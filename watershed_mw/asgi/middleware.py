@@ -8,16 +8,13 @@ as ASGI messages everywhere else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from ..connection.limit import ConnectionLimit, Place
 from ..errors import ConnectionClosed, HandshakeError
 from ..http.target import scope_to_origin_form
 from ..options import Options
 from .upgrade import App, ASGIUpgrade, Receive, Scope, Send, UpgradePolicy
-
-if TYPE_CHECKING:
-    pass  # needs anyio, which the package itself does not
 
 __all__ = ["WatershedASGI"]
 

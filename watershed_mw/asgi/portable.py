@@ -43,7 +43,7 @@ class PortableConnection(AsyncConnection):
     """An :class:`~watershed_mw.AsyncConnection` over ASGI messages.
 
     Args:
-        details: what it is made with.
+        info: what it is made with.
         core: its state.
         receive, send: the ASGI channels that the application was given.
         server: what is known of the server, for errors about what it cannot do.

@@ -67,7 +67,7 @@ class UpgradePolicy:
         self._native: WeakKeyDictionary[object, Settings] = WeakKeyDictionary()
 
     def settings_under(self, door: Any, options: ConnectionOptions) -> Settings:
-        """Options of one accept before these, and these before those of the server's door."""
+        """Options of one accept before those of the middleware, and these before those of the server's door."""
         if options:
             return Settings.of(cast(Options, {**door.options, **self.options, **options}))
         settings = self._native.get(door.key)

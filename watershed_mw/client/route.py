@@ -20,7 +20,7 @@ import httpcore
 import httpx
 
 from ..errors import HandshakeError, WatershedError
-from . import streams as network
+from . import streams
 from .no_proxy import is_excepted
 from .socks import socks_dialogue
 
@@ -95,13 +95,13 @@ class Route:
             ValueError: HTTP cannot carry the request.
         """
         target = request.url.origin
-        faster = network.is_faster(self._contexts(target, proxy))
-        stream: network.AsyncioStream | None = None
+        faster = streams.is_faster(self._contexts(target, proxy))
+        stream: streams.AsyncioStream | None = None
         try:
             if proxy is None:
-                stream = await network.connect_asyncio(_host(target), target.port, self.unix, faster=faster)
+                stream = await streams.connect_asyncio(_host(target), target.port, self.unix, faster=faster)
             else:
-                stream = await network.connect_asyncio(proxy.url.host, _port(proxy), faster=faster)
+                stream = await streams.connect_asyncio(proxy.url.host, _port(proxy), faster=faster)
                 if proxy.url.scheme == "https":
                     stream = await stream.start_tls(_for_proxy(proxy), _name_for_tls(proxy.url.host))
                 if proxy.url.scheme in _SOCKS:
@@ -124,12 +124,12 @@ class Route:
     ) -> httpcore.Response:
         """As :meth:`request`, on a socket of its own, until ``deadline``."""
         target = request.url.origin
-        stream: network.ThreadStream | None = None
+        stream: streams.ThreadStream | None = None
         try:
             if proxy is None:
-                stream = network.connect_threads(_host(target), target.port, self.unix, deadline=deadline)
+                stream = streams.connect_threads(_host(target), target.port, self.unix, deadline=deadline)
             else:
-                stream = network.connect_threads(proxy.url.host, _port(proxy), deadline=deadline)
+                stream = streams.connect_threads(proxy.url.host, _port(proxy), deadline=deadline)
                 if proxy.url.scheme == "https":
                     stream = stream.start_tls(_for_proxy(proxy), _name_for_tls(proxy.url.host))
                 if proxy.url.scheme in _SOCKS:

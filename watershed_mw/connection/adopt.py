@@ -30,6 +30,7 @@ __all__ = [
     "AsyncioTransport",
     "BlockingTransport",
     "DetachedStreams",
+    "drain_file",
     "drain_request",
     "drain_stream",
     "way_of",

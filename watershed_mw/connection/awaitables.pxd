@@ -28,7 +28,7 @@ cdef class Wakeup:
     cdef object line
     cdef object _loop
     cdef object _message
-    cdef object _wakeup
+    cdef object _callback
     cdef readonly int state
 
     cpdef bint has_waiter(self)

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextvars import Context
 from typing import Any, NoReturn, Self, cast
 
@@ -28,7 +28,8 @@ class Ready:
     def __await__(self) -> Generator[Any, None, None]:
         return _EXHAUSTED
 
-    __iter__ = __await__
+    def __iter__(self) -> Iterator[Any]:
+        return _EXHAUSTED
 
     def send(self, _value: object) -> None:
         """As a coroutine that has come to its end."""
@@ -162,12 +163,12 @@ class Wakeup:
         state: 0 while a task may wait, or take what there is: no other task does, was told to, or stands in line.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_message", "_wakeup", "line", "state")
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_loop", "_message", "line", "state")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.state = _IDLE
-        self._wakeup: Callable[[Any], object] | None = None
+        self._callback: Callable[[Any], object] | None = None
         self._context: Context | None = None
         self.line: deque[asyncio.Future[None]] | None = None  # an empty one takes 700 bytes
         self._message: object = None  # of who cancels
@@ -216,17 +217,17 @@ class Wakeup:
         if not (turn.done() or self._loop.is_closed()):
             turn.set_result(None)
 
-    # --- who brings the news -----------------------------------------------------------------------------
+    # --- waking the task -----------------------------------------------------------------------------
 
     def notify(self) -> None:
         """Let the task go on now; in the next turn of the loop where it cannot, as this is within another task."""
         if self.state != _AWAITED:
             return
         self.state = _TOLD
-        if self._wakeup is None or self._context is None:
+        if self._callback is None or self._context is None:
             return  # driven by hand, not by a task
         try:
-            self._context.run(self._wakeup, _DONE)
+            self._context.run(self._callback, _DONE)
         except RuntimeError:
             # What a task's own code raises stays with the task: it has not begun.
             self._wake_soon()
@@ -241,8 +242,8 @@ class Wakeup:
             self._wake_soon()
 
     def _wake_soon(self) -> None:
-        if self._wakeup is not None:
-            self._loop.call_soon(self._wakeup, self, context=self._context)
+        if self._callback is not None:
+            self._loop.call_soon(self._callback, self, context=self._context)
 
     # --- the task, by way of the coroutine that awaits ------------------------------------------------------
 
@@ -277,7 +278,7 @@ class Wakeup:
 
     def _forget(self) -> None:
         self.state = _IDLE
-        self._wakeup = self._context = self._message = None
+        self._callback = self._context = self._message = None
 
     # --- the task itself, as it asks a future -----------------------------------------------------------------
 
@@ -287,7 +288,7 @@ class Wakeup:
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
         """Take what lets the task go on."""
-        self._wakeup = callback
+        self._callback = callback
         self._context = context
 
     def cancel(self, msg: object = None) -> bool:
@@ -300,7 +301,7 @@ class Wakeup:
         return True
 
     def result(self) -> None:
-        """Nothing: the news is for the one who was told to look for."""
+        """Nothing: the task looks for itself."""
         if self.state == _CANCELLED:
             raise asyncio.CancelledError(*(() if self._message is None else (self._message,)))
 

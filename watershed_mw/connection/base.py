@@ -40,7 +40,18 @@ if cython.compiled:
 else:
     from time import monotonic
 
-__all__ = ["ConnectionInfo", "Handler", "Stats", "Trace", "WatershedConnection", "live_connections"]
+__all__ = [
+    "ConnectionInfo",
+    "Handler",
+    "Stats",
+    "Trace",
+    "WatershedConnection",
+    "emit_end",
+    "live_connections",
+    "log_handler_failure",
+    "note_end",
+    "trace_with",
+]
 
 Handler: TypeAlias = Callable[..., Any]
 """Called with the event's arguments; in the asyncio flavour it may be a coroutine function."""
@@ -170,7 +181,7 @@ class WatershedConnection:
         self.remote = info.remote
         self.local = info.local
         self.protocol = info.agreement.subprotocol
-        # Not the object itself: most of them are needed here alone.
+        # Not the object itself, most of which is needed here alone.
         self._limits = info.limits
         self._closed_as = info.closed
         self._on_ended = info.ended
@@ -308,6 +319,14 @@ class WatershedConnection:
     def start_close(self, reason: str = "", *, code: int = 1000) -> None:
         """Send a Close frame as :meth:`end` does, from any thread, and wait for nothing."""
         raise NotImplementedError
+
+    def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
+        """As :meth:`start_close`: its first name."""
+        self.start_close(reason, code=code)
+
+    def break_off(self) -> None:
+        """As :meth:`abort`: its first name."""
+        self.abort()
 
     def abort(self) -> None:
         """Break the TCP stream, from any thread, so that whoever is waiting wakes up and sees the end."""

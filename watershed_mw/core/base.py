@@ -27,7 +27,7 @@ class BaseProtocol:
         state: a :class:`~watershed_mw.core.states.State`.
         sending: whether messages can still be sent.
         latency: seconds that the last answered PING took, None before the first.
-        write_paused: set by the shell while the peer does not read.
+        write_paused: set by the driver while the peer does not read.
         unsent_size: bytes that wait to be sent.
         frames_received, frames_sent, messages_received, messages_sent: counts.
         bytes_received, bytes_sent: counts of bytes on the wire, without the opening handshake; of payload where the

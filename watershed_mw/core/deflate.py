@@ -22,7 +22,7 @@ _TAIL = b"\x00\x00\xff\xff"
 # A block with BFINAL ends a zlib stream and costs a new context; no sender has a reason for many.
 _MAX_STREAMS_PER_MESSAGE = 64
 # Seconds after which contexts that nobody has used are given back, where somebody asks.
-_REST_AFTER = 1.0
+_IDLE_AFTER = 1.0
 # A few bytes stand for megabytes: so many are inflated by one call, in a millisecond or two, and then others have their
 # turn.
 _MOST_AT_ONCE = 2**20
@@ -108,7 +108,7 @@ class Deflate:
         within_message: whether a message has begun, and has not been inflated to its end.
         pending: whether the last piece stands for more than has been inflated: :meth:`inflate_more` is to be called
             before anything else is inflated.
-        contexts: the pool that it belongs to; None where contexts are kept until :meth:`release_idle`.
+        contexts: the pool that it belongs to; None where contexts are kept until :meth:`release`.
         used, returned: for the pool: whether a context has been used again, and whether one had been given back before.
     """
 
@@ -304,11 +304,11 @@ class Deflate:
 
     def release_due(self) -> float | None:
         """The time from which on :meth:`release_if_idle` may give something back; None where there is nothing."""
-        return self._idle_since + _REST_AFTER if self.holding else None
+        return self._idle_since + _IDLE_AFTER if self.holding else None
 
     def release_if_idle(self, now: float) -> None:
         """Give all back, unless it was used since this was called a second ago or earlier."""
-        if now < self._idle_since + _REST_AFTER:
+        if now < self._idle_since + _IDLE_AFTER:
             return
         self._idle_since = now
         if self.active:

@@ -1,6 +1,6 @@
 """Every limit and time-out of a connection, in one place, all on by default.
 
-The protocol enforces them before it buffers and while it inflates; the shells only ask it when to
+The protocol enforces them before it buffers and while it inflates; the drivers only ask it when to
 call again. Sizes are bytes, times are seconds.
 """
 

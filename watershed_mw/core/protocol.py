@@ -2,7 +2,7 @@
 
 This file is compiled as well as interpreted. Bytes and the current time go in, events and bytes
 come out; every policy (limits, keepalive, time-outs, when a Close may go) is decided here, so that
-all shells behave alike. It trusts neither the peer nor the shell's chunking, reads no clock, and
+all drivers behave alike. It trusts neither the peer nor the driver's chunking, reads no clock, and
 changes no buffer that it was given.
 """
 
@@ -36,7 +36,7 @@ _PING = 0x9
 _PONG = 0xA
 
 # One step of taking what came: at most so many frames, or bytes of messages. It takes a millisecond or two; then
-# the shell says whether others have their turn first.
+# the driver says whether others have their turn first.
 _FRAMES_PER_STEP = 256
 _BYTES_PER_STEP = 2**20 - 1
 _UNIT_SHIFT = 12  # units of work for bytes: 4 KiB
@@ -62,8 +62,8 @@ class Protocol(Outgoing):
         deflate: what was agreed on for permessage-deflate, None for no compression.
 
     Attributes:
-        read_paused: whether the shell does not read; the peer's silence then means nothing.
-        write_paused: set by the shell while the peer does not read; PONGs then wait, and only the
+        read_paused: whether the driver does not read; the peer's silence then means nothing.
+        write_paused: set by the driver while the peer does not read; PONGs then wait, and only the
             newest is kept (section 5.5.3 allows that), so that a flood of PINGs cannot fill memory.
         backlog: whether bytes have come that :meth:`receive_more` has still to take: until then no more is read.
         work: done so far for what the peer sent, in units of some microseconds: frames, 4 KiB come, 4 KiB inflated.
@@ -120,7 +120,7 @@ class Protocol(Outgoing):
     def receive_data(self, data: bytes, now: float) -> list[Event]:
         """Take bytes that came from the peer, and return all that they mean, in order.
 
-        Bytes after the peer's Close or its violation mean nothing and are dropped (section 5.5.1). A shell takes them
+        Bytes after the peer's Close or its violation mean nothing and are dropped (section 5.5.1). A driver takes them
         in steps instead: a few bytes can mean thousands of events, or megabytes.
         """
         events = self.receive_step(data, len(data), now) if data else []
@@ -593,7 +593,7 @@ class Protocol(Outgoing):
 
         Args:
             now: current time in seconds.
-            unsent: bytes given to the shell that the kernel has not taken yet. While they shrink
+            unsent: bytes given to the driver that the kernel has not taken yet. While they shrink
                 the peer is alive, though it cannot have seen the PING behind them.
         """
         if now < self._due():

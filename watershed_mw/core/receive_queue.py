@@ -2,7 +2,7 @@
 
 Reading pauses above a high-water mark of messages or bytes and goes on below half of it, so that
 a busy connection does not pause and resume around every message. The queue only says so; to obey
-is the shell's part. This file is compiled as well as interpreted.
+is the driver's part. This file is compiled as well as interpreted.
 """
 
 from __future__ import annotations

@@ -14,12 +14,9 @@ from ..core.handshake.headers import Headers
 from ..core.handshake.negotiation import Request, Response
 from ..errors import HandshakeError
 from .parse import read_request_head, read_response_head
-from .target import _CONTROL, in_origin_form
+from .target import CONTROL, in_origin_form
 
-__all__ = [
-    "as_request",
-    "as_response",
-]
+__all__ = ["as_request", "as_response", "http_version"]
 
 
 def as_request(source: Any) -> Request:
@@ -73,7 +70,7 @@ def _from_environ(environ: Mapping[str, Any]) -> Request:
     if environ.get("CONTENT_LENGTH"):
         fields.append(("Content-Length", environ["CONTENT_LENGTH"]))
     # What came, where a server has it: the path itself is decoded, and may hold any byte.
-    if _CONTROL.search(str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")):
+    if CONTROL.search(str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")):
         raise HandshakeError("expected a request target without control characters, got one with them")
     target = (str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))) or "/"
     if environ.get("QUERY_STRING"):

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 from ..core.handshake.headers import Headers
 from ..core.handshake.negotiation import Request
 
-__all__ = ["environ_to_origin_form", "scope_to_origin_form"]
+__all__ = ["CONTROL", "environ_to_origin_form", "in_origin_form", "scope_to_origin_form"]
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 # Schemes of a target in absolute form, which a client sends that takes this server for a proxy.
@@ -37,6 +37,7 @@ def _origin_form(target: str) -> tuple[str | None, str]:
 
 
 def in_origin_form(request: Request) -> Request:
+    """``request`` with its target in origin form, and the host of an absolute one. Raises HandshakeError."""
     if request.target.startswith("/"):
         return request
     host, target = _origin_form(request.target)

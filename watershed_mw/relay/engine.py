@@ -41,7 +41,7 @@ from .side import Phase, Side
 from .socket_side import SocketSide
 from .transport_side import TransportSide
 
-__all__ = ["Relay", "RelayEnd", "RelayResult", "Stream", "live_relays", "relay"]
+__all__ = ["Relay", "RelayEnd", "RelayResult", "Stream", "can_relay", "live_relays", "relay"]
 
 Stream: TypeAlias = "socket.socket | asyncio.BaseTransport | tuple[asyncio.StreamReader, asyncio.StreamWriter]"
 """A connected socket, plain or TLS; an asyncio transport; or a pair as ``asyncio.open_connection`` gives."""
@@ -185,6 +185,14 @@ class Relay:
         """
         payload = encode_close(code, reason)
         self._call(self._end_with_close, RelayEnd.DRAINED, payload)
+
+    def begin_end(self, reason: str = "", *, code: int = 1001) -> None:
+        """As :meth:`start_close`: its first name."""
+        self.start_close(reason, code=code)
+
+    def break_off(self) -> None:
+        """As :meth:`abort`: its first name."""
+        self.abort()
 
     def abort(self) -> None:
         """Break both streams at once, from any thread; what is unsent is lost."""
@@ -347,7 +355,7 @@ class Relay:
             return
         client, server = self._client, self._server
         if client.closed and server.closed:
-            self._apply_state()
+            self._set_result()
         elif not self._closing and all(side.closed or (side.at_end and side.finished) for side in self._sides):
             self._over(RelayEnd.ENDED)
         else:
@@ -376,9 +384,9 @@ class Relay:
         self._end = self._end or RelayEnd.BROKEN_OFF
         for side in self._sides:
             side.loop_failed()
-        self._apply_state()
+        self._set_result()
 
-    def _apply_state(self) -> None:
+    def _set_result(self) -> None:
         self._cancel_timer()
         client, server = self._client, self._server
         seconds = time.monotonic() - self._began
@@ -398,7 +406,7 @@ class Relay:
     def _set_timer(self) -> None:
         when = self._until if self._end is not None else min(self._idle_at(), self._max_until)
         if self._timer_due <= when:
-            return  # It rings early and looks again, which is cheaper than moving it.
+            return  # It is called early and looks again, which is cheaper than moving it.
         self._cancel_timer()
         if when != inf:
             self._timer_due = timers_of(self._loop).set(when, _on_deadline, self)
@@ -529,6 +537,8 @@ at_failure(_on_loop_failure)
 def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
     """Raises as :func:`relay`."""
     carrier = carrier_of(stream)
+    if carrier.writer is not None and carrier.reader is None:
+        raise TypeError("expected a (StreamReader, StreamWriter) pair, got a StreamWriter: its reader may hold bytes")
     if (sock := carrier.socket) is not None:
         if sock.fileno() == -1:
             raise ConnectionClosed(1006, f"expected a connected socket, got a closed {type(sock).__name__}")

@@ -3,9 +3,9 @@ cimport cython
 
 from ..core.frames.boundaries cimport Boundaries
 
-cdef object PASSING
-cdef object CUTTING
-cdef object SHUT
+cdef object _PASSING
+cdef object _CUTTING
+cdef object _SHUT
 
 
 cdef class Side:

@@ -29,7 +29,7 @@ if cython.compiled:
 else:
     from time import monotonic
 
-__all__ = ["CUTTING", "HIGH_WATER", "LOW_WATER", "PASSING", "SHUT", "Phase", "Side", "keep_alive"]
+__all__ = ["HIGH_WATER", "LOW_WATER", "Phase", "Side", "keep_alive"]
 
 
 # Bytes unsent above which the other side is not read, and below which it is again.
@@ -48,9 +48,9 @@ class Phase(Enum):
 
 
 # Looked up once: a member of an Enum costs more than a call.
-PASSING = Phase.PASSING
-CUTTING = Phase.CUTTING
-SHUT = Phase.SHUT
+_PASSING = Phase.PASSING
+_CUTTING = Phase.CUTTING
+_SHUT = Phase.SHUT
 
 
 class Side:
@@ -107,7 +107,7 @@ class Side:
         self.limited = False
         self.other: Any = None
         self.passed = 0
-        self.phase = PASSING
+        self.phase = _PASSING
         self.relay: Any = None
 
     # --- what the kinds of sides do in their own ways --------------------------------------------------------
@@ -149,7 +149,7 @@ class Side:
     def came(self, data: bytes | bytearray, size: int) -> None:
         """Pass on the first ``size`` bytes of ``data``."""
         self.active = monotonic()
-        if self.phase is not PASSING or self.limited:
+        if self.phase is not _PASSING or self.limited:
             self._came_late(data, size)
         else:
             self.boundaries.feed(data, 0, size)
@@ -163,11 +163,11 @@ class Side:
 
     def _came_late(self, data: bytes | bytearray, size: int) -> None:
         passed = 0
-        if self.phase is PASSING and self.relay.allows(size):
+        if self.phase is _PASSING and self.relay.allows(size):
             self.boundaries.feed(data, 0, size)
             self._pass_on(data, size)
             return
-        if self.phase is CUTTING:
+        if self.phase is _CUTTING:
             passed = self.boundaries.feed_to_boundary(data, 0, size)
             self._pass_on(data, size if passed < 0 else passed)
             if passed < 0:
@@ -190,14 +190,14 @@ class Side:
             finish_frame: whether to let the rest of a frame pass that has begun.
         """
         self.close_frame = close_frame
-        if self.phase is not PASSING:
+        if self.phase is not _PASSING:
             return
         if self.boundaries.close_passed or self.at_end:
             self.shut()
         elif self.boundaries.at_boundary:
             self._end_with_close()
         elif finish_frame:
-            self.phase = CUTTING
+            self.phase = _CUTTING
         else:
             self.shut()
             self.other.finish()
@@ -208,7 +208,7 @@ class Side:
 
     def shut(self) -> None:
         """Drop from now on what comes; read it all the same, as what stays unread would break what was written."""
-        self.phase = SHUT
+        self.phase = _SHUT
         self.resume()
 
 

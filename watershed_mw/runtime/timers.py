@@ -18,7 +18,7 @@ __all__ = ["Timers", "timers_of"]
 
 _S = TypeVar("_S")
 
-# Seconds: loops count in milliseconds, and one that rings too early finds nothing to do and has to ring again.
+# Seconds: loops count in milliseconds, and one that comes too early finds nothing to do and has to come again.
 _GRAIN = 0.001
 # Who has to wait long is called somewhat later still, together with others: every waking of the loop costs more than
 # a call. Up to that many seconds ahead, calls fall on multiples of so many seconds.
@@ -71,7 +71,7 @@ class Timers:
         if calls and calls.pop(subject, None) is not None:
             self._waiting -= 1
             if self._waiting == 0:
-                self._rest()
+                self._stop_all()
 
     def _start(self, when: float) -> None:
         self._stop()
@@ -84,7 +84,7 @@ class Timers:
         self._handle = None
         self._handle_time = math.inf
 
-    def _rest(self) -> None:
+    def _stop_all(self) -> None:
         # Nothing holds on to the loop once its last connection has gone.
         self._calls.clear()
         self._times.clear()
@@ -108,7 +108,7 @@ class Timers:
         finally:
             # Whatever a call raised, the others' time will come.
             if self._waiting == 0:
-                self._rest()
+                self._stop_all()
             elif self._times[0] < self._handle_time:
                 self._start(self._times[0])
 

@@ -124,8 +124,8 @@ class Denial:
         self.complete = True
         self._transport.close()
         if self._abort_at is None:
-            timeout = time.monotonic() + self._timeout
-            self._abort_at = timers_of(self._loop).set(timeout, _abort, self._transport)
+            due = time.monotonic() + self._timeout
+            self._abort_at = timers_of(self._loop).set(due, _abort, self._transport)
 
     def stop_waiting(self) -> None:
         """The server stops: a client that does not read its answer must not hold that up."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..connection.adopt import AsyncioTransport
 from ..options import Options, Settings
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["NativeDoor", "RunningRelay"]
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-__all__ = ["WatershedProtocol"]
+__all__ = ["WatershedProtocol", "options_of"]
 
 # What a client may send before it has the 101; more of it waits in the kernel.
 _MAX_EARLY = 64 * 2**10

@@ -31,7 +31,7 @@ def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, li
     only what is in any way unusual is parsed again.
 
     Raises:
-        HandshakeError: as :func:`~watershed_mw.http.adapt.read_request_head`.
+        HandshakeError: as :func:`~watershed_mw.http.parse.read_request_head`.
     """
     http = transport.get_protocol()
     parsed = getattr(http, "headers", None)

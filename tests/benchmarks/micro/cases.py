@@ -1,6 +1,6 @@
 """What is measured: small pieces of the way of a message, each on the build that it is given.
 
-Each case goes through what the shells call, `receive_data`, `send_*` and `data_to_send`, so that no figure is of a
+Each case goes through what the drivers call, `receive_data`, `send_*` and `data_to_send`, so that no figure is of a
 function that nobody calls like that. Frames are read unmasked, as a client does, where the mask is not the subject.
 """
 

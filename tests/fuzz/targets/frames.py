@@ -30,7 +30,7 @@ def _frame(source: Source, role: Role) -> bytes:
 
 
 def protocol(source: Source) -> None:
-    """Bytes of a peer in any chunks, with what shell and application may do in between."""
+    """Bytes of a peer in any chunks, with what driver and application may do in between."""
     role = source.pick((Role.SERVER, Role.CLIENT))
     parameters = DeflateParameters(remote_max_window_bits=9) if source.boolean() else None
     subject = Protocol(role, 0.0, LIMITS, parameters)

@@ -1,6 +1,6 @@
 """The asyncio flavour on a transport: what an application asks for, and what it waits for.
 
-How the bytes travel is the shell's business (``driver.py``). Calls from other threads are checked
+How the bytes travel is the driver's business (``driver.py``). Calls from other threads are checked
 there and then, and carried over to the event loop.
 """
 

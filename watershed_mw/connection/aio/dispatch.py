@@ -55,13 +55,13 @@ class OrderedHandlers(AsyncConnection):
         self._busy: asyncio.Task[None] | None = None
         self._waiting: deque[Awaitable[Any]] | None = None  # an empty one takes 700 bytes
         self._wakeup = Wakeup(self._loop)
-        # The shell's, which stands for the transport: whether the peer has stopped reading, or has gone.
+        # The driver's, which stands for the transport: whether the peer has stopped reading, or has gone.
         self._writing_paused = False
         self._lost = False
         super().__init__(info, protocol)
 
     def _apply_state(self) -> None:
-        """Let the shell do what follows from the core's state."""
+        """Let the driver do what follows from the core's state."""
         raise NotImplementedError
 
     def _advance(self) -> None:

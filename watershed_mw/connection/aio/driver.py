@@ -423,7 +423,7 @@ class AsyncioDriver(OrderedHandlers):
             # The answer to a PING brings the next PING forward, of which nothing tells this timer: it asks in time.
             deadline = min(deadline, monotonic() + interval)
         if deadline is not None and self._timer_due <= deadline:
-            return  # It rings early and asks again, which is cheaper than moving it.
+            return  # It is called early and asks again, which is cheaper than moving it.
         self._cancel_timer()
         if deadline is not None:
             self._timer_due = timers_of(self._loop).set(deadline, _on_deadline, self)
@@ -658,11 +658,11 @@ def _descriptor(transport: asyncio.Transport) -> int:
     return int(transport.get_extra_info("socket").fileno())
 
 
-def _on_deadline(shell: AsyncioDriver) -> None:
+def _on_deadline(driver: AsyncioDriver) -> None:
     try:
-        shell.on_deadline()
+        driver.on_deadline()
     except BaseException:
-        shell._transport.abort()  # it would never ring again
+        driver._transport.abort()  # its timer would never be set again
         raise
 
 
@@ -674,8 +674,8 @@ def memory_overdue(account: Account) -> None:
         timers_of(asyncio.get_running_loop()).set(account.paused_at + MAX_PAUSE, memory_overdue, account)
 
 
-def _abort(shell: AsyncioDriver) -> None:
-    shell._transport.abort()
+def _abort(driver: AsyncioDriver) -> None:
+    driver._transport.abort()
 
 
 def _new_waiter(loop: asyncio.AbstractEventLoop, waiters: dict[asyncio.Future[None], None]) -> asyncio.Future[None]:

@@ -1,6 +1,6 @@
 """The threads flavour as applications hold it: receive and send, blocking the calling thread.
 
-Any number of threads may share a connection. What happens underneath is the shell's business
+Any number of threads may share a connection. What happens underneath is the driver's business
 (``driver.py``); a connection that runs in the background passes every call on to the loop.
 """
 

@@ -82,8 +82,8 @@ cdef class FrameReader:
     @cython.locals(target="unsigned char *")
     cpdef buffer_updated(self, Py_ssize_t size)
 
-    @cython.locals(payload=bytes)
     cpdef object take_text(self)
+    @cython.locals(payload=bytes)
     cpdef bytes take_gathered(self)
 
     cpdef forget(self)

@@ -1,6 +1,6 @@
 """Frames on the wire (RFC 6455 section 5): masking, encoding, and a reader that never waits for a whole one.
 
-This file is compiled as well as interpreted; the C types stand in ``frames.pxd``. The
+This file is compiled as well as interpreted; the C types stand in ``codec.pxd``. The
 reader trusts no byte: it tells of each piece of payload as it comes and, unless it is asked to put them
 together, keeps nothing but an incomplete header. What a frame means within its message is the protocol's
 business.
