@@ -93,7 +93,7 @@ def test_many_small_halves_are_counted_together(way: Way, opener: Opener) -> Non
         half(peer, 60_000, 70_000)
     until(lambda: len({live for live, _ in opened if live.conn.closed}) > 30, "past 4 MiB the largest end")
     until(lambda: all(live.conn.closed or live.conn.stats.bytes_received >= 60_000 for live, _ in opened))
-    assert memory_budget().total <= OPTIONS["max_memory"]
+    until(lambda: memory_budget().total <= OPTIONS["max_memory"], "what ended is let go of")
     alive = [(live, peer) for live, peer in opened if not live.conn.closed]
     assert len(alive) > 50
     for live, peer in opened:
