@@ -23,7 +23,16 @@ from itertools import count
 import watershed_mw
 from tests.soak.apps import holdings as garbage_gone
 from tests.soak.doors import DOORS, STARTING, Door, serving
-from tests.soak.holdings import Holdings, complaints, of_server, of_this_process, settled
+from tests.soak.holdings import (
+    MOST_BLOCKS,
+    MOST_GROWTH,
+    MOST_GROWTH_OF_CLIENTS,
+    Holdings,
+    complaints,
+    of_server,
+    of_this_process,
+    settled,
+)
 from tests.soak.lives import Tally, live_asyncio, live_threads, live_wild
 from tests.support import Program
 from watershed_mw import live_connections
@@ -75,10 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         soaked = _start(stack, chosen)
         seeds = count(options.seed * 1_000_000)
-        before, after = _soak(soaked, seeds, options.seconds, options.grace)
+        before, after, blocks = _soak(soaked, seeds, options.seconds, options.grace)
         failed = [_verdict(one, options.grace) for one in soaked]
         total = sum((one.tally for one in soaked), Tally())
-        failed.append(_show(CLIENTS, complaints(before, after, 0), after.memory - before.memory, total))
+        lives = sum(number for what, number in total.items() if what not in ("messages", "bytes"))
+        found = complaints(before, after, 0, _most_growth(soaked))
+        if blocks > MOST_BLOCKS * max(lives, 10_000):
+            found.append(f"Python holds {blocks:,} blocks more after {lives:,} lives")
+        failed.append(_show(CLIENTS, found, after.memory - before.memory, total))
     return 1 if any(failed) else 0
 
 
@@ -114,16 +127,25 @@ def _wait_for(one: Soaked) -> None:
 # --- the load ----------------------------------------------------------------------------------------------------
 
 
-def _soak(soaked: list[Soaked], seeds: Iterator[int], seconds: float, grace: float) -> tuple[Holdings, Holdings]:
-    """Let lives go by for so long, and return what the clients hold after the warm-up, and at the end."""
+def _most_growth(soaked: list[Soaked]) -> float:
+    return max(MOST_GROWTH, MOST_GROWTH_OF_CLIENTS * len(soaked))
+
+
+def _soak(soaked: list[Soaked], seeds: Iterator[int], seconds: float, grace: float) -> tuple[Holdings, Holdings, int]:
+    """Let lives go by for so long, and return what the clients hold after the warm-up, and at the end.
+
+    The number is of the blocks that Python holds more at the end.
+    """
     # Each load has threads and an event loop of its own: what the second one costs, and no later one, is warm-up too.
     for share in (WARM_UP / 2, WARM_UP / 2):
         _load(soaked, seeds, seconds * share)
     own = settled(_of_clients, lambda held: held.connections == 0, grace)
+    blocks = sys.getallocatedblocks()
     for one in soaked:
         one.before = settled(partial(of_server, one.port), lambda held: held.connections == 0, grace)
     _load(soaked, seeds, seconds * (1 - WARM_UP))
-    return own, settled(_of_clients, lambda held: not complaints(own, held, 0), grace)
+    after = settled(_of_clients, lambda held: not complaints(own, held, 0, _most_growth(soaked)), grace)
+    return own, after, sys.getallocatedblocks() - blocks
 
 
 def _of_clients() -> Holdings:
