@@ -681,3 +681,18 @@ def test_a_fork_begins_without_relays(rig: Rig) -> None:
     if child == 0:
         os._exit(len(live_relays()))
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_writer_without_its_reader_is_refused_as_the_reader_may_hold_bytes() -> None:
+    ours, peer = tcp_pair()
+    other, far = tcp_pair()
+
+    async def scenario() -> None:
+        _, writer = await asyncio.open_connection(sock=ours)
+        with pytest.raises(TypeError, match="got a StreamWriter alone: pass its reader"):
+            relay(writer, other)  # type: ignore[arg-type]  # that is what is tested
+        writer.close()
+        await writer.wait_closed()
+
+    with peer, other, far:
+        asyncio.run(scenario())

@@ -19,23 +19,13 @@ from ..connection.awaitables import mark_coroutine_function
 from ..connection.limit import ConnectionLimit
 from ..core.handshake.headers import check_outgoing
 from ..options import ConnectionOptions, Options
-from ..relay.engine import Relay, RelayEnd, RelayResult, live_relays, relay
 from ..watershed import Watershed
 from .asgi import ASGIProxy
 from .config import Mode, Plan
-from .target import Choice, Fields, ProxyRequest, Upstream, UpstreamLike, parse_upstream
+from .target import Choice, Fields, Upstream, UpstreamLike, parse_upstream
 from .wsgi import WSGIProxy
 
-__all__ = [
-    "ProxyRequest",
-    "Relay",
-    "RelayEnd",
-    "RelayResult",
-    "Upstream",
-    "WebSocketProxy",
-    "live_relays",
-    "relay",
-]
+__all__ = ["WebSocketProxy"]
 
 # As many as the middlewares allow: what one host's ports and half a GiB of memory allow.
 _MAX_CONNECTIONS: Final = 2**16

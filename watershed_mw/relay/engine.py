@@ -538,7 +538,10 @@ def _check(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
     """Raises as :func:`relay`."""
     carrier = carrier_of(stream)
     if carrier.writer is not None and carrier.reader is None:
-        raise TypeError("expected a (StreamReader, StreamWriter) pair, got a StreamWriter: its reader may hold bytes")
+        raise TypeError(
+            "expected a (StreamReader, StreamWriter) pair, got a StreamWriter alone: pass its reader, which may hold "
+            "bytes, as well"
+        )
     if (sock := carrier.socket) is not None:
         if sock.fileno() == -1:
             raise ConnectionClosed(1006, f"expected a connected socket, got a closed {type(sock).__name__}")
