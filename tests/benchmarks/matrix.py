@@ -47,7 +47,7 @@ class Bar:
     def asked(self, unit: str) -> str:
         what = f"{self.contestant} {'at least' if self.at_least else 'at most'} {self.limit:g}"
         what += f" of {self.reference}" if self.reference else f" {unit}"
-        return what + (f" more than with: {self.minus}" if self.minus else "")
+        return what + (f' more than "{self.minus}"' if self.minus else "")
 
     def holds(self, seen: float) -> bool:
         return seen >= self.limit if self.at_least else seen <= self.limit

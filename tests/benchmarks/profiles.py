@@ -99,8 +99,8 @@ def main() -> None:
         for percent, library in shares(data, "dso"):
             parts[part_of(library, ours)] += percent
         functions = shares(data, "sym")[:_MOST]
-    print(f"`{options.contestant}`, {series.title}, {load.name}: {cpu:.2f} us of CPU per message.\n")
-    print("| part | share | us |\n|---|---:|---:|")
+    print(f"`{options.contestant}`, {series.title}, {load.name}: {cpu:.2f} µs of CPU per message.\n")
+    print("| part | share | µs |\n|---|---:|---:|")
     for part, percent in sorted(parts.items(), key=lambda item: -item[1]):
         print(f"| {part} | {percent:.1f} % | {cpu * percent / 100:.2f} |")
     print("\n| function | share |\n|---|---:|")
