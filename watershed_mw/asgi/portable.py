@@ -278,7 +278,7 @@ class PortableConnection(AsyncConnection):
         """Report what is held here, where that has passed a mark; what the server holds it keeps to itself."""
         unsent = self._core.unsent_size
         held = self._queue.size + unsent
-        if held >= self._report_above or held < self._report_below:
+        if self._is_report_due(held):
             self._report_memory(unsent)
 
     def _memory_changed(self) -> None:

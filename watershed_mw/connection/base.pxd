@@ -2,7 +2,7 @@
 cimport cython
 
 from ..core.base cimport BaseProtocol
-from ..core.memory_budget cimport Account
+from ..core.memory_budget cimport Account, Meter
 from ..core.receive_queue cimport ReceiveQueue
 from ..core.prepared cimport PreparedMessage
 
@@ -10,8 +10,6 @@ from ..core.prepared cimport PreparedMessage
 cdef class WatershedConnection:
     cdef object __weakref__
     cdef public Account _account
-    cdef public Account _known_account
-    cdef public bint _close_traced
     cdef public object _closed_as
     cdef public BaseProtocol _core
     cdef public bint _destroyed
@@ -21,12 +19,11 @@ cdef class WatershedConnection:
     cdef public object _handler_error
     cdef public tuple _handlers
     cdef public object _limits
+    cdef public Meter _meter
     cdef public double _opened
     cdef public bint _push
     cdef public ReceiveQueue _queue
     cdef public bint _ran
-    cdef public Py_ssize_t _report_above
-    cdef public Py_ssize_t _report_below
     cdef public object _shutdown_code
     cdef public object _on_ended
     cdef public object _trace
@@ -38,7 +35,8 @@ cdef class WatershedConnection:
 
     @cython.locals(at_once=list)
     cpdef tuple _take(self, list events)
-    @cython.locals(account=Account, making=Py_ssize_t, queued=Py_ssize_t, held=Py_ssize_t)
+    cpdef bint _is_report_due(self, Py_ssize_t held) except -1
+    @cython.locals(meter=Meter, incoming=Py_ssize_t, queued=Py_ssize_t, held=Py_ssize_t)
     cpdef _report_memory(self, Py_ssize_t unsent, Py_ssize_t taking=*)
     cpdef tuple _emit_event(self, object event)
     @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from ..core.base import BaseProtocol
 from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
-from ..core.events import CloseReceived, Event, Failed, Ping, Pong
+from ..core.events import Event, Failed, Ping, Pong
 from ..core.handshake.negotiation import Agreement
 from ..core.limits import Limits
-from ..core.memory_budget import LARGEST_STEP, STEP, Account
+from ..core.memory_budget import STEP, Account, Meter
 from ..core.payloads import Sendable, as_message, as_ping_payload, exact_text
 from ..core.prepared import PreparedMessage
 from ..core.receive_queue import ReceiveQueue
@@ -29,6 +28,7 @@ from ..runtime.interrupts import is_interrupt
 from ..runtime.registry import Registry
 from .awaitables import READY
 from .memory import open_account
+from .tracer import Tracer
 
 try:
     import cython
@@ -146,7 +146,6 @@ class WatershedConnection:
     __slots__ = (
         "__weakref__",
         "_account",
-        "_close_traced",
         "_closed_as",
         "_core",
         "_destroyed",
@@ -155,15 +154,13 @@ class WatershedConnection:
         "_error",
         "_handler_error",
         "_handlers",
-        "_known_account",
         "_limits",
+        "_meter",
         "_on_ended",
         "_opened",
         "_push",
         "_queue",
         "_ran",
-        "_report_above",
-        "_report_below",
         "_shutdown_code",
         "_trace",
         "id",
@@ -190,12 +187,9 @@ class WatershedConnection:
         self._opened = self._now()
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(info.limits)
-        # What is held is reported when it passes one of these, see core/memory_budget.py.
+        # What is held counts from STEP bytes on (core/memory_budget.py): while it does, there is an account.
         self._account: Account | None = None
-        # The same while nothing is held that counts: each large message would open another.
-        self._known_account: Account | None = None
-        self._report_above = sys.maxsize if info.limits.max_memory is None else STEP
-        self._report_below = 0
+        self._meter: Meter | None = None
         # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
         self._handlers: tuple[Any, ...] = ()
         self._push = False
@@ -204,8 +198,7 @@ class WatershedConnection:
         self._handler_error: BaseException | None = None
         self._destroyed = False
         self._end_emitted = False
-        self._trace = info.trace
-        self._close_traced = False
+        self._trace = None if info.trace is None else Tracer(info.trace)
         _live.add(self)
         if self._trace is not None:
             self._trace("start", self, info.role.value.encode())
@@ -347,7 +340,7 @@ class WatershedConnection:
         at_once: list[Event] | None = None
         for event in events:
             if self._trace is not None:
-                self._trace_received(event)
+                self._trace.received(self, event, self._core.sending and not self._core.write_paused)
             if isinstance(event, (str, bytes)):
                 if self._queue.full and not self._core.sending:
                     # The application has ended the connection and does not read: it wants no more. What it has still
@@ -368,34 +361,32 @@ class WatershedConnection:
 
     # --- memory --------------------------------------------------------------------------------------
 
+    def _is_report_due(self, held: int) -> bool:
+        """Whether a connection that holds ``held`` bytes has to report them."""
+        return held >= STEP if self._meter is None else self._meter.is_due(held)
+
     def _report_memory(self, unsent: int, taking: int = 0) -> None:
-        """Tell the process's budget what this connection holds; called when it has passed a mark, with no lock held.
+        """Report to the process's budget what this connection holds; called with no lock held.
 
         Args:
             unsent: bytes that the peer has not taken.
             taking: bytes of a message in the queue that is being taken.
         """
-        account = self._account
-        if account is None:
+        meter = self._meter
+        if meter is None:
             max_memory = self._limits.max_memory
             if max_memory is None:
                 return
-            account = self._known_account
-            if account is None:
-                account = self._known_account = open_account(self, max_memory)
-            self._account = account
-        making, queued = self._core.incoming_size(), max(0, self._queue.size - taking)
-        held = making + queued + unsent
-        step = min(max(STEP, held // 4), LARGEST_STEP)
-        self._report_above = held + step if held >= STEP else STEP
-        self._report_below = held - step + 1 if held >= STEP else 0
-        if held < STEP:
-            self._account = None
-        account.report(making, queued, unsent, monotonic())
+            meter = self._meter = Meter(open_account(self, max_memory))
+        incoming, queued = self._core.incoming_size(), max(0, self._queue.size - taking)
+        held = incoming + queued + unsent
+        meter.set_marks(held)
+        self._account = meter.account if held >= STEP else None
+        meter.account.report(incoming, queued, unsent, monotonic())
 
     def _close_account(self) -> None:
-        """Nothing is held any more, or another object holds it."""
-        account, self._account, self._known_account = self._account, None, None
+        """Forget the account: nothing is held any more, or another object holds it."""
+        account, self._account, self._meter = self._account, None, None
         if account is not None:
             account.close()
 
@@ -446,7 +437,7 @@ class WatershedConnection:
             results = self._emit("connection_reset", ())
         code, reason = self.close_code or 1006, self.close_reason or ""
         if self._trace is not None:
-            self._trace_sent_close()
+            self._trace.sent_close(self, self._core.close_sent)
             self._trace("end", self, b"%d %s" % (code, reason.encode()))
         return results + self._emit("end", (code, reason))
 
@@ -472,10 +463,7 @@ class WatershedConnection:
         except ConnectionClosed as error:
             raise self._closed_as(error.code, error.reason) from self._error
         if self._trace is not None:
-            if isinstance(data, str):
-                self._trace("send-text", self, data.encode())
-            else:
-                self._trace("send-binary", self, data)
+            self._trace.sent(self, data)
 
     def _send_prepared(self, shared: PreparedMessage) -> None:
         """Send a message that other connections are sent as well, here as any other; nothing once it is ending."""
@@ -498,26 +486,6 @@ class WatershedConnection:
 
     def _queue_close(self, code: int, reason: str) -> None:
         self._core.close(code, exact_text(reason), self._now())
-
-    def _trace_sent_close(self) -> None:
-        """Tell the probe once of our Close, whoever decided on it."""
-        sent = self._core.close_sent
-        if sent is not None and not self._close_traced and self._trace is not None:
-            self._close_traced = True
-            self._trace("send-close", self, b"%d %s" % (sent[0], sent[1].encode("utf-8", "replace")))
-
-    def _trace_received(self, event: Event) -> None:
-        assert self._trace is not None
-        if isinstance(event, str):
-            self._trace("recv-text", self, event.encode())
-        elif isinstance(event, bytes):
-            self._trace("recv-binary", self, event)
-        elif isinstance(event, (Ping, Pong)):
-            self._trace("recv-ping" if isinstance(event, Ping) else "recv-pong", self, event.payload)
-            if isinstance(event, Ping) and self._core.sending and not self._core.write_paused:
-                self._trace("send-pong", self, event.payload)
-        elif isinstance(event, CloseReceived):
-            self._trace("recv-close", self, b"%d %s" % (event.code, event.reason.encode()))
 
     # --- how it stands -------------------------------------------------------------------------------
 
@@ -601,7 +569,7 @@ def note_end(connection: WatershedConnection) -> None:
 
 def trace_with(connection: WatershedConnection, trace: Trace | None) -> None:
     """Have a connection that is made already call ``trace``."""
-    connection._trace = trace
+    connection._trace = None if trace is None else Tracer(trace)
 
 
 def log_handler_failure(connection: WatershedConnection, error: BaseException) -> None:

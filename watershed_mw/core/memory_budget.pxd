@@ -3,6 +3,7 @@ cimport cython
 
 
 cdef Py_ssize_t _STEP
+cdef Py_ssize_t _LARGEST_STEP
 
 
 cdef class Account:
@@ -20,6 +21,16 @@ cdef class Account:
 
     @cython.locals(held="long long")
     cpdef report(self, Py_ssize_t making, Py_ssize_t queued, Py_ssize_t unsent, double now)
+
+
+cdef class Meter:
+    cdef public Account account
+    cdef Py_ssize_t _above
+    cdef Py_ssize_t _below
+
+    cpdef bint is_due(self, Py_ssize_t held) except -1
+    @cython.locals(step=Py_ssize_t)
+    cpdef set_marks(self, Py_ssize_t held)
 
 
 cdef class MemoryBudget:

@@ -17,18 +17,18 @@ from typing import Final
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 
-__all__ = ["LARGEST_STEP", "MAX_PAUSE", "STEP", "Account", "MemoryBudget"]
+__all__ = ["MAX_PAUSE", "STEP", "Account", "MemoryBudget", "Meter"]
 
 STEP: Final = 4 * 2**10
 """Bytes below which a connection is not counted, and by which what it holds changes until it reports again."""
 
-LARGEST_STEP: Final = 64 * 2**10
-"""As STEP, for those that hold much: a quarter of it, or so many bytes."""
-
 MAX_PAUSE: Final = 5.0
 """Seconds that reading may be paused for want of memory until :meth:`Account.overdue` is to be called."""
 
-_STEP = STEP  # a number of C's where this is compiled
+# C numbers where this is compiled.
+_STEP = STEP
+# The step of a connection that holds more than 16 KiB: a quarter of what it holds, and at most this many bytes.
+_LARGEST_STEP = 64 * 2**10
 
 
 class Account:
@@ -121,6 +121,35 @@ class Account:
         if making > max(queued, unsent):
             return RemoteProtocolError(text, close_code=1009)
         return LocalProtocolError(text, close_code=1013)
+
+
+class Meter:
+    """Decides when a connection reports to its account: whenever what it holds has changed by a step.
+
+    Args:
+        account: the connection's account; it is kept while the connection holds nothing, since each large message
+            would open another.
+    """
+
+    __slots__ = ("_above", "_below", "account")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self._above = STEP
+        self._below = 0
+
+    def is_due(self, held: int) -> bool:
+        """Whether ``held`` bytes are to be reported."""
+        return held >= self._above or held < self._below
+
+    def set_marks(self, held: int) -> None:
+        """Note that ``held`` bytes are being reported."""
+        if held < _STEP:
+            self._above, self._below = _STEP, 0
+            return
+        step = min(max(_STEP, held // 4), _LARGEST_STEP)
+        self._above = held + step
+        self._below = held - step + 1
 
 
 class MemoryBudget:

@@ -473,7 +473,7 @@ class AsyncioDriver(OrderedHandlers):
 
     def _flush(self) -> None:
         if self._trace is not None:
-            self._trace_sent_close()
+            self._trace.sent_close(self, self._core.close_sent)
         core = self._core
         size = core.unsent_size
         if size == 0:
@@ -590,7 +590,7 @@ class AsyncioDriver(OrderedHandlers):
         if self._writing_paused and not self._lost:
             unsent += self._transport.get_write_buffer_size()
         held = core.incoming_size() + self._queue.size + unsent
-        if held >= self._report_above or held < self._report_below:
+        if self._is_report_due(held):
             self._report_memory(unsent)
 
     def _memory_changed(self) -> None:

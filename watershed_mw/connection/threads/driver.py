@@ -260,7 +260,7 @@ class ThreadsDriver(ThreadsSteps):
     def _update_memory_but(self, taking: int) -> None:
         unsent = self._core.unsent_size + len(self._socket.write_buffer)
         held = self._core.incoming_size() + self._queue.size - taking + unsent
-        if held >= self._report_above or held < self._report_below:
+        if self._is_report_due(held):
             self._report_memory(unsent, taking)
 
     def _held_back(self) -> bool:
@@ -347,7 +347,7 @@ class ThreadsDriver(ThreadsSteps):
                     if core.write_paused:
                         core.writing_resumed()
                     if self._trace is not None:
-                        self._trace_sent_close()
+                        self._trace.sent_close(self, self._core.close_sent)
                     if not core.unsent_size:
                         return True
                     self._load_socket()
