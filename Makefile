@@ -97,10 +97,10 @@ test-all: ## the test suite on every CPython 3.11+ on PATH or under pyenv, one e
 	done <<<"$$found"; \
 	exit $$failed
 
-check: $(VENV)/.dev ## ruff (rules and format) and mypy strict, on the package, tests and examples
+check: $(VENV)/.dev ## ruff (rules and format) and mypy strict, on the package, tests, benchmarks and examples
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy watershed_mw tests examples
+	$(PY) -m mypy watershed_mw tests benchmarks examples
 
 format: $(VENV)/.dev ## let ruff mend what it can and lay out the code
 	$(PY) -m ruff check --fix-only --quiet .
@@ -117,19 +117,19 @@ autobahn-ci: $(VENV)/.dev $(VENV)/.built ## the subset of the Autobahn cases tha
 	@$(CONFORMANCE) --subset --door wsgi --door proxy --build compiled $(ARGS) || test $$? -eq $(NOT_RUN)
 
 bench: $(VENV)/.dev $(VENV)/.built ## every door beside its peers and the limit: ratios in one run, tables and plots in docs/
-	@$(PY) -m tests.benchmarks --out docs $(ARGS)
+	@$(PY) -m benchmarks --out docs $(ARGS)
 
 bench-wsgi: $(VENV)/.dev $(VENV)/.built ## the WSGI door beside flask-sock: CPU and memory, as ratios in one run
-	@$(PY) -m tests.benchmarks.wsgi $(ARGS)
+	@$(PY) -m benchmarks.wsgi $(ARGS)
 
 bench-relays: $(VENV)/.dev $(VENV)/.built ## the proxy beside nginx and HAProxy, where they are installed: a table in docs/
-	@$(PY) -m tests.benchmarks.relays --docs docs $(ARGS)
+	@$(PY) -m benchmarks.relays --docs docs $(ARGS)
 
 bench-clients: $(VENV)/.dev $(VENV)/.built ## the client beside picows' and websockets': a table in docs/
-	@$(PY) -m tests.benchmarks.clients --docs docs $(ARGS)
+	@$(PY) -m benchmarks.clients --docs docs $(ARGS)
 
 bench-micro: $(VENV)/.dev $(VENV)/.built ## codec, masking, handshake and deflate alone, on both builds
-	@$(PY) -m pytest -q --benchmark-storage=build/benchmarks/micro tests/benchmarks/micro/bench_core.py $(ARGS)
+	@$(PY) -m pytest -q --benchmark-storage=build/benchmarks/micro benchmarks/micro/bench_core.py $(ARGS)
 
 coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpreted build
 	@mkdir -p build/coverage
@@ -148,9 +148,9 @@ asan: $(VENV)/.dev ## tests of core and connections on extension modules with Ad
 
 clean: ## remove all that was built or installed here
 	rm -rf build dist .venv .venv-* *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -rf tests/interop/node_modules
+	rm -rf tests/support/parties/node_modules
 	rm -rf .autobahn
-	find watershed_mw tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find watershed_mw tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 	find watershed_mw '(' -name '*.so' -o -name '*.pyd' ')' -delete
 
 $(VENV)/.base:

@@ -23,6 +23,9 @@ from typing import TypeAlias
 import pytest
 import trustme
 
+# Before anything imports them: what their assertions say is part of a failure's report.
+pytest.register_assert_rewrite("tests.support")
+
 ROOT = Path(__file__).resolve().parent.parent
 SocketPair: TypeAlias = "tuple[socket.socket, socket.socket]"
 

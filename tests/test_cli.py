@@ -30,9 +30,13 @@ import pytest
 import trustme
 
 from tests.conftest import RunPython
-from tests.docs_support import blocks
-from tests.doors.support import Peer, Receive, Scope, Send, Uvicorn, close, eventually, head, text
-from tests.support import LIMIT, PROJECT, Program
+from tests.support import LIMIT, PROJECT
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.pages import blocks
+from tests.support.peers import Peer, close, head, text
+from tests.support.programs import Program
+from tests.support.threaded_servers import Uvicorn
+from tests.support.waiting import eventually
 from watershed_mw import WatershedASGI, __version__
 from watershed_mw.cli.commands import cli, run
 from watershed_mw.cli.heads import bounded

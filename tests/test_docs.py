@@ -41,23 +41,14 @@ from websockets.frames import Opcode
 from websockets.sync.client import ClientConnection
 
 import watershed_mw
-from tests.docs_support import PAGES, Block, blocks, tables
-from tests.doors.support import (
-    UVICORN_CLASS,
-    ASGIApp,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    close,
-    dial,
-    eventually,
-    head,
-    ping,
-    text,
-)
-from tests.support import LIMIT, PROJECT, LoopThread, Program, free_port
+from tests.support import LIMIT, PROJECT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send
+from tests.support.loops import LoopThread
+from tests.support.pages import PAGES, Block, blocks, tables
+from tests.support.peers import Peer, close, dial, head, ping, text
+from tests.support.programs import Program, free_port
+from tests.support.threaded_servers import UVICORN_CLASS, Uvicorn
+from tests.support.waiting import eventually
 from watershed_mw import AsyncConnection, WatershedASGI
 from watershed_mw.cli.commands import cli as watershed_cli
 from watershed_mw.options import Options, Settings

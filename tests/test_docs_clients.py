@@ -21,9 +21,12 @@ import httpx
 import pytest
 import websockets.asyncio.client
 
-from tests.docs_support import Block, blocks, tables
-from tests.doors.support import Peer, Receive, Scope, Send, Uvicorn, Werkzeug, dial, eventually, head
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.pages import Block, blocks, tables
+from tests.support.peers import Peer, dial, head
+from tests.support.threaded_servers import Uvicorn, Werkzeug
+from tests.support.waiting import eventually
 from watershed_mw import WatershedASGI
 from watershed_mw.client import Backoff, connect, worth_retrying
 from watershed_mw.options import Settings

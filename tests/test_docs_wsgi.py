@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
-from tests.docs_support import Block, blocks, tables
-from tests.doors.support import Peer, Werkzeug, close, dial, eventually, head, text
-from tests.doors.wsgi_servers import SERVERS, Kind
-from tests.support import LIMIT, PROJECT, Program, free_port
+from tests.support import LIMIT, PROJECT
+from tests.support.pages import Block, blocks, tables
+from tests.support.peers import Peer, close, dial, head, text
+from tests.support.programs import Program, free_port
+from tests.support.threaded_servers import Werkzeug
+from tests.support.waiting import eventually
+from tests.support.wsgi_servers import SERVERS, Kind
 
 PAGES = ("wsgi.md", "flask.md", "moving-wsgi.md")
 PYTHON = [block for block in blocks() if block.language == "python" and block.page.name in PAGES]

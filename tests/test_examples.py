@@ -37,7 +37,8 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Origin, Subprotocol
 
-from tests.support import LIMIT, PROJECT, Program, free_port
+from tests.support import LIMIT, PROJECT
+from tests.support.programs import Program, free_port
 
 EXAMPLES = PROJECT / "examples"
 ECHOES = ("asgi_echo.py", "wsgi_echo.py", "wsgi_plain.py", "django_echo.py", "http_server.py", "asyncio_server.py")

@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite(
-    *("tests.core.support", "tests.core.wire", "tests.connections.wire", "tests.connections.ways", "tests.client.peers")
-)
-
-from tests.client.peers import FLAVOURS, Client, Script, Server, descriptors, left_tasks  # noqa: E402
-from tests.connections.ways import UVLoopThread, until  # noqa: E402
-from tests.support import LoopThread  # noqa: E402
-from watershed_mw.client import streams  # noqa: E402
+from tests.support.clients import FLAVOURS, Client, descriptors, left_tasks
+from tests.support.loops import LoopThread, UVLoopThread
+from tests.support.scripted import Script, Server
+from tests.support.waiting import until
+from watershed_mw.client import streams
 
 Serve = Callable[..., Server]
 

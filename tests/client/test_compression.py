@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Server, Visit
-from tests.connections.wire import TEXT, header, response_head
+from tests.support.clients import Client
+from tests.support.scripted import Server, Visit
+from tests.support.wire_peer import TEXT, header, response_head
 from watershed_mw import DeflateOptions, HandshakeError
 from watershed_mw.client import Connect, connect
 

@@ -23,10 +23,11 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Server, Visit, descriptors, echoing
-from tests.connections.ways import in_thread, until
-from tests.connections.wire import PING, TEXT, WirePeer
 from tests.support import LIMIT
+from tests.support.clients import Client, descriptors
+from tests.support.scripted import Server, Visit, echoing
+from tests.support.waiting import in_thread, until
+from tests.support.wire_peer import PING, TEXT, WirePeer
 from watershed_mw import ConnectionClosed, DeflateOptions, HandshakeError, Watershed, WatershedConnection
 from watershed_mw.client import Connect, connect, streams
 from watershed_mw.client.handshake import as_http_url, shown

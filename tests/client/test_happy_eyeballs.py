@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Script, echoing, http_proxy, silent_address, socks_proxy
 from tests.support import LIMIT
+from tests.support.clients import Client
+from tests.support.scripted import Script, echoing, http_proxy, silent_address, socks_proxy
 from watershed_mw.client import happy_eyeballs, streams
 from watershed_mw.client.happy_eyeballs import Address, connect_first
 

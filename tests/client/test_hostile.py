@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Visit
-from tests.connections.wire import BINARY, CONTINUATION, TEXT, close_payload, header, response_head
-from tests.core.support import measured
+from tests.support.clients import Client
+from tests.support.memory import measured
+from tests.support.scripted import Visit
+from tests.support.wire_peer import BINARY, CONTINUATION, TEXT, close_payload, header, response_head
 from watershed_mw import ConnectionClosed, HandshakeError
 from watershed_mw.client import connect, worth_retrying
 

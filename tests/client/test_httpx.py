@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Visit, descriptors, echoing, http_proxy
-from tests.connections.ways import until
 from tests.support import LIMIT
+from tests.support.clients import Client, descriptors
+from tests.support.scripted import Visit, echoing, http_proxy
+from tests.support.waiting import until
 from watershed_mw import (
     AsyncConnection,
     ConnectionClosed,

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Script, Server, Visit, echoing, http_proxy, pump, socks_proxy
 from tests.support import LIMIT
+from tests.support.clients import Client
+from tests.support.scripted import Script, Server, Visit, echoing, http_proxy, pump, socks_proxy
 from watershed_mw import HandshakeError, UnsupportedServerError
 from watershed_mw.client import worth_retrying
 from watershed_mw.client.handshake import as_http_url

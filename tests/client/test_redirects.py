@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Server, Visit, echoing
-from tests.connections.wire import header
+from tests.support.clients import Client
+from tests.support.scripted import Server, Visit, echoing
+from tests.support.wire_peer import header
 from watershed_mw import HandshakeError, Watershed
 from watershed_mw.client import connect
 from watershed_mw.client.handshake import Journey

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Visit, echoing
-from tests.connections.ways import in_thread, until
-from tests.connections.wire import TEXT
 from tests.support import LIMIT
+from tests.support.clients import Client
+from tests.support.scripted import Visit, echoing
+from tests.support.waiting import in_thread, until
+from tests.support.wire_peer import TEXT
 from watershed_mw import ConnectionClosed, HandshakeError, UnsupportedServerError
 from watershed_mw.client import Backoff, Connect, connect, worth_retrying
 from watershed_mw.client.retry import Attempts

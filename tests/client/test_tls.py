@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.client.conftest import Serve
-from tests.client.peers import Client, Server, Visit, echoing, http_proxy, socks_proxy
-from tests.connections.wire import header
 from tests.support import LIMIT
+from tests.support.clients import Client
+from tests.support.scripted import Server, Visit, echoing, http_proxy, socks_proxy
+from tests.support.wire_peer import header
 from watershed_mw import HandshakeError
 from watershed_mw.client import alpn, happy_eyeballs, streams, worth_retrying
 from watershed_mw.client.happy_eyeballs import Address

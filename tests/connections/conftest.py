@@ -9,18 +9,8 @@ from functools import partial
 
 import pytest
 
-pytest.register_assert_rewrite("tests.connections.wire", "tests.connections.ways")
-
-from tests.connections.ways import (  # noqa: E402  (after the rewriting of their asserts)
-    EACH,
-    Both,
-    Link,
-    Opener,
-    UVLoopThread,
-    Way,
-    tasks_are_gone,
-)
-from tests.support import LoopThread  # noqa: E402
+from tests.support.loops import LoopThread, UVLoopThread
+from tests.support.ways import EACH, Both, Link, Opener, Way, tasks_are_gone
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -8,21 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import (
-    CLIENT,
-    EACH,
-    FEW,
-    ON_LOOP,
-    SERVER,
-    Link,
-    LiveOnLoop,
-    Opener,
-    Way,
-    in_thread,
-    until,
-)
-from tests.connections.wire import BINARY, PING, PONG, TEXT
 from tests.support import LIMIT
+from tests.support.waiting import in_thread, until
+from tests.support.ways import CLIENT, EACH, FEW, ON_LOOP, SERVER, Link, LiveOnLoop, Opener, Way
+from tests.support.wire_peer import BINARY, PING, PONG, TEXT
 from watershed_mw import ConnectionClosed, LocalProtocolError
 
 few = pytest.mark.parametrize("way", FEW, ids=str)

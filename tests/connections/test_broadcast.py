@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import CLIENT, EACH, SERVER, Live, LiveInBackground, Log, Opener, Way, until
-from tests.connections.wire import BINARY, TEXT, WirePeer
+from tests.support.waiting import until
+from tests.support.ways import CLIENT, EACH, SERVER, Live, LiveInBackground, Log, Opener, Way
+from tests.support.wire_peer import BINARY, TEXT, WirePeer
 from watershed_mw import LocalProtocolError, broadcast
 
 OFFER = (("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits"),)

@@ -12,21 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import (
-    EACH,
-    FEW,
-    IN_BACKGROUND,
-    IN_THREADS,
-    ON_LOOP,
-    SERVER,
-    Link,
-    Opener,
-    Way,
-    in_thread,
-    until,
-)
-from tests.connections.wire import TEXT
 from tests.support import LIMIT
+from tests.support.waiting import in_thread, until
+from tests.support.ways import EACH, FEW, IN_BACKGROUND, IN_THREADS, ON_LOOP, SERVER, Link, Opener, Way
+from tests.support.wire_peer import TEXT
 from watershed_mw import ConnectionClosed, LocalProtocolError
 
 few = pytest.mark.parametrize("way", FEW, ids=str)

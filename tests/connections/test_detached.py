@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import CLIENT, SERVER, HeadReader, Opener, in_thread
-from tests.connections.wire import HANDSHAKE_KEY, WirePeer, header, request_head, response_head, tcp_pair
 from tests.support import LIMIT
+from tests.support.waiting import in_thread
+from tests.support.ways import CLIENT, SERVER, HeadReader, Opener
+from tests.support.wire_peer import HANDSHAKE_KEY, WirePeer, header, request_head, response_head, tcp_pair
 from watershed_mw import ConnectionClosed, HandshakeError, Watershed
 from watershed_mw.connection.adopt import DetachedStreams
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import LoopErrors
-from tests.connections.ways import CLIENT, EACH, SERVER, Link, Opener, Way, in_thread
-from tests.connections.wire import (
+from tests.support import LIMIT
+from tests.support.waiting import in_thread
+from tests.support.ways import CLIENT, EACH, SERVER, Link, Opener, Way
+from tests.support.wire_peer import (
     BINARY,
     CLOSE,
     HANDSHAKE_KEY,
@@ -26,7 +28,6 @@ from tests.connections.wire import (
     response_head,
     tcp_pair,
 )
-from tests.support import LIMIT
 from watershed_mw import ConnectionClosed, Watershed
 
 MIB = 2**20

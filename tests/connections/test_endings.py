@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import ALL, CLIENT, FEW, IN_THREADS, PULLING, SERVER, Link, Way, until
-from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WirePeer, close_payload
 from tests.support import LIMIT
+from tests.support.waiting import until
+from tests.support.ways import ALL, CLIENT, FEW, IN_THREADS, PULLING, SERVER, Link, Way
+from tests.support.wire_peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WirePeer, close_payload
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError
 
 pulling = pytest.mark.parametrize("way", PULLING, ids=str)

@@ -8,18 +8,10 @@ from weakref import ref
 
 import pytest
 
-from tests.connections.ways import CLIENT, FEW, PULLING, SERVER, Link, Log, Opener, Way, until
-from tests.connections.wire import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
-    Frame,
-    close_payload,
-)
 from tests.support import LIMIT
+from tests.support.waiting import until
+from tests.support.ways import CLIENT, FEW, PULLING, SERVER, Link, Log, Opener, Way
+from tests.support.wire_peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
 from watershed_mw import ConnectionClosed, LocalProtocolError, Stats
 
 pulling = pytest.mark.parametrize("way", PULLING, ids=str)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.connections.ways import CLIENT, SERVER
-from tests.connections.wire import CLOSE, HANDSHAKE_KEY, TEXT, WirePeer, request_head, response_head
 from tests.support import LIMIT
+from tests.support.ways import CLIENT, SERVER
+from tests.support.wire_peer import CLOSE, HANDSHAKE_KEY, TEXT, WirePeer, request_head, response_head
 from watershed_mw import AsyncConnection, Watershed, live_connections
 from watershed_mw.core.states import Role
 from watershed_mw.relay import live_relays, relay

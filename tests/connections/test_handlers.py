@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import EACH, FEW, FEW_PULLING, ON_LOOP, Link, Live, Log, Way
-from tests.connections.wire import PING, PONG, TEXT
 from tests.support import LIMIT
+from tests.support.ways import EACH, FEW, FEW_PULLING, ON_LOOP, Link, Live, Log, Way
+from tests.support.wire_peer import PING, PONG, TEXT
 from watershed_mw import ConnectionClosed
 
 each = pytest.mark.parametrize("way", EACH, ids=str)

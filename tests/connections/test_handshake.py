@@ -17,8 +17,10 @@ import h11
 import httpx
 import pytest
 
-from tests.connections.ways import CLIENT, SERVER, Link, Opener, Way, in_thread
-from tests.connections.wire import (
+from tests.support import LIMIT
+from tests.support.waiting import in_thread
+from tests.support.ways import CLIENT, SERVER, Link, Opener, Way
+from tests.support.wire_peer import (
     BINARY,
     CONTINUATION,
     HANDSHAKE_KEY,
@@ -29,7 +31,6 @@ from tests.connections.wire import (
     response_head,
     tcp_pair,
 )
-from tests.support import LIMIT
 from watershed_mw import HandshakeError, ThreadConnection, Watershed
 from watershed_mw.core.handshake.headers import Headers
 from watershed_mw.core.handshake.negotiation import Request, Response

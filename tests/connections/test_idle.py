@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import EACH, Live, Opener, Way
-from tests.connections.wire import TEXT, WirePeer
+from tests.support.ways import EACH, Live, Opener, Way
+from tests.support.wire_peer import TEXT, WirePeer
 
 COMPRESSED = (("Sec-WebSocket-Extensions", "permessage-deflate"),)
 # Seconds after which the memory of the compression is given back, and a little more.

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import EACH, FEW, FEW_PULLING, SERVER, Link, Live, Way, in_thread, until
-from tests.connections.wire import BINARY, PING, PONG, TEXT, WirePeer
 from tests.support import LIMIT
+from tests.support.waiting import in_thread, until
+from tests.support.ways import EACH, FEW, FEW_PULLING, SERVER, Link, Live, Way
+from tests.support.wire_peer import BINARY, PING, PONG, TEXT, WirePeer
 from watershed_mw import ConnectionClosed, RemoteProtocolError
 
 few = pytest.mark.parametrize("way", FEW, ids=str)

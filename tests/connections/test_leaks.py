@@ -13,8 +13,9 @@ from weakref import ref
 
 import pytest
 
-from tests.connections.ways import SERVER, Opener, Way, tasks_are_gone, until
-from tests.connections.wire import BINARY, TEXT
+from tests.support.waiting import until
+from tests.support.ways import SERVER, Opener, Way, tasks_are_gone
+from tests.support.wire_peer import BINARY, TEXT
 from watershed_mw import WatershedConnection
 from watershed_mw.runtime.loop_thread import background_loop
 from watershed_mw.runtime.timers import timers_of

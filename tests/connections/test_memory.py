@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import EACH, IN_THREADS, ON_LOOP, Opener, Way, until
-from tests.connections.wire import BINARY, TEXT, WirePeer
 from tests.support import LIMIT
+from tests.support.waiting import until
+from tests.support.ways import EACH, IN_THREADS, ON_LOOP, Opener, Way
+from tests.support.wire_peer import BINARY, TEXT, WirePeer
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError
 from watershed_mw.connection.memory import memory_budget
 from watershed_mw.core.memory_budget import MAX_PAUSE

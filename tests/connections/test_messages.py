@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import FEW, IN_BACKGROUND, PULLING, Both, Link, Live, Opener, Way, until
-from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
 from tests.support import LIMIT
+from tests.support.waiting import until
+from tests.support.ways import FEW, IN_BACKGROUND, PULLING, Both, Link, Live, Opener, Way
+from tests.support.wire_peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_payload
 from watershed_mw import ConnectionClosed, LocalProtocolError
 
 pulling = pytest.mark.parametrize("way", PULLING, ids=str)

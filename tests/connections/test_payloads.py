@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import FEW, Link, Live, LiveInBackground, LiveOnLoop
-from tests.connections.wire import BINARY, PING, TEXT, WirePeer
-from tests.payloads import REFUSED, SENDABLE, Colour, Shouting
 from tests.support import LIMIT
+from tests.support.payloads import REFUSED, SENDABLE, Colour, Shouting
+from tests.support.ways import FEW, Link, Live, LiveInBackground, LiveOnLoop
+from tests.support.wire_peer import BINARY, PING, TEXT, WirePeer
 from watershed_mw import ConnectionClosed, broadcast
 
 few = pytest.mark.parametrize("way", FEW, ids=str)

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import in_thread, until
-from tests.connections.wire import KEY, tcp_pair
-from tests.support import LIMIT, LoopThread
+from tests.support import LIMIT
+from tests.support.loops import LoopThread
+from tests.support.waiting import in_thread, until
+from tests.support.wire_peer import KEY, tcp_pair
 from watershed_mw.core.codes import encode_close
 from watershed_mw.core.frames.codec import encode_frame, mask
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError

@@ -18,9 +18,10 @@ from typing import Any, Self
 
 import pytest
 
-from tests.connections.ways import CLIENT, IN_THREADS, SERVER, Link, Opener, Way, in_thread, until
-from tests.connections.wire import PING, PONG, TEXT, WirePeer, tcp_pair
 from tests.support import LIMIT
+from tests.support.waiting import in_thread, until
+from tests.support.ways import CLIENT, IN_THREADS, SERVER, Link, Opener, Way
+from tests.support.wire_peer import PING, PONG, TEXT, WirePeer, tcp_pair
 from watershed_mw import ConnectionClosed, ThreadConnection, Watershed, implementation
 from watershed_mw.connection.limit import ConnectionLimit
 

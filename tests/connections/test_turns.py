@@ -13,18 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import (
-    FEW_PULLING,
-    ON_LOOP,
-    Link,
-    Live,
-    LiveOnLoop,
-    Way,
-    in_thread,
-    until,
-)
-from tests.connections.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WirePeer, close_payload
 from tests.support import LIMIT
+from tests.support.waiting import in_thread, until
+from tests.support.ways import FEW_PULLING, ON_LOOP, Link, Live, LiveOnLoop, Way
+from tests.support.wire_peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WirePeer, close_payload
 from watershed_mw import ConnectionClosed
 
 on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)

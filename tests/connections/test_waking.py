@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.connections.ways import ON_LOOP, SERVER, Link, Way
-from tests.connections.wire import BINARY, KEY, PING, TEXT, request_head
 from tests.support import LIMIT
+from tests.support.ways import ON_LOOP, SERVER, Link, Way
+from tests.support.wire_peer import BINARY, KEY, PING, TEXT, request_head
 from watershed_mw.connection.aio.driver import SENDS_PER_TURN
 from watershed_mw.core.frames.codec import encode_frame
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.connections.ways import SERVER, Link, Way, in_thread
-from tests.connections.wire import TEXT, Frame, request_head, tcp_pair
-from tests.support import LIMIT, LoopThread
+from tests.support import LIMIT
+from tests.support.loops import LoopThread
+from tests.support.waiting import in_thread
+from tests.support.ways import SERVER, Link, Way
+from tests.support.wire_peer import TEXT, Frame, request_head, tcp_pair
 from watershed_mw import AsyncConnection, Watershed, implementation, live_connections
 
 PLAIN = [Way(loop, carrier, False, SERVER) for loop in ("asyncio", "uvloop") for carrier in ("streams", "transport")]

@@ -11,9 +11,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("tests.core.support", "tests.core.wire")
-
-from tests.core.support import PURE, Build, load_build  # noqa: E402  (after the rewriting of its asserts)
+from tests.support.builds import PURE, Build, load_build
 
 # A slow core must not make a test flaky: no deadline per example, but few examples.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60, database=None)

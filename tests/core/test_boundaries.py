@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.builds import PURE, interpreted_package
 from watershed_mw.core.frames.codec import encode_frame
-
-from .support import PURE, interpreted_package
 
 BUILDS = ["interpreted"] if PURE else ["interpreted", "compiled"]
 KEY = b"\x37\xfa\x21\x3d"

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import wire
+from tests.support.builds import START, Build, load_build
+from tests.support.deliveries import Outcome, outcome, peer_key, plain
+from tests.support.strategies import SMALL, Stream, agreements, broken, chunked, deflate_options, roles, short, streams
 from watershed_mw.core.handshake.extensions import DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import Role
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError, RemoteProtocolError
-
-from . import wire
-from .streams import SMALL, Stream, agreements, broken, chunked, deflate_options, roles, short, streams
-from .support import START, Build, Outcome, load_build, outcome, peer_key, plain
 
 BUILDS = [load_build("interpreted"), load_build("compiled")]
 

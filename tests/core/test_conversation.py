@@ -21,15 +21,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.support.builds import START, Build
+from tests.support.strategies import agreements, mirrored
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
 from watershed_mw.core.handshake.extensions import DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import Role, State
 from watershed_mw.errors import ConnectionClosed
-
-from .streams import agreements, mirrored
-from .support import START, Build
 
 LIMITS = Limits(ping_interval=20, ping_timeout=15, close_timeout=10, reply_timeout=1)
 ORDER = list(State)

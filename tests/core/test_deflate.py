@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.benchmarks.load import document
+from benchmarks.load import document
+from tests.support import wire
+from tests.support.builds import START, Build
+from tests.support.deliveries import deliver
+from tests.support.memory import measured
 from watershed_mw.core.deflate import Deflate
 from watershed_mw.core.events import Event
 from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.states import Role
 from watershed_mw.errors import RemoteProtocolError
-
-from . import wire
-from .support import START, Build, deliver, measured
 
 ZLIB_DEFAULTS = DeflateOptions(window_bits=15, memory_level=8)
 HELLO = bytes.fromhex("f2 48 cd c9 c9 07 00")

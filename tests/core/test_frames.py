@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import wire
+from tests.support.builds import Build
+from tests.support.deliveries import chunkings, cut
+from tests.support.memory import measured
+from tests.support.wire import KEY, Frame, frame
 from watershed_mw.core.frames import codec
 from watershed_mw.errors import RemoteProtocolError
-
-from . import wire
-from .support import Build, chunkings, cut, measured
-from .wire import KEY, Frame, frame
 
 # Section 5.7: what the bytes are, and what they stand for.
 EXAMPLES = [

@@ -14,14 +14,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.support.builds import START, Build
+from tests.support.deliveries import failure, plain
+from tests.support.memory import measured
+from tests.support.wire import BINARY, KEY, close, frame
 from watershed_mw.core.events import Event, Failed
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.message_protocol import MessageProtocol, Outgoing
 from watershed_mw.core.states import TRANSITIONS, State
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
-
-from .support import START, Build, failure, measured, plain
-from .wire import BINARY, KEY, close, frame
 
 TOO_LARGE = "expected a message of at most 10 bytes (max_message_size), got 11 or more"
 TOO_MANY = "expected at most 2 messages a second (max_message_rate), got more"

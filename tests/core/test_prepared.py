@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import wire
+from tests.support.builds import START, Build
 from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.states import Role
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
-
-from . import wire
-from .support import START, Build
 
 AGREED = DeflateParameters(options=DeflateOptions(threshold=10))
 

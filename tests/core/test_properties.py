@@ -8,13 +8,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import wire
+from tests.support.builds import START, Build
+from tests.support.deliveries import feed, plain
+from tests.support.strategies import Stream, agreements, chunked, closes, datas, mirrored, short, streams, texts
 from watershed_mw.core.events import CloseReceived, Event, Ping, Pong
 from watershed_mw.core.handshake.extensions import DeflateParameters
 from watershed_mw.core.states import Role, State
-
-from . import wire
-from .streams import Stream, agreements, chunked, closes, datas, mirrored, short, streams, texts
-from .support import START, Build, feed, plain
 
 
 @given(stream=streams(), data=st.data())

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import wire
+from tests.support.builds import START, Build
+from tests.support.deliveries import Outcome, chunkings, deliver, failure, feed, outcome, peer_key, plain
+from tests.support.wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
 from watershed_mw.core.events import CloseReceived, Ping, Pong
 from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.rate import MessageRate
 from watershed_mw.core.states import Role, State
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
-
-from . import wire
-from .support import START, Build, Outcome, chunkings, deliver, failure, feed, outcome, peer_key, plain
-from .wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
 
 ROLES = [Role.SERVER, Role.CLIENT]
 NOT_UTF8 = ("expected UTF-8 in a TEXT message, got other bytes", 1007)

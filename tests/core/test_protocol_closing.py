@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import wire
+from tests.support.builds import START, Build
+from tests.support.deliveries import deliver, failure, feed, peer_key, plain
+from tests.support.memory import measured
+from tests.support.wire import BINARY, CLOSE, PING, PONG, TEXT, frame
 from watershed_mw.core.events import CloseReceived, Ping
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import TRANSITIONS, Role, State, Trigger
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
-
-from . import wire
-from .support import START, Build, deliver, failure, feed, measured, peer_key, plain
-from .wire import BINARY, CLOSE, PING, PONG, TEXT, frame
 
 ROLES = [Role.SERVER, Role.CLIENT]
 LIMITS = Limits(ping_interval=20, ping_timeout=20, close_timeout=10, reply_timeout=1)

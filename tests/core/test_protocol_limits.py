@@ -7,15 +7,16 @@ import zlib
 
 import pytest
 
+from tests.support import wire
+from tests.support.builds import START, Build
+from tests.support.deliveries import deliver, failure, feed, plain
+from tests.support.memory import measured
+from tests.support.wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
 from watershed_mw.core.events import CloseReceived, Ping, Pong
 from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import Role, State
-
-from . import wire
-from .support import START, Build, deliver, failure, feed, measured, plain
-from .wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
 
 COMPRESSION = DeflateParameters(options=DeflateOptions(window_bits=15))
 MEBIBYTE = 2**20

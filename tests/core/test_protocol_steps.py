@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support import wire
+from tests.support.builds import START, Build
+from tests.support.deliveries import failure, plain
+from tests.support.wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
 from watershed_mw.core.events import CloseReceived, Event, Ping, Pong
 from watershed_mw.core.handshake.extensions import DeflateOptions, DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import State
-
-from . import wire
-from .support import START, Build, failure, plain
-from .wire import BINARY, CONTINUATION, PING, PONG, TEXT, frame
 
 COMPRESSION = DeflateParameters(options=DeflateOptions(window_bits=15))
 MEBIBYTE = 2**20

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import wire
+from tests.support.builds import START, Build
+from tests.support.deliveries import failure, peer_key, plain
+from tests.support.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.protocol import Protocol
 from watershed_mw.core.states import Role, State
-
-from . import wire
-from .support import START, Build, failure, peer_key, plain
-from .wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 ROLES = [Role.SERVER, Role.CLIENT]
 LIMITS = Limits(ping_interval=20, ping_timeout=15, close_timeout=10)

@@ -8,12 +8,11 @@ from typing import TypeAlias
 
 import pytest
 
+from tests.support.builds import Build
 from watershed_mw.core.events import CloseReceived, Event, Failed, Ping, Pong
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.receive_queue import ReceiveQueue
 from watershed_mw.errors import RemoteProtocolError
-
-from .support import Build
 
 Queues: TypeAlias = "Callable[..., ReceiveQueue]"
 

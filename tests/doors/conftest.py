@@ -15,7 +15,7 @@ from typing import TypeAlias
 import pytest
 import trustme
 
-from .support import Uvicorn
+from tests.support.threaded_servers import Uvicorn
 
 Start: TypeAlias = Callable[[str, str], Uvicorn]
 

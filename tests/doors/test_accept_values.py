@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.asgi import Receive, Scope, Send, accept, echo
+from tests.support.peers import Peer, close, head, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate
 from watershed_mw import LocalProtocolError, WatershedASGI
-
-from .support import Gate, Peer, Receive, Scope, Send, Uvicorn, accept, close, echo, errors_in, head, text
 
 
 @pytest.mark.parametrize("subprotocol", ["", None])

@@ -20,33 +20,17 @@ from typing import Any, TypeAlias
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.core.support import measured
 from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send, accept, echo
+from tests.support.memory import measured
+from tests.support.peers import KEY, Peer, close, dial, head, ping, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import AsyncConnection, HandshakeError, LocalProtocolError, WatershedASGI
 from watershed_mw.core.handshake.headers import Headers, parse_extensions
 from watershed_mw.core.handshake.negotiation import offered_subprotocols
 
 from .conftest import Start
-from .support import (
-    KEY,
-    ASGIApp,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    accept,
-    close,
-    dial,
-    echo,
-    errors_in,
-    eventually,
-    head,
-    ping,
-    text,
-)
 
 MIB = 2**20
 Handler: TypeAlias = Callable[[AsyncConnection], Awaitable[None]]

@@ -20,28 +20,12 @@ from starlette.websockets import WebSocket
 from websockets.frames import Opcode
 
 from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send
+from tests.support.peers import ACCEPT, Peer, binary, close, dial, head, ping, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import AsyncConnection, ConnectionClosed, HandshakeError, WatershedASGI
 from watershed_mw.sockets.tls_views import DetachedSocket
-
-from .support import (
-    ACCEPT,
-    ASGIApp,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    binary,
-    close,
-    dial,
-    errors_in,
-    eventually,
-    head,
-    ping,
-    text,
-)
 
 MIB = 2**20
 Handler: TypeAlias = Callable[[Any], Awaitable[None]]

@@ -23,30 +23,15 @@ from weakref import WeakSet
 import pytest
 from websockets.frames import Opcode
 
-from tests.support import LIMIT, Program
+from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send, accept, echo
+from tests.support.peers import Peer, binary, close, head, ping, text
+from tests.support.programs import Program
+from tests.support.threaded_servers import Run, Uvicorn, errors_in
+from tests.support.waiting import Inbox, eventually
 from watershed_mw import AsyncConnection, ConnectionClosed, WatershedASGI, WatershedConnection, live_connections
 from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol
-
-from .support import (
-    ASGIApp,
-    Inbox,
-    Peer,
-    Receive,
-    Run,
-    Scope,
-    Send,
-    Uvicorn,
-    accept,
-    binary,
-    close,
-    echo,
-    errors_in,
-    eventually,
-    head,
-    ping,
-    text,
-)
 
 KIB = 2**10
 MIB = 2**20

@@ -18,11 +18,14 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.peers import Peer, binary, close, head, ping, text
+from tests.support.threaded_servers import Werkzeug
+from tests.support.waiting import Gate, Inbox, eventually
+from tests.support.wsgi_apps import Environ, StartResponse
 from watershed_mw import AsyncConnection, ThreadConnection, WatershedASGI, WatershedWSGI
 
 from .conftest import Start
-from .support import Gate, Inbox, Peer, Receive, Scope, Send, Werkzeug, binary, close, eventually, head, ping, text
-from .wsgi_support import Environ, StartResponse
 
 MIB = 2**20
 DOORS = ["asgi", "wsgi-blocking", "wsgi-events", "wsgi-async"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import LIMIT, Program
-
-from .support import Peer, close, head, text
+from tests.support import LIMIT
+from tests.support.peers import Peer, close, head, text
+from tests.support.programs import Program
 
 APP = """
 import sys

@@ -13,10 +13,11 @@ import pytest
 import uvicorn
 
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send, accept, echo
+from tests.support.peers import dial
+from tests.support.threaded_servers import UVICORN_CLASS, Uvicorn, errors_in
 from watershed_mw import AsyncConnection, WatershedASGI
 from watershed_mw.client import connect
-
-from .support import UVICORN_CLASS, Receive, Scope, Send, Uvicorn, accept, dial, echo, errors_in
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.eager_task_factory is of Python 3.12")
 

@@ -16,13 +16,15 @@ from flask.typing import ResponseReturnValue
 
 import watershed_mw.werkzeug  # noqa: F401  # else the first refusal needs a descriptor to import it
 from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send
+from tests.support.peers import Peer, close, head, text
+from tests.support.threaded_servers import Uvicorn, Werkzeug
+from tests.support.waiting import Inbox, eventually
+from tests.support.wsgi_apps import background, flask_app, get, upgrade
+from tests.support.wsgi_servers import SERVERS, Kind, start
 from watershed_mw import HandshakeError, ThreadConnection, WatershedASGI
 from watershed_mw.proxy import WebSocketProxy
 from watershed_mw.runtime import loop_thread
-
-from .support import ASGIApp, Inbox, Peer, Receive, Scope, Send, Uvicorn, Werkzeug, close, eventually, head, text
-from .wsgi_servers import SERVERS, Kind, start
-from .wsgi_support import background, flask_app, get, upgrade
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on descriptors")
 

@@ -16,24 +16,14 @@ from typing import Any
 
 import pytest
 
-from tests.support import LIMIT, Program
+from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send, accept, echo
+from tests.support.peers import Peer, close, head, text
+from tests.support.programs import Program
+from tests.support.threaded_servers import Uvicorn
+from tests.support.waiting import eventually
+from tests.support.wsgi_servers import SERVERS, start
 from watershed_mw import AsyncConnection, WatershedASGI
-
-from .support import (
-    ASGIApp,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    accept,
-    close,
-    echo,
-    eventually,
-    head,
-    text,
-)
-from .wsgi_servers import SERVERS, start
 
 
 class Odd(BaseException):

@@ -31,11 +31,12 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection
 
 from tests.support import LIMIT
+from tests.support.peers import Answer, Peer, close, dial, head, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Inbox, eventually
 from watershed_mw import AsyncConnection, ConnectionClosed, WatershedASGI
 from watershed_mw.asgi import ASGIUpgrade
 from watershed_mw.fastapi import Accepted, upgrade
-
-from .support import Answer, Inbox, Peer, Uvicorn, close, dial, errors_in, eventually, head, text
 
 Connection = Annotated[AsyncConnection, Depends(Accepted())]
 Upgrade = Annotated[ASGIUpgrade, Depends(upgrade)]

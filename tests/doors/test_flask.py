@@ -31,7 +31,12 @@ from werkzeug.debug import DebuggedApplication
 from werkzeug.exceptions import Gone
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tests.support import LIMIT, Program, free_port
+from tests.support import LIMIT
+from tests.support.peers import Peer, close, dial, head, text
+from tests.support.programs import Program, free_port
+from tests.support.threaded_servers import Werkzeug, errors_in
+from tests.support.waiting import Inbox, eventually
+from tests.support.wsgi_apps import assert_quiet, get
 from watershed_mw import (
     AsyncConnection,
     ConnectionClosed,
@@ -42,9 +47,6 @@ from watershed_mw import (
 )
 from watershed_mw.flask import Shed, UpgradeResponse
 from watershed_mw.testing import connect
-
-from .support import Inbox, Peer, Werkzeug, close, dial, errors_in, eventually, head, text
-from .wsgi_support import assert_quiet, get
 
 EVENTS = Inbox[str]()
 """What the application says it does, in order."""

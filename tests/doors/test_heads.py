@@ -15,13 +15,13 @@ import pytest
 import watershed_mw.http.parse
 import watershed_mw.uvicorn.request
 from tests.support import LIMIT
+from tests.support.asgi import accept
+from tests.support.threaded_servers import Uvicorn
 from watershed_mw.core.handshake.negotiation import Request, check_request
 from watershed_mw.errors import HandshakeError
 from watershed_mw.http.parse import as_parsed, read_by_h11, read_request_head
 from watershed_mw.uvicorn import WatershedProtocol
 from watershed_mw.uvicorn.request import read_request
-
-from .support import Uvicorn, accept
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = (

@@ -14,14 +14,15 @@ import uvloop
 from flask.typing import ResponseReturnValue
 
 from tests.support import LIMIT
+from tests.support.peers import Peer, close, head, text
+from tests.support.threaded_servers import Werkzeug
+from tests.support.waiting import Gate, Inbox, eventually
+from tests.support.wsgi_apps import background, flask_app, get, upgrade
 from watershed_mw import AsyncConnection, ConnectionClosed, ThreadConnection, live_connections
 from watershed_mw.connection.threads import background as background_module
 from watershed_mw.relay import Relay, RelayEnd, live_relays, relay
 from watershed_mw.runtime import loop_thread
 from watershed_mw.runtime.loop_thread import background_loop, run_on_background_loop
-
-from .support import Gate, Inbox, Peer, Werkzeug, close, eventually, head, text
-from .wsgi_support import background, flask_app, get, upgrade
 
 
 class _Breakable:

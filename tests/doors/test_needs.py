@@ -22,8 +22,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed as ClientConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from tests.core.support import measured
 from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send, accept, echo
+from tests.support.memory import measured
+from tests.support.peers import Peer, binary, close, dial, head, text
+from tests.support.threaded_servers import Uvicorn, Werkzeug, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
+from tests.support.wsgi_apps import assert_quiet, flask_app, upgrade
 from watershed_mw import (
     AsyncConnection,
     ConnectionClosed,
@@ -35,27 +40,6 @@ from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol, options_of
 
 from .conftest import Start
-from .support import (
-    ASGIApp,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    Werkzeug,
-    accept,
-    binary,
-    close,
-    dial,
-    echo,
-    errors_in,
-    eventually,
-    head,
-    text,
-)
-from .wsgi_support import assert_quiet, flask_app, upgrade
 
 MIB = 2**20
 Handler: TypeAlias = Callable[[AsyncConnection], Awaitable[None]]

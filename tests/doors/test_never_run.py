@@ -13,14 +13,15 @@ from flask import Flask
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
+from tests.support.peers import Peer, close, head, text
+from tests.support.threaded_servers import Uvicorn, Werkzeug
+from tests.support.waiting import eventually
 from watershed_mw import AsyncConnection, ThreadConnection, WatershedASGI, WatershedWSGI
 from watershed_mw.asgi import ASGIUpgrade
 from watershed_mw.client import connect
 from watershed_mw.fastapi import Accepted, upgrade
 from watershed_mw.flask import Shed
 from watershed_mw.starlette import WatershedRoute
-
-from .support import Peer, Uvicorn, Werkzeug, close, eventually, head, text
 
 CLASSES = ["watershed_mw.uvicorn:WatershedProtocol", "websockets-sansio"]
 

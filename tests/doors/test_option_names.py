@@ -9,14 +9,16 @@ import pytest
 from flask import Flask
 from werkzeug.test import Client
 
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.peers import Peer
+from tests.support.threaded_servers import Uvicorn
+from tests.support.waiting import Gate
 from watershed_mw import Watershed, WatershedASGI, WatershedWSGI
 from watershed_mw import client as clients
 from watershed_mw.fastapi import Accepted
 from watershed_mw.flask import Shed, UpgradeResponse
 from watershed_mw.starlette import WatershedRoute
 from watershed_mw.testing import connect as connect_for_test
-
-from .support import Gate, Peer, Receive, Scope, Send, Uvicorn
 
 Door: TypeAlias = Callable[..., Any]
 

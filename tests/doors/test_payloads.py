@@ -9,11 +9,13 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from tests.payloads import REFUSED, SENDABLE
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send, accept
+from tests.support.payloads import REFUSED, SENDABLE
+from tests.support.peers import dial
+from tests.support.threaded_servers import Uvicorn
+from tests.support.waiting import Gate
 from watershed_mw import WatershedASGI
-
-from .support import Gate, Receive, Scope, Send, Uvicorn, accept, dial
 
 
 @pytest.mark.parametrize("field", ["text", "bytes", "both"])

@@ -7,7 +7,6 @@ passes on) is the business of the server matrix; here it is what the connection 
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import logging
@@ -15,21 +14,21 @@ import socket
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
-import hypercorn.asyncio
-import hypercorn.trio
 import pytest
-import trio
-from hypercorn.config import Config
 from websockets.exceptions import ConnectionClosed as ClientClosed
 from websockets.frames import Opcode
 from websockets.sync.client import ClientConnection
 
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.peers import Peer, binary, close, dial, text
+from tests.support.portable_servers import Hypercorn, Server, UvicornsOwn, echo
+from tests.support.threaded_servers import errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import (
     ConnectionClosed,
     LocalProtocolError,
@@ -41,168 +40,9 @@ from watershed_mw import (
 from watershed_mw.asgi.portable import PortableConnection
 from watershed_mw.connection.memory import memory_budget
 
-from .support import (
-    ASGIApp,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Run,
-    Scope,
-    Send,
-    Uvicorn,
-    binary,
-    close,
-    dial,
-    errors_in,
-    eventually,
-    text,
-)
-
 T = TypeVar("T")
 KIB = 2**10
 MIB = 2**20
-Handler: TypeAlias = Callable[[PortableConnection], Awaitable[None]]
-
-
-# --- the servers -------------------------------------------------------------------------------------------
-
-
-class Server:
-    """A server in a thread that keeps its frames to itself. The application may be exchanged between requests."""
-
-    name: str
-    port: int
-
-    def run(self, app: ASGIApp) -> Run:
-        raise NotImplementedError
-
-    def soon(self, call: Callable[[], None]) -> None:
-        """Call it on the server's event loop."""
-        raise NotImplementedError
-
-    def count_tasks(self) -> int:
-        """How many tasks live; called on the server's event loop."""
-        return len(asyncio.all_tasks())
-
-    def serve(self, handler: Handler, **options: Any) -> Run:
-        """Serve an application that accepts, and gives `handler` the connection."""
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            conn = await scope["watershed"].accept()
-            assert isinstance(conn, PortableConnection)
-            await handler(conn)
-
-        return self.run(WatershedASGI(app, **options))
-
-    def tasks(self) -> int:
-        """How many tasks live on the server's event loop."""
-        count = Gate[int]()
-        self.soon(lambda: count.put(self.count_tasks()))
-        return count.get()
-
-
-class Hypercorn(Server):
-    """Hypercorn with one of its workers: "asyncio" or "trio"."""
-
-    name = "hypercorn"
-
-    def __init__(self, worker: str) -> None:
-        self._app: ASGIApp | None = None
-        self._worker = worker
-        self._started = Gate[tuple[anyio.Event, Callable[[Callable[[], None]], object]]]()
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = listener.getsockname()[1]
-        self._config = Config()
-        self._config.bind = [f"fd://{listener.detach()}"]
-        self._config.errorlog = None
-        self._config.graceful_timeout = 0.1
-        self._thread = threading.Thread(target=self._main, name=f"hypercorn-{self.port}", daemon=True)
-
-    def _main(self) -> None:
-        if self._worker == "trio":
-            trio.run(self._serve)
-        else:
-            asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        stop = anyio.Event()
-        app: Any = self._dispatch
-        if self._worker == "trio":
-            self._started.put((stop, trio.lowlevel.current_trio_token().run_sync_soon))
-            await hypercorn.trio.serve(app, self._config, shutdown_trigger=stop.wait, mode="asgi")
-        else:
-            self._started.put((stop, asyncio.get_running_loop().call_soon_threadsafe))
-            await hypercorn.asyncio.serve(app, self._config, shutdown_trigger=stop.wait, mode="asgi")
-
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            for step in ("startup", "shutdown"):
-                assert (await receive())["type"] == f"lifespan.{step}"
-                await send({"type": f"lifespan.{step}.complete"})
-            return
-        assert self._app is not None
-        await self._app(scope, receive, send)
-
-    def run(self, app: ASGIApp) -> Run:
-        run = Run()
-        self._app = run.wrap(app)
-        return run
-
-    def soon(self, call: Callable[[], None]) -> None:
-        self._started.get()[1](call)
-
-    def count_tasks(self) -> int:
-        if self._worker == "trio":
-            return trio.lowlevel.current_statistics().tasks_living
-        return super().count_tasks()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._started.get()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.soon(self._started.get()[0].set)
-        self._thread.join(LIMIT)
-        assert not self._thread.is_alive(), "hypercorn still runs after it was told to stop"
-
-
-class UvicornsOwn(Server):
-    """Uvicorn with the WebSocket class that it brings along."""
-
-    name = "uvicorn with a WebSocket class of its own"
-
-    def __init__(self) -> None:
-        self._uvicorn = Uvicorn(ws="websockets-sansio", http="h11")
-        self.port = self._uvicorn.port
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def run(self, app: ASGIApp) -> Run:
-        async def noting(scope: Scope, receive: Receive, send: Send) -> None:
-            self._loop = asyncio.get_running_loop()
-            await app(scope, receive, send)
-
-        return self._uvicorn.run(noting)
-
-    def soon(self, call: Callable[[], None]) -> None:
-        if self._loop is None:  # the first request tells
-            run = self.serve(echo)
-            with dial(self.port):
-                pass
-            run.outcome()
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(call)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._uvicorn.__exit__(kind, error, trace)
 
 
 @pytest.fixture(scope="module", params=["hypercorn-asyncio", "hypercorn-trio", "uvicorn"])
@@ -211,11 +51,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     name, _, worker = request.param.partition("-")
     with Hypercorn(worker) if name == "hypercorn" else UvicornsOwn() as server:
         yield server
-
-
-async def echo(conn: PortableConnection) -> None:
-    async for message in conn:
-        await conn.send(message)
 
 
 def knows_close_codes(server: Server) -> bool:

@@ -27,17 +27,21 @@ from starlette.requests import HTTPConnection
 from starlette.routing import WebSocketRoute
 from websockets.frames import Opcode
 
-from tests.client.peers import Server, Visit, echoing, silent_address
-from tests.connections.wire import CLOSE, PING, PONG, TEXT, response_head
-from tests.support import LIMIT, free_port
+from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.peers import KEY, Peer, close, head, ping, text
+from tests.support.portable_servers import Hypercorn
+from tests.support.programs import free_port
+from tests.support.proxy_fronts import FRONTS, Front, WSGIFront, fields_of, refusing, saying, target_of
+from tests.support.scripted import Server, Visit, echoing, silent_address
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import eventually
+from tests.support.wire_peer import CLOSE, PING, PONG, TEXT, response_head
 from watershed_mw import HandshakeError, WatershedASGI, WatershedWSGI
 from watershed_mw.client import streams
 from watershed_mw.proxy import ProxyRequest, Upstream, WebSocketProxy, live_relays
 from watershed_mw.proxy.config import Mode
 
-from .proxy_support import FRONTS, Front, WSGIFront, fields_of, refusing, saying, target_of
-from .support import KEY, Peer, Receive, Scope, Send, Uvicorn, close, errors_in, eventually, head, ping, text
-from .test_portable import Hypercorn
 from .test_servers import Stream
 
 MIB = 2**20

@@ -24,29 +24,18 @@ from typing import Any, ClassVar
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.support import LIMIT, Program
+from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.peers import ACCEPT, Peer, binary, head, text
+from tests.support.programs import Program
+from tests.support.threaded_servers import UVICORN_CLASS, Uvicorn, Werkzeug
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw.options import ConnectionOptions
 from watershed_mw.proxy import ProxyRequest, WebSocketProxy, live_relays
 from watershed_mw.runtime.loop_thread import background_loop
 from watershed_mw.uvicorn import WatershedProtocol
 
 from .conftest import Start
-from .support import (
-    ACCEPT,
-    UVICORN_CLASS,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    Werkzeug,
-    binary,
-    eventually,
-    head,
-    text,
-)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
@@ -54,7 +43,7 @@ SWITCH = (
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     f"Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
 ).encode()
-APP = "tests.doors.proxy_faults_app"
+APP = "tests.support.proxy_faults_app"
 _BIN = Path(sys.executable).parent
 ENDLESS = b"\x82\x7f" + (2**60).to_bytes(8, "big")
 """The header of a frame that is never over: what follows costs nobody more than bytes."""

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.client.peers import Server, Visit
-from tests.connections.wire import CLOSE, response_head
 from tests.support import LIMIT
+from tests.support import asgi_servers as servers
+from tests.support.peers import Peer, close, head, text
+from tests.support.proxy_fronts import fields_of, target_of
+from tests.support.scripted import Server, Visit
+from tests.support.waiting import eventually
+from tests.support.wire_peer import CLOSE, response_head
 
-from . import servers
-from .proxy_support import fields_of, target_of
-from .support import Peer, close, eventually, head, text
-
-APP = "tests.doors.proxy_app:application"
+APP = "tests.support.proxy_app:application"
 NAMES = ("granian", "daphne", "gunicorn-asgi")
 WORKERS = {
     f"gunicorn-{worker}": ("gunicorn", APP, "--bind", "127.0.0.1:{port}", "-k", worker, *threads, "--no-control-socket")

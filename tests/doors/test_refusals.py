@@ -14,12 +14,14 @@ import pytest
 from flask import Flask
 from starlette.applications import Starlette
 
+from tests.support.asgi import Receive, Scope, Send
+from tests.support.peers import Peer, head
+from tests.support.threaded_servers import Uvicorn, Werkzeug
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import WatershedASGI, WatershedWSGI
 from watershed_mw.flask import Shed
 from watershed_mw.proxy import WebSocketProxy
 from watershed_mw.starlette import WatershedRoute
-
-from .support import Gate, Inbox, Peer, Receive, Scope, Send, Uvicorn, Werkzeug, eventually, head
 
 SECRET = "token=secret"
 Front: TypeAlias = Callable[..., AbstractContextManager[Any]]

@@ -31,9 +31,8 @@ import uvicorn
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from tests.support import LIMIT, PROJECT, Program
-
-from .servers import (
+from tests.support import LIMIT, PROJECT
+from tests.support.asgi_servers import (
     HYPERCORNS,
     PORTABLE,
     UVICORNS,
@@ -45,7 +44,9 @@ from .servers import (
     running,
     running_at,
 )
-from .support import Answer, Peer, binary, close, dial, eventually, head, ping, text
+from tests.support.peers import Answer, Peer, binary, close, dial, head, ping, text
+from tests.support.programs import Program
+from tests.support.waiting import eventually
 
 Native: TypeAlias = tuple[Program, int]
 Portable: TypeAlias = tuple[Program, int, Server]
@@ -399,7 +400,7 @@ def test_several_workers_all_serve_and_all_end() -> None:
 @pytest.mark.need(2)
 def test_reload_does_not_hang_on_open_sockets(tmp_path: Path) -> None:
     module = tmp_path / "reloaded.py"
-    source = "from tests.doors.servers_app import application\n"
+    source = "from tests.support.asgi_servers_app import application\n"
     module.write_text(source)
     command = ours("--reload", "--reload-dir", str(tmp_path), "--app-dir", str(tmp_path), app="reloaded:application")
     with running(*command) as (program, port), Peer(port) as first, Peer(port) as second:
@@ -424,7 +425,7 @@ def test_reload_does_not_hang_on_open_sockets(tmp_path: Path) -> None:
 @pytest.mark.need(2)
 def test_gunicorn_with_uvicorn_worker() -> None:
     command = (
-        *("gunicorn", ours()[1], "--worker-class", "tests.doors.servers_worker.Worker", "--workers", "2"),
+        *("gunicorn", ours()[1], "--worker-class", "tests.support.gunicorn_worker.Worker", "--workers", "2"),
         *("--bind", "127.0.0.1:{port}", "--no-control-socket"),
     )
     with running(*command) as (program, port), Peer(port) as held:

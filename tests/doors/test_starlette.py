@@ -30,6 +30,10 @@ from starlette.websockets import WebSocket
 from websockets.frames import Opcode
 
 from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send
+from tests.support.peers import Peer, binary, close, dial, head, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Inbox, eventually
 from watershed_mw import (
     AsyncConnection,
     ConnectionClosed,
@@ -40,23 +44,6 @@ from watershed_mw import (
 )
 from watershed_mw.asgi import ASGIUpgrade
 from watershed_mw.starlette import WatershedRoute, upgrade_of
-
-from .support import (
-    ASGIApp,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    binary,
-    close,
-    dial,
-    errors_in,
-    eventually,
-    head,
-    text,
-)
 
 SECRET = "of a test"
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.asgi import Receive, Scope, Send, accept
+from tests.support.peers import Peer, close, head, text
+from tests.support.threaded_servers import Uvicorn, Werkzeug
 from watershed_mw import WatershedASGI, WatershedWSGI
 from watershed_mw.errors import HandshakeError
 from watershed_mw.http.adapt import as_request
 from watershed_mw.http.parse import read_request_head
 from watershed_mw.proxy import WebSocketProxy
-
-from .support import Peer, Receive, Scope, Send, Uvicorn, Werkzeug, accept, close, head, text
 
 ABSOLUTE = "GET http://a.example:8080{} HTTP/1.1"
 INVALID_HOSTS = ("a evil", "evil/x?y#z", "a@evil", "a:b", "[a]")

@@ -18,11 +18,12 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, WebSocketRoute
 
+from tests.support.asgi import Receive, Scope, Send, accept
+from tests.support.peers import Peer, head
+from tests.support.threaded_servers import Uvicorn
 from watershed_mw import AsyncConnection, WatershedASGI
 from watershed_mw.asgi.servers import TEST_CLIENT, server_of
 from watershed_mw.starlette import WatershedRoute
-
-from .support import Peer, Receive, Scope, Send, Uvicorn, accept, head
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette's word on the HTTP library below it

@@ -14,6 +14,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import Client
 
 from tests.support import LIMIT
+from tests.support.waiting import Gate, Inbox, eventually
+from tests.support.wsgi_apps import Environ, StartResponse
 from watershed_mw import (
     AsyncConnection,
     ConnectionClosed,
@@ -24,9 +26,6 @@ from watershed_mw import (
 )
 from watershed_mw.flask import Shed, UpgradeResponse
 from watershed_mw.testing import TestConnection, connect
-
-from .support import Gate, Inbox, eventually
-from .wsgi_support import Environ, StartResponse
 
 ENDS = Inbox[tuple[int, str]]()
 """How connections have ended, as the application saw it."""

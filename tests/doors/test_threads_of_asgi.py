@@ -21,9 +21,11 @@ from channels.generic.websocket import WebsocketConsumer
 from django.conf import settings
 
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send, accept
+from tests.support.peers import dial
+from tests.support.threaded_servers import UVICORN_CLASS, Uvicorn
+from tests.support.waiting import Gate
 from watershed_mw import AsyncConnection, ConnectionClosed, WatershedASGI
-
-from .support import UVICORN_CLASS, Gate, Receive, Scope, Send, Uvicorn, accept, dial
 
 if not settings.configured:
     settings.configure()  # channels asks for its layers there

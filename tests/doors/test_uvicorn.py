@@ -19,28 +19,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT
-
-from .support import (
-    ACCEPT,
-    ASGIApp,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    accept,
-    binary,
-    close,
-    dial,
-    echo,
-    errors_in,
-    eventually,
-    head,
-    ping,
-    text,
-)
+from tests.support.asgi import ASGIApp, Receive, Scope, Send, accept, echo
+from tests.support.peers import ACCEPT, Peer, binary, close, dial, head, ping, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 
 MIB = 2**20
 

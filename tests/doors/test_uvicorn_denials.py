@@ -13,20 +13,10 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from tests.support import LIMIT
-
-from .support import (
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    accept,
-    errors_in,
-    eventually,
-    head,
-)
+from tests.support.asgi import Receive, Scope, Send, accept
+from tests.support.peers import Peer, head
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 
 
 def test_an_application_that_returns_without_an_answer_gives_500(

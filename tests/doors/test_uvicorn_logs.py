@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from tests.support.asgi import Receive, Scope, Send, accept, echo
+from tests.support.peers import Peer, close, head, text
+from tests.support.threaded_servers import Uvicorn
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import WatershedASGI, live_connections
 from watershed_mw.uvicorn import WatershedProtocol
-
-from .support import Gate, Inbox, Peer, Receive, Scope, Send, Uvicorn, accept, close, echo, eventually, head, text
 
 CLOSED = re.compile(r'127\.0\.0\.1:(\d+) - "WebSocket (\S+)" \[closed (\d+)\] (\d+\.\d{3}) s, (\d+) bytes received, '
                     r"(\d+) bytes sent")  # fmt: skip

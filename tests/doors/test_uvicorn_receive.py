@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send, accept
+from tests.support.peers import Peer, close, dial, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol
-
-from .support import Gate, Inbox, Peer, Receive, Scope, Send, Uvicorn, accept, close, dial, errors_in, eventually, text
 
 DISCONNECT = {"type": "websocket.disconnect", "code": 1000, "reason": ""}
 

@@ -16,27 +16,11 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send, accept, echo
+from tests.support.peers import Peer, binary, close, head, ping, text
+from tests.support.threaded_servers import UVICORN_CLASS, Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw.uvicorn import WatershedProtocol
-
-from .support import (
-    UVICORN_CLASS,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    accept,
-    binary,
-    close,
-    echo,
-    errors_in,
-    eventually,
-    head,
-    ping,
-    text,
-)
 
 CLASSES = [UVICORN_CLASS, "websockets-sansio"]
 MIB = 2**20

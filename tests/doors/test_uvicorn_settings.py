@@ -17,27 +17,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
 from tests.support import LIMIT
+from tests.support.asgi import ASGIApp, Receive, Scope, Send
+from tests.support.peers import Peer, binary, close, dial, head, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import WatershedASGI
 from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol, options_of
-
-from .support import (
-    ASGIApp,
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    binary,
-    close,
-    dial,
-    errors_in,
-    eventually,
-    head,
-    text,
-)
 
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 # Far less than close_timeout (10 s), far more than a loaded machine needs.

@@ -19,26 +19,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
 from tests.support import LIMIT
+from tests.support.asgi import Receive, Scope, Send, accept, echo
+from tests.support.peers import Peer, close, head, ping, text
+from tests.support.threaded_servers import Uvicorn, errors_in
+from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import WatershedASGI
 from watershed_mw.connection.adopt import DetachedStreams
-
-from .support import (
-    Gate,
-    Inbox,
-    Peer,
-    Receive,
-    Scope,
-    Send,
-    Uvicorn,
-    accept,
-    close,
-    echo,
-    errors_in,
-    eventually,
-    head,
-    ping,
-    text,
-)
 
 MIB = 2**20
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from .support import close, head, text
-from .wsgi_servers import SERVERS, Kind, Running, start
+from tests.support.peers import close, head, text
+from tests.support.wsgi_servers import SERVERS, Kind, Running, start
 
 
 class WindowsLike(Kind):
@@ -26,7 +26,7 @@ class WindowsLike(Kind):
     def command(self, *args: Any, **options: Any) -> list[str]:
         """As of the row, with the other module."""
         python, flag, _, *words = super().command(*args, **options)
-        return [python, flag, "tests.doors.windows_like", *words]
+        return [python, flag, "tests.support.windows_like", *words]
 
 
 @contextmanager

@@ -16,23 +16,10 @@ from werkzeug.debug import DebuggedApplication
 from werkzeug.serving import WSGIRequestHandler
 
 from tests.support import LIMIT
-from watershed_mw import ConnectionClosed, HandshakeError, ThreadConnection, WatershedWSGI
-from watershed_mw.sockets.tls_views import DetachedSocket
-
-from .support import (
-    ACCEPT,
-    Gate,
-    Inbox,
-    Peer,
-    Werkzeug,
-    binary,
-    close,
-    dial,
-    errors_in,
-    head,
-    text,
-)
-from .wsgi_support import (
+from tests.support.peers import ACCEPT, Peer, binary, close, dial, head, text
+from tests.support.threaded_servers import Werkzeug, errors_in
+from tests.support.waiting import Gate, Inbox
+from tests.support.wsgi_apps import (
     Environ,
     StartResponse,
     View,
@@ -45,6 +32,8 @@ from .wsgi_support import (
     get,
     upgrade,
 )
+from watershed_mw import ConnectionClosed, HandshakeError, ThreadConnection, WatershedWSGI
+from watershed_mw.sockets.tls_views import DetachedSocket
 
 MIB = 2**20
 

@@ -12,29 +12,11 @@ import pytest
 from flask.typing import ResponseReturnValue
 
 from tests.support import LIMIT
+from tests.support.peers import Peer, binary, close, dial, head, ping, text
+from tests.support.threaded_servers import Werkzeug
+from tests.support.waiting import Gate, Inbox, eventually
+from tests.support.wsgi_apps import assert_quiet, background, echo, flask_app, get, upgrade
 from watershed_mw import AsyncConnection, live_connections
-
-from .support import (
-    Gate,
-    Inbox,
-    Peer,
-    Werkzeug,
-    binary,
-    close,
-    dial,
-    eventually,
-    head,
-    ping,
-    text,
-)
-from .wsgi_support import (
-    assert_quiet,
-    background,
-    echo,
-    flask_app,
-    get,
-    upgrade,
-)
 
 MIB = 2**20
 

@@ -8,24 +8,11 @@ import pytest
 from werkzeug.debug import DebuggedApplication
 
 from tests.support import LIMIT
+from tests.support.peers import Peer, close, dial, head
+from tests.support.threaded_servers import Werkzeug
+from tests.support.waiting import Gate, Inbox
+from tests.support.wsgi_apps import Environ, StartResponse, assert_quiet, bare, get
 from watershed_mw import ConnectionClosed, HandshakeError, LocalProtocolError, WatershedWSGI
-
-from .support import (
-    Gate,
-    Inbox,
-    Peer,
-    Werkzeug,
-    close,
-    dial,
-    head,
-)
-from .wsgi_support import (
-    Environ,
-    StartResponse,
-    assert_quiet,
-    bare,
-    get,
-)
 
 MIB = 2**20
 

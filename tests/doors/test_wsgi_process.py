@@ -27,10 +27,10 @@ from typing import Any
 import pytest
 
 from tests.support import LIMIT
-
-from .green_signals import COUNT
-from .support import Peer, binary, close, eventually, head, ping, text
-from .wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
+from tests.support.green_signals import COUNT
+from tests.support.peers import Peer, binary, close, head, ping, text
+from tests.support.waiting import eventually
+from tests.support.wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
 
 SOON = 2.0
 """Seconds: drains take a few hundredths, and a server's own patience is more than this."""
@@ -586,7 +586,7 @@ def test_a_handler_that_does_not_take_holds_its_peer(name: str, certificate: tup
 @pytest.mark.parametrize("kind", ["gevent", "eventlet"])
 def test_a_signal_within_a_green_socket_doubles_and_loses_nothing(kind: str) -> None:
     """As with a KeyboardInterrupt: the kernel has moved bytes already, though the socket's method does not return."""
-    command = [sys.executable, "-m", "tests.doors.green_signals", kind]
+    command = [sys.executable, "-m", "tests.support.green_signals", kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stderr
     peer, ours = (json.loads(line) for line in done.stdout.splitlines())

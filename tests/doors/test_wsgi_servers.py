@@ -20,14 +20,14 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
 
-from tests.client.peers import Server as Upstream
-from tests.client.peers import echoing
+from tests.support.peers import ACCEPT, KEY, Peer, binary, close, head, text
+from tests.support.proxy_fronts import target_of
+from tests.support.scripted import Server as Upstream
+from tests.support.scripted import echoing
+from tests.support.waiting import eventually
+from tests.support.wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
+from tests.support.wsgi_servers_app import create
 from watershed_mw import UnsupportedServerError
-
-from .proxy_support import target_of
-from .support import ACCEPT, KEY, Peer, binary, close, eventually, head, text
-from .wsgi_servers import SERVERS, Kind, Running, start, start_gunicorn
-from .wsgi_servers_app import create
 
 MIB = 2**20
 

@@ -12,10 +12,8 @@ from functools import cache
 
 import pytest
 
-from tests.support import LoopThread
-
-from . import node_peers, ours, python_peers
-from .parties import Client, Server
+from tests.support.loops import LoopThread
+from tests.support.parties import Client, Server, node_peers, ours, python_peers
 
 
 @pytest.fixture(scope="session")

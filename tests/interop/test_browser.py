@@ -16,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from tests.support import LIMIT, PROJECT, Program
+from tests.support import LIMIT, PROJECT
+from tests.support.programs import Program
 
 pytestmark = pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_BROWSER") == "1", reason="WATERSHED_MW_NO_BROWSER=1")
 FLAGS = [

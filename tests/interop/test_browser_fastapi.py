@@ -11,13 +11,13 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, Response, sync_playwright
 
-from tests.support import LIMIT, Program
+from tests.support import LIMIT, PROJECT
+from tests.support.programs import Program
 
 from .test_browser import FLAGS, chromium
 
@@ -76,7 +76,7 @@ STAY = """() => new Promise((resolve) => {
 @pytest.fixture(scope="module")
 def program() -> Iterator[Program]:
     """The application, which logs warnings and errors alone."""
-    with Program(Path(__file__).with_name("fastapi_app.py")) as program:
+    with Program(PROJECT / "tests" / "support" / "fastapi_app.py") as program:
         yield program
 
 
@@ -250,7 +250,7 @@ def test_a_page_from_elsewhere_is_not_let_in_for_all_its_cookies(
 
 @pytest.mark.need(2, 3)
 def test_a_server_that_stops_tells_the_page_so(browser_page: Page, console: Console) -> None:
-    with Program(Path(__file__).with_name("fastapi_app.py")) as program:
+    with Program(PROJECT / "tests" / "support" / "fastapi_app.py") as program:
         browser_page.goto(f"http://127.0.0.1:{program.port()}/")
         assert browser_page.evaluate(STAY) == "hello ann"
         program.stop()

@@ -15,8 +15,18 @@ from typing import Protocol
 
 import pytest
 
-from . import node_peers, ours, python_peers
-from .parties import Client, Ending, Feature, Message, Refused, Server, Session
+from tests.support.parties import (
+    Client,
+    Ending,
+    Feature,
+    Message,
+    Refused,
+    Server,
+    Session,
+    node_peers,
+    ours,
+    python_peers,
+)
 
 PEER_CLIENTS = {
     "websockets": python_peers.WebsocketsClient.features,

@@ -33,7 +33,7 @@ from tests.soak.holdings import (
     settled,
 )
 from tests.soak.lives import Tally, live_asyncio, live_threads, live_wild
-from tests.support import Program
+from tests.support.programs import Program
 from watershed_mw import live_connections
 
 WARM_UP = 1 / 3

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 from unittest import mock
 
-from tests.support import PROJECT, Program, free_port
+from tests.support import PROJECT
+from tests.support.programs import Program, free_port
 
 __all__ = ["DOORS", "Door", "serving"]
 

@@ -1,0 +1,246 @@
+"""The servers of the matrix: how each is started, and what it leaves out. `asgi_servers_app.py` is what they serve."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import LIMIT, PROJECT
+from tests.support.programs import Program, free_port
+from tests.support.threaded_servers import UVICORN_CLASS
+from tests.support.waiting import eventually
+
+APPLICATION = "tests.support.asgi_servers_app:application"
+_BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server without our frames; every difference from the first one is a fact about the server.
+
+    Attributes:
+        command: how it is started; `{port}` stands for any port that it tells of, `{free}` for a free one.
+        named: how an error names it.
+        headers: whether it sends the header fields of the accept.
+        empty: whether it sends empty messages.
+        denial: whether it sends another refusal than a bare 403.
+        before: status of an application that raises before it accepts.
+        reasons: whether it passes the application's close reason on.
+        low_codes: whether it sends close codes below 3000 other than 1000.
+        told: what the application gets to know of a client's Close(4005, "enough").
+        too_long: close code after a message past the application's limit.
+        lifespan: whether there is one.
+        stopped: close code that a client gets at SIGTERM; None where its stream just ends.
+        patient: whether the application lives to see the end of its lifespan while a client is there.
+        absolute_hosts: whether the host of a target in absolute form can be known.
+        versions: whether it says, or acts on, the version of HTTP of an upgrade.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    named: str
+    headers: bool = True
+    empty: bool = True
+    denial: bool = True
+    before: int = 500
+    reasons: bool = True
+    low_codes: bool = True
+    told: tuple[int, str] = (4005, "enough")
+    too_long: int = 1009
+    lifespan: bool = True
+    stopped: int | None = 1012
+    patient: bool = True
+    absolute_hosts: bool = True
+    versions: bool = True
+
+
+def _uvicorn(ws: str) -> Server:
+    return Server(
+        f"uvicorn-{ws}",
+        ("uvicorn", APPLICATION, "--port", "{port}", "--ws", ws),
+        "uvicorn with a WebSocket class",
+        versions=False,
+    )
+
+
+def _hypercorn(worker: str, stopped: int | None) -> Server:
+    # It tells the application of 1006 whatever the client's Close says, and at a stop it lets clients be until the
+    # grace period ends, which is 3 seconds unless told otherwise.
+    command = ("hypercorn", APPLICATION, "--bind", "127.0.0.1:{port}", "--worker-class", worker)
+    grace = ("--graceful-timeout", "1")
+    return Server(f"hypercorn-{worker}", command + grace, "hypercorn", told=(1006, ""), stopped=stopped)
+
+
+HYPERCORNS: Sequence[Server] = (_hypercorn("asyncio", 1011), _hypercorn("uvloop", 1011), _hypercorn("trio", None))
+PORTABLE: Sequence[Server] = (
+    _uvicorn("websockets-sansio"),
+    _uvicorn("websockets"),
+    _uvicorn("wsproto"),
+    *HYPERCORNS,
+    Server(
+        "granian",
+        # the port that it tells of is the one that it was given, even if that is 0
+        ("granian", "--interface", "asgi", "--port", "{free}", APPLICATION),
+        "granian",
+        headers=False,
+        before=403,
+        told=(4005, ""),
+        stopped=None,
+        absolute_hosts=False,
+    ),
+    Server(
+        "daphne",
+        ("daphne", "--port", "{port}", APPLICATION),
+        "daphne",
+        headers=False,
+        empty=False,
+        denial=False,
+        reasons=False,
+        low_codes=False,
+        told=(4005, ""),
+        too_long=4009,  # what we send instead of 1009
+        lifespan=False,
+        stopped=None,
+        patient=False,
+        absolute_hosts=False,
+        versions=False,
+    ),
+    Server(
+        "gunicorn-asgi",
+        # Clients are let be for the grace period, 30 seconds unless told otherwise. The control socket would lie in
+        # the home of whoever runs the tests.
+        (
+            *("gunicorn", APPLICATION, "--worker-class", "asgi", "--bind", "127.0.0.1:{port}"),
+            *("--graceful-timeout", "1", "--no-control-socket"),
+        ),
+        "gunicorn's asgi worker",
+        denial=False,
+        told=(4005, ""),
+        stopped=None,
+        patient=False,
+    ),
+)
+
+_ADDRESS = re.compile(r"127\.0\.0\.1:([1-9]\d*)")
+
+
+@contextlib.contextmanager
+def running(*command: str, probe: bool = True) -> Iterator[tuple[Program, int]]:
+    """A server, and its port.
+
+    With `probe` it has answered a request: some say that they listen before there is anybody to answer.
+    """
+    first, *rest = (part.format(port=0, free=free_port()) for part in command)
+    with Program(_BIN / first, *rest) as program:
+        port = int(program.wait_for_line(_ADDRESS)[1])
+        if probe:
+            eventually(lambda: _answers(port), f"an answer of {first}")
+        yield program, port
+
+
+@contextlib.contextmanager
+def running_at(place: Path) -> Iterator[Program]:
+    """A uvicorn with our class, on a unix socket."""
+    with Program(_BIN / "uvicorn", APPLICATION, "--ws", UVICORN_CLASS, "--uds", place) as program:
+        program.wait_for_line(re.compile("running on unix socket"))
+        yield program
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return sock.recv(100).startswith(b"HTTP/1.1 200")
+    return False
+
+
+def ours(*options: str, app: str = APPLICATION) -> tuple[str, ...]:
+    """The command of uvicorn with our class."""
+    return ("uvicorn", app, "--port", "{port}", "--ws", UVICORN_CLASS, *options)
+
+
+_HAND_OVER = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+listener.set_inheritable(True)
+print("listening on 127.0.0.1:%d" % listener.getsockname()[1], flush=True)
+os.execv(sys.argv[1], [*sys.argv[1:], "--fd", str(listener.fileno())])
+"""
+
+
+def ours_on_a_socket() -> tuple[str, ...]:
+    """The same, on a socket that another program has opened."""
+    return ("python", "-c", _HAND_OVER, str(_BIN / "uvicorn"), APPLICATION, "--ws", UVICORN_CLASS)
+
+
+# --- uvicorn's versions --------------------------------------------------------------------------------------
+
+# The newest of each minor version, from the oldest that the package supports.
+UVICORNS = (
+    *("0.30.6", "0.31.1", "0.32.1", "0.33.0", "0.34.3", "0.35.0", "0.36.1", "0.37.0", "0.38.0", "0.39.0"),
+    *("0.40.0", "0.41.0", "0.42.0", "0.43.0", "0.44.0", "0.45.0", "0.46.0", "0.47.0", "0.48.0", "0.49.0"),
+    *("0.50.2", "0.51.0", "0.52.4", "0.53.0", "0.54.0"),
+)
+_CACHE = PROJECT / "build" / "uvicorns"
+
+
+def install_uvicorn(version: str) -> Path:
+    """The folder that holds this version of uvicorn and nothing else."""
+    place = _CACHE / version
+    if not (place / "uvicorn").is_dir():
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        half = _CACHE / f"{version}.{os.getpid()}"
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(half))
+        subprocess.run([*pip, f"uvicorn=={version}"], check=True, timeout=60, capture_output=True)
+        try:
+            half.rename(place)
+        except OSError:  # somebody else was first
+            shutil.rmtree(half)
+    return place
+
+
+_OF_A_VERSION = """
+import sys
+_, place, way, application, *options = sys.argv
+sys.path.insert(0, place)
+import uvicorn
+assert uvicorn.__file__.startswith(place), uvicorn.__file__
+if way == "by name":
+    uvicorn.main([application, "--port", "0", *options])
+else:
+    from watershed_mw.uvicorn import WatershedProtocol
+    uvicorn.run(application, port=0, ws=WatershedProtocol)
+"""
+
+
+def ours_of(version: str) -> tuple[str, ...]:
+    """Our class on this version of uvicorn: by its command line, or by `uvicorn.run` before 0.36.
+
+    Only since then does it take a class by its name.
+    """
+    by_name = tuple(map(int, version.split(".")[:2])) >= (0, 36)
+    way = ("by name", APPLICATION, "--ws", UVICORN_CLASS) if by_name else ("as an object", APPLICATION)
+    return ("python", "-c", _OF_A_VERSION, str(install_uvicorn(version)), *way)
+
+
+def converse_within(version: str) -> None:
+    """Hold a conversation on this version of uvicorn with each HTTP parser, all in one process of its own."""
+    path = os.pathsep.join([str(install_uvicorn(version)), str(PROJECT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.uvicorn_versions", version],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=PROJECT,
+        timeout=6 * LIMIT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
