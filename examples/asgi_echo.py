@@ -1,4 +1,4 @@
-"""An echo in a Starlette application: python examples/asgi_echo.py [port]."""
+"""An echo server in Starlette: python examples/asgi_echo.py [port]."""
 
 import sys
 

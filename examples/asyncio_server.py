@@ -1,4 +1,4 @@
-"""An upgrade accepted on a plain asyncio server: python examples/asyncio_server.py [port]."""
+"""Accept upgrades on a plain asyncio server: python examples/asyncio_server.py [port]."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,11 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     try:
         conn = shed.accept(await reader.readuntil(b"\r\n\r\n"), (reader, writer))
     except (HandshakeError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        writer.close()  # a refusal has been answered already; who sent no whole request gets no answer
+        writer.close()  # a refusal has already been answered; an incomplete request gets no response
         return
     conn.on("text", conn.send)
     conn.on("binary", conn.send)
-    with contextlib.suppress(asyncio.CancelledError):  # the program ends, of which Python 3.11's streams make noise
+    with contextlib.suppress(asyncio.CancelledError):  # on Ctrl-C; Python 3.11's streams would log it
         code, reason = await conn.run()
         print(f"closed with {code} {reason!r}")
 

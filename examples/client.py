@@ -1,4 +1,4 @@
-"""A client that says hello to one of the other examples: python examples/client.py [port]."""
+"""A client that greets one of the other examples: python examples/client.py [port]."""
 
 import asyncio
 import sys

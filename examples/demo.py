@@ -1,10 +1,10 @@
-"""One page, two doors: a Starlette echo under uvicorn and a Flask echo under werkzeug, in one process.
+"""One page, two servers: a Starlette echo under uvicorn and a Flask echo under werkzeug, in one process.
 
-python examples/demo.py [--port N]       (0: any free port; Ctrl-C ends it)
+python examples/demo.py [--port N]       (0 picks a free port; Ctrl-C stops it)
 
-Listens on loopback only. The page is served by the Starlette application; for the Flask server, which has
-another port, it is a foreign origin, and is let in by name. Nothing is stored, and nothing comes from
-anywhere else.
+Listens on loopback only. The Starlette application serves the page. The Flask server listens on another
+port, so the page is a foreign origin to it and is listed in `origins`. Nothing is stored, and nothing is
+loaded from elsewhere.
 """
 
 import argparse
@@ -34,7 +34,7 @@ CLOSE = re.compile(r"/close (\d{4}) ?(.*)", re.DOTALL)
 
 
 def follow(conn: AsyncConnection | ThreadConnection) -> None:
-    """Send everything back, except `/close CODE REASON`, which makes the server close."""
+    """Echo every message, except `/close CODE REASON`, which makes the server close."""
 
     def text(message: str) -> None:
         if command := CLOSE.fullmatch(message):
@@ -47,10 +47,10 @@ def follow(conn: AsyncConnection | ThreadConnection) -> None:
 
 
 def asgi_app(flask_port: int) -> WatershedASGI:
-    """Build the Starlette application: the page, the list of doors, and the echo behind the first."""
+    """Build the Starlette application: the page, the list of servers, and the first echo."""
 
     async def page(_: Request) -> Response:
-        # Isolated, a page gets a clock of 5 µs instead of 100: a round trip on loopback is about that short.
+        # An isolated page gets a clock resolution of 5 µs instead of 100, about as long as a loopback round trip.
         isolated = {
             "Cross-Origin-Opener-Policy": "same-origin",
             "Cross-Origin-Embedder-Policy": "require-corp",
@@ -72,7 +72,7 @@ def asgi_app(flask_port: int) -> WatershedASGI:
 
 
 def flask_app(origins: list[str], connections: set[ThreadConnection]) -> Flask:
-    """Build the Flask application: the echo behind the second door, open to pages of these origins."""
+    """Build the Flask application: the second echo, open to pages of these origins."""
     app = Flask(__name__)
     app.wsgi_app = WatershedWSGI(  # type: ignore[method-assign]
         app.wsgi_app, protocols=PROTOCOLS, origins=origins, close_timeout=1.0
@@ -93,19 +93,21 @@ def flask_app(origins: list[str], connections: set[ThreadConnection]) -> Flask:
 def main() -> None:
     """Run both servers until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description="One page that talks to a Starlette echo and a Flask echo.")
-    parser.add_argument("--port", type=int, default=8000, help="port of the page; 0 for any (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port of the page; 0 picks a free one (default: %(default)s)"
+    )
     wanted: int = parser.parse_args().port
     try:
         listener = socket.create_server(("127.0.0.1", wanted))
     except OSError as error:
-        sys.exit(f"Port {wanted} of 127.0.0.1 cannot be used ({error.strerror}). Choose another one: --port 0")
+        sys.exit(f"Port {wanted} of 127.0.0.1 is not available ({error.strerror}). Choose another one: --port 0")
     port: int = listener.getsockname()[1]
 
     connections: set[ThreadConnection] = set()
     origins = [f"http://127.0.0.1:{port}", f"http://localhost:{port}"]
     flask_server = make_server("127.0.0.1", 0, flask_app(origins, connections), threaded=True)
     threading.Thread(target=flask_server.serve_forever, daemon=True).start()
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no log line per request
     config = uvicorn.Config(
         asgi_app(flask_server.server_port),
         ws="watershed_mw.uvicorn:WatershedProtocol",
@@ -113,9 +115,9 @@ def main() -> None:
         timeout_graceful_shutdown=2,
     )
     try:
-        # uvicorn shuts down in good order and then raises the signal again: let SIGTERM end this like Ctrl-C.
+        # uvicorn shuts down gracefully and then raises the signal again: treat SIGTERM like Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        print(f"The demo is at http://127.0.0.1:{port}/ (Ctrl-C ends it)", flush=True)
+        print(f"The demo is at http://127.0.0.1:{port}/ (Ctrl-C stops it)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         pass

@@ -1,4 +1,4 @@
-"""An echo in a Django application of one file: python examples/django_echo.py [port]."""
+"""An echo server as a single-file Django application: python examples/django_echo.py [port]."""
 
 import sys
 
@@ -29,9 +29,9 @@ def echo(request: HttpRequest) -> HttpResponse:
         return HttpResponse("expected a WebSocket upgrade, got a plain request\n", status=426)
     try:
         upgrade.accept(["echo.watershed"]).run_in_background(talk)
-    except HandshakeError as refusal:  # Django would answer 400 to each
+    except HandshakeError as refusal:  # Django would answer each of them with 400
         return HttpResponse(refusal.body, status=refusal.status)
-    return HttpResponse()  # the answer went out long ago; the thread is free again
+    return HttpResponse()  # discarded: the 101 has already been sent, and the thread is free
 
 
 urlpatterns = [path("", echo)]

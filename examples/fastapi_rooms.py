@@ -1,7 +1,7 @@
-"""Rooms in a FastAPI application, behind a bearer token: python examples/fastapi_rooms.py [port].
+"""Rooms in FastAPI, behind a bearer token: python examples/fastapi_rooms.py [port].
 
-The token is the member's name. ws://.../rooms/{number} tells a member who else is there; GET /rooms/{number} tells a
-page.
+The token is the member's name. Joining ws://.../rooms/{number} sends the list of members; GET /rooms/{number} returns
+it as JSON.
 """
 
 import sys
@@ -20,7 +20,7 @@ members: defaultdict[int, dict[str, AsyncConnection]] = defaultdict(dict)
 
 def member(token: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> str:
     if not token.credentials.isalpha():
-        raise HTTPException(403, "a token here is a name: letters only")
+        raise HTTPException(403, "the token is a name: letters only")
     return token.credentials
 
 
@@ -45,7 +45,7 @@ async def enter(number: int, name: Member, conn: Connection) -> None:
                 try:
                     members[number][message].send(f"{name} greets you")
                 except ConnectionClosed:
-                    pass  # that one is just leaving
+                    pass  # that member is disconnecting
     finally:
         if members[number].get(name) is conn:
             del members[number][name]

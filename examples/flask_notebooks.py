@@ -1,7 +1,7 @@
-"""Everybody's own notebook server behind one login, in Flask: python examples/flask_notebooks.py [port].
+"""A notebook server per user behind one login, in Flask: python examples/flask_notebooks.py [port].
 
-GET /login?name=ann (or bob, or eve who has none) sets a cookie; ws://.../notebook/ then leads to the server of whoever
-has it. The proxy relays bytes on the process's event loop; not one connection through it holds a thread.
+GET /login?name=ann sets a cookie (also for bob, and for eve, who has no server); ws://.../notebook/ then leads to that
+user's server. The proxy relays bytes on the process's event loop; its connections occupy no thread.
 """
 
 import itertools
@@ -22,7 +22,7 @@ shed = Watershed()
 
 
 def start_notebook(owner: str) -> str:
-    """A server of one user's, which numbers the cells that it gets; returns its URL."""
+    """Start a user's server, which numbers the cells that it receives; return its URL."""
     numbers = itertools.count(1)
 
     class Notebook(BaseHTTPRequestHandler):
@@ -49,10 +49,10 @@ def login() -> str:
 
 
 def upstream_of(_: ProxyRequest) -> str | None:
-    return notebooks.get(session["name"])  # None: a 404
+    return notebooks.get(session["name"])  # None becomes a 404
 
 
-# The session is between the browser and us.
+# The session cookie is not meant for the upstream.
 proxy = WebSocketProxy(upstream_of, strip_prefix="/notebook", drop_headers=["cookie"])
 
 

@@ -1,7 +1,7 @@
-"""Rooms of a chat in a Flask application, behind a login, with a page: python examples/flask_rooms.py [port].
+"""Chat rooms in Flask, behind a login, with a page: python examples/flask_rooms.py [port].
 
-GET /login?name=ann sets a cookie; ws://.../rooms/{room} then lets in whoever has it. What one member sends, all members
-of the room get; not one of them holds a thread.
+GET /login?name=ann sets a cookie; ws://.../rooms/{room} then lets the user in. Every message goes to
+all members of the room. Connections occupy no thread.
 """
 
 import sys
@@ -38,12 +38,12 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>rooms</title>
 rooms: defaultdict[str, set[AsyncConnection]] = defaultdict(set)
 
 
-def tell(room: str, text: str) -> None:
+def announce(room: str, text: str) -> None:
     for member in list(rooms[room]):
         try:
-            member.send(text)  # not awaited: whoever reads slowly delays nobody else
+            member.send(text)  # not awaited, so a slow reader delays nobody else
         except ConnectionClosed:
-            pass  # it is just leaving
+            pass  # this member is disconnecting
 
 
 @app.get("/")
@@ -65,14 +65,14 @@ def chat(room: str) -> ResponseReturnValue | Callable[[AsyncConnection], Awaitab
 
     async def talk(conn: AsyncConnection) -> None:
         rooms[room].add(conn)
-        tell(room, f"{name} has come")
+        announce(room, f"{name} joined")
         try:
             async for message in conn:
                 if isinstance(message, str):
-                    tell(room, f"{name}: {message}")
+                    announce(room, f"{name}: {message}")
         finally:
             rooms[room].discard(conn)
-            tell(room, f"{name} has left")
+            announce(room, f"{name} left")
 
     return talk
 

@@ -1,4 +1,4 @@
-"""An upgrade accepted from the standard library's own HTTP server: python examples/http_server.py [port]."""
+"""Accept upgrades on the standard library's HTTP server: python examples/http_server.py [port]."""
 
 import contextlib
 import sys
@@ -13,7 +13,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         try:
             conn = shed.accept(self, self.connection)
-        except HandshakeError as refusal:  # which has been answered already
+        except HandshakeError as refusal:  # the client has already been answered
             self.log_message("refused: %s", refusal)
             return
         conn.on("text", conn.send)

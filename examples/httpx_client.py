@@ -1,6 +1,6 @@
-"""A member of a chat, by way of httpx: python examples/httpx_client.py [port of starlette_chat.py or flask_rooms.py].
+"""A chat member, connecting through httpx: python examples/httpx_client.py [port of starlette_chat.py or flask_rooms.py].
 
-The login is a page, its cookie stays with httpx, and the WebSocket is opened with all that the client has.
+The httpx client logs in on a page and keeps the cookie; the WebSocket is opened with the same client.
 """
 
 import sys
@@ -15,7 +15,7 @@ def main(port: int) -> None:
         http.get(f"http://127.0.0.1:{port}/login", params={"name": "ann"}).raise_for_status()
         with connect(f"ws://127.0.0.1:{port}/rooms/lobby", http=http) as conn:
             conn.send("hello")
-            print(conn.receive())  # ann has come
+            print(conn.receive())  # ann joined
             print(conn.receive())  # ann: hello
 
 

@@ -1,7 +1,7 @@
-"""A kernel in the manner of Jupyter's, for jupyter_like_proxy.py: python examples/jupyter_like_kernel.py [port].
+"""A Jupyter-like kernel for jupyter_like_proxy.py: python examples/jupyter_like_kernel.py [port].
 
-ws://.../api/kernels/{kernel}/channels speaks v1.kernel.websocket.jupyter.org: a BINARY message is the name of a channel
-and the parts of a kernel's message, behind a table of where each of them begins.
+ws://.../api/kernels/{kernel}/channels speaks v1.kernel.websocket.jupyter.org: a BINARY message is a table of
+offsets, followed by the name of a channel and the parts of a kernel message.
 """
 
 import json
@@ -21,7 +21,7 @@ PROTOCOL = "v1.kernel.websocket.jupyter.org"
 
 def pack(channel: str, *parts: dict[str, Any]) -> bytes:
     pieces = [channel.encode(), *(json.dumps(part).encode() for part in parts)]
-    count = len(pieces) + 1  # offsets: where each piece begins, and where the last one ends
+    count = len(pieces) + 1  # offsets: the start of each piece, and the end of the last one
     offsets = accumulate(map(len, pieces), initial=8 * (1 + count))
     return struct.pack(f"<{1 + count}Q", count, *offsets) + b"".join(pieces)
 

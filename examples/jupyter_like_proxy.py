@@ -1,7 +1,7 @@
 """A hub in front of a kernel or a Jupyter server: python examples/jupyter_like_proxy.py [port [port of the kernel]].
 
-ws://.../user/ann/api/kernels/... goes there without /user/ann. The client asks for a subprotocol, the kernel picks it,
-or refuses, and its answer comes back through the hub as it is.
+ws://.../user/ann/api/kernels/... is forwarded without /user/ann. The client offers subprotocols, the kernel picks one
+or refuses, and its response comes back through the hub unchanged.
 """
 
 import sys

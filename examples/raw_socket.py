@@ -1,4 +1,4 @@
-"""A relay in proxy mode, where we shake hands on both sides and never look at a frame.
+"""A relay in proxy mode: performs both handshakes itself, then never looks at a frame.
 
 python examples/raw_socket.py [port [port of another WebSocket server on this machine]]
 """
@@ -11,7 +11,7 @@ import sys
 from watershed_mw import HandshakeError, Watershed
 from watershed_mw.relay import relay
 
-shed = Watershed(compression=False)  # what is relayed unread must mean the same on both sides
+shed = Watershed(compression=False)  # both handshakes must agree, as frames are relayed unread
 PORT = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
 UPSTREAM = int(sys.argv[2]) if len(sys.argv) > 2 else 8000
 
@@ -40,11 +40,11 @@ class Relay(socketserver.BaseRequestHandler):
         try:
             request, rest = read_head(self.request)
             with contextlib.ExitStack() as refused:
-                upstream = refused.enter_context(dial())  # first: once we have said 101, it is too late to say no
+                upstream = refused.enter_context(dial())  # first: after a 101 it is too late to refuse
                 client = shed.accept(request, self.request, head=rest, detached=True)
                 refused.pop_all()
-            relay(client, upstream)  # on the process's event loop from now on: this thread has nothing more to do
-        except HandshakeError as refusal:  # the client's has been answered already
+            relay(client, upstream)  # continues on the process's event loop: this thread is done
+        except HandshakeError as refusal:  # a refused client has already been answered
             print(f"refused: {refusal}")
         except ConnectionError as error:
             print(f"lost: {error}")

@@ -1,7 +1,7 @@
-"""Rooms of a chat in a Starlette application, behind a login: python examples/starlette_chat.py [port].
+"""Chat rooms in Starlette, behind a login: python examples/starlette_chat.py [port].
 
-GET /login?name=ann sets a cookie; ws://.../rooms/{room} then lets in whoever has it. What one member sends, all members
-of the room get.
+GET /login?name=ann sets a cookie; ws://.../rooms/{room} then lets the user in. Every message goes to
+all members of the room.
 """
 
 import sys
@@ -22,12 +22,12 @@ from watershed_mw.starlette import WatershedRoute
 rooms: defaultdict[str, set[AsyncConnection]] = defaultdict(set)
 
 
-def tell(room: str, text: str) -> None:
+def announce(room: str, text: str) -> None:
     for member in list(rooms[room]):
         try:
-            member.send(text)  # not awaited: whoever reads slowly delays nobody else
+            member.send(text)  # not awaited, so a slow reader delays nobody else
         except ConnectionClosed:
-            pass  # it is just leaving
+            pass  # this member is disconnecting
 
 
 async def login(request: Request) -> PlainTextResponse:
@@ -42,14 +42,14 @@ async def chat(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
         return
     conn = await upgrade.accept()
     rooms[room].add(conn)
-    tell(room, f"{name} has come")
+    announce(room, f"{name} joined")
     try:
         async for message in conn:
             if isinstance(message, str):
-                tell(room, f"{name}: {message}")
+                announce(room, f"{name}: {message}")
     finally:
         rooms[room].discard(conn)
-        tell(room, f"{name} has left")
+        announce(room, f"{name} left")
 
 
 app = Starlette(

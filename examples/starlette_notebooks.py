@@ -1,7 +1,7 @@
-"""Everybody's own notebook server behind one login, in Starlette: python examples/starlette_notebooks.py [port].
+"""A notebook server per user behind one login, in Starlette: python examples/starlette_notebooks.py [port].
 
-GET /login?name=ann (or bob, or eve who has none) sets a cookie; ws://.../notebook/ then leads to the server of whoever
-has it. The proxy relays bytes: it has not looked at a frame when ann's server answers her.
+GET /login?name=ann sets a cookie (also for bob, and for eve, who has no server); ws://.../notebook/ then leads to that
+user's server. The proxy relays bytes without parsing messages.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from starlette.routing import Mount, Route
 from watershed_mw import HandshakeError, Watershed
 from watershed_mw.proxy import ProxyRequest, WebSocketProxy
 
-notebooks: dict[str, str] = {}  # the URL of everybody's server
+notebooks: dict[str, str] = {}  # the URL of each user's server
 shed = Watershed()
 
 
 async def start_notebook(owner: str) -> asyncio.Server:
-    """A server of one user's: it numbers the cells that it gets."""
+    """Start a user's server, which numbers the cells that it receives."""
     numbers = itertools.count(1)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,11 +59,11 @@ def upstream_of(request: ProxyRequest) -> str | None:
     name = request.scope["session"].get("name")
     if name is None:
         raise HandshakeError("log in first: /login?name=...", status=401)
-    return notebooks.get(name)  # None: a 404
+    return notebooks.get(name)  # None becomes a 404
 
 
 app = Starlette(
-    # The session is between the browser and us.
+    # The session cookie is not meant for the upstream.
     routes=[Route("/login", login), Mount("/notebook", WebSocketProxy(upstream_of, drop_headers=["cookie"]))],
     middleware=[Middleware(SessionMiddleware, secret_key="only an example")],
     lifespan=lifespan,

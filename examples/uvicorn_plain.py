@@ -1,6 +1,6 @@
-"""Starlette's own WebSocket, carried by our uvicorn class: python examples/uvicorn_plain.py [port].
+"""Starlette's own WebSocket on this package's uvicorn class: python examples/uvicorn_plain.py [port].
 
-On the command line: uvicorn examples.uvicorn_plain:app --ws watershed_mw.uvicorn:WatershedProtocol
+From the command line: uvicorn examples.uvicorn_plain:app --ws watershed_mw.uvicorn:WatershedProtocol
 """
 
 import sys

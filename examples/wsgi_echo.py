@@ -1,4 +1,4 @@
-"""An echo in a Flask application: python examples/wsgi_echo.py [port]."""
+"""An echo server in Flask: python examples/wsgi_echo.py [port]."""
 
 import sys
 
@@ -15,7 +15,7 @@ def echo() -> str:
     conn = request.environ["watershed"].accept()
     for message in conn:
         conn.send(message)
-    return ""  # the answer went out long ago
+    return ""  # discarded: the 101 has already been sent
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""An echo in a WSGI application without a framework, on the standard library's server.
+"""An echo server as a plain WSGI application, on the standard library's server.
 
-python examples/wsgi_plain.py [port]. That server has one thread; any number of connections leave it free.
+python examples/wsgi_plain.py [port]. The server has a single thread; connections do not occupy it.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 
 
 if __name__ == "__main__":
-    ServerHandler.http_version = "1.1"  # some WebSocket clients do not read a refusal in HTTP/1.0, this server's own
+    ServerHandler.http_version = "1.1"  # some WebSocket clients cannot read a refusal in HTTP/1.0, the server's default
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
     with make_server("127.0.0.1", port, WatershedWSGI(application)) as server, contextlib.suppress(KeyboardInterrupt):
         print(f"ws://127.0.0.1:{server.server_port}/", flush=True)

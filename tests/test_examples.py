@@ -179,17 +179,17 @@ def test_chat_examples_and_their_httpx_client(name: str) -> None:
         assert_refused(401, port, "/rooms/blue")
         cookies = {member: logged_in(port, member) for member in ("ann", "bob")}
         with dial(port, "/rooms/blue", headers=cookies["ann"]) as ann:
-            assert ann.recv(LIMIT) == "ann has come"
+            assert ann.recv(LIMIT) == "ann joined"
             with dial(port, "/rooms/blue", headers=cookies["bob"]) as bob:
-                assert [ann.recv(LIMIT), bob.recv(LIMIT)] == ["bob has come"] * 2
+                assert [ann.recv(LIMIT), bob.recv(LIMIT)] == ["bob joined"] * 2
                 bob.send("hello")
                 assert [ann.recv(LIMIT), bob.recv(LIMIT)] == ["bob: hello"] * 2
                 with dial(port, "/rooms/red", headers=cookies["ann"]) as elsewhere:
-                    assert elsewhere.recv(LIMIT) == "ann has come"
-            assert ann.recv(LIMIT) == "bob has left"
+                    assert elsewhere.recv(LIMIT) == "ann joined"
+            assert ann.recv(LIMIT) == "bob left"
         with Program(EXAMPLES / "httpx_client.py", str(port)) as client:
             assert client.wait() == 0
-            assert client.output.splitlines() == ["ann has come", "ann: hello"]
+            assert client.output.splitlines() == ["ann joined", "ann: hello"]
         program.stop(signal.SIGINT)
         assert "Traceback" not in program.output
 
@@ -201,7 +201,7 @@ def logged_in(port: int, name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["starlette_notebooks.py", "flask_notebooks.py"])
-def test_notebook_examples_lead_everybody_to_his_own_server(name: str) -> None:
+def test_notebook_examples_lead_each_user_to_their_own_server(name: str) -> None:
     with Program(EXAMPLES / name, "0") as program:
         port = program.port()
         page = f"http://127.0.0.1:{port}"
