@@ -1,7 +1,7 @@
-# Everything that a newcomer, a developer or CI runs. `make help` lists it; each target does its own set-up.
+# Entry points for newcomers, developers and CI. `make help` lists them; each target sets up what it needs.
 #
-# One virtual environment per Python. A stamp file in it says what has been installed, another when the extension
-# modules were built: both carry the time at which their work BEGAN, so an edit made meanwhile is never missed.
+# One virtual environment per Python. One stamp file in it records what is installed, another when the extension
+# modules were built. Both carry the time at which that work BEGAN, so an edit made meanwhile is never missed.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,19 +13,19 @@ VENV ?= .venv
 ARGS ?=
 
 PY := $(VENV)/bin/python
-# A PYTHON that was asked for is the only candidate; otherwise the first that is new enough is taken.
+# An explicit PYTHON is the only candidate; otherwise the first one that is new enough wins.
 CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.14 python3.13 python3.12 python3.11)
 INSTALL := WATERSHED_MW_PURE=1 $(PY) -m pip install --quiet --no-build-isolation
 TYPES := $(shell find watershed_mw -name '*.pxd')
 SOURCES := $(TYPES) $(wildcard $(TYPES:.pxd=.py))
-# The second run of the suite needs only what the choice of build can change: not how servers are started and stopped.
+# The second run of the suite covers only what depends on the build, not how servers start and stop.
 PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py --ignore=tests/test_docs.py \
     --ignore=tests/doors/test_servers.py --ignore=tests/doors/test_wsgi_servers.py \
     --ignore=tests/doors/test_wsgi_process.py --ignore=tests/doors/test_django.py --ignore=tests/test_docs_wsgi.py \
     --ignore=tests/doors/test_proxy_servers.py --ignore=tests/test_cli.py --ignore=tests/soak
 LOGS := build/logs
 CONFORMANCE = $(PY) -m tests.autobahn
-# Without a Python 2.7 there is no Autobahn: it says so in one line, and nothing counts as passed.
+# Exit status without a Python 2.7, which Autobahn needs: it prints one line, and nothing counts as passed.
 NOT_RUN := 77
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -35,18 +35,18 @@ export PIP_ROOT_USER_ACTION := ignore
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  (PYTHON=... names the interpreter, VENV=... the environment, ARGS=... goes to pytest)"
+	@echo "  (PYTHON=... selects the interpreter, VENV=... the environment; ARGS=... is passed to pytest)"
 
-demo: $(VENV)/.demo $(VENV)/.built ## one page that talks to a Starlette echo and a Flask echo
+demo: $(VENV)/.demo $(VENV)/.built ## a page that talks to a Starlette echo and a Flask echo
 	@$(PY) -m examples.demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.built ## the test suite on the compiled build, and beside it on the interpreted one
+test: $(VENV)/.dev $(VENV)/.built ## the test suite, on the compiled and the interpreted build in parallel
 	@build=$$($(PY) -c 'import watershed_mw; print(watershed_mw.implementation)'); \
 	echo "== tests, $$build build, $$($(PY) -VV)"; \
 	$(WITHOUT_PEERS) \
 	if [ "$$build" = interpreted ]; then \
 	    WATERSHED_MW_PURE=1 $(PY) -m pytest $(ARGS); \
-	    echo "== no extension modules here: that run WAS the interpreted build, the compiled one was not tested"; \
+	    echo "== no extension modules here: that run used the interpreted build; the compiled one was not tested"; \
 	    exit; \
 	fi; \
 	mkdir -p $(LOGS); \
@@ -57,7 +57,7 @@ test: $(VENV)/.dev $(VENV)/.built ## the test suite on the compiled build, and b
 	interpreted=0; wait $$beside || interpreted=$$?; cat $(LOGS)/interpreted.log; \
 	exit $$((compiled ? compiled : interpreted))
 
-# A newcomer need not install Node, Chromium, nginx and Caddy; what is left out is said aloud, and CI may leave out nothing.
+# Newcomers need not install Node, Chromium, nginx and Caddy; skipped tests are announced. CI skips nothing.
 define WITHOUT_PEERS
 if [ "$${CI:-}" != true ]; then \
     if ! { command -v node && command -v npm; } >/dev/null; then export WATERSHED_MW_NO_NODE=1; \
@@ -69,7 +69,7 @@ if [ "$${CI:-}" != true ]; then \
 fi;
 endef
 
-# Prints "tag version path" for a CPython that is new enough, nothing for any other.
+# Prints "tag version path" for a CPython that is new enough, otherwise nothing.
 define PROBE
 import sys, sysconfig
 if sys.version_info >= (3, 11) and sys.implementation.name == "cpython":
@@ -78,7 +78,7 @@ if sys.version_info >= (3, 11) and sys.implementation.name == "cpython":
 endef
 export PROBE
 
-test-all: ## the test suite on every CPython 3.11+ on PATH or under pyenv, one environment each
+test-all: ## the test suite on every CPython 3.11+ on PATH or under pyenv, each in its own environment
 	@mkdir -p $(LOGS); failed=0; \
 	candidates() { \
 	    for minor in {11..20}; do type -ap python3.$$minor python3.$${minor}t || true; done; \
@@ -97,56 +97,56 @@ test-all: ## the test suite on every CPython 3.11+ on PATH or under pyenv, one e
 	done <<<"$$found"; \
 	exit $$failed
 
-check: $(VENV)/.dev ## ruff (rules and format) and mypy strict, on the package, tests, benchmarks and examples
+check: $(VENV)/.dev ## ruff (lint and format) and mypy --strict, on the package, tests, benchmarks and examples
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy watershed_mw tests benchmarks examples
 
-format: $(VENV)/.dev ## let ruff mend what it can and lay out the code
+format: $(VENV)/.dev ## apply ruff's fixes and format the code
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
 
 build: $(VENV)/.built ## compile the extension modules in place
 
-autobahn: $(VENV)/.dev $(VENV)/.built ## all 517 Autobahn cases against every door, both builds (needs Python 2.7)
+autobahn: $(VENV)/.dev $(VENV)/.built ## all 517 Autobahn cases against every integration, both builds (needs Python 2.7)
 	@$(CONFORMANCE) $(ARGS) || test $$? -eq $(NOT_RUN)
 
-autobahn-ci: $(VENV)/.dev $(VENV)/.built ## the subset of the Autobahn cases that CI runs, both builds
+autobahn-ci: $(VENV)/.dev $(VENV)/.built ## the subset of Autobahn cases that CI runs, both builds
 	@$(CONFORMANCE) --subset --door raw --door uvicorn --door client $(ARGS) || test $$? -eq $(NOT_RUN)
-	@# What a WSGI server adds to the connections above is the socket that it gives, and the proxy parses no frame.
+	@# The WSGI integration adds only the socket handover to the connections above, and the proxy parses no messages.
 	@$(CONFORMANCE) --subset --door wsgi --door proxy --build compiled $(ARGS) || test $$? -eq $(NOT_RUN)
 
-bench: $(VENV)/.dev $(VENV)/.built ## every door beside its peers and the limit: ratios in one run, tables and plots in docs/
+bench: $(VENV)/.dev $(VENV)/.built ## every integration compared with other packages and the limit: tables and plots in docs/
 	@$(PY) -m benchmarks --out docs $(ARGS)
 
-bench-wsgi: $(VENV)/.dev $(VENV)/.built ## the WSGI door beside flask-sock: CPU and memory, as ratios in one run
+bench-wsgi: $(VENV)/.dev $(VENV)/.built ## the WSGI integration compared with flask-sock: CPU and memory
 	@$(PY) -m benchmarks.wsgi $(ARGS)
 
-bench-relays: $(VENV)/.dev $(VENV)/.built ## the proxy beside nginx and HAProxy, where they are installed: a table in docs/
+bench-relays: $(VENV)/.dev $(VENV)/.built ## the proxy compared with nginx and HAProxy, if installed; a table in docs/
 	@$(PY) -m benchmarks.relays --docs docs $(ARGS)
 
-bench-clients: $(VENV)/.dev $(VENV)/.built ## the client beside picows' and websockets': a table in docs/
+bench-clients: $(VENV)/.dev $(VENV)/.built ## the client compared with picows and websockets; a table in docs/
 	@$(PY) -m benchmarks.clients --docs docs $(ARGS)
 
-bench-micro: $(VENV)/.dev $(VENV)/.built ## codec, masking, handshake and deflate alone, on both builds
+bench-micro: $(VENV)/.dev $(VENV)/.built ## micro-benchmarks of codec, masking, handshake and deflate, on both builds
 	@$(PY) -m pytest -q --benchmark-storage=build/benchmarks/micro benchmarks/micro/bench_core.py $(ARGS)
 
-coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, interpreted build
+coverage: $(VENV)/.dev $(VENV)/.built ## branch coverage of each module, on the interpreted build
 	@mkdir -p build/coverage
 	WATERSHED_MW_PURE=1 $(PY) -m coverage run -m pytest $(PURE_SKIPS) $(ARGS)
 	$(PY) -m coverage report
 
 SECONDS ?= 60
-fuzz: $(VENV)/.fuzz $(VENV)/.built ## a minute of fuzzing, or SECONDS=...; with atheris where it can be installed
+fuzz: $(VENV)/.fuzz $(VENV)/.built ## fuzzing for a minute, or SECONDS=...; with atheris if it can be installed
 	@$(PY) -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
-soak: $(VENV)/.dev $(VENV)/.built ## every door under load for a minute, or SECONDS=...: nothing lost, nothing left behind
+soak: $(VENV)/.dev $(VENV)/.built ## every integration under load for a minute, or SECONDS=...: nothing lost, nothing leaked
 	@$(PY) -m tests.soak --seconds $(SECONDS) $(ARGS)
 
-asan: $(VENV)/.dev ## tests of core and connections on extension modules with AddressSanitizer and UBSan (gcc, Linux)
+asan: $(VENV)/.dev ## the tests of core and connections under AddressSanitizer and UBSan (gcc, Linux)
 	@PYTHON=$(PY) tests/sanitizers/run $(ARGS)
 
-clean: ## remove all that was built or installed here
+clean: ## remove everything built or installed here
 	rm -rf build dist .venv .venv-* *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf tests/support/parties/node_modules
 	rm -rf .autobahn
@@ -158,7 +158,7 @@ $(VENV)/.base:
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$${found:-}" ]; then \
-	    echo "watershed_mw needs Python 3.11 or newer, and none of these is: $(CANDIDATES)"; \
+	    echo "watershed_mw needs Python 3.11 or newer, found none among: $(CANDIDATES)"; \
 	    echo "Name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; \
 	fi; \
 	echo "== $(VENV): $$("$$found" -VV)"; \
@@ -167,7 +167,7 @@ $(VENV)/.base:
 	    | $(PY) -m pip install --quiet -r /dev/stdin
 	@touch $@
 
-# pip sees to metadata and dependencies only: compiling is the next rule's, where its one line can be read.
+# pip installs only metadata and dependencies. The rule below compiles, so that its one line of output stays visible.
 $(VENV)/.demo: pyproject.toml setup.py | $(VENV)/.base
 	@touch $@.begun
 	$(INSTALL) --editable '.[demo]'
@@ -178,15 +178,15 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.base
 	$(INSTALL) --editable '.[test,check,bench]'
 	@mv $@.begun $@
 
-# atheris has no wheels for many systems; the targets run without it as well, and say so.
+# atheris has no wheels for many systems; without it the targets still run, and say so.
 $(VENV)/.fuzz: pyproject.toml | $(VENV)/.dev
 	@touch $@.begun
-	@$(INSTALL) --editable '.[fuzz]' || echo "== atheris cannot be installed here: inputs will be random"
+	@$(INSTALL) --editable '.[fuzz]' || echo "== atheris cannot be installed here; inputs will be random"
 	@mv $@.begun $@
 
 $(VENV)/.built: setup.py $(SOURCES) | $(VENV)/.base
 	@touch $@.begun
 	@$(PY) setup.py --quiet build_ext --inplace
-# Where the build fell back there is no stamp: it is tried again next time, and says so again.
+# If the build fell back there is no stamp: the next run tries again, and says so again.
 	@suffix=$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))'); \
 	if compgen -G "watershed_mw/core/*$$suffix" >/dev/null; then mv $@.begun $@; else rm $@.begun; fi

@@ -1,4 +1,4 @@
-"""A chat member that connects with httpx: examples/httpx_client.py [port of starlette_chat.py or flask_rooms.py].
+"""A chat member that connects with httpx: python examples/httpx_client.py [port of starlette_chat or flask_rooms].
 
 The httpx client logs in on a page and keeps the cookie; the WebSocket is opened with the same client.
 """
