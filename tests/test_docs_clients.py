@@ -116,7 +116,7 @@ def errors(block: Block, seen: Seen) -> None:
     assert first_message(f"{url}/secret") == "refused with 401: log in first"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert first_message(f"ws://127.0.0.1:{port}/").startswith("no way there: [Errno")
+    assert first_message(f"ws://127.0.0.1:{port}/").startswith("cannot connect: [Errno")
     with Uvicorn(WatershedASGI(_leave)) as server:
         assert first_message(f"ws://127.0.0.1:{server.port}/") == "closed with 4001 no more"
 
