@@ -1,6 +1,6 @@
 """What a handler raises ends its connection alone, whatever its class; what interrupts a handler reaches the program.
 
-Under our uvicorn class and on the WSGI servers; the other ASGI servers' test is in ``test_servers.py``, handlers of a
+Under our uvicorn class and on the WSGI servers; the other ASGI servers' test is in ``servers/``, handlers of a
 connection by itself are in ``tests/connections/test_handlers.py``.
 """
 

@@ -1,7 +1,7 @@
 """Request targets, hosts and versions of HTTP at every door (RFC 9112 sections 2.6 and 3.2).
 
 A target in absolute form names path, query and host; anything but a path or such a URI is no GET. The servers of the
-matrices are asked the same in test_servers.py and test_wsgi_servers.py.
+matrices are asked the same in servers/.
 """
 
 from __future__ import annotations

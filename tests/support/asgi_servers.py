@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
+
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Opcode
 
 from tests.support import LIMIT, PROJECT
+from tests.support.peers import Answer, Peer, close, dial, head
 from tests.support.programs import Program, free_port
 from tests.support.threaded_servers import UVICORN_CLASS
 from tests.support.waiting import eventually
@@ -244,3 +251,69 @@ def converse_within(version: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+Native: TypeAlias = tuple[Program, int]
+Portable: TypeAlias = tuple[Program, int, Server]
+SOON = LIMIT / 2
+"""Less than any of the time-outs that would end a wait: what takes longer was not told."""
+STOPPED = (0, -signal.SIGTERM)
+"""Exit codes after SIGTERM: uvicorn lets the signal have its usual effect in the end."""
+ROOM = "/starlette/rooms/blue"
+
+
+def seen(program: Program) -> list[dict[str, object]]:
+    """What the application has seen so far."""
+    return [json.loads(line) for line in re.findall(r"SAW (\{.*\})\n", program.output)]
+
+
+def saw(program: Program, **facts: object) -> None:
+    """Wait until the application has seen something with these facts."""
+    try:
+        eventually(lambda: any(facts.items() <= one.items() for one in seen(program)))
+    except AssertionError:
+        raise AssertionError(f"{facts} was never seen:\n{program.output}") from None
+
+
+def refused(port: int, path: str, **fields: str) -> Answer:
+    with Peer(port) as peer:
+        peer.send(head(path, **fields))
+        answer = peer.answer()
+        assert answer.status != 101, "it was accepted"
+        return answer
+
+
+def read_close(port: int, path: str) -> tuple[str, int, str]:
+    """What the server sends until it closes, and how it does."""
+    with dial(port, path) as client:
+        received = ""
+        while True:
+            try:
+                received += str(client.recv(LIMIT))
+            except ConnectionClosed:
+                break
+    closed = client.protocol.close_rcvd
+    assert closed is not None, "no Close came"
+    return received, closed.code, closed.reason
+
+
+def is_served(port: int, path: str) -> None:
+    """A short conversation."""
+    with dial(port, path, protocols=["chat.v1"]) as client:
+        assert client.subprotocol == "chat.v1"
+        client.send("Grüße")
+        assert client.recv(LIMIT) == "Grüße"
+
+
+def begin_stop(program: Program) -> None:
+    os.kill(program.pid, signal.SIGTERM)
+
+
+def told_to_go(peer: Peer) -> None:
+    """The server's Close when it stops, answered as clients do."""
+    while (frame := peer.frame()).opcode is Opcode.TEXT:
+        pass
+    assert (frame.opcode, bytes(frame.data)[:2]) == (Opcode.CLOSE, (1012).to_bytes(2, "big"))
+    peer.send(close(1012))
+    peer.end()
+    peer.sock.close()

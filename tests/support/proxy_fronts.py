@@ -14,11 +14,10 @@ from starlette.routing import Mount
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from tests.support.peers import Peer, close, head
 from tests.support.portable_servers import Hypercorn
 from tests.support.scripted import Server, Visit
 from tests.support.threaded_servers import Uvicorn, Werkzeug
-
-__all__ = ["FRONTS", "ASGIFront", "Front", "WSGIFront", "fields_of", "refusing", "saying", "target_of"]
 
 
 class Front:
@@ -132,3 +131,44 @@ def fields_of(server: Server) -> list[tuple[str, str]]:
     """The header fields of the last request, names in lower case."""
     pairs = (line.partition(":") for line in _head(server)[1:-2])
     return [(name.lower(), value.strip()) for name, _, value in pairs]
+
+
+Serve = Callable[..., Server]
+
+
+def ask(front: Front, *, data: bytes = b"", path: str = "/", **changes: Any) -> Any:
+    """The answer to an upgrade request, after which the stream has to end."""
+    with Peer(front.port) as peer:
+        peer.send(data or head(path, **changes))
+        return peer.refusal()
+
+
+def shared(front: Front) -> dict[str, str | list[str]]:
+    return {
+        "Host": f"shop.example:{front.port}",
+        "Origin": f"http://shop.example:{front.port}",
+        "Cookie": "session=1",
+        "Authorization": "Bearer x",
+        "Proxy-Authorization": "Basic eDp5",
+        "Proxy-Connection": "keep-alive",
+        "Keep-Alive": "timeout=5",
+        "TE": "trailers",
+        "X-Hop": "1",
+        "Connection": "Upgrade, X-Hop, Sec-WebSocket-Key",
+        "X-Forwarded-For": "203.0.113.9",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Prefix": "/evil",
+        "Forwarded": "for=203.0.113.9",
+    }
+
+
+def conversed(front: Front, upstream: Server, path: str = "/", **changes: Any) -> dict[str, str]:
+    """What the upstream was told, after a whole conversation."""
+    with Peer(front.port) as peer:
+        peer.open(path, **changes)
+        peer.send(close())
+        assert peer.close() == (1000, "")
+    fields = fields_of(upstream)
+    assert len(dict(fields)) == len(fields), fields
+    return dict(fields)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import pytest
 from websockets.frames import Frame, Opcode
 
+from tests.doors.conftest import Start
 from tests.support import LIMIT
 from tests.support.asgi import Receive, Scope, Send
 from tests.support.peers import ACCEPT, Peer, binary, head, text
@@ -34,8 +35,6 @@ from watershed_mw.options import ConnectionOptions
 from watershed_mw.proxy import ProxyRequest, WebSocketProxy, live_relays
 from watershed_mw.runtime.loop_thread import background_loop
 from watershed_mw.uvicorn import WatershedProtocol
-
-from .conftest import Start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 

@@ -1,119 +1,45 @@
-"""The server matrix: every server that the ASGI door runs on, started for real, and driven by real clients.
-
-First our uvicorn class with each of uvicorn's parsers, loops, settings and versions, then the portable API on the
-servers that keep their frames to themselves.
-"""
+"""Our class on uvicorn, started for real and driven by real clients: its parsers, loops, settings and versions."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import select
-import signal
 import socket
 import ssl
 import time
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
 
-import h2.config
-import h2.connection
-import h2.events
-import h2.settings
 import pytest
 import uvicorn
-from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT, PROJECT
 from tests.support.asgi_servers import (
-    HYPERCORNS,
-    PORTABLE,
+    ROOM,
+    SOON,
+    STOPPED,
     UVICORNS,
-    Server,
+    Native,
+    begin_stop,
     converse_within,
+    is_served,
     ours,
     ours_of,
     ours_on_a_socket,
+    read_close,
+    refused,
     running,
     running_at,
+    saw,
+    told_to_go,
 )
-from tests.support.peers import Answer, Peer, binary, close, dial, head, ping, text
-from tests.support.programs import Program
+from tests.support.peers import Peer, binary, close, dial, head, ping, text
 from tests.support.waiting import eventually
-
-Native: TypeAlias = tuple[Program, int]
-Portable: TypeAlias = tuple[Program, int, Server]
-
-SOON = LIMIT / 2
-"""Less than any of the time-outs that would end a wait: what takes longer was not told."""
-STOPPED = (0, -signal.SIGTERM)
-"""Exit codes after SIGTERM: uvicorn lets the signal have its usual effect in the end."""
-ROOM = "/starlette/rooms/blue"
-
-
-def seen(program: Program) -> list[dict[str, object]]:
-    """What the application has seen so far."""
-    return [json.loads(line) for line in re.findall(r"SAW (\{.*\})\n", program.output)]
-
-
-def saw(program: Program, **facts: object) -> None:
-    """Wait until the application has seen something with these facts."""
-    try:
-        eventually(lambda: any(facts.items() <= one.items() for one in seen(program)))
-    except AssertionError:
-        raise AssertionError(f"{facts} was never seen:\n{program.output}") from None
-
-
-def refused(port: int, path: str, **fields: str) -> Answer:
-    with Peer(port) as peer:
-        peer.send(head(path, **fields))
-        answer = peer.answer()
-        assert answer.status != 101, "it was accepted"
-        return answer
-
-
-def read_close(port: int, path: str) -> tuple[str, int, str]:
-    """What the server sends until it closes, and how it does."""
-    with dial(port, path) as client:
-        received = ""
-        while True:
-            try:
-                received += str(client.recv(LIMIT))
-            except ConnectionClosed:
-                break
-    closed = client.protocol.close_rcvd
-    assert closed is not None, "no Close came"
-    return received, closed.code, closed.reason
-
-
-def is_served(port: int, path: str) -> None:
-    """A short conversation."""
-    with dial(port, path, protocols=["chat.v1"]) as client:
-        assert client.subprotocol == "chat.v1"
-        client.send("Grüße")
-        assert client.recv(LIMIT) == "Grüße"
-
-
-def begin_stop(program: Program) -> None:
-    os.kill(program.pid, signal.SIGTERM)
-
-
-def told_to_go(peer: Peer) -> None:
-    """The server's Close when it stops, answered as clients do."""
-    while (frame := peer.frame()).opcode is Opcode.TEXT:
-        pass
-    assert (frame.opcode, bytes(frame.data)[:2]) == (Opcode.CLOSE, (1012).to_bytes(2, "big"))
-    peer.send(close(1012))
-    peer.end()
-    peer.sock.close()
-
 
 # --- our class: parsers and loops ----------------------------------------------------------------------------
 
@@ -243,7 +169,7 @@ def test_early_bytes_are_kept_where_the_parser_has_them(native: Native, path: st
         assert peer.text() == "early"
 
 
-# --- our class: uvicorn's settings -----------------------------------------------------------------------------
+# --- our class: uvicorn's settings ---------------------------------------------------------------------------
 
 
 def scope_of(port: int, path: str = "/plain/scope", **fields: str) -> dict[str, object]:
@@ -439,7 +365,7 @@ def test_gunicorn_with_uvicorn_worker() -> None:
         assert program.wait() == 0
 
 
-# --- our class: uvicorn's versions -------------------------------------------------------------------------------
+# --- our class: uvicorn's versions ---------------------------------------------------------------------------
 
 
 def converse_with(version: str) -> None:
@@ -494,271 +420,3 @@ def test_the_versions_are_those_that_the_package_claims() -> None:
     assert minors[0] == tuple(map(int, floor.split(".")[:2]))
     assert minors == [(0, minor) for minor in range(minors[0][1], minors[-1][1] + 1)]
     assert tuple(map(int, uvicorn.__version__.split(".")[:2])) >= minors[-1]
-
-
-# --- the portable API ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=PORTABLE, ids=lambda server: server.name)
-def portable(request: pytest.FixtureRequest) -> Iterator[Portable]:
-    server: Server = request.param
-    with running(*server.command) as (program, port):
-        yield program, port, server
-
-
-@pytest.mark.parametrize("path", ["/echo", "/push", ROOM])
-def test_messages_travel_both_ways(portable: Portable, path: str) -> None:
-    program, port, server = portable
-    with dial(port, path, protocols=["other", "chat.v1"]) as client:
-        assert client.subprotocol == "chat.v1"
-        if path == ROOM:
-            assert client.recv(LIMIT) == "blue"
-        empty: tuple[str | bytes, ...] = ("", b"") if server.empty else ()
-        for message in ("Hello", "Grüße 🌊", b"\x00\xff", "x" * 70_000, b"y" * 70_000, *empty):
-            client.send(message)
-            assert client.recv(LIMIT) == message
-        client.close(4005, "enough")
-    code, reason = server.told
-    saw(program, path=path, code=code, reason=reason)
-    if path == "/push":
-        saw(program, event="end", code=code, reason=reason)
-
-
-@pytest.mark.need(1)
-def test_the_application_closes(portable: Portable) -> None:
-    _, port, server = portable
-    assert read_close(port, "/close") == ("x" * 200_000, 4001, "bye" if server.reasons else "")
-
-
-def test_what_the_server_cannot_send_is_a_clear_error(portable: Portable) -> None:
-    _, port, server = portable
-    told, code, _ = read_close(port, "/odd")
-    assert ("to send an empty message, got" in told) is not server.empty
-    assert ("to close with 1001, got" in told) is not server.low_codes
-    assert told.count(server.named) == (not server.empty) + (not server.low_codes)
-    assert code == (1001 if server.low_codes else 3001)
-
-
-def test_a_handler_that_raises_is_1011(portable: Portable) -> None:
-    assert read_close(portable[1], "/raise")[:2] == ("so far", 1011)
-
-
-def test_what_a_handler_raises_ends_its_connection_alone(portable: Portable) -> None:
-    """Whatever its class: a sys.exit() is no end of the server, nor of other connections."""
-    program, port, _ = portable
-    with dial(port, "/echo") as other:
-        for kind in ("SystemExit", "KeyboardInterrupt", "GeneratorExit"):
-            with dial(port, "/leave") as client:
-                client.send(kind)
-                with pytest.raises(ConnectionClosed):
-                    client.recv(LIMIT)
-                assert client.close_code == 1011
-            program.wait_for_line(re.compile(rf"^{kind}\b", re.MULTILINE))
-            other.send(kind)
-            assert other.recv(LIMIT) == kind
-
-
-@pytest.mark.need(6)
-def test_a_message_that_is_too_long_ends_the_connection(portable: Portable) -> None:
-    _, port, server = portable
-    with dial(port, "/echo") as client:
-        client.send(bytes(100_000))
-        assert client.recv(LIMIT) == bytes(100_000)
-        client.send(bytes(100_001))
-        with pytest.raises(ConnectionClosed) as closed:
-            client.recv(LIMIT)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == server.too_long
-
-
-@pytest.mark.need(8, 9)
-def test_refusals(portable: Portable) -> None:
-    _, port, server = portable
-    answer = refused(port, "/reject")
-    told = (answer.status, answer["x-app"], answer.body == b"pay first")
-    assert told == ((402, "yes", True) if server.denial else (403, "", False))
-    foreign = refused(port, "/raise-before", Origin="http://elsewhere.example")  # never gets as far as to raise
-    assert foreign.status == 403
-    assert (b"elsewhere.example" in foreign.body) is server.denial
-    assert refused(port, "/echo", Sec_WebSocket_Protocol="other").status == (400 if server.denial else 403)
-    assert refused(port, "/raise-before").status == server.before
-
-
-def test_a_target_in_absolute_form(portable: Portable) -> None:
-    """RFC 9112 section 3.2.2: path and host are those of the target, whatever Host says."""
-    _, port, server = portable
-    first = "GET http://a.example{} HTTP/1.1"
-    with Peer(port) as peer:
-        own = "a.example" if server.absolute_hosts else "127.0.0.1"
-        peer.open_with(head("/echo", first=first, Origin=f"http://{own}"))
-        peer.send(text("hi"))
-        assert peer.text() == "hi"
-    assert refused(port, "/echo", first=first, Origin="http://elsewhere.example").status == 403
-
-
-def test_an_upgrade_of_http_1_0_is_refused_where_it_can_be_known(portable: Portable) -> None:
-    _, port, server = portable
-    with Peer(port) as peer:
-        peer.send(head("/echo", first="GET {} HTTP/1.0"))
-        answer = peer.sock.recv(65536)
-    assert (answer.split(b" ")[1] == b"101") is not server.versions, answer
-
-
-@pytest.mark.parametrize("host", ["a evil", "evil/x?y#z", "a@evil"])
-def test_an_invalid_host_is_refused(portable: Portable, host: str) -> None:
-    _, port, server = portable
-    assert refused(port, "/raise-before", Host=host).status == (400 if server.denial else 403)
-
-
-def test_header_fields_of_the_accept(portable: Portable) -> None:
-    _, port, server = portable
-    with Peer(port) as peer:
-        answer = peer.open("/headers")
-        assert answer.all("x-app") == (["yes"] if server.headers else [])
-        frame = peer.frame()
-        told = bytes(frame.data).decode() if frame.opcode is Opcode.TEXT else ""
-        assert (f"header fields with the 101, got {server.named}" in told) is not server.headers
-        assert ("leave out headers=" in told) is not server.headers
-
-
-def test_what_the_server_keeps_is_a_clear_error(portable: Portable) -> None:
-    program, port, server = portable
-    wanted = ("to send a PING", "to tell of PING frames", "to tell of PONG frames", "to drop the stream")
-    with dial(port, "/kept") as client:
-        for what in wanted:
-            error = str(client.recv(LIMIT))
-            assert error.startswith(f"expected a server that gives its frames away {what}")
-            assert server.named in error
-            assert "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol" in error
-    assert refused(port, "/detached").status == (501 if server.denial else 403)
-    error = eventually(lambda: next((str(one["unsupported"]) for one in seen(program) if "unsupported" in one), ""))
-    assert f"gives its socket away for detached=True, got {server.named}" in error
-    assert "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol" in error
-
-
-@pytest.mark.need(14)
-def test_a_handler_that_only_sends_learns_of_the_end(portable: Portable) -> None:
-    program, port, _ = portable
-    with Peer(port) as peer:
-        peer.open("/ticks")
-        assert peer.text() == "tick"
-        peer.vanish()
-    saw(program, ticks="ended")
-
-
-def page(port: int, path: str) -> bytes:
-    with Peer(port) as peer:
-        peer.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
-        answer = peer.answer()
-        assert answer.status == 200
-        return answer.body
-
-
-def test_pages_and_lifespan_pass_untouched(portable: Portable) -> None:
-    _, port, server = portable
-    assert page(port, "/page") == b"an ordinary page"
-    assert json.loads(page(port, "/state")) == ({"started": "yes"} if server.lifespan else None)
-
-
-@pytest.mark.need(2)
-@pytest.mark.parametrize("server", PORTABLE, ids=lambda server: server.name)
-def test_no_server_hangs_at_its_stop(server: Server) -> None:
-    with running(*server.command) as (program, port), Peer(port) as peer:
-        peer.open("/echo")
-        peer.send(text("hi"))
-        assert peer.text() == "hi"
-        begin_stop(program)
-        try:
-            code = peer.close()[0]
-            peer.send(close(code or 1000))
-        except (EOFError, ConnectionResetError):
-            code = None
-        assert code == server.stopped
-        peer.sock.close()
-        assert program.wait() in STOPPED
-        assert ({"lifespan": "ended"} in seen(program)) is server.patient
-
-
-# --- HTTP/2 ------------------------------------------------------------------------------------------------------
-
-
-class Stream:
-    """One WebSocket over HTTP/2 (RFC 8441), without TLS, by the h2 package."""
-
-    def __init__(self, sock: socket.socket, port: int, path: str) -> None:
-        self._sock = sock
-        self._http = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
-        self._offered = False
-        self.answer: dict[bytes, bytes] = {}
-        self.data = b""
-        self.over = False
-        self._http.initiate_connection()
-        self._flush()
-        self._until(lambda: self._offered)
-        fields = {
-            ":method": "CONNECT",
-            ":protocol": "websocket",
-            ":scheme": "http",
-            ":authority": f"127.0.0.1:{port}",
-            ":path": path,
-            "sec-websocket-version": "13",
-            "sec-websocket-protocol": "chat.v1",
-        }
-        self._http.send_headers(1, list(fields.items()))
-        self._flush()
-        self._until(lambda: self.answer)
-
-    def send(self, data: bytes) -> None:
-        self._http.send_data(1, data)
-        self._flush()
-
-    def receive(self, expected: bytes) -> None:
-        """Wait for exactly these bytes."""
-        self._until(lambda: len(self.data) >= len(expected))
-        data, self.data = self.data[: len(expected)], self.data[len(expected) :]
-        assert data == expected
-
-    def end(self) -> bytes:
-        """Wait for the end of the stream; what it still brought."""
-        self._until(lambda: self.over)
-        return self.data
-
-    def _flush(self) -> None:
-        self._sock.sendall(self._http.data_to_send())
-
-    def _until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            assert not self.over, f"the stream ended after {self.answer} {self.data!r}"
-            received = self._sock.recv(65536)
-            assert received, f"the connection ended after {self.answer} {self.data!r}"
-            for event in self._http.receive_data(received):
-                if isinstance(event, h2.events.RemoteSettingsChanged):
-                    change = event.changed_settings.get(h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL)
-                    self._offered = change is not None and change.new_value == 1
-                elif isinstance(event, h2.events.ResponseReceived):
-                    self.answer = dict(event.headers)
-                elif isinstance(event, h2.events.DataReceived):
-                    self.data += event.data
-                elif isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
-                    self.over = True
-            self._flush()
-
-
-@pytest.mark.parametrize("server", HYPERCORNS, ids=lambda server: server.name)
-def test_http_2(server: Server) -> None:
-    """Its extended CONNECT makes no difference to the application."""
-    with running(*server.command) as (program, port):
-        with socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
-            stream = Stream(sock, port, "/push")
-            assert (stream.answer[b":status"], stream.answer[b"sec-websocket-protocol"]) == (b"200", b"chat.v1")
-            stream.send(text("hi"))
-            stream.receive(b"\x81\x02hi")
-            stream.send(binary(b"\0\xff"))
-            stream.receive(b"\x82\x02\0\xff")
-            stream.send(close(4005))
-            stream.receive(b"\x88\x02" + (4005).to_bytes(2, "big"))
-        saw(program, path="/push")
-        with socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
-            stream = Stream(sock, port, "/reject")
-            assert stream.answer[b":status"] == b"402"
-            assert stream.end() == b"pay first"

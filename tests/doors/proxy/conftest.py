@@ -1,0 +1,66 @@
+"""The proxy under servers that give their socket (raw bytes) and servers that do not (messages)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.proxy_fronts import FRONTS, Front, Serve
+from tests.support.scripted import Server
+from tests.support.waiting import eventually
+from watershed_mw.proxy import live_relays
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[[str], Front]]:
+    """Start a server, once."""
+    with contextlib.ExitStack() as stack:
+        started: dict[str, Front] = {}
+
+        def start(name: str) -> Front:
+            if name not in started:
+                started[name] = FRONTS[name](stack.enter_context)
+            return started[name]
+
+        yield start
+
+
+@pytest.fixture(params=FRONTS)
+def front(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Front:
+    """Each server."""
+    return start(request.param)
+
+
+@pytest.fixture(params=["raw-httptools", "wsgi", "uvicorn-own"])
+def some(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Front:
+    """One server of each kind, for what the proxy alone decides."""
+    return start(request.param)
+
+
+@pytest.fixture(params=["raw-h11", "raw-httptools", "wsgi"])
+def raw(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Front:
+    """Each server that gives its socket."""
+    return start(request.param)
+
+
+@pytest.fixture(params=["uvicorn-own", "hypercorn"])
+def messages(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Front:
+    """Each server that does not."""
+    return start(request.param)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start an upstream."""
+    with contextlib.ExitStack() as stack:
+        yield lambda script, **options: stack.enter_context(Server(script, **options))
+    eventually(lambda: not live_relays(), "an end of every relay")
+
+
+@pytest.fixture
+def no_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every event loop passes for Windows' default, which has no ``add_reader()``."""
+    monkeypatch.setattr(asyncio, "ProactorEventLoop", asyncio.AbstractEventLoop, raising=False)
