@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 
 from ..connection.aio.api import AsyncConnection
 from ..connection.awaitables import Pending, on_loop
-from ..connection.base import ConnectionInfo, Handler, checked_message, log_handler_failure
+from ..connection.base import ConnectionInfo, Handler, log_handler_failure
 from ..core.codes import CloseCode, encode_close
 from ..core.memory_budget import MAX_PAUSE
 from ..core.message_protocol import MessageProtocol, Outgoing
@@ -165,8 +165,7 @@ class PortableConnection(AsyncConnection):
     def send(self, data: Sendable) -> Awaitable[None]:
         """As the base class says; the awaitable is done when the server has taken the message."""
         if threading.get_ident() != self._thread:
-            copy = checked_message(data)
-            return self._from_thread(lambda: self.send(copy), sending=True)
+            return self._send_from_thread(data)
         message = as_message(data)
         if not message and not self._server.empty_messages:
             self._unsupported("to send an empty message")
@@ -197,7 +196,7 @@ class PortableConnection(AsyncConnection):
         if code != CloseCode.NO_STATUS and not self._server.sends(code):
             self._unsupported(f"to close with {code}")
         if threading.get_ident() != self._thread:
-            return self._from_thread(lambda: self.end(reason, code=code))
+            return self._end_from_thread(reason, code)
         self._queue_close(code, reason)
         self._notify_all()
         return Pending(self.wait_closed)

@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from ...core.base import BaseProtocol
+from ...core.codes import encode_close
 from ...core.payloads import Sendable
 from ...errors import ConnectionClosed
 from ..awaitables import Pending
-from ..base import ConnectionInfo, WatershedConnection
+from ..base import ConnectionInfo, WatershedConnection, checked_message, checked_ping
 
 __all__ = ["AsyncConnection", "AsyncHandler", "is_coroutine_function"]
 
@@ -183,6 +184,18 @@ class AsyncConnection(WatershedConnection):
 
     def _on_own_thread(self) -> bool:
         raise NotImplementedError
+
+    def _send_from_thread(self, data: Sendable) -> Awaitable[None]:
+        copy = checked_message(data)
+        return self._from_thread(lambda: self.send(copy), sending=True)
+
+    def _ping_from_thread(self, data: Sendable) -> Awaitable[None]:
+        payload = checked_ping(data)
+        return self._from_thread(lambda: self.ping(payload), sending=True)
+
+    def _end_from_thread(self, reason: str, code: int) -> Awaitable[None]:
+        encode_close(code, reason)  # raises here: on the other thread nobody would see it
+        return self._from_thread(lambda: self.end(reason, code=code))
 
     def _from_thread(self, call: Callable[[], Any], *, sending: bool = False) -> Awaitable[None]:
         """Call it on the event loop's thread, soon and in order; nobody has to await what comes of it.

@@ -10,13 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from ...core.codes import encode_close
 from ...core.payloads import Sendable
 from ...core.prepared import PreparedMessage
 from ...core.states import State
 from ...errors import ConnectionClosed
 from ..awaitables import READY, NextTurn, Pending, Wakeup, on_loop
-from ..base import checked_message, checked_ping
 from .api import AsyncConnection
 from .driver import SENDS_PER_TURN, AsyncioDriver
 
@@ -148,7 +146,7 @@ class AsyncioConnection(AsyncioDriver):
     def send(self, data: Sendable) -> Awaitable[None]:
         """As the base class says; a lone reply leaves at once, what follows in the same turn of the loop together."""
         if get_ident() != self._thread:
-            return self._send_from_thread(checked_message(data))
+            return self._send_from_thread(data)
         if not self._core.sending:
             return self._send_too_late(data)
         # Nearly everything is exactly this, and not traced.
@@ -193,14 +191,10 @@ class AsyncioConnection(AsyncioDriver):
         elif not (self._reading or self._flush_set):
             self._flush()
 
-    def _send_from_thread(self, data: str | bytes) -> Awaitable[None]:
-        return self._from_thread(lambda: self.send(data), sending=True)
-
     def ping(self, data: Sendable = b"") -> Awaitable[None]:
         """As the base class says."""
         if get_ident() != self._thread:
-            payload = checked_ping(data)
-            return self._from_thread(lambda: self.ping(payload), sending=True)
+            return self._ping_from_thread(data)
         try:
             self._queue_ping(data)
         except ConnectionClosed as error:
@@ -210,8 +204,7 @@ class AsyncioConnection(AsyncioDriver):
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says."""
         if get_ident() != self._thread:
-            encode_close(code, reason)  # raises here what nobody would see over there
-            return self._from_thread(lambda: self.end(reason, code=code))
+            return self._end_from_thread(reason, code)
         self._queue_close(code, reason)
         self._advance_and_apply_state()
         return Pending(self.wait_closed)
