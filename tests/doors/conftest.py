@@ -64,3 +64,19 @@ def tls_uvicorns(certificate: tuple[Path, ssl.SSLContext], request: pytest.Fixtu
     loop, http = request.param.split("-")
     with Uvicorn(loop=loop, http=http, ssl_certfile=certificate[0]) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def one_uvicorn(running: Start) -> Uvicorn:
+    """Our uvicorn class on one loop, for what takes seconds; tests/connections has it on every way of bytes."""
+    return running("uvloop", "httptools")
+
+
+@pytest.fixture(scope="module", params=["native", "portable"])
+def doors(running: Start, request: pytest.FixtureRequest) -> Iterator[Uvicorn]:
+    """Both ways of the middleware: on our uvicorn class, and over the messages of another one."""
+    if request.param == "native":
+        yield running("asyncio", "h11")
+    else:
+        with Uvicorn(ws="websockets-sansio") as server:
+            yield server

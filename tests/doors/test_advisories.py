@@ -15,39 +15,25 @@ import threading
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from websockets.frames import Frame, Opcode
 
 from tests.support import LIMIT
-from tests.support.asgi import ASGIApp, Receive, Scope, Send, accept, echo
+from tests.support.asgi import Receive, Scope, Send, accept, echo
 from tests.support.memory import measured
+from tests.support.native_apps import accepting, echoing
 from tests.support.peers import KEY, Peer, close, dial, head, ping, text
 from tests.support.threaded_servers import Uvicorn, errors_in
 from tests.support.waiting import Gate, Inbox, eventually
-from watershed_mw import AsyncConnection, HandshakeError, LocalProtocolError, WatershedASGI
+from watershed_mw import AsyncConnection, HandshakeError, LocalProtocolError
 from watershed_mw.core.handshake.headers import Headers, parse_extensions
 from watershed_mw.core.handshake.negotiation import offered_subprotocols
 
 from .conftest import Start
 
 MIB = 2**20
-Handler: TypeAlias = Callable[[AsyncConnection], Awaitable[None]]
-
-
-def accepting(handler: Handler, **options: Any) -> ASGIApp:
-    """The middleware around an application that accepts everybody, and calls `handler` with the connection."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await handler(await scope["watershed"].accept())
-
-    return WatershedASGI(app, **options)
-
-
-async def echoing(connection: AsyncConnection) -> None:
-    async for message in connection:
-        await connection.send(message)
 
 
 def fragment(opcode: Opcode, payload: bytes, *, rsv: int = 0, fin: bool = False) -> bytes:

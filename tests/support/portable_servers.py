@@ -167,3 +167,15 @@ class UvicornsOwn(Server):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._uvicorn.__exit__(kind, error, trace)
+
+
+def knows_close_codes(server: Server) -> bool:
+    """Whether the server passes on the peer's close code; hypercorn always says 1006."""
+    return not isinstance(server, Hypercorn)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition of which no event tells."""
+    with anyio.fail_after(LIMIT):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.001)
