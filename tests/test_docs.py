@@ -10,29 +10,16 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import re
-import shlex
-import shutil
-import signal
-import socket
-import ssl
 import subprocess
 import sys
 import textwrap
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
-from daphne.cli import CommandLineInterface  # type: ignore[import-untyped]
-from granian.cli import cli as granian_cli
-from gunicorn.config import Config  # type: ignore[import-untyped]
-from hypercorn import __main__ as hypercorn_cli
 from starlette.websockets import WebSocket
 from uvicorn.main import main as uvicorn_cli
 from websockets.asyncio.server import ServerConnection, serve
@@ -44,19 +31,15 @@ import watershed_mw
 from tests.support import LIMIT, PROJECT
 from tests.support.asgi import ASGIApp, Receive, Scope, Send
 from tests.support.loops import LoopThread
-from tests.support.pages import PAGES, Block, blocks, tables
+from tests.support.pages import PYTHON, Block, blocks, commands, named, tables
 from tests.support.peers import Peer, close, dial, head, ping, text
-from tests.support.programs import Program, free_port
+from tests.support.programs import Program, free_port, listens
 from tests.support.threaded_servers import UVICORN_CLASS, Uvicorn
 from tests.support.waiting import eventually
-from watershed_mw import AsyncConnection, WatershedASGI
-from watershed_mw.cli.commands import cli as watershed_cli
+from watershed_mw import WatershedASGI
 from watershed_mw.options import Options, Settings
 
-PYTHON = [block for block in blocks() if block.language == "python"]
-
-
-# --- Python blocks ---------------------------------------------------------------------------------------------
+# --- Python blocks -------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -109,12 +92,6 @@ def subclass(block: Block, caplog: pytest.LogCaptureFixture) -> None:
         while frame.opcode is Opcode.TEXT:
             frame = peer.frame()
         assert bytes(frame.data)[:2] == (1008).to_bytes(2, "big")
-
-
-def named(name: str) -> Block:
-    """The one block that carries this name."""
-    [block] = [block for block in blocks() if block.name == name]
-    return block
 
 
 def plain_app() -> Any:
@@ -301,12 +278,6 @@ def theirs(block: Block, place: Path) -> None:
         shouts(port)
 
 
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT):
-        return True
-    return False
-
-
 TESTS: dict[str, Callable[..., None]] = {
     test.__name__: test
     for test in (
@@ -314,8 +285,6 @@ TESTS: dict[str, Callable[..., None]] = {
         *(router, in_process, portable, trio, limits, drain, status, conversation, theirs),
     )
 }
-
-
 # Those of tests/test_docs_wsgi.py and tests/test_docs_clients.py.
 ELSEWHERE = ("wsgi.md", "flask.md", "moving-wsgi.md", "clients.md", "proxy.md")
 ASGI_PYTHON = [block for block in PYTHON if block.page.name not in ELSEWHERE]
@@ -372,7 +341,7 @@ def test_python_blocks_are_typed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-# --- tables of code ----------------------------------------------------------------------------------------------
+# --- tables of code ------------------------------------------------------------------------------------------
 
 
 def cell(code: str, name: str) -> Callable[[Any], Any]:
@@ -532,243 +501,3 @@ def test_names_in_tables_exist() -> None:
         for dotted in re.findall(r"`((?:starlette|websockets)\.[\w.]+)`", left):
             module, _, name = dotted.rpartition(".")
             assert hasattr(importlib.import_module(module), name), dotted
-
-
-# --- command lines, links, configuration --------------------------------------------------------------------------
-
-
-def commands() -> Iterator[tuple[str, list[str]]]:
-    for block in blocks():
-        if block.language == "sh" and block.name != "pipes":  # those are run by tests/test_cli.py
-            for line in block.code.splitlines():
-                program, *arguments = shlex.split(line, comments=True)
-                yield program, arguments
-
-
-@pytest.mark.parametrize("command", list(commands()), ids=lambda command: " ".join((command[0], *command[1])))
-def test_command_line(command: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program, arguments = command
-    if program == "uvicorn":
-        uvicorn_cli.make_context(program, arguments)
-    elif program == "granian":
-        granian_cli.make_context(program, arguments)
-    elif program == "gunicorn":
-        Config().parser().parse_args(arguments)
-    elif program == "daphne":
-        CommandLineInterface().parser.parse_args(arguments)
-    elif program == "hypercorn":
-        parsed: list[Any] = []  # its parser is a local of its main function, which then runs what came out
-        monkeypatch.setattr(hypercorn_cli, "run", parsed.append)
-        hypercorn_cli.main(arguments)
-        assert parsed[0].application_path == "main:app"
-    elif program == "watershed-mw":
-        name, *rest = arguments
-        monkeypatch.chdir(tmp_path)
-        for file in filter(re.compile(r"[\w-]+\.pem").fullmatch, arguments):
-            Path(file).touch()
-        watershed_cli.commands[name].make_context(name, rest)
-    elif program == "pip":
-        extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        wanted = re.search(r"watershed-mw\[(.*)\]", " ".join(arguments))
-        assert wanted is None or set(wanted[1].split(",")) <= set(extras)
-    else:
-        raise AssertionError(f"no test knows the program {program}")
-
-
-def test_links_lead_somewhere() -> None:
-    for where in (*PAGES, PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)\s]+)\)", where.read_text()):
-            if target.startswith("http"):
-                continue
-            path, _, anchor = target.partition("#")
-            file = (where.parent / path).resolve() if path else where
-            assert file.exists(), f"{where.name} links to {target}"
-            if anchor:
-                titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-                anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-                assert anchor in anchors, f"{where.name} links to {target}"
-
-
-def test_the_index_names_every_page() -> None:
-    index = (PROJECT / "docs" / "README.md").read_text()
-    assert {page.name for page in PAGES} - {"README.md"} <= set(re.findall(r"\]\((\w[\w-]*\.md)\)", index))
-
-
-HOST = "chat.example.com"
-MAY_BE_LEFT_OUT = pytest.mark.skipif(
-    os.environ.get("WATERSHED_MW_NO_PROXIES") == "1", reason="WATERSHED_MW_NO_PROXIES=1"
-)
-
-
-async def behind(scope: Scope, receive: Receive, send: Send) -> None:
-    """Echo, and first tell where the client seems to be. In /still no PINGs are sent."""
-    options: Any = {"ping_interval": None if scope["path"] == "/still" else 0.3}
-    connection: AsyncConnection = await scope["watershed"].through(receive, send).accept(**options)
-    await connection.send(f"{scope['scheme']} {scope['client'][0]}")
-    async for message in connection:
-        await connection.send(message)
-
-
-@dataclass
-class Proxy:
-    """A proxy that runs, and how it is told to read its configuration again."""
-
-    port: int
-    scheme: str
-    tls: ssl.SSLContext | None
-    reload: Callable[[], None]
-
-    @property
-    def host(self) -> str:
-        """Name and port, as a browser has them in its address bar."""
-        return f"{HOST}:{self.port}"
-
-    @property
-    def is_caddy(self) -> bool:
-        return self.tls is None
-
-    def peer(self) -> Peer:
-        return Peer(self.port, self.tls)
-
-
-def put(text: str, *changes: tuple[str, str]) -> str:
-    """`text` with each of these exchanged, all of which it must hold."""
-    for old, new in changes:
-        assert old in text, f"the page's configuration has no {old!r}"
-        text = text.replace(old, new)
-    return text
-
-
-@contextlib.contextmanager
-def nginx(place: Path, upstream: int, *changes: tuple[str, str]) -> Iterator[Proxy]:
-    """The configuration of the page under nginx: port, certificate and time-out are the test's own."""
-    port = free_port()
-    authority, tls = trustme.CA(), ssl.create_default_context()
-    authority.configure_trust(tls)
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(place / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(place / "certificate.pem")
-    server = put(
-        named("nginx").code,
-        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
-        ("/etc/ssl/chat.pem", f"{place}/certificate.pem"),
-        ("/etc/ssl/chat.key", f"{place}/key.pem"),
-        ("127.0.0.1:8000", f"127.0.0.1:{upstream}"),
-        ("proxy_read_timeout 60s;", "proxy_read_timeout 1s;"),
-        *changes,
-    )
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    places = "".join(f"{kind}_temp_path {place / kind};" for kind in kinds)
-    (place / "nginx.conf").write_text(
-        f"daemon off; pid {place / 'pid'}; error_log stderr notice;\nevents {{}}\n"
-        f"http {{ access_log off; {places}\n{server}\n}}\n"
-    )
-    with Program("nginx", "-p", place, "-e", "stderr", "-c", place / "nginx.conf") as program:
-
-        def reload() -> None:
-            os.kill(program.pid, signal.SIGHUP)
-            program.wait_for_line(re.compile("gracefully shutting down"))
-
-        eventually(lambda: listens(port), program.output)
-        yield Proxy(port, "https", tls, reload)
-
-
-@contextlib.contextmanager
-def caddy(place: Path, upstream: int) -> Iterator[Proxy]:
-    """The configuration of the page under Caddy: without TLS, as a certificate needs a name that the world knows."""
-    port, admin = free_port(), free_port()
-    site = put(named("caddy").code, (HOST, f"http://{HOST}:{port}"), (":8000", f":{upstream}"))
-    (place / "Caddyfile").write_text(f"{{\n admin 127.0.0.1:{admin}\n storage file_system {place}\n}}\n{site}")
-    read = ("--config", place / "Caddyfile", "--adapter", "caddyfile")
-    with Program("env", f"HOME={place}", "caddy", "run", *read) as program:
-
-        def reload() -> None:
-            with Program("caddy", "reload", *read, "--address", f"127.0.0.1:{admin}", "--force") as order:
-                assert order.wait() == 0, order.output
-
-        eventually(lambda: listens(port), program.output)
-        yield Proxy(port, "http", None, reload)
-
-
-@pytest.fixture
-def upstream() -> Iterator[int]:
-    with Uvicorn(WatershedASGI(behind)) as server:  # it trusts proxies on this machine without being asked to
-        yield server.port
-
-
-@pytest.fixture(params=["nginx", "caddy"])
-def proxy(request: pytest.FixtureRequest, upstream: int, tmp_path: Path) -> Iterator[Proxy]:
-    need(request.param)
-    with {"nginx": nginx, "caddy": caddy}[request.param](tmp_path, upstream) as running:
-        yield running
-
-
-def need(name: str) -> None:
-    assert shutil.which(name), (
-        f"expected the program {name}: install it, or set WATERSHED_MW_NO_PROXIES=1 to leave these tests out"
-    )
-
-
-def still_there(peer: Peer) -> None:
-    """The connection echoes; PINGs on the way are passed over."""
-    peer.send(text("still there"))
-    while (frame := peer.frame()).opcode is Opcode.PING:
-        pass
-    assert bytes(frame.data) == b"still there"
-
-
-@MAY_BE_LEFT_OUT
-def test_behind_a_proxy_the_client_is_known_and_pages_of_its_host_may_connect(proxy: Proxy) -> None:
-    with proxy.peer() as peer:
-        peer.open("/", Host=proxy.host, Origin=f"{proxy.scheme}://{proxy.host}")
-        assert peer.text() == ("ws 127.0.0.1" if proxy.is_caddy else "wss 127.0.0.1")
-    with proxy.peer() as foreign:
-        foreign.send(head("/", Host=proxy.host, Origin="http://elsewhere.example"))
-        assert foreign.answer().status == 403
-
-
-@MAY_BE_LEFT_OUT
-def test_pings_keep_a_silent_connection_open_for_longer_than_the_proxy_bears(proxy: Proxy) -> None:
-    with proxy.peer() as alive, proxy.peer() as still:
-        for peer, path in ((alive, "/alive"), (still, "/still")):
-            peer.open(path, Host=proxy.host)
-            assert peer.text().endswith("127.0.0.1")
-        for _ in range(6):
-            assert alive.frame().opcode is Opcode.PING
-            alive.send(b"\x8a\x80\0\0\0\0")
-        still_there(alive)
-        if proxy.is_caddy:
-            still_there(still)  # it has no such time-out
-        else:
-            assert still.rest() == b""  # no Close: a browser calls that 1006
-
-
-@MAY_BE_LEFT_OUT
-def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
-    with proxy.peer() as old, proxy.peer() as new:
-        old.open("/alive", Host=proxy.host)
-        assert old.text().endswith("127.0.0.1")
-        proxy.reload()
-        if proxy.is_caddy:
-            while (frame := old.frame()).opcode is Opcode.PING:
-                pass
-            assert frame.opcode is Opcode.CLOSE
-            # Caddy 2.6 writes the same unmasked Close (88 02 03 e9) to the server as well, which may not take it (RFC
-            # 6455 section 5.1) and fails the connection: either Close may be the first that the client sees, no other.
-            unmasked = (1002).to_bytes(2, "big") + b"expected a masked frame, got an unmasked one"
-            assert bytes(frame.data) in ((1001).to_bytes(2, "big"), unmasked)
-        else:
-            still_there(old)
-        new.open("/alive", Host=proxy.host)
-        assert new.text().endswith("127.0.0.1")
-
-
-@MAY_BE_LEFT_OUT
-@pytest.mark.parametrize("host", ["$proxy_host", "$host"])
-def test_nginx_must_pass_the_host_on_with_its_port(host: str, upstream: int, tmp_path: Path) -> None:
-    need("nginx")
-    with nginx(tmp_path, upstream, ("$http_host", host)) as proxy, proxy.peer() as peer:
-        peer.send(head("/", Host=proxy.host, Origin=f"https://{proxy.host}"))
-        answer = peer.answer()
-        assert answer.status == 403
-        assert answer.body.startswith(b"expected the origin of host '")

@@ -21,7 +21,7 @@ import pytest
 from tests.support import LIMIT, PROJECT
 from tests.support.pages import Block, blocks, tables
 from tests.support.peers import Peer, close, dial, head, text
-from tests.support.programs import Program, free_port
+from tests.support.programs import Program, free_port, listens
 from tests.support.threaded_servers import Werkzeug
 from tests.support.waiting import eventually
 from tests.support.wsgi_servers import SERVERS, Kind
@@ -47,11 +47,6 @@ def run(block: Block, place: Path, *command: str) -> Iterator[tuple[Program, int
     with Program(*words, cwd=place) as program:
         eventually(lambda: listens(port), "its listener")
         yield program, port
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def refusal(port: int, path: str, **fields: str) -> tuple[int, str]:

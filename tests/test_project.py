@@ -212,6 +212,11 @@ def test_modules_are_small() -> None:
     assert statistics.median(lines.values()) <= 200
 
 
+def test_files_of_tests_are_small() -> None:
+    lines = {_identify(path): len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: count for name, count in lines.items() if count > 700} == {}
+
+
 # Files that use each other's private attributes, and why.
 PAIRS = {
     # ASGI's receive is the connection's own, without a second coroutine for each connection that waits.

@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -18,19 +18,17 @@ from typing import Any, cast
 import httpcore
 import httpx
 import pytest
-import trio
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
 from tests.client.conftest import Serve
 from tests.support import LIMIT
-from tests.support.clients import Client, descriptors
-from tests.support.scripted import Server, Visit, echoing
-from tests.support.waiting import in_thread, until
+from tests.support.clients import Client
+from tests.support.scripted import Visit, echoing
+from tests.support.waiting import in_thread
 from tests.support.wire_peer import PING, TEXT, WirePeer
 from watershed_mw import ConnectionClosed, DeflateOptions, HandshakeError, Watershed, WatershedConnection
-from watershed_mw.client import Connect, connect, streams
-from watershed_mw.client.handshake import as_http_url, shown
+from watershed_mw.client import connect
 from watershed_mw.client.route import Route
 from watershed_mw.core.states import Role
 
@@ -44,9 +42,6 @@ def frames(*messages: str | bytes) -> bytes:
     with one, other:
         peer = WirePeer(one, Role.SERVER)
         return b"".join(peer.frame(TEXT if isinstance(message, str) else 2, message) for message in messages)
-
-
-# --- it works -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -430,305 +425,3 @@ def test_a_server_that_is_silent_is_found_out(client: Client, serve: Serve) -> N
     )
     with pytest.raises(ConnectionClosed):
         talk.receive()
-
-
-# --- it does not --------------------------------------------------------------------------------------------
-
-
-def test_a_refusal_tells_everything(client: Client, serve: Serve) -> None:
-    def script(visit: Visit) -> None:
-        visit.answer("403 Forbidden", ("X-Why", "not you"), ("X-Why", "again"), body=b'{"detail": "no"}')
-        visit.wait_until_gone()  # it would keep the connection
-
-    server = serve(script)
-    with pytest.raises(HandshakeError) as caught:
-        client.open(server.url("/secret?token=hidden", user="me:hidden@"))
-    error = caught.value
-    assert str(error) == (
-        f"expected status 101 (Switching Protocols), got 403 Forbidden from http://127.0.0.1:{server.port}/secret"
-    )
-    assert (error.status, error.body) == (403, b'{"detail": "no"}')
-    assert [value for name, value in error.headers if name == "x-why"] == ["not you", "again"]
-    assert error.response.json() == {"detail": "no"}
-    assert error.response.request.url.path == "/secret"
-
-
-@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "401 Unauthorized", "426 Upgrade Required", "500 Oops"])
-def test_every_other_status_is_a_refusal(either: Client, serve: Serve, status: str) -> None:
-    with pytest.raises(HandshakeError) as caught:
-        either.open(serve(lambda visit: visit.answer(status)).url())
-    assert caught.value.status == int(status[:3])
-    assert caught.value.body == b""
-
-
-def test_nobody_listens(client: Client) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(ConnectionRefusedError):
-        client.open(f"ws://127.0.0.1:{port}")
-
-
-def test_no_host_can_have_this_name(client: Client) -> None:
-    with pytest.raises(socket.gaierror, match="cannot be one"):
-        client.open(f"ws://{'a' * 64}.example/")
-
-
-def test_a_platform_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(socket, "AF_UNIX")
-    with pytest.raises(ValueError, match="without Unix sockets"):
-        connect("ws://x", unix="/run/some.sock")
-
-
-def test_no_unix_socket_there(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        client.open("ws://x", unix=tmp_path / "none")
-
-
-def test_a_certificate_that_is_not_trusted(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
-    with pytest.raises(ssl.SSLCertVerificationError):
-        client.open(serve(echoing, tls=tls_contexts[1]).url())
-
-
-class Elsewhere(ssl.SSLContext):
-    """Has another context do what it stands for, as truststore's does, which asks the system about certificates."""
-
-    inner: ssl.SSLContext
-
-    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        return self.inner.wrap_bio(*args, **options)
-
-    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
-        return self.inner.wrap_socket(*args, **options)
-
-
-def test_a_context_that_does_it_in_its_own_way(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
-    context = Elsewhere(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody, itself
-    context.inner = tls_contexts[0]
-    client.open(serve(echoing, tls=tls_contexts[1]).url(), ssl=context).echo()
-
-
-def test_tls_on_a_stream_that_has_ended(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
-    server = serve(lambda visit: visit.reset())
-
-    async def start() -> None:
-        stream = await streams.connect_asyncio("127.0.0.1", server.port, faster=streams.is_faster([tls_contexts[0]]))
-        while await stream.read(1):
-            pass
-        await stream.start_tls(tls_contexts[0], "127.0.0.1")
-
-    with pytest.raises(ConnectionResetError):
-        async_client.run(start())
-
-
-def test_tls_with_a_server_that_speaks_none(client: Client, serve: Serve) -> None:
-    server = serve(lambda visit: visit.write(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        client.open(server.url().replace("ws:", "wss:"))
-
-
-def says_nothing(visit: Visit) -> None:
-    visit.request().wait_until_gone()
-
-
-def trickles_a_head(visit: Visit) -> None:
-    visit.request().write(b"HTTP/1.1 101 Switching Protocols\r\nX: ")
-    pause = threading.Event()
-    while not pause.wait(0.005):
-        visit.write(b"x")
-
-
-def sends_interim_answers(visit: Visit) -> None:
-    visit.request()
-    while True:
-        visit.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
-
-
-def speaks_no_tls(visit: Visit) -> None:
-    visit.wait_until_gone()
-
-
-@pytest.mark.parametrize("script", [says_nothing, trickles_a_head, sends_interim_answers, speaks_no_tls])
-def test_open_timeout(client: Client, serve: Serve, script: Callable[[Visit], None]) -> None:
-    server = serve(script)
-    url = server.url("/x?token=hidden", user="me:hidden@")
-    if script is speaks_no_tls:
-        url = url.replace("ws:", "wss:")
-    with pytest.raises(TimeoutError) as caught:
-        client.open(url, open_timeout=0.1)
-    assert re.fullmatch(
-        r"no WebSocket at https?://127\.0\.0\.1:\d+/x within 0\.1 seconds \(open_timeout\)", str(caught.value)
-    )
-
-
-def test_open_timeout_while_connecting(client: Client) -> None:
-    with socket.socket() as full, socket.socket() as waiting, socket.socket() as more:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for sock in (waiting, more):  # who else wants to connect, waits
-            sock.setblocking(False)
-            with suppress(BlockingIOError):
-                sock.connect(full.getsockname())
-        with pytest.raises(TimeoutError, match="open_timeout"):
-            client.open(f"ws://127.0.0.1:{full.getsockname()[1]}", open_timeout=0.1)
-
-
-def test_all_addresses_of_a_name_share_the_time(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
-    server = serve(echoing)
-    dead = socket.socket()
-    asked: list[Any] = []
-
-    def several(host: str, port: int, **_: Any) -> list[Any]:
-        asked.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", number)) for number in (dead_port, port)]
-
-    with dead:
-        dead.bind(("127.0.0.1", 0))
-        dead_port = dead.getsockname()[1]
-        monkeypatch.setattr(socket, "getaddrinfo", several)
-        with connect(server.url(host="several.example")) as conn:  # the first refuses
-            conn.send("x")
-            assert conn.receive() == "x"
-        with pytest.raises(TimeoutError, match="open_timeout"):
-            connect(server.url(host="several.example"), open_timeout=0).open()
-    assert asked == ["several.example"] * 2
-
-
-def test_cancelled_at_every_stage(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
-    arrived = threading.Semaphore(0)
-
-    def script(visit: Visit) -> None:
-        arrived.release()
-        if visit.number == 0:  # before the head
-            visit.request().wait_until_gone()
-        elif visit.number == 1:  # within it
-            visit.request().write(b"HTTP/1.1 101 Swi")
-            visit.wait_until_gone()
-        elif visit.number == 2:  # within a refusal's body
-            visit.request().write(b"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nxx")
-            visit.wait_until_gone()
-        else:  # within TLS, or before a proxy's answer
-            visit.wait_until_gone()
-
-    server = serve(script)
-    plain, tls = server.url(), server.url().replace("ws:", "wss:")
-    stages: list[tuple[str, dict[str, Any]]] = [
-        (plain, {}),
-        (plain, {}),
-        (plain, {}),
-        (tls, {}),
-        ("ws://other.example", {"proxy": server.url(scheme="http")}),
-        ("ws://other.example", {"proxy": server.url(scheme="socks5")}),
-        ("wss://other.example", {"proxy": f"https://127.0.0.1:{server.port}"}),
-    ]
-
-    async def cancel(url: str, options: dict[str, Any]) -> None:
-        async def opening() -> None:
-            await connect(url, ssl=tls_contexts[0], **options)
-
-        task = asyncio.create_task(opening())
-        assert await asyncio.to_thread(arrived.acquire, timeout=LIMIT)
-        for _ in range(3):  # into the waiting that this stage is about
-            await asyncio.sleep(0.001)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    before = descriptors()
-    for url, options in stages:
-        async_client.run(cancel(url, options))
-    until(lambda: descriptors() <= before)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"url": "http:/nothing"},
-        {"url": "ftp://example.org"},
-        {"url": "ws://example.org/#part"},
-        {"url": "ws://example.org:port"},
-        {"url": None},
-        {"headers": {"Upgrade": "other"}},
-        {"headers": {"X": "a\r\nY: b"}},
-        {"headers": {"not a token": "x"}},
-        {"proxy": "nonsense"},
-        {"proxy": "gopher://x"},
-        {"protocols": "chat"},
-        {"protocols": ["a b"]},
-        {"max_message_size": -1},
-    ],
-    ids=str,
-)
-def test_what_cannot_be_used_is_told_at_once(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        connect(**{"url": "ws://example.org", **arguments})
-
-
-def test_wrong_types_are_told_at_once() -> None:
-    for arguments in ({"http": object()}, {"ssl": True}, {"no_such_option": 1}):
-        with pytest.raises(TypeError, match="expected"):
-            connect("ws://example.org", **arguments)
-
-
-def test_a_client_of_the_other_flavour(client: Client) -> None:
-    wrong = httpx.AsyncClient() if client.loop is None else httpx.Client()
-    with pytest.raises(TypeError, match="flavour"):
-        client.open("ws://127.0.0.1", http=wrong)
-    if isinstance(wrong, httpx.Client):
-        wrong.close()
-    else:
-        asyncio.run(wrong.aclose())
-
-
-@pytest.mark.parametrize("enter", [Connect.__enter__, Connect.open, lambda connecting: next(iter(connecting))])
-def test_nothing_blocks_a_running_event_loop(async_client: Client, enter: Callable[[Connect], Any]) -> None:
-    """It would never come to an end where the server runs on that loop."""
-    connecting = connect("ws://127.0.0.1:1")
-
-    async def use() -> None:
-        with pytest.raises(RuntimeError, match=r"expected a thread without a running .*: use `async with connect"):
-            enter(connecting)
-
-    async_client.run(use())
-
-
-def test_asyncio_is_needed_where_it_is_awaited() -> None:
-    async def use() -> None:
-        async with connect("ws://127.0.0.1:1"):
-            pass
-
-    with pytest.raises(RuntimeError, match="expected a running event loop of asyncio"):
-        trio.run(use)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "ftp://me:hidden@example.org/?hidden",
-        "ws://me:hidden@example.org/?hidden#hidden",
-        "ws://me:hid/den@example.org",
-        "ws://me:hidden@example.org:hidden/",
-        "ws:me:hidden@example.org/",
-        "wss:/me:hidden@example.org/",
-    ],
-)
-def test_errors_about_urls_hide_what_they_must(url: str) -> None:
-    for use in (connect, lambda url: connect("ws://example.org", proxy=url.replace("ws:", "gopher:"))):
-        with pytest.raises(ValueError, match="expected") as caught:
-            use(url)
-        assert "hid" not in str(caught.value)
-
-
-def test_shown_has_no_secrets() -> None:
-    assert shown(as_http_url("wss://me:hidden@example.org:99/path?hidden")) == "https://example.org:99/path"
-
-
-def test_reprs_hide_the_request() -> None:
-    assert "hidden" not in repr(connect("wss://me:hidden@example.org/?hidden"))
-    assert isinstance(connect("ws://x"), Connect)
-
-
-def test_trusts_the_authorities_of_httpx_unless_told(serve: Serve, tls_contexts: Contexts) -> None:
-    server: Server = serve(echoing, tls=tls_contexts[1])
-    with connect(server.url(), ssl=tls_contexts[0]) as conn:
-        conn.send("x")
-        assert conn.receive() == "x"

@@ -1,4 +1,4 @@
-"""The ASGI middleware under the uvicorn class, alone and in Starlette (issue 2, section 4).
+"""The ASGI middleware under the uvicorn class, alone and in Starlette.
 
 The fixtures of conftest.py run most tests on asyncio and uvloop, with h11 and httptools.
 """

@@ -1,4 +1,4 @@
-"""The uvicorn class under applications that never heard of it (issue 2, section 4): the ASGI WebSocket messages.
+"""The uvicorn class under applications that never heard of it: the ASGI WebSocket messages.
 
 The fixtures of conftest.py run every test on asyncio and uvloop, with h11 and httptools.
 """

@@ -1,4 +1,4 @@
-"""Upgrades that an application under the uvicorn class answers without a 101 (issue 2, section 4)."""
+"""Upgrades that an application under the uvicorn class answers without a 101."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""uvicorn's own settings under our class, and what its shutdown does to open connections (issue 2, section 4)."""
+"""uvicorn's own settings under our class, and what its shutdown does to open connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The uvicorn class over TLS (issue 2, section 4): the loop's TLS transport in place of a socket's.
+"""The uvicorn class over TLS: the loop's TLS transport in place of a socket's.
 
 The peers of these tests insist on close_notify: a stream that only breaks off could have been cut by anybody
 (RFC 8446 section 6.1).

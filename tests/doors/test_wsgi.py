@@ -1,4 +1,4 @@
-"""The WSGI middleware on werkzeug, under Flask and under bare WSGI (issue 2, section 4)."""
+"""The WSGI middleware on werkzeug, under Flask and under bare WSGI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applications without a framework behind the WSGI door: bodies of every kind (PEP 3333; issue 2, section 4)."""
+"""Applications without a framework behind the WSGI door: bodies of every kind (PEP 3333)."""
 
 from __future__ import annotations
 

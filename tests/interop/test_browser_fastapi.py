@@ -1,4 +1,4 @@
-"""Chromium against a FastAPI application on our uvicorn class: what a page sees (issue 3, section 4).
+"""Chromium against a FastAPI application on our uvicorn class: what a page sees.
 
 The page is the application's own. Scripts run in it with the browser's WebSocket and nothing else; the browser's
 console may hold what a test expects there, and no more.

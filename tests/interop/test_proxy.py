@@ -21,12 +21,12 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.wrappers import Response
 
 from tests.support import LIMIT
+from tests.support.front_proxies import MAY_BE_LEFT_OUT, behind, need, nginx
 from tests.support.parties import Client, Ending, Feature, Message, Refused, Server, Session
 from tests.support.peers import Peer, close, head, text
 from tests.support.programs import free_port
 from tests.support.proxy_fronts import FRONTS, Front, WSGIFront
 from tests.support.threaded_servers import Uvicorn
-from tests.test_docs import MAY_BE_LEFT_OUT, behind, need, nginx
 from watershed_mw import WatershedASGI
 from watershed_mw.proxy import WebSocketProxy
 

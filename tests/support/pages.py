@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -62,3 +63,21 @@ def tables(kind: str) -> dict[str, list[list[str]]]:
                 rows = match["rows"].splitlines()[2:]
                 found[match["name"]] = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     return found
+
+
+PYTHON = [block for block in blocks() if block.language == "python"]
+
+
+def named(name: str) -> Block:
+    """The one block that carries this name."""
+    [block] = [block for block in blocks() if block.name == name]
+    return block
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every command line of every page: program and arguments."""
+    for block in blocks():
+        if block.language == "sh" and block.name != "pipes":  # those are run by tests/cli/test_connect.py
+            for line in block.code.splitlines():
+                program, *arguments = shlex.split(line, comments=True)
+                yield program, arguments

@@ -151,3 +151,10 @@ class Program:
         self._reader.join(LIMIT)
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+def listens(port: int) -> bool:
+    """Whether a server listens on this port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT):
+        return True
+    return False

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support import LIMIT
 from tests.support import asgi_servers as servers
 from tests.support.peers import Peer, close, head, text
+from tests.support.programs import listens
 from tests.support.proxy_fronts import fields_of, target_of
 from tests.support.scripted import Server, Visit
 from tests.support.waiting import eventually
@@ -57,12 +55,6 @@ def converse(port: int, upstream: Server) -> None:
         peer.send(close(4001, "enough"))
         peer.close()  # with the code that the server likes
     assert eventually(lambda: upstream.closes)[-1][:2] == (4001).to_bytes(2, "big")  # type: ignore[attr-defined]
-
-
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT):
-        return True
-    return False
 
 
 @pytest.mark.parametrize(
