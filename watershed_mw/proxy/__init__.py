@@ -1,4 +1,4 @@
-"""Proxy mode: WebSocket connections forwarded to another server, as raw bytes where the server allows it."""
+"""Proxy mode: forwards WebSocket connections to another server, as raw bytes where the server allows that."""
 
 from __future__ import annotations
 

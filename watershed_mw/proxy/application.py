@@ -1,7 +1,7 @@
-"""Proxy mode: WebSocket connections forwarded to another server, raw wherever that can be.
+"""Proxy mode: forwards WebSocket connections to another server, as raw bytes where possible.
 
-The opening handshake goes end to end: the upstream chooses subprotocol and extensions, and its refusal is the client's.
-Then bytes are relayed between two sockets, unparsed, on the process's event loop. ::
+The opening handshake is end to end: the upstream chooses subprotocol and extensions, and the client gets its refusals.
+After it, an event loop relays bytes between the two sockets without parsing messages. ::
 
     app.mount("/notebooks", WebSocketProxy("ws://127.0.0.1:8888"))         # Starlette, FastAPI
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/notebooks": WebSocketProxy("unix:/run/notebook.sock")})
@@ -21,55 +21,56 @@ from ..core.handshake.headers import check_outgoing
 from ..options import ConnectionOptions, Options
 from ..watershed import Watershed
 from .asgi import ASGIProxy
-from .config import Mode, Plan
+from .config import Config, Mode
 from .target import Choice, Fields, Upstream, UpstreamLike, parse_upstream
 from .wsgi import WSGIProxy
 
 __all__ = ["WebSocketProxy"]
 
-# As many as the middlewares allow: what one host's ports and half a GiB of memory allow.
+# The middlewares' default: one host has that many ports, and the connections fit into half a GiB.
 _MAX_CONNECTIONS: Final = 2**16
 _MODES: Final = ("auto", "raw", "messages")
 
 
 class WebSocketProxy:
-    """An ASGI application and a WSGI application that forwards WebSocket connections.
+    """An ASGI and WSGI application that forwards WebSocket connections.
 
-    It is mounted like any route, or called by the application's own handler once that has let the request pass. Plain
-    HTTP requests get a 426. To a server that looks at an application's signature it is an ASGI application.
+    Mount it like any route, or call it from a handler that has checked the request. Plain HTTP requests get a 426.
+    Servers that inspect an application's signature take it for an ASGI application.
 
     Args:
-        upstream: URL (``ws://``, ``wss://``, or ``unix:/path/of/socket``), :class:`Upstream`, or a callable, which may
-            be a coroutine function: it is given a :class:`ProxyRequest`, and returns one of these, or refuses by None
-            (404) or by raising ``HandshakeError(message, status=403)``. Paths with dot segments are refused (400).
-        keep_host: True, the default, for the client's own Host, by which the upstream can judge an Origin; False for
-            the upstream's.
-        strip_prefix: True, the default, to leave out of the path what the proxy is mounted under; False to keep it; or
-            a prefix to leave out.
-        headers: further header fields for the upstream, in place of the client's of the same name.
-        drop_headers: names of fields that do not go to the upstream, such as ``("cookie",)`` or
+        upstream: URL (``ws://``, ``wss://``, or ``unix:/path/of/socket``), :class:`Upstream`, or a function (``def`` or
+            ``async def``) that takes a :class:`ProxyRequest` and returns one of these, or refuses: with None (404), or
+            by raising ``HandshakeError(message, status=403)``. Paths with dot segments are refused (400).
+        keep_host: True, the default, to forward the client's Host, which the upstream needs to check an Origin; False
+            to send the upstream's.
+        strip_prefix: True, the default, to strip the mount prefix from the path; False to keep it; or another prefix to
+            strip.
+        headers: further header fields for the upstream, which replace the client's of the same name.
+        drop_headers: names of fields that are not forwarded, such as ``("cookie",)`` or
             ``("x-forwarded-for", "forwarded")``.
-        ssl: context for TLS with the upstream; one that verifies certificates unless given.
-        mode: ``"auto"``, the default, for raw bytes where the server gives its socket and messages elsewhere; ``"raw"``
-            to refuse (501) elsewhere, ``"messages"`` to relay messages everywhere. Under WSGI there is always a
-            socket, and bytes are relayed.
-        open_timeout: seconds that the upstream has to answer, and that the body of its refusal may stand still on its
-            way to the client; default 10.
-        close_timeout: seconds that both sides have to end when the server stops, and the second side when the first has
-            ended; default 10.
-        idle_timeout: seconds without a byte after which a connection is ended with 1001; default 3,600, None for no
+        ssl: context for TLS with the upstream; by default one that verifies certificates.
+        mode: ``"auto"``, the default, relays raw bytes where the server hands over its socket, and messages elsewhere;
+            ``"raw"`` refuses (501) elsewhere; ``"messages"`` always relays messages. WSGI servers always hand over
+            their socket, and bytes are relayed.
+        open_timeout: seconds that the upstream has to answer, and that the body of its refusal may stall on its way to
+            the client; default 10.
+        close_timeout: seconds that both sides have to close when the server stops, and the second side when the first
+            has closed; default 10.
+        idle_timeout: seconds without a byte after which a connection is closed with 1001; default 3,600, None for no
             limit.
-        max_duration: seconds that a connection may last; default None, for no limit.
-        max_bytes: bytes that may pass in both directions together; default None, for no limit.
-        max_message_size: bytes of one message where messages are relayed; default 16 MiB, None for no limit. Raw bytes
-            have no such limit.
-        max_connections: connections at once, one more gets a 503; default 65,536, None for no limit.
-        origins: origins allowed besides the request's own host, see :class:`~watershed_mw.Options`; the business of the
-            application's own middleware where there is one.
+        max_duration: maximum seconds of a connection; default None, for no limit.
+        max_bytes: maximum bytes in both directions together; default None, for no limit.
+        max_message_size: maximum bytes of one message where messages are relayed; default 16 MiB, None for no limit.
+            Does not apply to raw bytes.
+        max_connections: maximum concurrent connections, beyond which requests get a 503; default 65,536, None for no
+            limit.
+        origins: allowed origins besides the request's own host, see :class:`~watershed_mw.Options`; ignored where the
+            application has its own middleware, which checks them.
         shutdown_code: close code for both sides when the server stops; default 1012 under uvicorn, 1001 under WSGI.
 
     Raises:
-        ValueError, TypeError: an argument cannot be used.
+        ValueError, TypeError: an argument is invalid.
     """
 
     def __init__(
@@ -105,9 +106,9 @@ class WebSocketProxy:
         _check_positive(**{name: value for name, value in optional.items() if value is not None})
         extra = httpx.Headers(headers)
         check_outgoing(extra.multi_items())
-        options: Options = {"origins": origins, "max_connections": None, "shutdown_code": shutdown_code}
-        both: ConnectionOptions = {"max_message_size": max_message_size, "close_timeout": close_timeout}
-        plan = Plan(
+        middleware_options: Options = {"origins": origins, "max_connections": None, "shutdown_code": shutdown_code}
+        connection_options: ConnectionOptions = {"max_message_size": max_message_size, "close_timeout": close_timeout}
+        config = Config(
             upstream=upstream,
             keep_host=keep_host,
             strip_prefix=strip_prefix,
@@ -120,31 +121,31 @@ class WebSocketProxy:
             idle_timeout=idle_timeout,
             max_duration=max_duration,
             max_bytes=max_bytes,
-            options=options,
-            both=both,
-            shed=Watershed(**both),
+            middleware_options=middleware_options,
+            connection_options=connection_options,
+            client=Watershed(**connection_options),
             connection_limit=ConnectionLimit(max_connections),
         )
-        self._asgi = ASGIProxy(plan)
-        self._wsgi = WSGIProxy(plan)
+        self._asgi = ASGIProxy(config)
+        self._wsgi = WSGIProxy(config)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        """Serve ``(scope, receive, send)``, which may be given by name, or ``(environ, start_response)``."""
-        if len(args) == 3 or named:  # daphne gives them by name
+        """Serve an ASGI call, ``(scope, receive, send)``, or a WSGI call, ``(environ, start_response)``."""
+        if len(args) == 3 or named:  # daphne passes them by keyword
             return self._asgi(*args, **named)
         if len(args) == 2:
             return self._wsgi(*args)
         if len(args) == 1:
-            # As some servers call what inspect does not know as an ASGI 3 application: it can be told from 3.12 on.
-            return _Double(self._asgi, args[0])
+            # An ASGI 2 call: before Python 3.12, some servers take a callable object for an ASGI 2 application.
+            return _ASGI2(self._asgi, args[0])
         raise TypeError(f"expected (scope, receive, send) or (environ, start_response), got {len(args)} arguments")
 
 
 mark_coroutine_function(WebSocketProxy.__call__)
 
 
-class _Double:
-    """An ASGI 2 application's instance for one scope."""
+class _ASGI2:
+    """The ASGI 2 instance for one scope."""
 
     def __init__(self, app: ASGIProxy, scope: Any) -> None:
         self._app = app

@@ -1,77 +1,75 @@
-"""The proxy as an ASGI application: raw where the server gives its socket, by messages everywhere else."""
+"""The proxy as an ASGI application: it relays raw bytes where the server hands over its socket, messages elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from typing import Any, cast
 from urllib.parse import quote
 
 from ..asgi.middleware import WatershedASGI
 from ..asgi.upgrade import ASGIUpgrade, Receive, Scope, Send
 from ..connection.aio.api import AsyncConnection
-from ..core.handshake.extensions import with_plain_offer
 from ..core.handshake.negotiation import offered_subprotocols
 from ..errors import ConnectionClosed, HandshakeError
 from ..relay.engine import Relay, can_relay, relay
-from .config import Plan, request_of_scope
-from .disconnect import cancel_on_disconnect
+from .config import Config
 from .headers import answer_fields, refusal_fields
 from .messages import relay_messages
-from .target import Destination, ProxyRequest
-from .upstream import Refused, Switched, described, drop
+from .opening import Opening, open_upstream
+from .request import request_of_scope
+from .target import ProxyRequest
+from .upstream import CUT_OFF, Refused, Switched, described, drop
 
 __all__ = ["ASGIProxy"]
 
 logger = logging.getLogger("watershed_mw.proxy")
-
-_UPGRADE = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
 
 
 class ASGIProxy:
     """Serves ASGI scopes.
 
     Args:
-        plan: the options.
+        config: the options.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._alone = WatershedASGI(self._serve, **plan.options)
-        self._told_mode = False
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._middleware = WatershedASGI(self._serve, **config.middleware_options)
+        self._mode_logged = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _serve_lifespan(receive, send)
         elif scope["type"] != "websocket":
             await _refuse_http(send)
         elif scope.get("watershed") is None:
-            await self._alone(scope, receive, send)
+            await self._middleware(scope, receive, send)
         else:
-            # A middleware of the application's is around: it has judged the request.
+            # The application has its own middleware, which has checked the request.
             scope["watershed"].through(receive, send)
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         upgrade = cast(ASGIUpgrade, scope["watershed"])
-        plan = self._plan
+        config = self._config
         try:
-            place = plan.connection_limit.enter()
+            place = config.connection_limit.enter()
         except HandshakeError as error:
             await upgrade.refuse(error)
             return
         try:
             request = request_of_scope(scope, upgrade.request.headers)
             await upgrade.take_connect()
-            if plan.mode != "messages" and upgrade.native and can_relay(asyncio.get_running_loop()):
+            if config.mode != "messages" and upgrade.native and can_relay(asyncio.get_running_loop()):
                 await self._relay_raw(upgrade, request)
-            elif plan.mode != "raw":
+            elif config.mode != "raw":
                 await self._relay_messages(upgrade, request)
             else:
                 raise HandshakeError(
-                    f"the proxy needs raw sockets, which {upgrade.server.name} does not give on this event loop",
+                    f"the proxy needs raw sockets, which {upgrade.server.name} does not hand over on this event loop",
                     status=501,
                 )
         except HandshakeError as error:
@@ -82,27 +80,22 @@ class ASGIProxy:
         finally:
             place.leave()
 
-    async def _destination(self, request: ProxyRequest) -> Destination:
-        chosen = self._plan.chosen(request)
-        return self._plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
-
     async def _relay_raw(self, upgrade: ASGIUpgrade, request: ProxyRequest) -> None:
-        plan = self._plan
+        config = self._config
         self._log_mode("raw bytes", upgrade)
-        async with cancel_on_disconnect(upgrade.wait_disconnected):
-            to = await self._destination(request)
-            answer = await plan.ask(to, request, upgrade.key, _UPGRADE, raw=True)
-        if isinstance(answer, Refused):
-            await _pass_refusal(upgrade, answer)
+        opening = await self._open(upgrade, request, upgrade.key)
+        if isinstance(opening.answer, Refused):
+            await _pass_refusal(upgrade, opening.answer)
             return
-        fields, others = answer_fields(answer.fields)
-        upstream = answer.detach()  # before the 101: an upstream that has gone meanwhile gets the client none
-        code = plan.options["shutdown_code"] or None
+        fields, others = answer_fields(opening.answer.fields)
+        # Before the client gets its 101, which it must not get if the upstream has disconnected meanwhile.
+        upstream = opening.answer.detach()
+        code = config.middleware_options["shutdown_code"] or None
         relays: list[Relay] = []
 
         def begin(client: Any) -> Relay:
             try:
-                relays.append(relay(client, upstream, shutdown_code=code, **plan.limits))
+                relays.append(relay(client, upstream, shutdown_code=code, **config.limits))
             except BaseException:
                 drop(client)
                 raise
@@ -113,63 +106,63 @@ class ASGIProxy:
         finally:
             if not relays:
                 drop(upstream)
-        logger.info("%s relays to %s (raw bytes)", request.path, to.shown)
+        shown = opening.destination.shown
+        logger.info("%s relays to %s (raw bytes)", request.path, shown)
         try:
             ended = await relays[0]
         except asyncio.CancelledError:
             relays[0].abort()
             raise
-        logger.info("%s relayed to %s: %s", request.path, to.shown, ended)
+        logger.info("%s relayed to %s: %s", request.path, shown, ended)
 
     async def _relay_messages(self, upgrade: ASGIUpgrade, request: ProxyRequest) -> None:
-        plan = self._plan
+        config = self._config
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            raise HandshakeError("the proxy needs asyncio, and this server runs something else", status=501) from None
+            raise HandshakeError("the proxy needs asyncio, which this server does not run", status=501) from None
         self._log_mode("messages", upgrade)
-        key = plan.shed.generate_key()
-        offered = offered_subprotocols(request.headers)
-        handshake = plan.shed.request_headers(key, offered)
-        async with cancel_on_disconnect(upgrade.wait_disconnected):
-            to = await self._destination(request)
-            answer = await plan.ask(to, request, key, handshake, raw=False)
-            if isinstance(answer, Refused) and answer.status == 400 and (plain := with_plain_offer(handshake)):
-                # The offer is the proxy's own: the client is not to pay for an upstream that refuses its parameters.
-                await answer.aclose()
-                handshake = plain
-                answer = await plan.ask(to, request, key, handshake, raw=False)
-        if isinstance(answer, Refused):
-            await _pass_refusal(upgrade, answer)
+        key = config.client.generate_key()
+        handshake = config.client.request_headers(key, offered_subprotocols(request.headers))
+        opening = await self._open(upgrade, request, key, handshake)
+        if isinstance(opening.answer, Refused):
+            await _pass_refusal(upgrade, opening.answer)
             return
-        upstream = await self._connect(answer, key, handshake)
+        upstream = self._connect(opening.answer, key, opening.handshake)
         try:
-            others = answer_fields(answer.fields)[1] if upgrade.server.accept_headers else []
-            client = await upgrade.accept_as(upstream.protocol, others, **plan.both)
-            logger.info("%s relays to %s (messages)", request.path, to.shown)
-            await relay_messages(client, upstream, **plan.limits)
-            logger.info("%s relayed to %s: %s", request.path, to.shown, upstream.stats)
+            others = answer_fields(opening.answer.fields)[1] if upgrade.server.accept_headers else []
+            client = await upgrade.accept_as(upstream.protocol, others, **config.connection_options)
+            shown = opening.destination.shown
+            logger.info("%s relays to %s (messages)", request.path, shown)
+            await relay_messages(client, upstream, **config.limits)
+            logger.info("%s relayed to %s: %s", request.path, shown, upstream.stats)
         finally:
             upstream.start_close(code=1001)
 
-    async def _connect(self, answer: Switched, key: str, handshake: list[tuple[str, str]]) -> AsyncConnection:
+    async def _open(
+        self, upgrade: ASGIUpgrade, request: ProxyRequest, key: str, handshake: list[tuple[str, str]] | None = None
+    ) -> Opening:
+        chosen = self._config.choose(request)
+        return await open_upstream(self._config, request, chosen, upgrade.wait_disconnected, key, handshake)
+
+    def _connect(self, answer: Switched, key: str, handshake: list[tuple[str, str]]) -> AsyncConnection:
         try:
             response = (101, answer.fields)
-            return self._plan.shed.connect(response, answer.streams, answer.head, key, request=handshake)
+            return self._config.client.connect(response, answer.streams, answer.head, key, request=handshake)
         except HandshakeError as error:
             answer.close()
             raise HandshakeError("the upstream does not answer with WebSocket", status=502) from error
 
     def _log_mode(self, mode: str, upgrade: ASGIUpgrade) -> None:
-        if self._told_mode:
+        if self._mode_logged:
             return
-        self._told_mode = True
-        if mode == "messages" and self._plan.mode == "auto" and upgrade.native:
-            logger.warning("the proxy relays messages, as this event loop cannot wait for raw sockets (add_reader)")
-        elif mode == "messages" and self._plan.mode == "auto":
+        self._mode_logged = True
+        if mode == "messages" and self._config.mode == "auto" and upgrade.native:
+            logger.warning("the proxy relays messages, as this event loop has no add_reader(), which raw bytes need")
+        elif mode == "messages" and self._config.mode == "auto":
             logger.warning(
-                "the proxy relays messages, as %s has no raw socket to give: uvicorn with --ws "
-                "watershed_mw.uvicorn:WatershedProtocol relays bytes, for a fraction of the work",
+                "the proxy relays messages, as %s does not hand over its socket: for cheaper raw bytes, run uvicorn "
+                "with --ws watershed_mw.uvicorn:WatershedProtocol",
                 upgrade.server.name,
             )
         else:
@@ -191,28 +184,28 @@ async def _pass_refusal(upgrade: ASGIUpgrade, refused: Refused) -> None:
 async def _stream_refusal(
     upgrade: ASGIUpgrade, refused: Refused, begin: bytes, rest: AsyncIterator[bytes], fields: list[tuple[str, str]]
 ) -> None:
-    """Pass a long body on as it comes, for as long as both sides make progress.
+    """Stream a long body while both sides keep pace.
 
     Raises:
-        ConnectionClosed: one of them does not, or the upstream has broken off; the client has been cut off.
+        ConnectionClosed: a side was too slow, or the body ended early; the client's connection has been reset.
     """
     try:
-        async with asyncio.timeout(refused.pace.left) as limit:
+        async with asyncio.timeout(refused.pace.remaining) as limit:
 
             async def chained() -> AsyncIterator[bytes]:
                 yield begin
                 async for part in rest:
-                    limit.reschedule(asyncio.get_running_loop().time() + refused.pace.left)
+                    limit.reschedule(asyncio.get_running_loop().time() + refused.pace.remaining)
                     yield part
                 if not refused.complete:
                     raise TimeoutError
 
             await upgrade.reject(refused.status, chained(), fields)
     except TimeoutError:
-        logger.warning("a refusal of the upstream's was cut off: it broke off, or a side did not keep up")
-        # Not an end like any other, which a client would take for the end of the body.
+        logger.warning(CUT_OFF)
+        # A reset, as a client could take an orderly end for the end of the body.
         upgrade.abort()
-        raise ConnectionClosed(1006, "the answer was cut off") from None
+        raise ConnectionClosed(1006, "the upstream's refusal was cut off") from None
 
 
 async def _refuse_http(send: Send) -> None:
@@ -226,7 +219,7 @@ async def _refuse_http(send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _serve_lifespan(receive: Receive, send: Send) -> None:
     while True:
         kind = (await receive())["type"]
         await send({"type": f"{kind}.complete"})

@@ -1,4 +1,4 @@
-"""What is asked in a client's name is asked no longer than the client waits for it."""
+"""Work on a client's behalf that stops when the client disconnects."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from typing import Final
 from ..errors import ConnectionClosed
 from ..runtime.greenlets import new_poll
 
-__all__ = ["cancel_on_disconnect", "left"]
+__all__ = ["cancel_on_disconnect", "wait_disconnected"]
 
-# Seconds between two looks at a socket that is the server's, and that no event loop can wait for.
-_LOOK_EVERY: Final = 0.1
-# Told whatever was sent before, which nobody has read yet.
-_GONE: Final = getattr(select, "POLLRDHUP", 0)
+# Seconds between two polls: the socket is the server's, and not registered with any event loop.
+_POLL_INTERVAL: Final = 0.1
+# Reported even if bytes before the end are still unread.
+_DISCONNECTED: Final = getattr(select, "POLLRDHUP", 0)
 
 
 @contextlib.asynccontextmanager
-async def cancel_on_disconnect(gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Cancel what is done in this context once the client has left.
+async def cancel_on_disconnect(disconnected: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Cancel the body of this context when the client disconnects.
 
     Args:
-        gone: called once; what it returns ends when the client has left, and is cancelled when the context ends.
+        disconnected: called once; waits until the client disconnects, and is cancelled when the context ends.
 
     Raises:
-        ConnectionClosed: it has left.
+        ConnectionClosed: the client has disconnected.
     """
 
     async def watch() -> None:
-        await gone()
-        until.reschedule(0.0)
+        await disconnected()
+        timeout.reschedule(0.0)
 
-    until = asyncio.timeout(None)
+    timeout = asyncio.timeout(None)
     try:
-        async with until:
+        async with timeout:
             watching = asyncio.ensure_future(watch())
             try:
                 yield
             finally:
                 watching.cancel()
     except TimeoutError:
-        if not until.expired():
+        if not timeout.expired():
             raise
-        raise ConnectionClosed(1006, "the client has left before it was answered") from None
+        raise ConnectionClosed(1006, "the client disconnected before the answer") from None
 
 
-async def left(descriptor: int) -> None:
-    """Wait until the peer of a socket has ended its stream; for ever where the platform does not tell.
+async def wait_disconnected(descriptor: int) -> None:
+    """Wait until the peer of a socket ends its stream; forever where the platform does not report that.
 
     Args:
-        descriptor: -1 for none.
+        descriptor: the socket's; -1 for none.
     """
     poll = new_poll()
     if poll is None or descriptor < 0:
         await asyncio.get_running_loop().create_future()
         return
-    poll.register(descriptor, _GONE)
-    while not poll.poll(0):  # noqa: ASYNC110  # nobody tells
-        await asyncio.sleep(_LOOK_EVERY)
+    poll.register(descriptor, _DISCONNECTED)
+    while not poll.poll(0):  # noqa: ASYNC110  # nothing notifies
+        await asyncio.sleep(_POLL_INTERVAL)

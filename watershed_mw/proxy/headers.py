@@ -1,7 +1,6 @@
-"""Header rules of a proxy (RFC 9110 section 7.6): what goes on to the upstream, what comes back to the client.
+"""Header rules of a proxy (RFC 9110 section 7.6): which fields go to the upstream, and which to the client.
 
-Fields are passed on as they were parsed, name by name and value by value; nothing is ever written out and
-parsed again.
+Fields are forwarded as parsed names and values; they are never serialized and parsed again.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from .target import ProxyRequest
 
 __all__ = ["answer_fields", "refusal_fields", "request_fields"]
 
-# About one connection, not about the message (RFC 9110 section 7.6.1), besides those that Connection names.
+# Fields of one connection, not of the message (RFC 9110 section 7.6.1); Connection may name more.
 _HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-authentication-info",
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 })  # fmt: skip
-# What the server in front says of itself in each answer.
-_SAID_HERE = frozenset({"date", "server"})
-# What the opening handshake itself is made of (RFC 6455 sections 4.1 and 4.2.2).
+# The server in front adds its own to each response.
+_SERVER_FIELDS = frozenset({"date", "server"})
+# Fields of the opening handshake itself (RFC 6455 sections 4.1 and 4.2.2).
 _HANDSHAKE = frozenset({"sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-protocol"})
 
 
 def end_to_end(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """``fields`` without those that concern one connection alone."""
+    """``fields`` without the hop-by-hop ones."""
     fields = list(fields)
     named = {
         token.strip().lower() for name, value in fields if name.lower() == "connection" for token in value.split(",")
     }
-    # The handshake is not for a peer to take apart.
+    # A peer must not remove fields of the opening handshake by naming them.
     named = {name for name in named if not name.startswith("sec-websocket-")} | _HOP_BY_HOP
     return [pair for pair in fields if pair[0].lower() not in named]
 
@@ -44,11 +43,11 @@ def request_fields(
 
     Args:
         request: the client's request.
-        host: Host of the upstream.
-        prefix: what was left out of the path.
-        keep_host: whether the upstream is told the client's Host instead.
-        drop: names, in lower case, that do not go on.
-        extra: fields of the application, in place of those of the same name.
+        host: the upstream's Host.
+        prefix: the prefix that was stripped from the path.
+        keep_host: whether to forward the client's Host instead.
+        drop: names of fields to drop, in lower case.
+        extra: the application's fields, which replace those of the same name.
     """
     original = request.headers.get("host")
     fields = [pair for pair in end_to_end(request.headers) if pair[0].lower() not in ("host", "content-length")]
@@ -60,50 +59,50 @@ def request_fields(
 
 
 def _plain(name: str) -> str:
-    # To an upstream that is a WSGI or CGI program X_User is X-User.
+    # A WSGI or CGI upstream cannot distinguish X_User from X-User.
     return name.lower().replace("_", "-")
 
 
 def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str, prefix: str) -> list[tuple[str, str]]:
-    """Add who asked, by which scheme and for which host (RFC 7239, and the older X-Forwarded-*)."""
+    """Add the client, the scheme and the host of the request (RFC 7239, and the older X-Forwarded-*)."""
     client = request.client or "unknown"
     scheme = "https" if request.secure else "http"
-    # A server that trusts the proxy in front of it may have been told any address.
+    # The address may be any text, if the server trusts a proxy in front of it.
     node = _quoted(f"[{client}]" if ":" in client else client)
     element = f"for={node};proto={scheme}" + (f";host={_quoted(host)}" if host else "")
-    # A list of hops grows; what is said of this request is said by this server alone, as a client may say anything.
-    said = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": prefix}
-    grown = {"x-forwarded-for": client, "forwarded": element}
+    # Lists of hops grow; the other fields are replaced, as a client could forge them.
+    replaced = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": prefix}
+    appended = {"x-forwarded-for": client, "forwarded": element}
     known = Headers(fields)
     if known.get("x-forwarded-for").rpartition(",")[2].strip() == client:
-        # The server has believed the proxy in front of it, whose word this is: a hop is named once.
-        grown["x-forwarded-for"] = ""
-    kept = [pair for pair in fields if (name := _plain(pair[0])) not in said and name not in grown]
-    for name, value in grown.items():
+        # The server took the client's address from this field: it must not be listed twice.
+        appended["x-forwarded-for"] = ""
+    kept = [pair for pair in fields if (name := _plain(pair[0])) not in replaced and name not in appended]
+    for name, value in appended.items():
         kept.append((name, ", ".join(part for part in (known.get(name), value) if part)))
-    return kept + [(name, value) for name, value in said.items() if value]
+    return kept + [(name, value) for name, value in replaced.items() if value]
 
 
 def _quoted(host: str) -> str:
-    """As a value of RFC 7239."""
+    """A value of RFC 7239: a token, or a quoted string."""
     if is_token(host):
         return host
     return '"' + host.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def answer_fields(fields: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The fields of the upstream's 101, for ours: those of the opening handshake, and the others."""
+    """The fields of the client's 101, made from the upstream's: those of the opening handshake, and the others."""
     answer = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
     fields = end_to_end(fields)
     answer += [pair for pair in fields if pair[0].lower() in _HANDSHAKE]
-    left_out = _HANDSHAKE | _SAID_HERE | {"content-length"}
-    return answer, [pair for pair in fields if pair[0].lower() not in left_out]
+    excluded = _HANDSHAKE | _SERVER_FIELDS | {"content-length"}
+    return answer, [pair for pair in fields if pair[0].lower() not in excluded]
 
 
 def refusal_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The fields of another answer of the upstream's, for ours."""
+    """The fields of a refusal to the client, made from the upstream's."""
     fields = list(fields)
-    left_out = set(_SAID_HERE)
+    excluded = set(_SERVER_FIELDS)
     if any(name.lower() == "transfer-encoding" for name, _ in fields):
-        left_out.add("content-length")  # the other one counts (RFC 9112 section 6.3)
-    return [pair for pair in end_to_end(fields) if pair[0].lower() not in left_out]
+        excluded.add("content-length")  # Transfer-Encoding overrides it (RFC 9112 section 6.3)
+    return [pair for pair in end_to_end(fields) if pair[0].lower() not in excluded]

@@ -1,4 +1,4 @@
-"""Relaying messages, where the server in front has no raw socket to give: close codes, reasons and PINGs included."""
+"""Relay of messages, where the server in front does not hand over its socket: with close codes, reasons and PINGs."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from ..errors import ConnectionClosed, UnsupportedServerError
 
 __all__ = ["relay_messages"]
 
-# What no Close frame may carry (RFC 6455 section 7.4.1), as the other side can be told of it.
+# Codes that no Close frame may carry (RFC 6455 section 7.4.1), and those that stand for them on the other side.
 _CLIENT_GONE: Final = {int(CloseCode.ABNORMAL): 1001, int(CloseCode.TLS_HANDSHAKE): 1001}
 _UPSTREAM_GONE: Final = {int(CloseCode.ABNORMAL): 1014, int(CloseCode.TLS_HANDSHAKE): 1014}
 
 
 class _Limits:
-    """How long, how silent and how much: told of each message, asked when the next of them is due."""
+    """The limits of duration, silence and bytes, updated with each message."""
 
     def __init__(self, idle_timeout: float | None, max_duration: float | None, max_bytes: int | None) -> None:
         self._idle_timeout = idle_timeout
-        self._left = max_bytes
+        self._remaining = max_bytes
         now = time.monotonic()
         self._until = None if max_duration is None else now + max_duration
         self._active = now
 
     def passed(self, size: int) -> bool:
-        """Note a message; False when it was one too many."""
+        """Count a message of ``size`` bytes; False if it exceeds the limit."""
         self._active = time.monotonic()
-        if self._left is None:
+        if self._remaining is None:
             return True
-        self._left -= size
-        return self._left >= 0
+        self._remaining -= size
+        return self._remaining >= 0
 
     def due(self) -> float | None:
-        """Seconds until time is up, at most 0 when it is; None for never."""
+        """Seconds until the next deadline, 0 or less once it has passed; None without a deadline."""
         ends = [self._until] if self._until is not None else []
         if self._idle_timeout is not None:
             ends.append(self._active + self._idle_timeout)
@@ -53,15 +53,15 @@ async def relay_messages(
     max_duration: float | None,
     max_bytes: int | None,
 ) -> None:
-    """Relay messages both ways until both connections have ended.
+    """Relay messages in both directions until both connections have closed.
 
     Args:
         client: the connection to the client.
-        upstream: the one to the upstream.
-        idle_timeout: seconds without a message after which both end with 1001; None for no limit.
-        close_timeout: seconds that the two closing handshakes have together once time is up.
-        max_duration: seconds in all; None for no limit.
-        max_bytes: bytes of messages both ways; None for no limit.
+        upstream: the connection to the upstream.
+        idle_timeout: seconds without a message after which both close with 1001; None for no limit.
+        close_timeout: seconds for the two closing handshakes together after such a deadline.
+        max_duration: seconds in total; None for no limit.
+        max_bytes: bytes of messages in both directions together; None for no limit.
     """
     limits = _Limits(idle_timeout, max_duration, max_bytes)
     for one, other in ((client, upstream), (upstream, client)):
@@ -89,10 +89,10 @@ async def relay_messages(
 
 
 class _Pings:
-    """A PING of ``one`` is answered here, and passed on where both sides can: it shows that the whole way is alive.
+    """Forwards the PINGs of ``one``, which its connection answers as well, where both sides support that.
 
-    The next one waits for an answer to that, and only the latest waits (RFC 6455 section 5.5.3 lets peers do the same):
-    nothing piles up for who does not read.
+    At most one PING is unanswered and only the latest waits behind it (RFC 6455 section 5.5.3 allows that), so nothing
+    piles up for a peer that does not read.
     """
 
     def __init__(self, one: AsyncConnection, other: AsyncConnection) -> None:
@@ -129,7 +129,7 @@ async def _pass_messages(one: AsyncConnection, other: AsyncConnection, limits: _
             await other.send(message)
     except ConnectionClosed:
         code = one.close_code
-        if code is not None:  # else it is the other one, whose end is passed on from there
+        if code is not None:  # else the other connection is closed, and the opposite direction forwards that
             _end(other, gone.get(code, code), "" if code in gone else one.close_reason or "")
             await other.wait_closed()
 
@@ -138,4 +138,4 @@ def _end(connection: AsyncConnection, code: int, reason: str) -> None:
     try:
         connection.start_close(reason, code=code)
     except UnsupportedServerError:
-        connection.start_close(reason)  # a server that sends few codes
+        connection.start_close(reason)  # this server cannot send every code

@@ -1,6 +1,6 @@
-"""How long an upstream's refusal may take on its way: a side that stands still must not hold the other one.
+"""The time limit of a streamed refusal: a stalled side must not hold the other one.
 
-The rate is that of a slow link, and the time before it counts is the one that the upstream had for its head.
+It asks for the rate of a slow link, after a grace period as long as the upstream had for its response head.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import Final
 
 __all__ = ["Pace"]
 
-# Bytes a second. nginx and Apache's mod_reqtimeout ask for as little as 500, of requests that a person may type.
+# Bytes per second. nginx and Apache's mod_reqtimeout are content with 500, for requests that a person may type.
 _RATE: Final = 16 * 2**10
-# Bytes of a body: it is a page that says why, and none that has no end.
-_MOST: Final = 16 * 2**20
+# Bytes of a body: an error page is small, and an endless one is no error page.
+_MAX_SIZE: Final = 16 * 2**20
 
 
 class Pace:
-    """The time that a body has: a grace, to which each 16 KiB that pass add a second, and never more than the grace.
+    """The time that a body has: a grace period, extended by a second for every 16 KiB, up to the whole grace period.
 
-    What buffers on the way take at once so earns no time in which nothing passes.
+    Because of that cap, a burst into the buffers on the way does not earn a long stall.
 
     Args:
         grace: seconds.
@@ -31,11 +31,11 @@ class Pace:
         self._passed = 0
 
     def passed(self, size: int) -> None:
-        """So many bytes more have been passed on."""
+        """Count ``size`` more bytes as passed on."""
         self._passed += size
         self._until = min(self._until + size / _RATE, time.monotonic() + self._grace)
 
     @property
-    def left(self) -> float:
-        """Seconds that are left; none past the bound of 16 MiB."""
-        return 0.0 if self._passed > _MOST else max(0.0, self._until - time.monotonic())
+    def remaining(self) -> float:
+        """Remaining seconds; 0 when the time is up, or after 16 MiB."""
+        return 0.0 if self._passed > _MAX_SIZE else max(0.0, self._until - time.monotonic())

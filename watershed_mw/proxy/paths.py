@@ -1,7 +1,7 @@
-"""Paths of a proxied request, spelled as the client sent them: ``%2F`` is no slash, and ``%70`` stays what it is.
+"""Paths of a proxied request, spelled as the client sent them: ``%2F`` is not a slash, and ``%70`` is not decoded.
 
-Frameworks route by decoded paths, and WSGI has no others (PEP 3333). So what was routed is found again in the target
-that came, byte by byte; only where a server does not keep that is a path encoded anew.
+Frameworks route by decoded paths, and WSGI has only those (PEP 3333). So the routed prefix is located in the request
+target byte by byte; a path is encoded again only if the server does not keep the target.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from urllib.parse import unquote, unquote_to_bytes
 
 __all__ = ["PATH_SAFE", "VISIBLE", "may_decode_to", "path_of_target", "split_prefix"]
 
-# Characters of a path that stay as they are (RFC 3986 section 3.3).
+# Characters of a path that need no encoding (RFC 3986 section 3.3).
 PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
-# Whatever is visible but "#", which no request has.
+# All visible characters except "#", which a request target cannot contain.
 VISIBLE: Final = "!\"$%&'()*+,/:;<=>?@[\\]^`{|}~"
 
 _ENCODED: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _ENCODED_SLASH: Final = re.compile(rb"%2[Ff]")
-# The absolute form that proxies ask in (RFC 9112 section 3.2.2).
+# The absolute form, in which clients ask a proxy (RFC 9112 section 3.2.2).
 _SCHEME_AND_AUTHORITY: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*")
 
 
 def path_of_target(target: bytes) -> bytes:
-    """The path in a request target, without its query, and without scheme and authority of the absolute form."""
+    """The path of a request target: without the query, and without the scheme and authority of the absolute form."""
     path = target.partition(b"?")[0]
     absolute = _SCHEME_AND_AUTHORITY.match(path)
     return path if absolute is None else path[absolute.end() :] or b"/"
 
 
 def may_decode_to(raw: bytes, decoded: bytes) -> bool:
-    """Whether a server that got the path ``raw`` may have made ``decoded`` of it.
+    """Whether a server may have decoded the path ``raw`` to ``decoded``.
 
-    werkzeug replaces what is no UTF-8; cheroot leaves ``%2F`` as it is and decodes the rest.
+    werkzeug replaces invalid UTF-8; cheroot decodes everything but ``%2F``.
     """
     if decoded in (unquote_to_bytes(raw), unquote(raw.decode("latin-1")).encode()):
         return True
@@ -42,11 +42,11 @@ def may_decode_to(raw: bytes, decoded: bytes) -> bool:
 
 
 def split_prefix(path: str, prefix: str) -> tuple[str, str] | None:
-    """``path`` in two behind the prefix, both as they are spelled; None where it does not begin with the prefix.
+    """Split ``path`` after its prefix and keep its spelling; None if it does not begin with the prefix.
 
     Args:
         path: percent-encoded path.
-        prefix: percent-encoded prefix, which the path may spell otherwise: ``/%6d`` begins with ``/m``.
+        prefix: percent-encoded prefix, which the path may encode differently: ``/%6d`` begins with ``/m``.
     """
     wanted = unquote_to_bytes(prefix.rstrip("/"))
     position = found = 0
@@ -60,5 +60,5 @@ def split_prefix(path: str, prefix: str) -> tuple[str, str] | None:
         found += 1
     before, rest = path[:position], path[position:]
     if wanted and rest[:3].upper() == "%2F":
-        rest = f"/{rest[3:]}"  # to whoever compared decoded paths it is the slash behind the prefix
+        rest = f"/{rest[3:]}"  # whatever compared decoded paths took it for the slash after the prefix
     return None if rest and wanted and not rest.startswith("/") else (before, rest)

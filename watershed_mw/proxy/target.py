@@ -1,4 +1,4 @@
-"""Where a request is to go: the upstream's URL, or what the application says for this request, and the target there."""
+"""The destination of a request: the upstream, which the application may choose per request, and the target there."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Fields: TypeAlias = "Mapping[str, str] | Sequence[tuple[str, str]]"
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Where to forward one request.
+    """The upstream for one request.
 
     Args:
-        url: ``ws://``, ``wss://`` (or ``http://``, ``https://``) URL, or ``unix:/path/of/socket``. The request's path
-            is appended to a URL without a path; a URL with one stands for what the proxy is mounted under, or for the
-            whole path where it is not mounted.
-        headers: further header fields for this upstream, in place of those of the same name.
+        url: ``ws://``, ``wss://`` (or ``http://``, ``https://``) URL, or ``unix:/path/of/socket``. A URL without a path
+            gets the request's path appended; the path of a URL replaces the proxy's mount prefix, or the whole path if
+            the proxy is not mounted.
+        headers: further header fields for this upstream, which replace those of the same name.
 
     Raises:
-        ValueError: no such URL.
+        ValueError: the URL is invalid.
     """
 
     url: str
@@ -46,21 +46,21 @@ class Upstream:
 UpstreamLike: TypeAlias = "str | Upstream"
 
 Choice: TypeAlias = "Callable[[ProxyRequest], Awaitable[UpstreamLike | None] | UpstreamLike | None]"
-"""Told of a request; returns its upstream, or refuses: None is a 404, a raised ``HandshakeError`` has its status."""
+"""Returns the upstream of a request, or refuses: with None (404), or by raising a ``HandshakeError``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """An upgrade request that waits for its upstream.
+    """An upgrade request to forward.
 
     Attributes:
         headers: header fields as the client sent them.
-        path: path, percent-encoded, with what the proxy is mounted under.
-        prefix: what it is mounted under, percent-encoded (``root_path``, ``SCRIPT_NAME``); empty for nothing.
+        path: path, percent-encoded, including the proxy's mount prefix.
+        prefix: the proxy's mount prefix, percent-encoded (``root_path``, ``SCRIPT_NAME``); empty if it is not mounted.
         query: query string without the question mark.
-        secure: whether the client speaks TLS, as far as the server knows.
-        client: the client's address, empty when unknown.
-        scope: the ASGI scope, where a framework keeps session and user; None under WSGI.
+        secure: whether the client uses TLS, as far as the server knows.
+        client: the client's address; empty when unknown.
+        scope: the ASGI scope, where frameworks keep the session and the user; None under WSGI.
         environ: the WSGI environ; None under ASGI.
     """
 
@@ -75,19 +75,19 @@ class ProxyRequest:
 
     @property
     def upgrade(self) -> Request:
-        """The request as the opening handshake has it."""
+        """The request as the opening handshake describes it."""
         return Request(self.headers, "GET", self.path + (f"?{self.query}" if self.query else ""))
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """The upstream of one request.
+    """The upstream of one request, and the request target there.
 
     Attributes:
-        url: URL of the upstream, its scheme ``http`` or ``https``.
-        target: path and query of the request there, percent-encoded.
-        prefix: what was left out of the path, percent-encoded; empty for nothing.
-        unix: path of the Unix socket, or None.
+        url: URL of the upstream, with the scheme ``http`` or ``https``.
+        target: path and query, percent-encoded.
+        prefix: the prefix that was stripped from the path, percent-encoded; empty for none.
+        unix: path of the Unix socket; None for TCP.
         headers: further header fields.
     """
 
@@ -99,7 +99,7 @@ class Destination:
 
     @property
     def shown(self) -> str:
-        """For logs: without credentials and query."""
+        """The text for logs, without the query."""
         if self.unix is not None:
             return f"unix:{self.unix}"
         scheme = "wss" if self.url.scheme == "https" else "ws"
@@ -108,17 +108,17 @@ class Destination:
 
 @lru_cache(maxsize=256)
 def parse_upstream(url: str) -> tuple[httpx.URL, str | None]:
-    """The URL of an upstream, and the path of its Unix socket.
+    """The URL of an upstream, and the path of its Unix socket, None for TCP.
 
     Raises:
-        ValueError: no such URL.
+        ValueError: the URL is invalid.
     """
     if url.startswith("unix:"):
         path = url.removeprefix("unix:")
         if not path.startswith("/"):
             raise ValueError(f"expected the absolute path of a Unix socket, such as unix:/run/app.sock, got {url!r}")
         if not hasattr(socket, "AF_UNIX"):
-            raise ValueError(f"expected a ws:// or wss:// URL, as this platform has no Unix sockets, got {url!r}")
+            raise ValueError(f"expected a ws:// or wss:// URL on a platform without Unix sockets, got {url!r}")
         return httpx.URL("http://localhost"), path
     parsed = as_http_url(url)
     if parsed.userinfo:
@@ -127,53 +127,53 @@ def parse_upstream(url: str) -> tuple[httpx.URL, str | None]:
 
 
 def destination(upstream: UpstreamLike | None, request: ProxyRequest, strip_prefix: bool | str) -> Destination:
-    """The upstream of this request, with the path and the query that it gets there.
+    """The destination of a request.
 
     Args:
-        upstream: what the application has chosen.
+        upstream: the application's choice.
         request: the request.
-        strip_prefix: True to leave out what the proxy is mounted under, False to keep it, or the prefix to leave out.
+        strip_prefix: True to strip the proxy's mount prefix from the path, False to keep it, or a prefix to strip.
 
     Raises:
-        HandshakeError: there is none; status 404. Or the path could lead out of where it belongs; status 400.
-        ValueError, TypeError: it is no URL.
+        HandshakeError: no upstream (404), or a path that could escape from its prefix (400).
+        ValueError, TypeError: the application's choice is not an upstream.
     """
     if upstream is None:
-        raise HandshakeError("expected an upstream for this request, got none: nothing is here", status=404)
+        raise HandshakeError("expected an upstream for this request, got none", status=404)
     if isinstance(upstream, str):
         upstream = Upstream(upstream)
     if not isinstance(upstream, Upstream):
         raise TypeError(f"expected a URL or Upstream(...) for this request, got {type(upstream).__name__}")
     url, unix = parse_upstream(upstream.url)
     _check_path(request.path)
-    path, left_out = _path_there(url, request, strip_prefix)
+    path, stripped = _path_there(url, request, strip_prefix)
     own_query = url.query.decode("ascii")
     query = "&".join(part for part in (own_query, request.query) if part)
     target = path + (f"?{query}" if query else "")
-    return Destination(url, target, left_out, unix, httpx.Headers(upstream.headers))
+    return Destination(url, target, stripped, unix, httpx.Headers(upstream.headers))
 
 
 def _check_path(path: str) -> None:
-    """Refuse a path that the upstream could read as one outside of the part that it stands for.
+    """Refuse a path that the upstream could resolve to one outside of its prefix.
 
-    Browsers resolve dot segments before they ask, those of ``%2e`` and backslashes included.
+    Browsers resolve dot segments themselves, including those with ``%2e`` and backslashes.
     """
     if not path.startswith("/"):
-        raise HandshakeError("expected a request for a path, got one for something else", status=400)
+        raise HandshakeError("expected a request target that is a path, got another form", status=400)
     segments = unquote(path).replace("\\", "/").split("/")
-    # Some servers take ";..." away before they resolve.
+    # Some servers remove ";..." before they resolve dot segments.
     if any(segment.partition(";")[0] in (".", "..") for segment in segments):
-        raise HandshakeError("expected a path without dot segments, got one with them", status=400)
+        raise HandshakeError("expected a path without dot segments (. or ..), got one with them", status=400)
 
 
 def _path_there(url: httpx.URL, request: ProxyRequest, strip_prefix: bool | str) -> tuple[str, str]:
-    """The path of the request at the upstream, and the prefix that was left out of it."""
+    """The path at the upstream, and the prefix that was stripped from the request's."""
     prefix = (strip_prefix if isinstance(strip_prefix, str) else request.prefix).rstrip("/")
     divided = split_prefix(request.path, prefix) if prefix else None
-    left_out, rest = "", request.path
+    stripped, rest = "", request.path
     if divided is not None and strip_prefix is not False:
-        left_out, rest = prefix, divided[1]
+        stripped, rest = prefix, divided[1]
     base = url.raw_path.decode("ascii").partition("?")[0]
     if base in ("", "/"):
-        return rest or "/", left_out
-    return (base.rstrip("/") + rest, left_out) if divided is not None else (base, "")
+        return rest or "/", stripped
+    return (base.rstrip("/") + rest, stripped) if divided is not None else (base, "")

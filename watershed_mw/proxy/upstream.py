@@ -1,7 +1,7 @@
-"""The opening handshake with the upstream: asked in the client's name, judged, and left as a byte stream.
+"""The upstream's side of the opening handshake: the request, and its answer as a byte stream or an HTTP response.
 
-Its Sec-WebSocket-Accept is checked before anybody hears of a 101, so that nothing but a WebSocket server is ever
-relayed to; everything else that comes is an HTTP response for the client.
+Sec-WebSocket-Accept is checked before the client gets its 101, so the proxy relays to WebSocket servers only. Any other
+response goes to the client.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from ..runtime.exhaustion import is_exhausted, unavailable
 from .pace import Pace
 from .target import Destination
 
-__all__ = ["Raw", "Refused", "Switched", "ask", "described", "drop"]
+__all__ = ["CUT_OFF", "Raw", "Refused", "Switched", "ask", "described", "drop"]
 
 Raw: TypeAlias = "socket.socket | DetachedStreams"
 
-# Bytes of a refusal's body up to which it is passed on in one piece: granian takes no second one.
-_AT_ONCE: Final = 64 * 2**10
+CUT_OFF: Final = "cut off an upstream's refusal: its body ended early, or one side was too slow"
+"""The log line of both doors."""
+
+# Bytes of a refusal's body up to which it is forwarded in one piece: granian does not take a second one.
+_SHORT_BODY: Final = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +51,23 @@ class Switched:
     head: bytes
 
     def detach(self) -> Raw:
-        """The raw socket, or what is raw over TLS, as a relay takes it.
+        """The raw stream for a relay: a socket, or a reader and a writer over TLS.
 
         Raises:
-            HandshakeError: the upstream has gone already (502).
+            HandshakeError: the upstream has disconnected (502).
         """
         try:
             return self.streams.detach(self.head)
         except ConnectionClosed as error:
-            raise HandshakeError("the upstream has gone", status=502) from error
+            raise HandshakeError("the upstream disconnected after its 101", status=502) from error
 
     def close(self) -> None:
-        """Let the upstream go."""
+        """Drop the connection to the upstream."""
         self.streams.abort()
 
 
 def drop(stream: Raw) -> None:
-    """Let go of a stream that no relay has taken."""
+    """Close a stream that has not been given to a relay."""
     if isinstance(stream, socket.socket):
         stream.close()
     else:
@@ -72,13 +75,13 @@ def drop(stream: Raw) -> None:
 
 
 class Refused:
-    """The upstream has answered with something else.
+    """The upstream has not switched: an HTTP response for the client.
 
     Attributes:
         status: HTTP status.
         fields: header fields.
-        complete: whether the body has come to its end.
-        pace: the time that the body has to pass to the client.
+        complete: whether the whole body has been read.
+        pace: the time limit for forwarding the body.
     """
 
     def __init__(self, response: httpcore.Response, timeout: float) -> None:
@@ -90,30 +93,30 @@ class Refused:
         self._timeout = timeout
 
     async def begin(self) -> tuple[bytes, AsyncIterator[bytes] | None]:
-        """The body, where it is a short one, or its beginning with the rest that follows.
+        """A short body and None, or the beginning of a long body and an iterator over the rest.
 
         Raises:
-            HandshakeError: the upstream has broken off, or was too slow (502).
+            HandshakeError: the body ended early, or came too slowly (502).
         """
         begin, rest = b"", self.body()
         try:
             async for part in rest:
                 begin += part
-                if len(begin) > _AT_ONCE:
+                if len(begin) > _SHORT_BODY:
                     return begin, rest
             if not self.complete:
-                raise HandshakeError("the upstream broke off in its answer", status=502)
+                raise HandshakeError("the upstream did not complete its response", status=502)
         except BaseException:
             await self.aclose()
             raise
         return begin, None
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The body, as it comes; it ends early where the upstream breaks off, falls silent, or holds no pace."""
+        """The body, streamed; it ends early if the upstream disconnects, stalls, or is too slow."""
         parts = aiter(self._response.stream)  # type: ignore[arg-type]
         try:
-            while left := self.pace.left:  # a time-out of 0 ends nothing that need not wait
-                async with asyncio.timeout(min(self._timeout, left)):
+            while remaining := self.pace.remaining:  # asyncio.timeout(0) would not stop a read that does not block
+                async with asyncio.timeout(min(self._timeout, remaining)):
                     part = await anext(parts)
                 yield part
                 self.pace.passed(len(part))
@@ -125,13 +128,13 @@ class Refused:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Let the upstream go."""
+        """Close the connection to the upstream."""
         await _close(self._response)
 
 
 async def _close(response: httpcore.Response) -> None:
     await response.aclose()
-    # There is no pool that could use it again, so httpcore leaves it open once the body is complete.
+    # Outside of a pool, httpcore leaves the connection open after a complete body.
     await response.extensions["network_stream"].aclose()
 
 
@@ -140,7 +143,7 @@ def _fields(response: httpcore.Response) -> list[tuple[str, str]]:
 
 
 def described(error: HandshakeError) -> str:
-    """For logs: what the client is told, and what it is not to know."""
+    """The text for logs: what the client gets, and the cause, which it does not."""
     return f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
 
 
@@ -155,15 +158,15 @@ async def ask(
     """Ask the upstream for the upgrade.
 
     Args:
-        to: where it is.
-        fields: header fields of the request, those that ask for the upgrade included.
+        to: the upstream, and the request target there.
+        fields: header fields of the request, including those that ask for the upgrade.
         key: the Sec-WebSocket-Key among them.
-        context: for TLS with the upstream; None for one that verifies certificates.
-        open_timeout: seconds that it has to answer.
+        context: for TLS with the upstream; None for a default one, which verifies certificates.
+        open_timeout: seconds until the response head.
 
     Raises:
-        HandshakeError: it cannot be reached or answers nonsense (502), or does not answer in time (504); or HTTP cannot
-            carry the request (400).
+        HandshakeError: no connection, or no valid response (502); no response in time (504); a request that HTTP cannot
+            carry (400); or this machine is out of resources (503).
     """
     url = httpcore.URL(
         scheme=to.url.raw_scheme,
@@ -177,13 +180,15 @@ async def ask(
             response = await Route(context, to.unix).request(httpcore.Request(b"GET", url, headers=headers), None)
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
-    except (OSError, UnicodeError) as error:  # the latter of a host whose name cannot be one
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         if is_exhausted(error):
             raise unavailable(error) from error
         raise HandshakeError("the upstream cannot be reached", status=502) from error
     except ValueError:
-        # Not what is wrong with it: that quotes the request, which may hold a token.
-        raise HandshakeError("the request cannot be forwarded, as HTTP cannot carry it", status=400) from None
+        # Without the cause, which quotes the request: it may hold a token.
+        raise HandshakeError(
+            "the request cannot be forwarded: a header field or the target is not valid HTTP", status=400
+        ) from None
     except HandshakeError as error:
         raise HandshakeError("the upstream does not answer with HTTP", status=502) from error
     if response.status != 101 and 200 <= response.status < 600:

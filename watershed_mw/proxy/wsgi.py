@@ -1,6 +1,7 @@
-"""The proxy as a WSGI application: the request's thread sees the opening handshake through, and is free.
+"""The proxy as a WSGI application: raw bytes, and no thread once the opening handshake is done.
 
-Upstreams are asked on the process's event loop, where the bytes are relayed as well.
+The process's own event loop opens the upstream connection and relays the bytes; the request's thread waits only for
+the opening handshake.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -27,18 +28,19 @@ from ..wsgi.middleware import WatershedWSGI, asks_for_upgrade
 from ..wsgi.responses import Environ, Rejection, StartResponse
 from ..wsgi.shutdown import catch_signals, watch_process
 from ..wsgi.upgrade import WSGIUpgrade
-from .config import Plan, request_of_environ
-from .disconnect import cancel_on_disconnect, left
+from .config import Config
+from .disconnect import cancel_on_disconnect, wait_disconnected
 from .headers import answer_fields, refusal_fields
+from .opening import open_upstream
+from .request import request_of_environ
 from .target import Destination, ProxyRequest
-from .upstream import Raw, Refused, described, drop
+from .upstream import CUT_OFF, Raw, Refused, described, drop
 
 __all__ = ["WSGIProxy"]
 
 logger = logging.getLogger("watershed_mw.proxy")
 
-_UPGRADE = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
-# As nginx logs it; no client sees it.
+# The status that nginx logs; no client sees it.
 _CLIENT_GONE = 499
 
 
@@ -46,17 +48,18 @@ class WSGIProxy:
     """Serves WSGI requests.
 
     Args:
-        plan: the options.
+        config: the options.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        code = plan.options["shutdown_code"]
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        code = config.middleware_options["shutdown_code"]
         self._shutdown_code = 1001 if code == 0 else code
-        self._told_mode = False
-        # Not by the middleware, whose threads' connections need more than a relay does: this may be an ASGI process.
-        options: Options = {**plan.options, "shutdown_code": None}
-        self._alone = WatershedWSGI(self._serve, **options)
+        self._mode_logged = False
+        # The middleware would also catch SIGINT, for connections in threads; relays need no more than what follows, and
+        # the process may be that of an ASGI server.
+        options: Options = {**config.middleware_options, "shutdown_code": None}
+        self._middleware = WatershedWSGI(self._serve, **options)
         if self._shutdown_code is not None:
             catch_signals(interrupt=False)
 
@@ -66,34 +69,34 @@ class WSGIProxy:
             error = HandshakeError("expected a WebSocket upgrade, got a plain HTTP request", status=426)
             return Rejection.of(error)(environ, start_response)
         if environ.get("watershed") is None:
-            return self._alone(environ, start_response)
+            return self._middleware(environ, start_response)
         return self._serve(environ, start_response)
 
     def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         upgrade = cast(WSGIUpgrade, environ["watershed"])
-        plan = self._plan
+        config = self._config
         relayed: Relay | None = None
         place: Place | None = None
         try:
             request, key = upgrade.check()
             if not can_relay(background_loop()[0]):
                 raise HandshakeError(
-                    "the proxy needs an event loop with add_reader(), which the one of this platform has not: "
-                    "run the proxy as an ASGI application here",
+                    "the proxy needs an event loop with add_reader(), which this platform's lacks: run the proxy as an "
+                    "ASGI application",
                     status=501,
                 )
-            place = plan.connection_limit.enter()
+            place = config.connection_limit.enter()
             forwarded = request_of_environ(environ, request.headers, upgrade.target)
-            # In this thread, which may wait, and has whatever the framework keeps for the request.
-            chosen = plan.chosen(forwarded)
-            to, answer = self._ask(upgrade, forwarded, key, chosen)
+            # In this thread, which may block, and where the framework's request context is.
+            chosen = config.choose(forwarded)
+            to, answer = self._open(upgrade, forwarded, key, chosen)
             if isinstance(answer, Refusal):
                 return answer.pass_on(upgrade, start_response)
             relayed = self._relay(upgrade, place, *answer, forwarded.path, to.shown)
         except ConnectionClosed as error:
             if not upgrade.accepted:
-                gone = HandshakeError(f"nobody is there to be answered: {error}", status=_CLIENT_GONE)
-                return Rejection.of(gone)(environ, start_response)
+                unread = HandshakeError(f"no client to answer: {error}", status=_CLIENT_GONE)
+                return Rejection.of(unread)(environ, start_response)
         except HandshakeError as error:
             path = quote(str(environ.get("PATH_INFO", "")).encode("latin-1"))
             logger.warning("%s not proxied: %s", path, described(error))
@@ -107,28 +110,28 @@ class WSGIProxy:
         finally:
             if place is not None and relayed is None:
                 place.leave()
-        # To frameworks this is an answer like any other.
+        # For frameworks, which expect a response.
         start_response("101 Switching Protocols", [])
         return ()
 
-    def _ask(
+    def _open(
         self, upgrade: WSGIUpgrade, request: ProxyRequest, key: str, chosen: Any
     ) -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
-        """Where the request goes, and the answer from there: a refusal, or header fields and the raw stream."""
-        plan = self._plan
+        """The destination and its answer: a refusal, or the header fields of the 101 and the raw stream."""
         descriptor = upgrade.client_descriptor()
 
-        async def ask() -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
-            async with cancel_on_disconnect(partial(left, descriptor)):
-                to = plan.destination(await chosen if isinstance(chosen, Awaitable) else chosen, request)
-                answer = await plan.ask(to, request, key, _UPGRADE, raw=True)
-                if isinstance(answer, Refused):
+        async def open_detached() -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
+            disconnected = partial(wait_disconnected, descriptor)
+            opening = await open_upstream(self._config, request, chosen, disconnected, key)
+            to, answer = opening.destination, opening.answer
+            if isinstance(answer, Refused):
+                async with cancel_on_disconnect(disconnected):
                     return to, Refusal(answer, *await answer.begin())
-            # Before the 101: an upstream that has gone meanwhile gets the client none.
+            # Before the client gets its 101, which it must not get if the upstream has disconnected meanwhile.
             return to, (answer.fields, answer.detach())
 
         try:
-            return run_on_background_loop(ask())
+            return run_on_background_loop(open_detached())
         finally:
             if descriptor >= 0:
                 socket.close(descriptor)
@@ -136,20 +139,19 @@ class WSGIProxy:
     def _relay(
         self, upgrade: WSGIUpgrade, place: Place, answered: list[tuple[str, str]], upstream: Raw, path: str, where: str
     ) -> Relay:
-        plan = self._plan
-        if not self._told_mode:
-            self._told_mode = True
+        if not self._mode_logged:
+            self._mode_logged = True
             logger.info("the proxy relays raw bytes")
         fields, others = answer_fields(answered)
         server = upgrade.server
         sock: socket.socket | None = None
 
         async def begin(client: socket.socket) -> Relay:
-            return relay(client, upstream, shutdown_code=self._shutdown_code, **plan.limits)
+            return relay(client, upstream, shutdown_code=self._shutdown_code, **self._config.limits)
 
         try:
             if self._shutdown_code is not None:
-                watch_process(server.stopping)  # first: the process may stop as soon as there is something to end
+                watch_process(server.stopping)  # before there is a relay, which the process must close when it stops
             sock = upgrade.hand_over(fields, others)
             relayed = run_on_background_loop(begin(sock))
         except BaseException:
@@ -174,12 +176,12 @@ async def _drop(upstream: Raw) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The upstream's refusal, whose body has been read as far as it is passed on in one piece.
+    """The upstream's refusal, with the beginning of its body.
 
     Attributes:
         refused: the refusal.
-        begin: the body, or its beginning.
-        rest: what follows; None for nothing.
+        begin: the body, or the beginning of a long one.
+        rest: the rest of a long body; None for a short one.
     """
 
     refused: Refused
@@ -187,8 +189,8 @@ class Refusal:
     rest: AsyncIterator[bytes] | None
 
     def pass_on(self, upgrade: WSGIUpgrade, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer with it."""
-        # Whether the body ends with its length, its last chunk or the stream is between the server and its client.
+        """Forward the refusal to the client."""
+        # The server frames the body for its client: by length, in chunks, or up to the end of the stream.
         start_response(status_line(self.refused.status), refusal_fields(self.refused.fields))
         if self.rest is None:
             return [self.begin] if self.begin else []
@@ -196,23 +198,23 @@ class Refusal:
 
 
 class _Body:
-    """The body of a long refusal, as it comes.
+    """The body of a long refusal, streamed.
 
-    The server's thread writes it, for as long as that takes: where a side does not keep up, the client's connection is
-    shut down under it, and the thread is free.
+    The server's thread writes it and may block. If a side is too slow, the client's connection is shut down, which
+    unblocks the thread.
 
     Args:
         refused: the refusal.
         begin: the beginning of its body.
-        rest: what follows.
-        descriptor: the client's socket, which is closed in the end; -1 where it cannot be had.
+        rest: the rest.
+        descriptor: a descriptor of the client's socket, owned by this object; -1 where there is none.
     """
 
     def __init__(self, refused: Refused, begin: bytes, rest: AsyncIterator[bytes], descriptor: int) -> None:
         self._refused = refused
         self._begin = begin
         self._parts = rest
-        # The C module's, also where gevent or eventlet has another one: it is the event loop's thread that uses it.
+        # The C module's class, even if gevent or eventlet replaces socket.socket: the event loop's thread uses it.
         self._client = _socket.socket(fileno=descriptor) if descriptor >= 0 else None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -234,37 +236,37 @@ class _Body:
         return b""
 
     def _watch(self) -> None:
-        """Look again when the time of what has passed so far is over."""
-        self._forget()
-        left = self._refused.pace.left
+        """Cut the body off if its time is over, or else check again when it would be."""
+        self._cancel_timer()
+        remaining = self._refused.pace.remaining
         if self._client is None:
             return
-        if left:
-            self._timer = asyncio.get_running_loop().call_later(left, self._watch)
+        if remaining:
+            self._timer = asyncio.get_running_loop().call_later(remaining, self._watch)
         else:
             self._cut_off()
 
     def _cut_off(self) -> None:
         if self._client is None:
             return
-        logger.warning("a refusal of the upstream's was cut off: it broke off, or a side did not keep up")
+        logger.warning(CUT_OFF)
         with contextlib.suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
         self._release()
 
-    def _forget(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _release(self) -> None:
-        self._forget()
+        self._cancel_timer()
         client, self._client = self._client, None
         if client is not None:
             client.close()
 
     def close(self) -> None:
-        """The server is done with it."""
+        """Release the upstream and the client's descriptor; called by the server (PEP 3333)."""
         run_on_background_loop(self._end())
 
     async def _end(self) -> None:

@@ -14,8 +14,8 @@ from watershed_mw.client.handshake import as_http_url, shown
 from watershed_mw.client.route import as_proxy, by_environment
 from watershed_mw.core.handshake.headers import Headers
 from watershed_mw.core.handshake.origin import check_origin
-from watershed_mw.proxy.config import request_of_environ, request_of_scope
 from watershed_mw.proxy.headers import answer_fields, refusal_fields, request_fields
+from watershed_mw.proxy.request import request_of_environ, request_of_scope
 from watershed_mw.proxy.target import ProxyRequest, destination, parse_upstream
 
 HOP_BY_HOP = frozenset({
