@@ -198,7 +198,7 @@ def test_those_who_hear_of_the_end(rig: Rig, caplog: pytest.LogCaptureFixture) -
     for _ in range(3):
         with pytest.raises(TimeoutError):
             made.wait(0.001)
-    assert len(made._listeners) == 2
+    assert len(made._outcome._listeners) == 2
     client.close()
     server.close()
     assert heard.wait(LIMIT)
@@ -645,7 +645,7 @@ def test_what_is_no_open_stream_is_refused(tls_contexts: Contexts) -> None:
                 relay(one, wrong)
         with pytest.raises(ValueError, match="expected close_timeout above 0, got 0"):
             relay(one, other, close_timeout=0)
-        with pytest.raises(ValueError, match="handshake is done"):
+        with pytest.raises(ValueError, match="after its handshake"):
             relay(one, early)
         other.close()
         with pytest.raises(ConnectionClosed, match="got a closed socket"):

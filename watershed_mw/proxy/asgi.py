@@ -13,7 +13,8 @@ from ..asgi.upgrade import ASGIUpgrade, Receive, Scope, Send
 from ..connection.aio.api import AsyncConnection
 from ..core.handshake.negotiation import offered_subprotocols
 from ..errors import ConnectionClosed, HandshakeError
-from ..relay.engine import Relay, can_relay, relay
+from ..relay.api import Relay, relay
+from ..relay.streams import can_relay
 from .config import Config
 from .headers import answer_fields, refusal_fields
 from .messages import relay_messages

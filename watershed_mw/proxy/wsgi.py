@@ -21,7 +21,8 @@ from ..connection.limit import Place
 from ..errors import ConnectionClosed, HandshakeError
 from ..http.write import status_line
 from ..options import Options
-from ..relay.engine import Relay, can_relay, relay
+from ..relay.api import Relay, relay
+from ..relay.streams import can_relay
 from ..runtime.exhaustion import is_exhausted, unavailable
 from ..runtime.loop_thread import LoopFailedError, background_loop, run_on_background_loop
 from ..wsgi.middleware import WatershedWSGI, asks_for_upgrade

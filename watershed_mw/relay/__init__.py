@@ -1,7 +1,9 @@
-"""Raw relay: two connected streams, and every byte of one written to the other."""
+"""Raw relay: two connected streams, and the bytes of each written to the other."""
 
 from __future__ import annotations
 
-from .engine import Relay, RelayEnd, RelayResult, Stream, live_relays, relay
+from .api import Relay, live_relays, relay
+from .outcome import RelayEnd, RelayResult
+from .streams import Stream
 
 __all__ = ["Relay", "RelayEnd", "RelayResult", "Stream", "live_relays", "relay"]

@@ -16,6 +16,7 @@ cdef class Side:
     cdef public Boundaries boundaries
     cdef public bytes close_frame
     cdef public bint closed
+    cdef public object engine
     cdef public bint finished
     cdef public bint finishing
     cdef public bint full
@@ -23,7 +24,6 @@ cdef class Side:
     cdef public Side other
     cdef public unsigned long long passed
     cdef public object phase
-    cdef public object relay
 
     cpdef write(self, object data, Py_ssize_t size)
     cpdef pause(self)

@@ -1,12 +1,8 @@
-"""The two sides of a relay: a socket that is read and written by itself, or an asyncio transport where there is TLS.
+"""A side of a relay: what ``socket_side`` (plain sockets) and ``transport_side`` (asyncio transports) have in common.
 
-A side gives what comes from its peer to the other side, as it is, and reads no further while the other has too much
-unsent. It follows the frames that pass, so that the stream can be ended between two of them. When to end it, and what
-an end on one side means for the other, is for :mod:`watershed_mw.relay` to say. Everything runs on the loop's thread.
-
-Sockets are read into memory that all of a thread's relays share and are written from there: two system calls for a
-chunk, and nothing allocated while the peers keep up. This file is compiled as well as interpreted; compiled it calls
-the kernel by itself, which takes half of the time that is spent outside of the kernel.
+A side passes the bytes of its peer to the other side unchanged, and stops reading while the other side's write buffer
+is full. It tracks frame boundaries, so that the stream can be ended between two frames. The engine decides when to end
+it. Everything runs on the event loop's thread. This file is compiled as well as interpreted.
 """
 
 from __future__ import annotations
@@ -32,22 +28,22 @@ else:
 __all__ = ["HIGH_WATER", "LOW_WATER", "Phase", "Side", "keep_alive"]
 
 
-# Bytes unsent above which the other side is not read, and below which it is again.
+# Unsent bytes above which reading from the other side pauses, and at or below which it resumes.
 HIGH_WATER = 64 * 2**10
 LOW_WATER = 16 * 2**10
-# Seconds of silence after which the kernel asks whether the peer is there, and between two times of asking; how often.
+# TCP keepalive: seconds of silence before the first probe, seconds between probes, number of probes.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
 class Phase(Enum):
-    """What becomes of the bytes that come from a side."""
+    """What happens to the bytes that come from a side."""
 
     PASSING = 1
-    CUTTING = 2  # they pass to the end of the frame
-    SHUT = 3  # they are dropped
+    CUTTING = 2  # they pass up to the end of the current frame
+    SHUT = 3  # they are read and dropped
 
 
-# Looked up once: a member of an Enum costs more than a call.
+# Looked up once: a member of an Enum costs more than a function call.
 _PASSING = Phase.PASSING
 _CUTTING = Phase.CUTTING
 _SHUT = Phase.SHUT
@@ -57,22 +53,23 @@ class Side:
     """One side of a relay.
 
     Args:
-        loop: what it runs on.
+        loop: the event loop.
 
     Attributes:
-        relay: what it tells that its peer has ended the stream (``ended``), that it takes nothing any more
-            (``breaking``), that it has gone (``lost``), that the end of what it was to write has been written
-            (``finished``), that its Close has come (``answered``), and asks whether bytes may pass (``allows``).
+        engine: the relay's engine. The side calls ``ended`` when the peer has ended its direction of the stream,
+            ``breaking`` when the peer accepts no more bytes, ``lost`` when it has reset the stream, ``finished`` when
+            everything has been written, ``answered`` when a Close frame has come; and asks ``allows`` before it passes
+            bytes.
         other: the other side.
-        boundaries: of the frames that come from here.
-        phase: of the bytes that come from here.
-        limited: whether the relay is to be asked.
-        passed: bytes that came from here and were passed on.
-        active: when bytes last went anywhere here, in seconds of ``time.monotonic()``.
-        full: whether there is too much unsent here to read more from the other side.
+        boundaries: frame boundaries of the bytes from this peer.
+        phase: what happens to the bytes from this peer.
+        limited: whether to ask the engine before passing bytes.
+        passed: bytes from this peer that were passed to the other side.
+        active: when bytes were last read or written here, in seconds of ``time.monotonic()``.
+        full: whether the write buffer is too full to read more from the other side.
         at_end: whether the peer has ended its direction of the stream.
-        finishing, finished: whether nothing more will be written here, and whether the peer has been told so.
-        closed: whether nothing is left.
+        finishing, finished: whether nothing more will be written here, and whether the peer has got the end.
+        closed: whether the stream is closed.
     """
 
     __slots__ = (
@@ -83,6 +80,7 @@ class Side:
         "boundaries",
         "close_frame",
         "closed",
+        "engine",
         "finished",
         "finishing",
         "full",
@@ -90,7 +88,6 @@ class Side:
         "other",
         "passed",
         "phase",
-        "relay",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -101,6 +98,7 @@ class Side:
         self.boundaries = Boundaries()
         self.close_frame = b""
         self.closed = False
+        self.engine: Any = None
         self.finished = False
         self.finishing = False
         self.full = False
@@ -108,43 +106,42 @@ class Side:
         self.other: Any = None
         self.passed = 0
         self.phase = _PASSING
-        self.relay: Any = None
 
-    # --- what the kinds of sides do in their own ways --------------------------------------------------------
+    # --- abstract methods --------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Pass on what came early, and begin to read."""
+        """Pass on bytes that came early, and start reading."""
         raise NotImplementedError
 
     def write(self, data: bytes | bytearray, size: int) -> None:
-        """Write the first ``size`` bytes of ``data``, which is not to be held on to."""
+        """Write the first ``size`` bytes of ``data``, which the caller reuses: it must not be kept."""
         raise NotImplementedError
 
     def pause(self) -> None:
-        """Leave bytes with the kernel."""
+        """Stop reading, and leave bytes in the kernel."""
         raise NotImplementedError
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Write what is unsent, then tell the peer that it was the last."""
+        """Flush the write buffer, then end the stream to the peer."""
         raise NotImplementedError
 
     def unsent(self) -> int:
-        """Bytes that the kernel has not taken yet."""
+        """Bytes in the write buffer."""
         raise NotImplementedError
 
     def loop_failed(self) -> None:
-        """Let the peer see the end, on a loop that runs no more."""
+        """End the stream without the event loop, which has failed."""
         raise NotImplementedError
 
     def close(self, abort: bool) -> None:
-        """Close, or ``abort`` in such a way that the peer sees that something is missing."""
+        """Close the stream; with ``abort`` in a way that shows the peer that bytes are missing."""
         raise NotImplementedError
 
-    # --- what came ---------------------------------------------------------------------------------------------
+    # --- received bytes ----------------------------------------------------------------------------------------------
 
     def came(self, data: bytes | bytearray, size: int) -> None:
         """Pass on the first ``size`` bytes of ``data``."""
@@ -163,7 +160,7 @@ class Side:
 
     def _came_late(self, data: bytes | bytearray, size: int) -> None:
         passed = 0
-        if self.phase is _PASSING and self.relay.allows(size):
+        if self.phase is _PASSING and self.engine.allows(size):
             self.boundaries.feed(data, 0, size)
             self._pass_on(data, size)
             return
@@ -178,16 +175,16 @@ class Side:
                 self._end_with_close()
         self.boundaries.feed(data, passed, size)
         if self.boundaries.close_passed:
-            self.relay.answered()
+            self.engine.answered()
 
-    # --- the end -------------------------------------------------------------------------------------------------
+    # --- the end -----------------------------------------------------------------------------------------------------
 
     def cut(self, close_frame: bytes, finish_frame: bool) -> None:
-        """Let nothing more pass from here but ``close_frame``, at once or after the end of this frame.
+        """End the bytes from this peer, at once or after the current frame, with ``close_frame`` for the other side.
 
         Args:
-            close_frame: goes to the other side, unless its peer had a Close or cannot be given one.
-            finish_frame: whether to let the rest of a frame pass that has begun.
+            close_frame: written to the other side, unless a Close frame has passed or a frame stays incomplete.
+            finish_frame: whether the rest of a frame that has begun passes first.
         """
         self.close_frame = close_frame
         if self.phase is not _PASSING:
@@ -207,17 +204,17 @@ class Side:
         self.other.write(self.close_frame, len(self.close_frame))
 
     def shut(self) -> None:
-        """Drop from now on what comes; read it all the same, as what stays unread would break what was written."""
+        """Read and drop bytes from now on: with unread bytes, closing would reset the stream and lose sent bytes."""
         self.phase = _SHUT
         self.resume()
 
 
 def keep_alive(sock: Any) -> None:
-    """Have the kernel notice that a peer's cable has been cut, and send small frames at once."""
+    """Enable TCP keepalive, to notice peers that vanish, and disable Nagle's algorithm."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     for name, value in _KEEPALIVE:
         if (number := getattr(socket, name, None)) is not None:
             options.append((socket.IPPROTO_TCP, number, value))
-    with contextlib.suppress(OSError):  # a socket of another family, or one that has gone
+    with contextlib.suppress(OSError):  # not a TCP socket, or not connected any more
         for level, option, value in options:
             sock.setsockopt(level, option, value)

@@ -13,7 +13,7 @@ cdef class SocketSide(Side):
     cdef public bint _broken
     cdef public int _fd
     cdef public bytes _head
-    cdef public bint _looking
+    cdef public bint _polling
     cdef public bytearray _memory
     cdef public bytearray _queue
     cdef public object _socket

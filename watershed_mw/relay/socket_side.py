@@ -1,4 +1,8 @@
-"""A side of a relay on a plain socket: bytes read and written by system calls."""
+"""A side of a relay on a plain socket, which it reads and writes by itself.
+
+All relays of a thread read into one buffer and write from it: two system calls for a chunk, and no allocation while the
+peers keep up. This file is compiled as well as interpreted; compiled, it calls recv and send in C.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +30,24 @@ else:
 __all__ = ["SocketSide"]
 
 
-# Bytes that are read at once. More would be out of the processor's nearest caches before they are written.
+# Bytes per read. A larger chunk would leave the processor's nearest caches before it is written.
 _CHUNK = 128 * 2**10
 
 
-# libuv, hence uvloop, tells of a socket that has an error once and never again. If there were bytes to read before it,
-# the error would not be seen: so who has got bytes looks again, after so many seconds at least and twice that at most.
-_LOOK_AGAIN = 0.125
+# libuv, and so uvloop, reports a socket's error once only. The read that follows may return bytes that came before the
+# error, which would then go unnoticed: so a side that has read bytes polls again, after one to two times these seconds.
+_POLL_AGAIN = 0.125
 
-
-# What reading and writing come to besides a number of bytes.
+# Results of reading and writing besides a number of bytes.
 _NOTHING_NOW = -1
-
-
 _BROKEN = -2
 
-
+# SO_LINGER on, with 0 seconds: close() sends a reset.
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class _Shared(threading.local):
-    """Where bytes are between two system calls."""
+    """The buffer of a thread's relays, which holds bytes only between two system calls."""
 
     def __init__(self) -> None:
         self.memory = bytearray(_CHUNK)
@@ -59,22 +60,22 @@ class SocketSide(Side):
     """A plain socket.
 
     Args:
-        loop: what it runs on.
-        sock: connected stream socket; its descriptor is this object's from now on.
-        head: bytes that came from it early.
+        loop: the event loop.
+        sock: connected stream socket; this object takes its descriptor.
+        head: bytes that were read from it already.
     """
 
-    __slots__ = ("_broken", "_fd", "_head", "_looking", "_memory", "_queue", "_socket")
+    __slots__ = ("_broken", "_fd", "_head", "_memory", "_polling", "_queue", "_socket")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, head: bytes) -> None:
         super().__init__(loop)
-        # The C module's: no method in Python around its calls, and those of gevent's and eventlet's would wait.
+        # The C module's class: without Python methods around its calls, and gevent's and eventlet's would block.
         self._socket = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
         self._socket.setblocking(False)
         self._fd = self._socket.fileno()
         self._head = head
-        self._broken = False  # whether the kernel takes no more
-        self._looking = isinstance(loop, asyncio.BaseEventLoop)  # whether no other look is needed
+        self._broken = False  # whether writing has failed
+        self._polling = isinstance(loop, asyncio.BaseEventLoop)  # whether a poll is pending, or never needed
         self._queue: bytearray | None = None
         self._memory = bytearray()
         keep_alive(self._socket)
@@ -91,37 +92,37 @@ class SocketSide(Side):
     def _readable(self) -> None:
         size = self._receive()
         if size > 0:
-            if not self._looking:
-                self._look_later()
+            if not self._polling:
+                self._poll_later()
             try:
                 self.came(self._memory, size)
             except BaseException:
-                self.relay.lost(self)  # the loop only logs it, and what has been read is lost
+                self.engine.lost(self)  # the loop only logs the error, and the bytes are lost
                 raise
         elif size == 0:
             self.pause()
             self.at_end = True
             if self._broken:
-                self.relay.lost(self)
+                self.engine.lost(self)
             else:
-                self.relay.ended(self)
+                self.engine.ended(self)
         elif size == _BROKEN:
-            self.relay.lost(self)
+            self.engine.lost(self)
 
-    def _look_later(self) -> None:
-        # At the same time as others of this loop.
-        self._looking = True
-        when = (monotonic() // _LOOK_AGAIN + 2) * _LOOK_AGAIN
-        timers_of(self._loop).set(when, _look_again, self)
+    def _poll_later(self) -> None:
+        # At the same time as the other relays of this loop.
+        self._polling = True
+        when = (monotonic() // _POLL_AGAIN + 2) * _POLL_AGAIN
+        timers_of(self._loop).set(when, _poll_again, self)
 
-    def look_again(self) -> None:
-        """Read what is there, though nobody has said that there is."""
-        self._looking = False
+    def poll_again(self) -> None:
+        """Try to read, without an event."""
+        self._polling = False
         if not self._paused and not self.at_end:
             self._readable()
 
     def _receive(self) -> int:
-        """How many bytes came into the shared memory, 0 at the end of the stream; or one of the two below."""
+        """The number of bytes read into the shared buffer, 0 at the end of the stream; or _NOTHING_NOW, or _BROKEN."""
         if cython.compiled:
             target: Any = self._memory
             size = call_recv(self._fd, target, _CHUNK)  # type: ignore[name-defined]  # noqa: F821
@@ -165,7 +166,7 @@ class SocketSide(Side):
         self.full = len(self._queue) > HIGH_WATER
 
     def _send(self, data: bytes | bytearray, size: int) -> int:
-        """How many bytes of it the kernel has taken."""
+        """The number of bytes that the kernel has accepted; or _BROKEN."""
         if cython.compiled:
             source: Any = data
             sent = call_send(self._fd, source, size)  # type: ignore[name-defined]  # noqa: F821
@@ -199,7 +200,7 @@ class SocketSide(Side):
             self.other.resume()
 
     def _break(self) -> None:
-        # Who has gone may have said something before: reading comes to that, and then to the end.
+        # The peer may have sent bytes before it vanished: reading gets those, and then the end.
         self._broken = self.finishing = self.finished = True
         self.full = False
         if self._queue is not None:
@@ -207,12 +208,12 @@ class SocketSide(Side):
             self._loop.remove_writer(self._fd)
         self.other.shut()
         if self.at_end:
-            self.relay.lost(self)
+            self.engine.lost(self)
             return
         if not self._paused:
             self.pause()
-            self.resume()  # see _LOOK_AGAIN
-        self.relay.breaking()
+            self.resume()  # a new registration reports the error again, see _POLL_AGAIN
+        self.engine.breaking()
 
     def finish(self) -> None:
         """As :meth:`Side.finish`."""
@@ -222,10 +223,10 @@ class SocketSide(Side):
                 self._shut_down()
 
     def _shut_down(self) -> None:
-        with contextlib.suppress(OSError):  # it has gone, as reading will tell
+        with contextlib.suppress(OSError):  # not connected any more, which reading will report
             self._socket.shutdown(socket.SHUT_WR)
         self.finished = True
-        self.relay.finished()
+        self.engine.finished()
 
     def unsent(self) -> int:
         """As :meth:`Side.unsent`."""
@@ -235,7 +236,7 @@ class SocketSide(Side):
         """As :meth:`Side.loop_failed`."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(Exception):  # the loop may have lost what it looks with
+        with contextlib.suppress(Exception):  # the selector of a failed loop may be closed
             self.close(False)
         self._socket.close()
 
@@ -254,5 +255,5 @@ class SocketSide(Side):
             self._socket.close()
 
 
-def _look_again(side: SocketSide) -> None:
-    side.look_again()
+def _poll_again(side: SocketSide) -> None:
+    side.poll_again()

@@ -1,4 +1,4 @@
-"""A side of a relay on an asyncio transport, as TLS needs."""
+"""A side of a relay on an asyncio transport, as needed for TLS."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ else:
 __all__ = ["TransportSide"]
 
 
-# Seconds that a TLS peer has to answer a Close: TLS knows no half-close, so the answer could not come later.
+# Seconds that a TLS peer has to answer a Close frame before the stream ends: TLS has no half-close.
 _TLS_LINGER = 1.0
 
 
 class TransportSide(Side):
-    """An asyncio transport, to which this is an ``asyncio.Protocol``.
+    """An asyncio transport, whose ``asyncio.Protocol`` this is.
 
     Args:
-        loop: what it runs on.
+        loop: the event loop.
         transport: plain or TLS, of asyncio, uvloop, or :class:`~watershed_mw.sockets.tls_transport.TLSSocketTransport`.
-        head: bytes that came from it early.
-        eof: whether the stream's end came early as well: the transport will not tell of it again.
-        keep: object that must live as long, such as a StreamWriter that would close the transport when collected.
-        close_timeout: seconds that the peer has to take what is unsent once the transport is closed.
+        head: bytes that were read from it already.
+        eof: whether its end was read as well, which the transport does not report again.
+        keep: an object to keep alive, such as a StreamWriter, which would close the transport when collected.
+        close_timeout: seconds that the peer has to read unsent bytes once the transport is closing.
     """
 
     __slots__ = ("_close_timeout", "_eof", "_head", "_keep", "_previous", "_transport")
@@ -74,7 +74,7 @@ class TransportSide(Side):
         elif not self.other.full:
             self.resume()
 
-    # --- the transport calls these -------------------------------------------------------------------------------
+    # --- called by the transport -------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Bytes came from the peer."""
@@ -87,38 +87,38 @@ class TransportSide(Side):
         self.at_end = True
         goes_on = bool(self._transport.can_write_eof())
         if not goes_on:
-            self.finishing = True  # TLS ends both directions at once, and the transport sees to it
+            self.finishing = True  # over TLS the transport ends both directions at once
             self.other.shut()
-        self.relay.ended(self)
+        self.engine.ended(self)
         return goes_on
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone."""
+        """The transport is closed."""
         lost = not self.at_end and not self.finishing
         self.closed = self.at_end = self.finishing = self.finished = True
         self.full = False
         previous, self._previous, self._keep = self._previous, None, None
         try:
             if lost or exc is not None:
-                self.relay.lost(self)
+                self.engine.lost(self)
             else:
-                self.relay.ended(self)
+                self.engine.ended(self)
         finally:
             if previous is not None:
-                # Whoever had the transport before may be waiting for its end, as StreamWriter.wait_closed does.
+                # The previous owner may be waiting for this, as StreamWriter.wait_closed does.
                 previous.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The peer does not read as fast as we write."""
+        """The write buffer is full."""
         self.full = True
 
     def resume_writing(self) -> None:
-        """The peer reads again."""
+        """The write buffer has drained."""
         self.active = monotonic()
         self.full = False
         self.other.resume()
 
-    # --- and the relay these ---------------------------------------------------------------------------------------
+    # --- called by the engine and the other side ---------------------------------------------------------------------
 
     def pause(self) -> None:
         """As :meth:`Side.pause`."""
@@ -135,29 +135,29 @@ class TransportSide(Side):
     def write(self, data: bytes | bytearray, size: int) -> None:
         """As :meth:`Side.write`."""
         if size > 0 and not self.finishing and not self._transport.is_closing():
-            # Transports hold on to what they cannot write at once.
+            # Transports may keep a reference to what they cannot write at once.
             whole = isinstance(data, bytes) and len(data) == size
             self._transport.write(data if whole else bytes(memoryview(data)[:size]))
 
     def finish(self) -> None:
-        """As :meth:`Side.finish`; over TLS the whole stream ends, once a Close had its chance of being answered."""
+        """As :meth:`Side.finish`; over TLS both directions end, after a short time for the answer to a Close frame."""
         if self.finishing:
             if self.boundaries.close_passed and not self.closed:
-                self.close_transport()  # no answer is to come any more
+                self.close_transport()  # the answer has come
             return
         self.finishing = True
         if self._transport.can_write_eof():
-            with contextlib.suppress(OSError, RuntimeError):  # it has gone, as the transport will tell
+            with contextlib.suppress(OSError, RuntimeError):  # closed, which the transport will report
                 self._transport.write_eof()
             self.finished = True
-            self.relay.finished()
+            self.engine.finished()
         elif self.other.boundaries.close_passed and not self.boundaries.close_passed:
             timers_of(self._loop).set(monotonic() + min(_TLS_LINGER, self._close_timeout), _close_transport, self)
         else:
             self.close_transport()
 
     def close_transport(self) -> None:
-        """Let the transport write what is unsent, tell the peer, and close in its own time."""
+        """Let the transport flush its write buffer, end TLS, and close."""
         if not self._transport.can_write_eof():
             self._transport.close()
 
@@ -168,14 +168,14 @@ class TransportSide(Side):
         try:
             return int(self._transport.get_write_buffer_size())
         except AttributeError:
-            return 0  # so says asyncio's TLS transport once it has closed, before it tells of that
+            return 0  # asyncio's TLS transport is closed, and has not reported it yet
 
     def loop_failed(self) -> None:
         """As :meth:`Side.loop_failed`."""
         break_stream(self._transport)
 
     def close(self, abort: bool) -> None:
-        """As :meth:`Side.close`; ``closed`` is for the transport to say."""
+        """As :meth:`Side.close`; ``closed`` is set once the transport reports it."""
         self.finishing = True
         if abort or self._transport.is_closing():
             self._transport.abort()

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from ..connection.base import WatershedConnection, live_connections
-from ..relay.engine import Relay, live_relays
+from ..relay.api import Relay, live_relays
 from ..runtime.greenlets import threads_are_greenlets
 from ..runtime.loop_thread import start_thread
 

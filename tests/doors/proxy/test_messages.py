@@ -383,7 +383,7 @@ def test_under_wsgi_such_a_loop_is_a_501(start: Callable[[str], Front], serve: S
 
 def test_a_platform_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_UNIX")
-    with pytest.raises(ValueError, match="no Unix sockets"):
+    with pytest.raises(ValueError, match="without Unix sockets"):
         WebSocketProxy("unix:/run/of/nowhere.sock")
 
 
