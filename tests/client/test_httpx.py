@@ -179,7 +179,7 @@ def test_what_has_no_stream(client: Client) -> None:
         return httpx.Response(101, headers=headers)
 
     both = Both(client, transport=httpx.MockTransport(answer))
-    with pytest.raises(TypeError, match="expected a socket, or a response of httpx that has a network stream"):
+    with pytest.raises(TypeError, match="expected a socket, or an httpx response with a network stream"):
         _connect(both, "http://x")
     with pytest.raises(TypeError, match="network stream"):
         client.open("ws://x", http=both.http)

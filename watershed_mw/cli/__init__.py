@@ -1,6 +1,6 @@
-"""The command line ``watershed-mw``: talk to a WebSocket server, be one that echoes, stand in front of one.
+"""The command line ``watershed-mw``: a WebSocket client, an echo server and a proxy.
 
-What it needs beside the package is the extra ``cli``; without it the one thing that works is to say so.
+It needs the extra ``cli``; without it, the program only reports what to install.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line of ``sys.argv``, and exit with its status: 0, 1 for a failure, 2 for wrong usage."""
+    """Run the command line of ``sys.argv``, and exit with its status: 0, 1 after a failure, 2 after a usage error."""
     try:
         from .commands import run
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The commands together: ``connect``, ``echo``, ``proxy``; errors become one line on stderr and an exit status."""
+"""The group of the commands ``connect``, ``echo`` and ``proxy``; errors become a line on stderr and an exit status."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cli() -> None:
 
     \b
     watershed-mw connect wss://example.org/chat      talk to a server; in a pipe, a line is a message
-    watershed-mw echo                                a server that sends everything back
+    watershed-mw echo                                an echo server
     watershed-mw proxy --listen :8080 --to ws://127.0.0.1:9000
     """
 
@@ -43,7 +43,7 @@ cli.add_command(proxy)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command that ``arguments`` name and return the exit status."""
+    """Run the command in ``arguments`` and return its exit status."""
     try:
         status = cli.main(arguments or ["--help"], _PROGRAM, standalone_mode=False)
     except click.ClickException as error:
@@ -56,6 +56,6 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own flush has somewhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the interpreter's flush at exit
         return 0
     return status if isinstance(status, int) else 0

@@ -1,4 +1,4 @@
-"""``watershed-mw connect``: the options, and whether a person or a pipe is at the other end."""
+"""``watershed-mw connect``: its options, and the choice between terminal and pipe."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = ["connect"]
     help="Send a header field; repeatable.",
 )
 @click.option("-o", "--origin", metavar="ORIGIN", help="Send an Origin header, as browsers do.")
-@click.option("-u", "--user", metavar="NAME[:PASSWORD]", help="Authenticate; without a password it is asked for.")
+@click.option("-u", "--user", metavar="NAME[:PASSWORD]", help="Authenticate; prompts for a missing password.")
 @click.option("-k", "--insecure", is_flag=True, help="Do not verify the server's certificate.")
 @click.option(
     "--cacert",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Trust the authorities of this PEM file, and no others.",
+    help="Trust only the certificate authorities in this PEM file.",
 )
 @click.option("--unix", metavar="PATH", help="Connect to this Unix socket instead of the URL's host.")
 @click.option(
-    "--proxy", metavar="URL|none", help="HTTP or SOCKS proxy; unless given what the environment says (HTTPS_PROXY ...)."
+    "--proxy", metavar="URL|none", help="HTTP or SOCKS proxy; by default that of the environment (HTTPS_PROXY ...)."
 )
 @click.option("--no-compression", is_flag=True, help="Do not offer permessage-deflate.")
 @click.option(
@@ -49,7 +49,7 @@ __all__ = ["connect"]
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="For the whole opening handshake.",
+    help="Limit for the whole opening handshake.",
 )
 @click.option(
     "--max-size",
@@ -57,22 +57,20 @@ __all__ = ["connect"]
     default=16 * 2**20,
     show_default=True,
     metavar="BYTES",
-    help="Largest message that is accepted; 0 for any.",
+    help="Largest message to accept; 0 for no limit.",
 )
-@click.option("--reconnect", is_flag=True, help="Connect again after a failure or an end, with growing pauses.")
+@click.option("--reconnect", is_flag=True, help="Reconnect after a failure or a close, with growing pauses.")
 @click.option("--binary", is_flag=True, help="In a pipe: send all of stdin as one BINARY message.")
-@click.option("--hex", "as_hex", is_flag=True, help="In a pipe: lines of hex, sent and received, are BINARY messages.")
+@click.option("--hex", "as_hex", is_flag=True, help="In a pipe: send and print BINARY messages as lines of hex.")
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="In a pipe: once stdin has ended, close after so long without a message; inf waits for the server.",
+    help="In a pipe: after the end of stdin, close once no message has come for so long; inf waits for the server.",
 )
-@click.option(
-    "-v", "--verbose", is_flag=True, help="Tell the response's header fields, every PING and PONG, and counts."
-)
+@click.option("-v", "--verbose", is_flag=True, help="Show the response's header fields, PINGs, PONGs and counts.")
 def connect(
     url: str,
     protocols: tuple[str, ...],
@@ -94,15 +92,15 @@ def connect(
 ) -> int:
     """Connect to URL (ws:// or wss://) and talk.
 
-    On a terminal there is a prompt: a line is sent as TEXT, a line that begins with a slash is a command, and /help
-    lists those. What was typed is kept in ~/.local/state/watershed-mw/history.
+    On a terminal there is a prompt: each line is sent as TEXT, except commands, which begin with a slash; /help lists
+    them. The history is kept in ~/.local/state/watershed-mw/history.
 
-    In a pipe, which is when stdin or stdout is no terminal, each line of stdin is sent as a TEXT message. Received
-    TEXT goes to stdout with a line end behind it, received BINARY as it is; everything else goes to stderr. At the end
-    of stdin the connection is closed with 1000, once no message has come for --wait seconds.
+    In a pipe, that is, unless stdin and stdout are both terminals, each line of stdin is sent as a TEXT message.
+    Received TEXT goes to stdout with a newline, BINARY unchanged; everything else goes to stderr. After the end of
+    stdin the connection is closed with 1000, once no message has come for --wait seconds.
 
-    The exit status is 0 after a normal end (1000, 1001, 1005), 1 after any other or without a connection, 2 for wrong
-    usage.
+    The exit status is 0 after a normal close (1000, 1001, 1005), 1 after any other or without a connection, 2 after a
+    usage error.
 
     \b
     watershed-mw connect wss://example.org/chat --protocol chat.v1 --user ann
@@ -130,12 +128,12 @@ def connect(
         )
     except ModuleNotFoundError as error:
         raise Failure(f"expected the package {error.name}: pip install 'watershed-mw[cli]'") from error
-    except ImportError as error:  # it says what to install
+    except ImportError as error:  # its text says what to install
         raise Failure(str(error)) from error
 
 
 async def _talk(url: str, options: dict[str, Any], reconnect: bool, verbose: bool, mode: str, wait: float) -> int:
-    # Imported when they are needed: together they take a third of a second.
+    # Imported here because they are slow to import.
     from .dialogue import Dialogue, Order
 
     order = Order(url, options, reconnect, verbose)
@@ -161,11 +159,13 @@ def _credentials(user: str | None) -> tuple[str, str] | None:
     if not colon:
         try:
             if os.name == "posix":
-                os.close(os.open("/dev/tty", os.O_RDWR))  # getpass asks there, and else stdin, which may be a pipe
+                os.close(
+                    os.open("/dev/tty", os.O_RDWR)
+                )  # getpass prompts there; it would fall back to stdin, which may be a pipe
             password = getpass.getpass(f"password of {name}: ")
         except OSError:
             raise click.UsageError(
-                "expected --user NAME:PASSWORD where there is no terminal to ask for the password"
+                "expected --user NAME:PASSWORD where no terminal can prompt for the password"
             ) from None
     return name, password
 

@@ -1,6 +1,6 @@
-"""One connection after the other, for whoever types or pipes: opening, signals, what is told, how it ends.
+"""What ``connect`` does on a terminal and in a pipe alike: it opens connections, handles signals and reports ends.
 
-What comes and what is sent is the business of ``pipe.py`` and ``terminal.py``; a connection is opened in one place.
+``pipe.py`` and ``terminal.py`` send and receive the messages.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .output import Failure, describe_end, escape, say, status_of
 
 __all__ = ["Dialogue", "Order", "plain"]
 
-# Bytes of a refusal's body that are told.
-_MOST_OF_A_BODY: Final = 500
+# Bytes of a refusal's body to show.
+_MAX_BODY: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What was asked for on the command line.
+    """The arguments of the command line.
 
     Attributes:
-        url: where to.
+        url: the server's URL.
         options: arguments of :func:`watershed_mw.client.connect`.
-        reconnect: whether to connect again after a failure or an end.
-        verbose: whether to tell the response's header fields, every PING and PONG, and what was counted.
+        reconnect: whether to reconnect after a failure or a close.
+        verbose: whether to show the response's header fields, PINGs, PONGs and counts.
     """
 
     url: str
@@ -45,25 +45,25 @@ class Order:
 
 
 class Dialogue:
-    """Connects as ordered, hands each connection to :meth:`converse`, and knows the exit status.
+    """Connects, runs :meth:`converse` on each connection, and returns the exit status.
 
     Args:
-        order: what was asked for.
-        console: where to tell of states and errors.
+        order: the arguments of the command line.
+        console: the console for states and errors.
 
     Raises:
-        ValueError, TypeError, ImportError: something in the order cannot be used.
+        ValueError, TypeError, ImportError: an argument is invalid.
     """
 
     close_timeout = 5.0
-    """Seconds to wait for the peer's Close: a person has less patience than a program."""
+    """Seconds to wait for the peer's Close frame: few, as a person is waiting."""
 
     def __init__(self, order: Order, console: Console) -> None:
         self.order = order
         self.console = console
         self.connection: AsyncConnection | None = None
-        self.over = False  # nothing more is wanted of the peer
-        self.signal = 0  # that has ended it
+        self.over = False  # whether not to reconnect
+        self.signal = 0  # the number of the signal that ends the program, or 0
         self._interrupted = False
         self._error: BaseException | None = None
         self._connect: Connect = connect(
@@ -71,14 +71,14 @@ class Dialogue:
         )
 
     async def converse(self, connection: AsyncConnection) -> None:
-        """Send and receive until the connection has ended."""
+        """Send and receive until the connection is closed."""
         raise NotImplementedError
 
     async def run(self) -> int:
-        """Converse until the end; return the exit status.
+        """Run to the end, and return the exit status.
 
         Raises:
-            Failure: no connection.
+            Failure: no connection could be opened.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -107,7 +107,11 @@ class Dialogue:
                 status = self._show_end(connection)
                 if self.over:
                     break
-        except (OSError, ValueError, WatershedError) as error:  # a ValueError of the environment's proxy, say
+        except (
+            OSError,
+            ValueError,
+            WatershedError,
+        ) as error:  # ValueError: an invalid proxy in the environment, for example
             raise Failure(_describe_failure(error, self.order.url)) from error
         return 128 + self.signal if self.signal else status
 
@@ -121,15 +125,15 @@ class Dialogue:
     def _is_worth_retrying(self, error: Exception) -> bool:
         if self.over or not worth_retrying(error):
             return False
-        if not isinstance(error, ConnectionClosed):  # that one has been told
+        if not isinstance(error, ConnectionClosed):  # that is already shown
             self.show(_describe_failure(error, self.order.url) + "; trying again", "yellow")
         return True
 
-    # --- signals ---------------------------------------------------------------------------------------------
+    # --- signals -----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _signals(self, cancel: Callable[[], object]) -> Iterator[None]:
-        """While it lasts, a signal ends the connection with 1000; the second one, or one without a connection, all."""
+        """Close the connection with 1000 on a signal; cancel all on a second one, or without a connection."""
 
         def leave(number: int) -> None:
             again, self._interrupted = self._interrupted, True
@@ -142,7 +146,7 @@ class Dialogue:
 
         loop = asyncio.get_running_loop()
         numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        with contextlib.suppress(NotImplementedError):  # an event loop of Windows
+        with contextlib.suppress(NotImplementedError):  # on Windows
             for number in numbers:
                 loop.add_signal_handler(number, leave, number)
         try:
@@ -153,13 +157,13 @@ class Dialogue:
                     loop.remove_signal_handler(number)
 
     def leave(self, connection: AsyncConnection) -> None:
-        """Begin the end, as a signal has come."""
+        """Close the connection after a signal."""
         connection.end()
 
-    # --- what is told ----------------------------------------------------------------------------------------
+    # --- output ------------------------------------------------------------------------------------------
 
     def show(self, text: str, style: str = "") -> None:
-        """Tell a line about what happens."""
+        """Write a line to the console."""
         say(self.console, text, style)
 
     def _show_response(self, connection: AsyncConnection) -> None:
@@ -176,7 +180,7 @@ class Dialogue:
     def _show_end(self, connection: AsyncConnection) -> int:
         code, reason = connection.close_code or 1006, connection.close_reason or ""
         status = status_of(code)
-        # Of what the peer did wrong its Close tells, cut to what that can hold; of everything else nobody does.
+        # A reason already describes the error, shortened to fit into the Close frame.
         why = escape(f": {self._error}") if self._error is not None and not reason else ""
         self.show_end(describe_end(code, reason) + why, status)
         if self.order.verbose:
@@ -189,24 +193,24 @@ class Dialogue:
         return status
 
     def show_end(self, text: str, status: int) -> None:
-        """Tell how a connection has ended."""
+        """Report the end of a connection."""
         self.show(text, "red" if status else "dim")
 
 
 def _describe_failure(error: Exception, url: str) -> str:
-    """Why there is no connection, in one line; of a refusal status and body."""
+    """Why there is no connection, in one line; for a refusal with its status and body."""
     if isinstance(error, HandshakeError):
         refused = error.response is not None and error.response.status_code != 101
-        body = error.body[:_MOST_OF_A_BODY].decode("utf-8", "replace").strip() if refused else ""
-        more = " ..." if len(error.body) > _MOST_OF_A_BODY else ""
+        body = error.body[:_MAX_BODY].decode("utf-8", "replace").strip() if refused else ""
+        more = " ..." if len(error.body) > _MAX_BODY else ""
         return escape(f"{error}: {body}{more}" if body else str(error))
     text = str(error) or type(error).__name__
-    # A time-out names the URL itself.
+    # The text of a timeout contains the URL.
     return escape(text if isinstance(error, TimeoutError) else f"no connection to {plain(url)}: {text}")
 
 
 def plain(url: str) -> str:
-    """A URL without what may be secret, credentials and query, and without control characters."""
+    """A URL without credentials and query, which may be secret, and without control characters."""
     try:
         return escape(shown(httpx.URL(url)))
     except httpx.InvalidURL:

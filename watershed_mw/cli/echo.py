@@ -21,7 +21,7 @@ class Echo:
     """ASGI application that sends every message back.
 
     Args:
-        console: where to tell what comes; None to be silent.
+        console: the console for messages; None for no output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -50,13 +50,13 @@ class Echo:
 
 
 async def _refuse(send: Send) -> None:
-    """Tell a client of plain HTTP what this is (RFC 9110 section 15.5.22)."""
+    """Refuse a plain HTTP request with 426 (RFC 9110 section 15.5.22)."""
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"upgrade", b"websocket"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 426, "headers": headers})
     await send({"type": "http.response.body", "body": b"This is a WebSocket server that echoes.\n"})
 
 
-@click.command(short_help="A server that sends everything back.")
+@click.command(short_help="Run an echo server.")
 @serving_options("127.0.0.1:8765")
 @click.option("-p", "--protocol", "protocols", multiple=True, metavar="NAME", help="Support a subprotocol; repeatable.")
 @page_options("Pages of its own host, and of localhost on every port,")
@@ -69,12 +69,12 @@ def echo(
     tls_key: Path | None,
     verbose: bool,
 ) -> None:
-    """Send every TEXT and BINARY message back, on every path.
+    """Echo every TEXT and BINARY message, on every path.
 
-    Programs may connect, and pages of this machine; those of other web sites that a browser here has open may not,
-    unless --allow-origin names them.
+    Programs and pages of this machine may connect. Pages of other web sites in a local browser may not, unless
+    --allow-origin names them.
 
-    Once it listens it prints its address; SIGINT and SIGTERM end it.
+    It prints its address once it listens; SIGINT and SIGTERM stop it.
 
     \b
     watershed-mw echo --listen :8765 --protocol chat.v1

@@ -1,7 +1,7 @@
-"""Bounds on what a client may send before it has a WebSocket: uvicorn's parsers have none for time and fields.
+"""Limits on what a client may send before the upgrade: uvicorn's parsers do not limit time and fields.
 
-These servers have nothing to say but the 101 and a 426, so that the bounds are those of one connection's requests
-together, and small.
+These servers answer with a 101 or a 426 only. So the limits are small, and apply to all requests of a connection
+together.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any, Final
 
 __all__ = ["bounded"]
 
-# What every door takes for one head (requests.MAX_HEAD).
+# The limit of every door for one request head (http.parse.MAX_HEAD).
 _MAX_BYTES: Final = 64 * 2**10
-# Lines of one head. Apache takes 100 fields, Jetty 200.
+# Lines of one request head. Apache accepts 100 fields, Jetty 200.
 _MAX_LINES: Final = 200
-# Seconds from the connection to the end of its head, which uvicorn does not bound; most clients need one packet.
+# Seconds from the connection to the end of the request head; most clients send it in one packet.
 _SECONDS: Final = 10.0
 
 _END: Final = b"\r\n\r\n"
 
 
 def bounded(http_class: type[Any]) -> type[Any]:
-    """An HTTP protocol of uvicorn's, of whichever parser, with these bounds.
+    """An HTTP protocol class of uvicorn with these limits, for either parser.
 
     Args:
-        http_class: ``HttpToolsProtocol``, ``H11Protocol``, or one of their kind.
+        http_class: ``HttpToolsProtocol``, ``H11Protocol``, or a subclass.
     """
 
-    class Bounded(http_class):  # type: ignore[misc]  # which of the two is uvicorn's choice
-        """A connection until it is a WebSocket."""
+    class Bounded(http_class):  # type: ignore[misc]  # uvicorn chooses which of the two
+        """A connection before the upgrade."""
 
         _count = 0
         _lines = 0
@@ -39,12 +39,12 @@ def bounded(http_class: type[Any]) -> type[Any]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._too_late)
+            self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._on_timeout)
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            # An end of a head may come in two pieces.
+            # The end of a request head may be split between two reads.
             seen = self._tail + data
             end = seen.find(_END)
             head = len(data) if end < 0 else end + len(_END) - len(self._tail)
@@ -58,28 +58,28 @@ def bounded(http_class: type[Any]) -> type[Any]:
             self._tail = b"" if end >= 0 else seen[-len(_END) + 1 :]
             super().data_received(data)
             if self.transport.get_protocol() is not self:
-                self._forget()  # a WebSocket from now on
+                self._cancel_timer()  # upgraded
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._forget()
+            self._cancel_timer()
             super().connection_lost(exc)
 
-        def _too_late(self) -> None:
+        def _on_timeout(self) -> None:
             self._timer = None
             if self._count:
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT)
             else:
-                self.transport.abort()  # nobody has asked for anything
+                self.transport.abort()  # no request has begun
 
         def _refuse(self, status: HTTPStatus) -> None:
-            self._forget()
+            self._cancel_timer()
             if self.transport.is_closing():
                 return
             head = f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
             self.transport.write(head.encode())
             self.transport.close()
 
-        def _forget(self) -> None:
+        def _cancel_timer(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

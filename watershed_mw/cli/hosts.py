@@ -1,7 +1,7 @@
-"""Which pages may use a server of the command line: by the Host that they asked for, and by their Origin.
+"""The web pages that may use a server of the command line, checked by Host and by Origin.
 
-A browser on this machine opens connections for any page of the web. Its Origin says whose page that is, and its Host
-by which name it was asked: both have to be on a list, as a page can have its own name point here (DNS rebinding).
+A browser on this machine opens connections for any page of the web. The Origin names the page's site, the Host the name
+of the server. Both are checked, because a page can let its own name resolve to this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["LOOPBACK_ORIGINS", "HostGuard", "as_origins", "page_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Pages of programs on this machine, on whatever port.
+# Pages of programs on this machine, on any port.
 LOOPBACK_ORIGINS: Final = ("localhost:*", "*.localhost:*", "127.0.0.1:*", "[::1]:*")
 
 
@@ -30,7 +30,7 @@ def page_options(whose: str) -> Callable[[F], F]:
     """The options ``--allow-host`` and ``--allow-origin``.
 
     Args:
-        whose: which pages may connect without the latter, for its help.
+        whose: the pages that may connect without ``--allow-origin``, for the help text.
     """
 
     def decorate(command: F) -> F:
@@ -41,15 +41,15 @@ def page_options(whose: str) -> Callable[[F], F]:
                 "origins",
                 multiple=True,
                 metavar="ORIGIN",
-                help=f"Let pages of this origin connect, '*' for all; repeatable. {whose} always may.",
+                help=f"Allow pages of this origin, '*' for all; repeatable. {whose} are always allowed.",
             ),
             click.option(
                 "--allow-host",
                 "hosts",
                 multiple=True,
                 metavar="NAME",
-                help="Answer to this host name, '*.example.org' for all below, '*' for all; repeatable. Addresses, "
-                "localhost and the host of --listen always pass.",
+                help="Accept this host name, '*.example.org' for its subdomains, '*' for all; repeatable. "
+                "IP addresses, localhost and the host of --listen are always accepted.",
             ),
         ):
             command = option(command)
@@ -59,21 +59,21 @@ def page_options(whose: str) -> Callable[[F], F]:
 
 
 def as_origins(origins: Iterable[str]) -> str | list[str]:
-    """Values of ``--allow-origin`` as the option ``origins`` of this package."""
+    """The values of ``--allow-origin`` as the option ``origins`` of this package."""
     given = list(origins)
     return "*" if "*" in given else given
 
 
 class HostGuard:
-    """ASGI middleware that refuses WebSockets that were asked for by another name (403).
+    """ASGI middleware that refuses WebSocket requests for other host names (403).
 
     Args:
         app: the application.
-        hosts: values of ``--allow-host``.
+        hosts: the values of ``--allow-host``.
         listen: the address that the server listens on.
 
     Raises:
-        click.UsageError: one of ``hosts`` is no name.
+        click.UsageError: one of ``hosts`` is not a host name.
     """
 
     def __init__(self, app: App, hosts: Iterable[str], listen: Address) -> None:
@@ -95,8 +95,8 @@ class HostGuard:
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
     host = shown(Headers(scope["headers"]).get("host"))
     error = HandshakeError(
-        f"expected an address, localhost or a name that this server answers to as the Host, got {host}: start the "
-        "server with --allow-host NAME if that name is its own",
+        f"expected an IP address, localhost or an allowed name as the Host, got {host}: if that name belongs to this "
+        "server, start it with --allow-host NAME",
         status=403,
     )
     await scope["watershed"].through(receive, send).refuse(error)

@@ -1,7 +1,6 @@
-"""What the commands write: messages of the peer made harmless, hex dumps, close codes by name, errors in one line.
+"""The output of the commands: escaped messages, hex dumps, close codes by name, errors in one line.
 
-Nothing that came from the network reaches a terminal unescaped: a control character could rewrite what is shown
-there, or make the terminal itself type.
+No text from the network reaches a terminal unescaped: control characters could rewrite the screen, or inject input.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from ..core.codes import CloseCode
 
 __all__ = ["Failure", "describe_end", "dump", "escape", "say", "shown", "status_of"]
 
-# Bytes of a BINARY message, and characters of a TEXT message, that a terminal is shown.
-_MOST_DUMPED: Final = 256
-_MOST_SHOWN: Final = 100_000
+# Bytes of a BINARY message and characters of a TEXT message that are shown on a terminal.
+_MAX_DUMPED: Final = 256
+_MAX_SHOWN: Final = 100_000
 _PER_ROW: Final = 16
-# Joiners, without which emoji and several scripts fall apart. All other format characters are told, not obeyed: they
-# can turn the direction of the text around.
+# Tab, and the joiners that emoji and several scripts need. All other format characters are escaped: they could reverse
+# the direction of the text.
 _HARMLESS = frozenset("\t\u200c\u200d")
 _NORMAL_ENDS = frozenset({CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.NO_STATUS})
 
 
 class Failure(click.ClickException):
-    """What ends the program with status 1 and one line on stderr."""
+    """Ends the program with status 1 and one line on stderr."""
 
 
 def _escaped(character: str) -> str:
@@ -39,11 +38,11 @@ def _escaped(character: str) -> str:
 
 
 def escape(text: str, *, newline: str = "\\n") -> str:
-    """``text`` without anything that a terminal obeys: control and format characters as Python writes them.
+    """``text`` with control and format characters escaped as in Python, so that a terminal only displays it.
 
     Args:
-        text: whatever came.
-        newline: what stands for a line feed.
+        text: any text.
+        newline: the replacement for a line feed.
     """
     if not text.isprintable():
         text = newline.join("".join(map(_escaped, line)) for line in text.split("\n"))
@@ -51,33 +50,33 @@ def escape(text: str, *, newline: str = "\\n") -> str:
 
 
 def shown(text: str) -> str:
-    """A message for a terminal: further lines are indented, so that none looks like one of ours."""
-    left = len(text) - _MOST_SHOWN
-    return escape(text[:_MOST_SHOWN], newline="\n  ") + (f"\n  ... and {left:,} characters more" if left > 0 else "")
+    """A message for a terminal; its second and further lines are indented, so they cannot imitate the program's own."""
+    hidden = len(text) - _MAX_SHOWN
+    return escape(text[:_MAX_SHOWN], newline="\n  ") + (f"\n  ... and {hidden:,} characters more" if hidden > 0 else "")
 
 
 def dump(data: bytes) -> Iterator[str]:
-    """A BINARY message as lines of offset, hex and ASCII, of its first 256 bytes."""
-    for offset in range(0, min(len(data), _MOST_DUMPED), _PER_ROW):
+    """The first 256 bytes of a BINARY message, as lines of offset, hex and ASCII."""
+    for offset in range(0, min(len(data), _MAX_DUMPED), _PER_ROW):
         row = data[offset : offset + _PER_ROW]
         ascii_ = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
         yield f"  {offset:04x}  {row.hex(' '):<{3 * _PER_ROW - 1}}  {ascii_}"
-    if len(data) > _MOST_DUMPED:
-        yield f"  ... and {len(data) - _MOST_DUMPED:,} bytes more"
+    if len(data) > _MAX_DUMPED:
+        yield f"  ... and {len(data) - _MAX_DUMPED:,} bytes more"
 
 
 def describe_end(code: int, reason: str) -> str:
-    """How a connection has ended, for a person: ``closed with 1001 (GOING AWAY) see you``."""
+    """The end of a connection in words: ``closed with 1001 (going away) see you``."""
     name = CloseCode(code).name.replace("_", " ") if code in CloseCode.__members__.values() else "application"
     return f"closed with {code} ({name.lower()})" + (f" {escape(reason)}" if reason else "")
 
 
 def status_of(code: int) -> int:
-    """The exit status after a connection that ended with ``code``: 0 for 1000, 1001 and 1005, else 1."""
+    """The exit status for a close code: 0 for 1000, 1001 and 1005, else 1."""
     return 0 if code in _NORMAL_ENDS else 1
 
 
 def say(console: Console, text: str | Iterable[str], style: str = "") -> None:
-    """Write lines, which are not taken for markup and not wrapped, in a style."""
+    """Write lines in a style, without markup and without wrapping."""
     lines = text if isinstance(text, str) else "\n".join(text)
     console.print(Text(lines, style), soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Options that several commands share: header fields, addresses to listen on, TLS."""
+"""Parsers of options that several commands share: header fields, listening addresses, TLS."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110 sectio
 
 
 def as_headers(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
-    """Each ``Name: value`` as a pair.
+    """The pair of name and value of each ``Name: value``.
 
     Raises:
-        click.BadParameter: one is no header field.
+        click.BadParameter: a value is not a header field.
     """
     pairs = []
     for value in values:
@@ -33,18 +33,18 @@ def as_headers(ctx: click.Context, param: click.Parameter, values: Sequence[str]
 
 
 class Address(NamedTuple):
-    """A host, empty for all addresses of this machine, and a port, 0 for any that is free."""
+    """A host, empty for all addresses of this machine, and a port, 0 for any free one."""
 
     host: str
     port: int
 
     def listen(self) -> list[socket.socket]:
-        """Sockets that are bound to it; a name may have several addresses, which then share the port.
+        """Open listening sockets, one for each address of the host, all on the same port.
 
         Raises:
-            OSError: no such host, or the address is taken or forbidden.
+            OSError: the host is unknown, or the address is in use or not permitted.
         """
-        # Two sockets for all addresses, as IPv4 clients of one for both have addresses such as ::ffff:127.0.0.1.
+        # Two sockets for all addresses: on a shared one, IPv4 clients have addresses such as ::ffff:127.0.0.1.
         hosts = [self.host] if self.host else ["0.0.0.0", "::"]
         sockets: list[socket.socket] = []
         port = self.port
@@ -55,7 +55,7 @@ class Address(NamedTuple):
                     try:
                         sockets.append(socket.create_server((place[0], port, *place[2:]), family=family))
                     except OSError as error:
-                        # A machine may have a name for ::1, and IPv6 switched off.
+                        # A name may resolve to ::1 although IPv6 is disabled.
                         if not sockets or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                             raise
                     port = sockets[0].getsockname()[1]
@@ -67,10 +67,10 @@ class Address(NamedTuple):
 
 
 def as_address(ctx: click.Context, param: click.Parameter, value: str) -> Address:
-    """``[HOST]:PORT`` as an address; one of IPv6 stands in brackets.
+    """Parse ``[HOST]:PORT``; an IPv6 address is in brackets.
 
     Raises:
-        click.BadParameter: it is none.
+        click.BadParameter: the value is not an address.
     """
     host, colon, port = value.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -82,7 +82,7 @@ def as_address(ctx: click.Context, param: click.Parameter, value: str) -> Addres
 
 
 def client_context(insecure: bool, cacert: Path | None) -> ssl.SSLContext | None:
-    """TLS as ``--insecure`` and ``--cacert`` ask for; None for the default.
+    """The TLS context for ``--insecure`` and ``--cacert``; None for the default.
 
     Raises:
         click.UsageError: both were given, or the file holds no certificates.

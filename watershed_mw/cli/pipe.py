@@ -1,7 +1,7 @@
-"""``watershed-mw connect`` in a pipe: stdin becomes messages, messages become stdout, the rest goes to stderr.
+"""``watershed-mw connect`` in a pipe: stdin is sent as messages, received messages go to stdout, the rest to stderr.
 
-The event loop never waits for either end of the pipe, so that PINGs are answered while ``less`` shows its first page;
-a reader that does not read makes the peer wait in turn.
+Neither end of the pipe blocks the event loop, so PINGs are answered while ``less`` shows its first page. A slow reader
+of stdout applies backpressure to the peer.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ __all__ = ["Mode", "Pipe"]
 T = TypeVar("T")
 
 _CHUNK: Final = 64 * 2**10
-# A pipe that poll(2) calls writable takes so many bytes at once (POSIX: PIPE_BUF, and at least 512).
-_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512)
+# Bytes that a writable pipe accepts without blocking (POSIX: PIPE_BUF, at least 512).
+_NONBLOCKING_WRITE: Final = getattr(select, "PIPE_BUF", 512)
 
 
 class Mode(Enum):
-    """What stdin holds."""
+    """The format of stdin."""
 
     LINES = ""
     """Each line is a TEXT message."""
     HEX = "hex"
     """Each line is a BINARY message in hex."""
     WHOLE = "binary"
-    """All of it is one BINARY message."""
+    """The whole of it is one BINARY message."""
 
 
 async def _in_daemon_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call what may block for ever in a thread that nobody waits for at the end, unlike those of an executor."""
+    """Call ``function``, which may block forever, in a daemon thread: unlike an executor's, it does not block exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -61,7 +61,7 @@ async def _in_daemon_thread(function: Callable[..., T], *args: Any) -> T:
             result = function(*args)
         except BaseException as raised:  # noqa: BLE001  # it is raised where it is awaited
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(set_outcome, result, error)
 
     threading.Thread(target=call, daemon=True).start()
@@ -69,17 +69,17 @@ async def _in_daemon_thread(function: Callable[..., T], *args: Any) -> T:
 
 
 class Pipe(Dialogue):
-    """Sends what comes on a descriptor, writes what the peer sends to another.
+    """Sends what it reads from one descriptor, and writes received messages to another.
 
     Args:
-        order: what was asked for.
-        console: where to tell of states and errors.
-        mode: what stdin holds.
-        wait: seconds without a message, once stdin has ended, after which the connection is closed.
+        order: the arguments of the command line.
+        console: the console for states and errors.
+        mode: the format of stdin.
+        wait: seconds without a message, after the end of stdin, before the connection is closed.
         source, target: descriptors to read from and to write to.
     """
 
-    close_timeout = 60.0  # the replies to all that was sent come before the peer's Close
+    close_timeout = 60.0  # the replies to everything sent come before the peer's Close frame
 
     def __init__(
         self, order: Order, console: Console, mode: Mode, wait: float, *, source: int = 0, target: int = 1
@@ -96,7 +96,7 @@ class Pipe(Dialogue):
         self._failure: Exception | None = None
 
     async def run(self) -> int:
-        """As the base class says."""
+        """As :meth:`Dialogue.run`."""
         try:
             status = await super().run()
         finally:
@@ -108,7 +108,7 @@ class Pipe(Dialogue):
         return status
 
     async def converse(self, connection: AsyncConnection) -> None:
-        """As the base class says; stdin is read on by the same task, whichever connection is there."""
+        """As :meth:`Dialogue.converse`; one task reads stdin for all connections in turn."""
         if self.order.verbose:
             connection.on("ping", lambda data: self.show(f"ping {data!r}", "dim"))
             connection.on("pong", lambda data: self.show(f"pong {data!r}", "dim"))
@@ -121,7 +121,7 @@ class Pipe(Dialogue):
             async for message in connection:
                 self._heard = asyncio.get_running_loop().time()
                 await self._write(self._rendered(message))
-        except BrokenPipeError:  # whoever read has seen enough
+        except BrokenPipeError:  # the reader of stdout has exited
             self._stop(connection)
         except OSError as error:
             self._failure = Failure(f"stdout: {error}")
@@ -130,14 +130,14 @@ class Pipe(Dialogue):
             self._connected.clear()
 
     def show_end(self, text: str, status: int) -> None:
-        """A normal end is no news in a pipe."""
+        """As :meth:`Dialogue.show_end`, but silent after a normal close."""
         if status or self.order.verbose:
             super().show_end(text, status)
 
-    # --- stdin -----------------------------------------------------------------------------------------------
+    # --- stdin -------------------------------------------------------------------------------------------
 
     async def _feed(self) -> None:
-        """Send all of stdin, wait until the peer has nothing more to say, and end."""
+        """Send all of stdin, wait until the peer is silent, and close."""
         try:
             async for message in self._messages():
                 if not await self._send(message):
@@ -169,10 +169,10 @@ class Pipe(Dialogue):
         loop = asyncio.get_running_loop()
         self._heard = loop.time()
         while True:
-            left = self._heard + self._wait - loop.time()
-            if left <= 0:
+            remaining = self._heard + self._wait - loop.time()
+            if remaining <= 0:
                 return
-            await asyncio.sleep(min(left, 3600.0))  # `inf` is a number of seconds, but none that a timer takes
+            await asyncio.sleep(min(remaining, 3600.0))  # timers do not accept inf
 
     async def _messages(self) -> AsyncIterator[str | bytes]:
         if self._mode is Mode.WHOLE:
@@ -204,18 +204,18 @@ class Pipe(Dialogue):
         while chunk := await _in_daemon_thread(os.read, self._source, _CHUNK):
             yield chunk
 
-    # --- stdout ----------------------------------------------------------------------------------------------
+    # --- stdout ------------------------------------------------------------------------------------------
 
     def _rendered(self, message: str | bytes) -> bytes:
         if isinstance(message, str):
-            # A terminal would obey it, and a file is to hold what was sent.
+            # Escaped for a terminal only; a file gets the text unchanged.
             return (shown(message) if self._terminal else message).encode() + b"\n"
         if self._mode is Mode.HEX:
             return message.hex().encode() + b"\n"
         return "".join(f"{line}\n" for line in dump(message)).encode() if self._terminal else message
 
     async def _write(self, data: bytes) -> None:
-        if len(data) <= _AT_ONCE and self._writable():
+        if len(data) <= _NONBLOCKING_WRITE and self._writable():
             os.write(self._target, data)
         else:
             await _in_daemon_thread(self._write_all, data)
@@ -223,7 +223,7 @@ class Pipe(Dialogue):
     def _writable(self) -> bool:
         try:
             return bool(select.select([], [self._target], [], 0)[1])
-        except (OSError, ValueError):  # no pipe that select knows: on Windows, or past the 1,024th descriptor
+        except (OSError, ValueError):  # select does not support it: on Windows, or above descriptor 1,023
             return False
 
     def _write_all(self, data: bytes) -> None:

@@ -17,13 +17,13 @@ __all__ = ["proxy"]
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
-@click.command(short_help="Stand in front of a WebSocket server.")
+@click.command(short_help="Run a proxy in front of a WebSocket server.")
 @serving_options(None)
 @click.option(
-    "--to", "upstream", required=True, metavar="URL", help="The server: ws://, wss://, http(s):// or unix:PATH."
+    "--to", "upstream", required=True, metavar="URL", help="The upstream: ws://, wss://, http(s):// or unix:PATH."
 )
-@click.option("--keep-host/--no-keep-host", default=True, show_default=True, help="Pass the client's Host header on.")
-@click.option("--strip-prefix", default="", metavar="PATH", help="Take this from the front of the path.")
+@click.option("--keep-host/--no-keep-host", default=True, show_default=True, help="Forward the client's Host header.")
+@click.option("--strip-prefix", default="", metavar="PATH", help="Strip this prefix from the path.")
 @click.option(
     "-H",
     "--header",
@@ -31,7 +31,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     multiple=True,
     callback=as_headers,
     metavar="'NAME: VALUE'",
-    help="A header field for the server, instead of the client's; repeatable.",
+    help="Send this header field upstream, instead of the client's; repeatable.",
 )
 @click.option(
     "--open-timeout",
@@ -39,7 +39,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="For the upstream's answer.",
+    help="Limit for the upstream's response.",
 )
 @click.option(
     "--idle-timeout",
@@ -47,16 +47,16 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="End a connection on which nothing has been sent for so long.",
+    help="Close a connection without traffic for so long.",
 )
 @click.option(
-    "--max-duration", type=_SECONDS, metavar="SECONDS", help="End a connection after so long; unless given never."
+    "--max-duration", type=_SECONDS, metavar="SECONDS", help="Close a connection after so long; default no limit."
 )
 @click.option(
     "--max-bytes",
     type=click.IntRange(min=1),
     metavar="BYTES",
-    help="End a connection after so many; unless given never.",
+    help="Close a connection after so many; default no limit.",
 )
 @page_options("Its own pages")
 @click.option("-k", "--insecure", is_flag=True, help="Do not verify the upstream's certificate.")
@@ -64,7 +64,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "--cacert",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Trust the authorities of this PEM file, and no others, for the upstream.",
+    help="For the upstream, trust only the certificate authorities in this PEM file.",
 )
 def proxy(
     listen: Address,
@@ -78,12 +78,12 @@ def proxy(
     origins: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Forward every WebSocket that comes to another server, byte for byte.
+    """Forward every WebSocket connection to another server, byte for byte.
 
-    The server behind it sees the client's handshake and chooses subprotocol and compression. Requests for a host name
-    that it does not answer to (--allow-host), or of a page of another origin (--allow-origin), get a 403.
+    The upstream sees the client's handshake and chooses subprotocol and compression. Requests for other host names
+    (--allow-host) and from pages of other origins (--allow-origin) get a 403.
 
-    Once the proxy listens it prints its address; SIGINT and SIGTERM end it.
+    It prints its address once it listens; SIGINT and SIGTERM stop it.
 
     \b
     watershed-mw proxy --listen :8080 --to ws://127.0.0.1:9000
@@ -94,7 +94,7 @@ def proxy(
         options["origins"] = as_origins(origins)
     options["ssl"] = client_context(insecure, cacert)
     try:
-        from ..proxy import WebSocketProxy  # takes its time, and needs httpx
+        from ..proxy import WebSocketProxy  # slow to import, and needs httpx
     except ImportError as error:
         raise Failure(str(error)) from error
     try:

@@ -1,6 +1,6 @@
-"""An ASGI application under uvicorn with our class, as ``echo`` and ``proxy`` run it.
+"""Serves an ASGI application under uvicorn with ``WatershedProtocol``, for ``echo`` and ``proxy``.
 
-The sockets are ours, so that the address is known before anything else and told once it is listened on.
+The listening sockets are opened here, so that the address is known, and printed once uvicorn listens.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def serving_options(default: str | None) -> Callable[[F], F]:
-    """The options of a command that serves; without a default it has to be told where."""
-    # click takes a default of None for one that was given (since 8.3), and then misses nothing.
+    """The options of a command that serves; without a default, ``--listen`` is required."""
+    # Since click 8.3, default=None counts as a default, and a missing option is not reported.
     given: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
 
     def decorate(command: F) -> F:
         file = click.Path(exists=True, dir_okay=False, path_type=Path)
         for option in (
-            click.option("-v", "--verbose", is_flag=True, help="Tell on stderr what happens."),
-            click.option("--tls-key", type=file, metavar="FILE", help="Its private key, unless in the same file."),
+            click.option("-v", "--verbose", is_flag=True, help="Log to stderr."),
+            click.option(
+                "--tls-key", type=file, metavar="FILE", help="The private key, if it is not in the same file."
+            ),
             click.option("--tls-cert", type=file, metavar="FILE", help="Serve wss:// with this PEM certificate."),
             click.option(
                 "--listen",
                 callback=as_address,
                 **given,
                 metavar="[HOST]:PORT",
-                help="Where to listen; without a host on all addresses, port 0 for any that is free.",
+                help="Address to listen on; without a host all addresses, port 0 for any free port.",
             ),
         ):
             command = option(command)
@@ -52,11 +54,11 @@ def serving_options(default: str | None) -> Callable[[F], F]:
 
 
 def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None, verbose: bool) -> None:
-    """Serve until SIGINT or SIGTERM; open connections are closed with 1012 then.
+    """Serve until SIGINT or SIGTERM, which close all connections with 1012.
 
     Raises:
         Failure: uvicorn is not installed, or the address cannot be listened on.
-        click.UsageError: the certificate or the key is of no use.
+        click.UsageError: the certificate or the key is invalid.
     """
     try:
         import uvicorn
@@ -74,7 +76,7 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # uvicorn's own dies of the signal in the end, after all has been put in order.
+            # uvicorn's own version raises the signal again after the shutdown, which would kill the program.
             before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
                 yield
@@ -97,16 +99,16 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
     )
     try:
         config.load()
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # includes ssl.SSLError
         raise click.UsageError(f"expected a certificate and its key in PEM form: {error}") from error
     try:
         sockets = listen.listen()
     except OSError as error:
-        # create_server puts the address into strerror as well.
+        # create_server adds the address to strerror.
         why = os.strerror(error.errno) if error.errno and not isinstance(error, socket.gaierror) else error.strerror
         raise Failure(f"cannot listen on {listen.host or '*'}:{listen.port}: {why}") from error
     except UnicodeError as error:
-        raise Failure(f"cannot listen on {listen.host}: the host's name cannot be one") from error
+        raise Failure(f"cannot listen on {listen.host}: not a valid host name") from error
     Server(config).run(sockets)
 
 

@@ -1,4 +1,4 @@
-"""``watershed-mw connect`` on a terminal: a prompt with a history, and above it what the peer sends.
+"""``watershed-mw connect`` on a terminal: a prompt with a history, and received messages above it.
 
 A line is sent as TEXT, unless it begins with a slash: then it is a command.
 """
@@ -32,16 +32,16 @@ _HELP: Final = """\
   //TEXT                   send one that begins with a slash
   /text @FILE              send a file as a TEXT message
   /binary HEX or @FILE     send a BINARY message
-  /ping [TEXT]             send a PING; its PONG tells how long it took
-  /close [CODE [REASON]]   end the connection, with 1000 unless given
+  /ping [TEXT]             send a PING, and show its PONG's round-trip time
+  /close [CODE [REASON]]   close the connection, by default with 1000
   /help                    show this
-  Ctrl-D, Ctrl-C           end the connection with 1000"""
-# Keepalive needs no more, and a PONG may never come.
-_MOST_PINGS: Final = 64
+  Ctrl-D, Ctrl-C           close the connection with 1000"""
+# PINGs whose times are kept: a PONG may never come.
+_MAX_PINGS: Final = 64
 
 
 def history() -> History:
-    """What was typed before, in a file that nobody else can read; only in memory where there is no place for one.
+    """The history of typed lines, in a file that only the user can read, or in memory if it cannot be created.
 
     It is ``$XDG_STATE_HOME/watershed-mw/history``, by default under ``~/.local/state``.
     """
@@ -56,13 +56,13 @@ def history() -> History:
                 os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
-    except (OSError, RuntimeError):  # RuntimeError: nobody knows whose home
+    except (OSError, RuntimeError):  # RuntimeError: no home directory
         return InMemoryHistory()
     return FileHistory(str(file))
 
 
 class Terminal(Dialogue):
-    """A person who types, at a prompt."""
+    """The prompt for a person."""
 
     def __init__(self, order: Order, console: Console) -> None:
         super().__init__(order, console)
@@ -77,13 +77,13 @@ class Terminal(Dialogue):
         }
 
     async def run(self) -> int:
-        """As the base class says; what is told meanwhile appears above the prompt."""
-        # Raw, as the colours are ours and everything else is escaped; patch_stdout() would write five times a second.
+        """As :meth:`Dialogue.run`; output appears above the prompt."""
+        # Raw, for the colours; everything else is escaped. patch_stdout() would write only five times a second.
         with StdoutProxy(sleep_between_writes=0.05, raw=True) as proxy, contextlib.redirect_stdout(cast(TextIO, proxy)):
             return await super().run()
 
     async def converse(self, connection: AsyncConnection) -> None:
-        """As the base class says."""
+        """As :meth:`Dialogue.converse`."""
         agreed = f" (subprotocol {escape(connection.protocol)})" if connection.protocol else ""
         self.show(f"connected to {plain(self.order.url)}{agreed}; /help shows the commands", "green")
         connection.on("ping", lambda data: self.show(f"< PING {_quoted(data)}", "magenta"))
@@ -92,7 +92,7 @@ class Terminal(Dialogue):
         typing = asyncio.create_task(self._type(connection))
         try:
             await asyncio.wait({typing, receiving}, return_when=asyncio.FIRST_COMPLETED)
-            typing.cancel()  # which gives the terminal back
+            typing.cancel()  # restores the terminal
             await asyncio.wait({typing})
             await receiving
         finally:
@@ -103,7 +103,7 @@ class Terminal(Dialogue):
             typing.result()
 
     async def _type(self, connection: AsyncConnection) -> None:
-        """Obey line by line, and end the connection once there is no more."""
+        """Process lines, and close the connection after the last one."""
         try:
             while not self.over:
                 line = await self._session.prompt_async(handle_sigint=False)
@@ -114,7 +114,7 @@ class Terminal(Dialogue):
             connection.end()
 
     def leave(self, connection: AsyncConnection) -> None:
-        """As the base class says. While something is written Ctrl-C is a signal, and a key at all other times."""
+        """As :meth:`Dialogue.leave`. Ctrl-C is a signal only while output is written, and a key otherwise."""
         if self.signal == signal.SIGINT:
             self.signal = 0
         super().leave(connection)
@@ -130,10 +130,10 @@ class Terminal(Dialogue):
         sent = self._pings.pop(data, None)
         if sent is not None:
             self.show(f"< PONG {_quoted(data)} after {(time.perf_counter() - sent) * 1000:.1f} ms", "magenta")
-        elif self.order.verbose:  # keepalive's
+        elif self.order.verbose:  # of keepalive
             self.show(f"< PONG {_quoted(data)}", "dim")
 
-    # --- commands --------------------------------------------------------------------------------------------
+    # --- commands ----------------------------------------------------------------------------------------
 
     async def _run_command(self, connection: AsyncConnection, line: str) -> None:
         try:
@@ -147,13 +147,13 @@ class Terminal(Dialogue):
             elif line:
                 await connection.send(line.removeprefix("/"))
         except ConnectionClosed:
-            pass  # the end is told by itself
+            pass  # reported elsewhere
         except (ValueError, OSError, WatershedError) as error:
             self.show(escape(str(error)), "red")
 
     async def _text(self, connection: AsyncConnection, rest: str) -> None:
         if not rest.startswith("@"):
-            raise ValueError("expected /text @FILE; any other line is sent as it is")
+            raise ValueError("expected /text @FILE; a line without a slash is sent as TEXT")
         await connection.send((await _contents(rest)).decode())
 
     async def _binary(self, connection: AsyncConnection, rest: str) -> None:
@@ -164,7 +164,7 @@ class Terminal(Dialogue):
     async def _ping(self, connection: AsyncConnection, rest: str) -> None:
         data = rest.encode()
         await connection.ping(data)
-        if len(self._pings) < _MOST_PINGS:
+        if len(self._pings) < _MAX_PINGS:
             self._pings[data] = time.perf_counter()
 
     async def _close(self, connection: AsyncConnection, rest: str) -> None:
@@ -179,10 +179,10 @@ class Terminal(Dialogue):
 
 
 async def _contents(argument: str) -> bytes:
-    """The file of ``@FILE``, which may be quoted and may begin with ``~``."""
+    """The contents of ``@FILE``, which may be quoted and may begin with ``~``."""
     [name, *more] = shlex.split(argument[1:]) or [""]
     if not name or more:
-        raise ValueError("expected one file behind the @, quoted if its name has spaces")
+        raise ValueError("expected one file after the @, quoted if its name has spaces")
     return await asyncio.to_thread(_read, name)
 
 

@@ -1,1 +1,1 @@
-"""Streams: blocking sockets, sockets that a server gave up, TLS over either."""
+"""Streams: blocking sockets, detached sockets, TLS, and the streams of httpx."""

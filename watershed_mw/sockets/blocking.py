@@ -1,8 +1,8 @@
-"""The socket of the threads flavour: waited for, never blocking longer than it is told, plain or TLS.
+"""The blocking socket of connections in threads, plain or TLS, with a deadline for every wait.
 
-This file is compiled as well as interpreted. :class:`BlockingSocket` hides the differences between plain and TLS
-sockets behind a handful of calls that raise nothing of the socket's own. What it has received stays with it until it is
-taken, and what it is to write until it is written: no call that is interrupted takes any of it along.
+:class:`BlockingSocket` hides the differences between plain and TLS sockets behind a few calls that never raise the
+socket's own errors. It keeps received bytes until they are taken and unsent bytes until they are written, so an
+interrupted call loses neither. This file is compiled as well as interpreted.
 """
 
 from __future__ import annotations
@@ -26,70 +26,72 @@ from .tls_views import HeldTLSSocket, shut_down, without_tls
 
 __all__ = ["BlockingSocket"]
 
-# Bytes asked for at once: where all of them come more, up to the most.
-_FEW = 4 * 2**10
-_MOST = 256 * 2**10
-# Seconds below which a wait inside recv() is not worth telling the kernel its limit.
+# Smallest and largest size of a read in bytes; it grows while reads come back full.
+_MIN_READ = 4 * 2**10
+_MAX_READ = 256 * 2**10
+# Seconds below which a wait uses poll(): setting SO_RCVTIMEO would not pay.
 _SHORT = 0.05
-# CPython runs the handlers of signals in the main thread, between two instructions. A signal that comes in the last
-# moment before a system call, or to another thread, does not end that call: its handler waits so many seconds at most.
-_MOST_ASLEEP = 1.0
+# CPython runs signal handlers in the main thread, between two instructions. A signal that arrives just before a system
+# call, or in another thread, does not interrupt that call. So waits in the main thread last this many seconds at most.
+_MAX_WAIT = 1.0
 _MAIN = threading.main_thread().ident
-# Where the option takes two longs, and a single call can be told not to wait.
+# Platforms whose SO_RCVTIMEO takes two longs, and which have non-blocking calls on blocking sockets.
 _CAN_WAIT = sys.platform in ("linux", "darwin") and hasattr(socket, "MSG_DONTWAIT")
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class BlockingSocket:
-    """A connected stream socket; deadlines are times of ``time.monotonic()``, None for no limit.
+    """A connected stream socket. Deadlines are times of ``time.monotonic()``, None for no limit.
 
-    A plain socket's ``recv`` waits for bytes by itself, for as long as the kernel has been told (SO_RCVTIMEO): half
-    the system calls of a ``poll`` before each, and half as often another thread gets hold of the interpreter. TLS and
-    the sockets of gevent and eventlet are waited for.
+    On a plain socket ``recv`` itself blocks, with a timeout in the kernel (SO_RCVTIMEO). That takes half the system
+    calls of a ``poll`` before each ``recv``, and releases the GIL half as often. TLS sockets and those of gevent and
+    eventlet use ``poll``.
 
-    An exception of a signal's handler loses no byte and doubles none. The interpreter lets a handler run after any
-    call, before the result is stored; so the two calls that move bytes are made by an iterator, in whose ``for`` no
-    handler runs between the call and the store. OpenSSL asks for handlers itself, after it has moved the bytes: then
-    :attr:`torn` says that the stream cannot go on.
+    An exception raised by a signal handler neither loses nor duplicates bytes. The interpreter may run a handler after
+    any call, before the result is stored. So an iterator makes the two calls that move bytes: no handler runs between
+    the call and the store of its ``for``. OpenSSL runs handlers itself after it has moved bytes; then :attr:`torn`
+    marks the stream as unusable.
 
-    One thread at a time receives, and one at a time sends.
+    One thread at a time may receive, and one at a time may send.
 
     Args:
-        sock: plain or TLS socket, which belongs to this object from now on.
-        head: bytes that were read already.
+        sock: plain or TLS socket, owned by this object from now on.
+        head: bytes that were read from it already.
 
     Attributes:
-        data: what was received and not taken yet: the taker sets it to None. Empty at the end of the stream.
-        write_buffer: what is to be written.
-        sent: how many bytes of ``write_buffer`` the kernel has taken.
-        torn: whether an exception came out of OpenSSL, which may or may not have moved bytes.
-        broken: whether the peer takes nothing any more.
+        data: received bytes, empty at the end of the stream; the reader sets it to None when it takes them.
+        write_buffer: bytes to write.
+        sent: number of bytes of ``write_buffer`` that the kernel has accepted.
+        torn: whether an exception came out of OpenSSL, which may have moved bytes before.
+        broken: whether the peer accepts no more bytes.
     """
 
     def __init__(self, sock: socket.socket, head: bytes = b"") -> None:
         self._socket = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
-        # Green sockets are no subclass of the C module's.
+        # The sockets of gevent and eventlet are not subclasses of the C module's.
         self._waits = self._tls is None and _CAN_WAIT and isinstance(sock, _socket.socket)
-        self._receive_timeout = inf  # what the kernel has been told, in seconds
+        self._receive_timeout = inf  # in seconds, as set in the kernel
         self._exact = False
-        self._size = _FEW
+        self._size = _MIN_READ
         if self._waits:
             try:
                 self._set_receive_timeout(inf)
             except OSError:
-                self._waits = False  # another size of time than two longs; or it is closed, as waiting will find out
+                self._waits = (
+                    False  # a kernel with another struct timeval; or the socket is closed, which the first wait reports
+                )
         self._at_once = socket.MSG_DONTWAIT if self._waits else 0
         sock.setblocking(self._waits)
         self._ending = False
-        # OpenSSL allows one thread at a time inside a connection; no call below waits inside.
+        # OpenSSL allows one thread at a time in a connection; no call under this lock blocks.
         self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
         self.data: bytes | None = head or None
         self.write_buffer: bytes | memoryview = b""
         self.sent = 0
         self.torn = False
         self.broken = False
-        self._calls = _of_c(sock)  # that move bytes, and never wait
+        self._calls = _of_c(sock)  # its methods move bytes and never switch greenlets
         self._write = self._calls.send if self._tls is None else _tls_call(self._tls, "write")
         self._flags = (self._at_once,)
         self._reads: Iterator[bytes]
@@ -99,19 +101,19 @@ class BlockingSocket:
     # --- receiving ---------------------------------------------------------------------------------------
 
     def receive(self, deadline: float | None) -> None:
-        """Wait for bytes, which are then in :attr:`data`; there is still None when nothing came in time, or sooner."""
+        """Wait for bytes and store them in :attr:`data`; None if there were none, maybe before the deadline."""
         if self.data is not None:
             return
         left = inf if deadline is None else deadline - time.monotonic()
-        if self._receive_timeout > _MOST_ASLEEP and left > _MOST_ASLEEP and threading.get_ident() == _MAIN:
-            left = _MOST_ASLEEP
+        if self._receive_timeout > _MAX_WAIT and left > _MAX_WAIT and threading.get_ident() == _MAIN:
+            left = _MAX_WAIT
         if not self._waits or left < _SHORT:
             self._receive_when_ready(deadline)
             return
         try:
             if self._receive_timeout > left:
-                # Deadlines draw nearer with each message. Half of what is left will do for many, and whoever has waited
-                # that long in vain is told to come back.
+                # Each message brings the deadline nearer. Half of the remaining time serves for many messages before
+                # the next system call; a caller that gets no bytes within it calls again.
                 self._set_receive_timeout(left if self._exact else left / 2)
             reads = self._reads
             for self.data in reads:
@@ -126,16 +128,16 @@ class BlockingSocket:
             return
         self._exact = False
         came = len(self.data or b"")
-        if self._size > _FEW or came == _FEW:
+        if self._size > _MIN_READ or came == _MIN_READ:
             self._adapt_size(came)
 
     def _adapt_size(self, came: int) -> None:
-        """Ask for more next time where all that was asked for came: room that stays empty has to be got as well."""
+        """Grow the next read after a full one, and shrink it after a small one: unused memory is allocated as well."""
         size = self._size
         if came == size:
-            self._size = min(4 * size, _MOST)
+            self._size = min(4 * size, _MAX_READ)
         elif came < size // 4:
-            self._size = max(size // 2, _FEW)
+            self._size = max(size // 2, _MIN_READ)
         if self._size != size:
             self._make_reads()
 
@@ -147,7 +149,7 @@ class BlockingSocket:
         elif not self._ending:
             self._reads = self._reads_at_once = map(_tls_call(self._tls, "read"), size)
         else:
-            # After our close_notify OpenSSL calls data a fault, though TCP wants it read to the end.
+            # After our close_notify OpenSSL rejects data, but TCP needs it read up to the end of the stream.
             plain = functools.partial(without_tls(self._socket).recv, self._socket)
             self._reads = self._reads_at_once = map(plain, size)
 
@@ -159,7 +161,7 @@ class BlockingSocket:
                     return
                 self._receive_at_once()
             except ssl.SSLWantWriteError:
-                read, write = False, True  # TLS 1.3's key update: it has to write before it can read
+                read, write = False, True  # a TLS 1.3 key update, which has to be written before reading goes on
             except _WOULD_BLOCK as error:
                 if not _of_socket(error):
                     raise
@@ -193,13 +195,13 @@ class BlockingSocket:
 
     @property
     def pending(self) -> bool:
-        """Whether OpenSSL holds bytes, which poll cannot see."""
+        """Whether OpenSSL buffers bytes, which poll does not report."""
         return self._tls is not None and not self._ending and self._tls.pending() > 0
 
     # --- sending -----------------------------------------------------------------------------------------
 
     def send(self) -> None:
-        """Write of :attr:`write_buffer` what the kernel takes at once, which is then no part of it any more."""
+        """Write as much of :attr:`write_buffer` as the kernel accepts without blocking, and remove it from there."""
         while self.write_buffer:
             if self.sent:
                 self._drop_sent()
@@ -222,7 +224,7 @@ class BlockingSocket:
 
     def _drop_sent(self) -> None:
         rest = memoryview(self.write_buffer)[self.sent :]
-        # Nothing can come between these two, either.
+        # No signal handler runs between these two.
         self.write_buffer = rest
         self.sent = 0
 
@@ -240,15 +242,15 @@ class BlockingSocket:
 
     @property
     def unsent(self) -> int:
-        """Bytes of :attr:`write_buffer` that the kernel has not taken."""
+        """Number of bytes of :attr:`write_buffer` that the kernel has not accepted."""
         return len(self.write_buffer) - self.sent
 
     # --- waiting -----------------------------------------------------------------------------------------
 
     def wait(self, deadline: float | None, *, read: bool, write: bool) -> tuple[bool, bool]:
-        """Wait until bytes can be read, if ``read``, or be written, if ``write``; whether either is so.
+        """Wait until the socket is readable, if ``read``, or writable, if ``write``; return whether it is either.
 
-        A stream that is broken can be read and written: that tells.
+        A broken stream counts as both: the next call reports the error.
         """
         if read and self.pending:
             return True, False
@@ -261,16 +263,16 @@ class BlockingSocket:
 
     def _wait(self, deadline: float | None, read: bool, write: bool) -> tuple[bool, bool]:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if (timeout is None or timeout > _MOST_ASLEEP) and threading.get_ident() == _MAIN:
-            timeout = _MOST_ASLEEP
-        # poll knows no limit of 1,024 descriptors; select stands in where there is no poll (Windows).
+        if (timeout is None or timeout > _MAX_WAIT) and threading.get_ident() == _MAIN:
+            timeout = _MAX_WAIT
+        # select is limited to 1,024 descriptors; it is used where there is no poll (Windows).
         if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(self._socket, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
             found = poll.poll(None if timeout is None else timeout * 1000)
             events = found[0][1] if found else 0
             broken = events & ~(select.POLLIN | select.POLLOUT)
-            # Only the thread with the writing role may write: a reader must not be told that it can.
+            # Only the writing thread may write, so a reader must not get "writable".
             return bool(events & select.POLLIN or (broken and read)), bool(
                 events & select.POLLOUT or (broken and write)
             )
@@ -280,29 +282,29 @@ class BlockingSocket:
     # --- the end -----------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """The descriptor; -1 once it is closed or has been given away."""
+        """The descriptor; -1 once the socket is closed or released."""
         try:
             return self._socket.fileno()
         except (OSError, ValueError):
             return -1
 
     def half_close(self) -> None:
-        """End this direction of the stream: nothing more will be written, reading goes on."""
+        """End this direction of the stream; the other one stays readable."""
         if self._tls is not None:
             with contextlib.suppress(OSError, ValueError), self._guard:
                 self._ending = True
                 self._make_reads()
-                self._tls.unwrap()  # sends close_notify; the peer's is not waited for
+                self._tls.unwrap()  # sends close_notify, and does not wait for the peer's
         with contextlib.suppress(OSError, ValueError):
             shut_down(self._socket, socket.SHUT_WR)
 
     def shutdown(self) -> None:
-        """Break the stream, so that every thread that waits on it wakes up; the descriptor stays."""
+        """Shut the stream down, which wakes every thread that waits on it; the descriptor stays open."""
         with contextlib.suppress(OSError, ValueError):
             shut_down(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the descriptor; nobody may be waiting on it any more."""
+        """Close the descriptor, on which no thread may be waiting."""
         self.write_buffer = b""
         self.sent = 0
         if self._tls is not None:
@@ -311,25 +313,25 @@ class BlockingSocket:
             self._socket.close()
 
     def release(self) -> socket.socket:
-        """Give the socket to a new owner, out of reach of whoever made it and may want to close it."""
+        """Return the socket for a new owner; the previous owner can no longer close it."""
         if self._tls is not None:
             self._tls.__class__ = HeldTLSSocket
             return self._tls
         return socket.socket(self._socket.family, self._socket.type, self._socket.proto, fileno=self._socket.detach())
 
 
-# Modules in which the frames of an error's traceback may lie that a socket has raised itself.
+# The modules of all traceback frames of an error that a socket itself has raised.
 _OF_SOCKETS = frozenset({__name__, "socket", "ssl", "select"})
 _GREEN = frozenset({"gevent", "eventlet"})
 
 
 def _of_socket(error: BaseException) -> bool:
-    """Whether it is the socket's own error, and not one that a signal's handler has raised in the midst of a call.
+    """Whether the socket itself raised this error, and not a signal handler during the call.
 
-    A handler often raises TimeoutError, which is an OSError and says nothing about the peer.
+    Handlers often raise TimeoutError, which is an OSError but no error of the socket.
     """
     if isinstance(error, TimeoutError) and error.errno is None:
-        return False  # no socket here has a timeout of Python's
+        return False  # no socket here has a Python-level timeout
     traceback = error.__traceback__
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))
@@ -340,8 +342,8 @@ def _of_socket(error: BaseException) -> bool:
 
 
 def _of_c(sock: socket.socket) -> Any:
-    """The C module's socket within gevent's and eventlet's, whose methods are Python: a handler may run within them
-    when the kernel has taken or given bytes already."""
+    """The C module's socket inside one of gevent or eventlet, in whose Python methods a handler could run after bytes
+    have moved."""
     for name in ("_sock", "fd"):
         inner = getattr(sock, name, None)
         if isinstance(inner, _socket.socket):
@@ -350,7 +352,7 @@ def _of_c(sock: socket.socket) -> Any:
 
 
 def _tls_call(tls: ssl.SSLSocket, name: str) -> Callable[..., Any]:
-    """OpenSSL's own ``read`` or ``write``: the ssl module's are Python, within which a result may be lost."""
+    """OpenSSL's own ``read`` or ``write``: in the ssl module's Python methods, a handler could lose a result."""
     method: Callable[..., Any] = getattr(tls, name)
     found: Any = vars(tls).get("_sslobj")
     if method.__module__ == "ssl" and found is not None:

@@ -1,4 +1,4 @@
-"""What a stream of bytes may be given as, and which kind it is."""
+"""The kinds of byte streams that this package accepts, and their classification."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Carrier", "carrier_of"]
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """A stream of bytes, by its kind: a socket, plain or TLS, or else an asyncio transport.
+    """A byte stream: a socket, plain or TLS, or an asyncio transport.
 
     Attributes:
-        socket: the socket, None where it is a transport.
-        transport: the transport, None where it is a socket.
-        reader, writer: what the transport's owner reads and writes with, None where there is none.
+        socket: the socket; None for a transport.
+        transport: the transport; None for a socket.
+        reader, writer: asyncio's streams on the transport; None if they were not given.
     """
 
     socket: socket.socket | None = None
@@ -28,17 +28,17 @@ class Carrier:
 
 
 def carrier_of(stream: Any) -> Carrier:
-    """Tell which kind a stream is.
+    """Classify a stream.
 
     Raises:
-        TypeError: none of them.
+        TypeError: it is of no known kind.
     """
     if isinstance(stream, tuple) and len(stream) == 2 and isinstance(stream[1], asyncio.StreamWriter):
         reader, writer = stream
         return Carrier(transport=cast(asyncio.Transport, writer.transport), reader=reader, writer=writer)
     if isinstance(stream, asyncio.StreamWriter):
         return Carrier(transport=cast(asyncio.Transport, stream.transport), writer=stream)
-    # Eventlet replaces the class in the module; its TLS sockets are none of that class.
+    # eventlet replaces socket.socket, and its TLS sockets do not inherit from the replacement.
     if isinstance(stream, (socket.socket, _socket.socket)):
         return Carrier(socket=cast(socket.socket, stream))
     if hasattr(stream, "set_protocol") and hasattr(stream, "get_extra_info"):

@@ -1,8 +1,7 @@
-"""The streams that httpx leaves behind a 101: the bare socket of a blocking one, a transport around an awaited one.
+"""The network streams of httpx after a 101: the socket of a blocking stream, a transport around an async one.
 
-What httpx calls a network stream has ``read``, ``write`` and ``close`` or ``aclose``, whatever is underneath: TLS in
-Python, a proxy's tunnel, a test's stream. Only the streams of a blocking client show their socket; an awaited one
-is read and written through its own methods.
+A network stream has ``read``, ``write`` and ``close`` or ``aclose``, whatever is underneath: TLS in Python, a proxy's
+tunnel, a test's stream. Only blocking streams expose their socket; an async one is used through its own methods.
 """
 
 from __future__ import annotations
@@ -27,58 +26,58 @@ def stream_of(response: Any) -> Any:
     """The network stream of an httpx response.
 
     Raises:
-        TypeError: it has none.
+        TypeError: the response has none.
     """
     stream = (getattr(response, "extensions", None) or {}).get("network_stream")
     if stream is None:
         raise TypeError(
-            "expected a socket, or a response of httpx that has a network stream (client.stream(...), or "
+            "expected a socket, or an httpx response with a network stream (client.stream(...), or "
             f"client.send(request, stream=True)); got {type(response).__name__} without one"
         )
     return stream
 
 
 def is_network_stream(sock: Any) -> bool:
-    """Whether this is a stream as httpx has them, blocking or awaited."""
+    """Whether this is a network stream of httpx, blocking or async."""
     return all(hasattr(sock, name) for name in ("read", "write", "start_tls", "get_extra_info")) and (
         hasattr(sock, "close") or hasattr(sock, "aclose")
     )
 
 
 def take_socket(stream: Any) -> tuple[socket.socket, bytes]:
-    """The socket under a blocking stream, and bytes that were read past the response head.
+    """The socket of a blocking stream, and the bytes that were read past the response head.
 
-    Whoever closes the stream afterwards does not close the socket.
+    Closing the stream afterwards does not close the socket.
 
     Raises:
-        UnsupportedServerError: there is no socket that speaks plain text, as with TLS inside of a proxy's TLS.
+        UnsupportedServerError: no socket carries the stream by itself, as with TLS inside a proxy's TLS.
     """
     sock = stream.get_extra_info("socket")
     tls = stream.get_extra_info("ssl_object")
     if not isinstance(sock, socket.socket) or isinstance(tls, ssl.SSLObject):
         raise UnsupportedServerError(
-            f"expected a stream on a socket, got one on {type(sock).__name__}: TLS within a proxy's TLS has no socket "
-            "for a blocking client; use a proxy without TLS, or httpx.AsyncClient"
+            f"expected a stream on a socket, got one on {type(sock).__name__}: TLS inside a proxy's TLS has no socket "
+            "of its own; use a proxy without TLS, or httpx.AsyncClient"
         )
     try:
         head: bytes = stream.read(_READ_SIZE, timeout=0)
-    except Exception:  # noqa: BLE001  # each HTTP client has errors of its own for "nothing there"
+    except Exception:  # noqa: BLE001  # HTTP clients have their own errors for "no bytes"
         head = b""
     if isinstance(sock, ssl.SSLSocket):
         sock.settimeout(None)
         sock.__class__ = HeldTLSSocket
         return sock, head
     taken = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-    taken.setblocking(True)  # as a detached one is to be; a time-out of the last owner's is in the descriptor
+    taken.setblocking(True)  # the descriptor has the previous owner's non-blocking mode
     return taken, head
 
 
 class NetworkStreamTransport(asyncio.Transport):
-    """An asyncio transport around an awaited network stream.
+    """An asyncio transport around an async network stream.
 
     Args:
         stream: the stream.
-        close: awaited at the end; the stream's own ``aclose`` unless given.
+        close: called and awaited at the end; by default the stream's own ``aclose``.
     """
 
     def __init__(self, stream: Any, close: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -96,36 +95,36 @@ class NetworkStreamTransport(asyncio.Transport):
         self._tasks = [self._loop.create_task(self._read()), self._loop.create_task(self._write())]
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Addresses, as asyncio's transports call them; neither the socket nor TLS, which are the stream's own."""
+        """The addresses, by asyncio's names; neither the socket nor TLS, which belong to the stream."""
         theirs = {"peername": "server_addr", "sockname": "client_addr"}.get(name)
         if theirs is None:
             return default
         try:
             found = self._stream.get_extra_info(theirs)
         except OSError:
-            return default  # the peer has gone already; reading will tell
+            return default  # not connected any more, which reading will report
         return default if found is None else found
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Give everything to ``protocol`` from now on."""
+        """Pass all further events to ``protocol``."""
         self._protocol = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol that gets everything."""
+        """The current protocol."""
         return self._protocol
 
     # --- reading -----------------------------------------------------------------------------------------
 
     def is_reading(self) -> bool:
-        """Whether bytes are given to the protocol."""
+        """Whether received bytes go to the protocol."""
         return self._may_read.is_set() and not self._closing
 
     def pause_reading(self) -> None:
-        """Leave bytes with the stream, but for what is being read now."""
+        """Pause reading; a read that has begun still completes."""
         self._may_read.clear()
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._may_read.set()
 
     async def _read(self) -> None:
@@ -133,10 +132,10 @@ class NetworkStreamTransport(asyncio.Transport):
             await self._may_read.wait()
             try:
                 data: bytes = await self._stream.read(_READ_SIZE, timeout=None)
-            except Exception as error:  # noqa: BLE001  # each HTTP client has errors of its own
+            except Exception as error:  # noqa: BLE001  # HTTP clients have their own errors
                 self._lose(ConnectionResetError(str(error)))
                 return
-            await self._may_read.wait()  # it may have been paused meanwhile
+            await self._may_read.wait()  # reading may have been paused during the read
             if self._closing:
                 return
             protocol = cast(asyncio.Protocol, self._protocol)
@@ -149,7 +148,7 @@ class NetworkStreamTransport(asyncio.Transport):
     # --- writing -----------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write it as soon as the stream takes it."""
+        """Buffer ``data``; a task writes it to the stream."""
         if self._closing or self._lost:
             return
         self._unsent += data
@@ -159,11 +158,11 @@ class NetworkStreamTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def can_write_eof(self) -> bool:
-        """A network stream ends both directions at once."""
+        """False: a network stream ends both directions at once."""
         return False
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that the stream has not taken yet."""
+        """Bytes in the write buffer."""
         return len(self._unsent)
 
     async def _write(self) -> None:
@@ -190,12 +189,12 @@ class NetworkStreamTransport(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """Write what is left, then close."""
+        """Flush the write buffer, then close."""
         self._closing = True
         self._work.set()
 
     def abort(self) -> None:
-        """Close at once; what is unsent is lost."""
+        """Close at once; unsent bytes are lost."""
         self._lose(None)
 
     def _lose(self, error: Exception | None) -> None:
@@ -211,7 +210,7 @@ class NetworkStreamTransport(asyncio.Transport):
         await asyncio.wait(self._tasks[:2])
         try:
             await self._close_stream()
-        except Exception:  # noqa: BLE001  # it was to be closed, and is of no more use either way
+        except Exception:  # noqa: BLE001  # the stream is given up in any case
             pass
         finally:
             self._protocol.connection_lost(error)

@@ -1,7 +1,7 @@
 """An asyncio transport around an ``ssl.SSLSocket`` whose TLS handshake is done.
 
-asyncio's own transports refuse such sockets, and a WSGI server or ``http.server`` has no other kind
-to give. Everything runs on the loop's thread; the socket never blocks.
+asyncio's own transports refuse such sockets, but WSGI servers and ``http.server`` have no other kind. Everything runs
+on the event loop's thread; the socket never blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .tls_views import close_socket, without_tls
 __all__ = ["TLSSocketTransport"]
 
 _READ_SIZE = 64 * 2**10
-_READS_PER_TURN = 16  # then other connections get their turn
+_READS_PER_TURN = 16  # then the event loop serves other connections
 _HIGH_WATER = 64 * 2**10
 _LOW_WATER = 16 * 2**10
 
@@ -26,8 +26,8 @@ class TLSSocketTransport(asyncio.Transport):
     """Reads and writes one TLS socket.
 
     Args:
-        loop: the running loop.
-        sock: connected TLS socket, its handshake done.
+        loop: the running event loop.
+        sock: connected TLS socket, after its handshake.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
@@ -45,27 +45,27 @@ class TLSSocketTransport(asyncio.Transport):
         self._lost = False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Give everything to ``protocol`` from now on."""
+        """Pass all further events to ``protocol``."""
         self._protocol = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol that gets everything."""
+        """The current protocol."""
         return self._protocol
 
     # --- reading -----------------------------------------------------------------------------------------
 
     def is_reading(self) -> bool:
-        """Whether bytes are given to the protocol."""
+        """Whether received bytes go to the protocol."""
         return not self._paused and not self._closing
 
     def pause_reading(self) -> None:
-        """Leave bytes with the kernel."""
+        """Pause reading; bytes stay in the kernel."""
         if not self._paused:
             self._paused = True
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
-        """Read on; bytes that OpenSSL holds raise no event, so they are asked for at once."""
+        """Resume reading, at once: bytes that OpenSSL buffers raise no event."""
         if self._paused and not self._closing:
             self._paused = False
             self._loop.add_reader(self._fd, self._read)
@@ -80,7 +80,7 @@ class TLSSocketTransport(asyncio.Transport):
             except (ssl.SSLWantReadError, BlockingIOError, InterruptedError):
                 return
             except ssl.SSLWantWriteError:
-                self._await_writable()  # a key update: it goes on reading once it could write
+                self._await_writable()  # a key update: reading resumes after the write
                 return
             except OSError as error:
                 self._lose(error)
@@ -94,14 +94,14 @@ class TLSSocketTransport(asyncio.Transport):
                     return
                 protocol.data_received(data)
             except BaseException:
-                self._lose(None)  # the loop only logs it, and what has been read is lost
+                self._lose(None)  # the loop only logs the error, and the bytes are lost
                 raise
         self._loop.call_soon(self._read)
 
     # --- writing -----------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write what the kernel takes now, and keep the rest."""
+        """Write what the kernel accepts, and buffer the rest."""
         if self._closing or self._lost:
             return
         self._unsent += data
@@ -116,11 +116,11 @@ class TLSSocketTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def can_write_eof(self) -> bool:
-        """TLS ends both directions at once."""
+        """False: TLS ends both directions at once."""
         return False
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that the kernel has not taken yet."""
+        """Bytes in the write buffer."""
         return len(self._unsent)
 
     def _write(self) -> None:
@@ -162,7 +162,7 @@ class TLSSocketTransport(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """Write what is left, tell the peer (close_notify), wait for its answer, then close."""
+        """Flush the write buffer, send close_notify, wait for the peer's, then close."""
         if self._closing:
             return
         self.pause_reading()
@@ -177,13 +177,13 @@ class TLSSocketTransport(asyncio.Transport):
             self._await_writable()
             return
         except (OSError, ValueError):
-            pass  # it has gone out: what unwrap misses is the peer's own
+            pass  # ours is sent; the peer's has not come
         with contextlib.suppress(OSError):
             without_tls(self._socket).shutdown(self._socket, socket.SHUT_WR)
         self._loop.add_reader(self._fd, self._discard)
 
     def _discard(self) -> None:
-        # OpenSSL calls data after our close_notify a fault, but what stays unread would make TCP drop what we sent.
+        # OpenSSL rejects data after our close_notify, but closing with unread data would reset the stream.
         try:
             data = without_tls(self._socket).recv(self._socket, _READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -194,14 +194,14 @@ class TLSSocketTransport(asyncio.Transport):
             self._lose(None)
 
     def abort(self) -> None:
-        """Close at once; what is unsent is lost."""
+        """Close at once; unsent bytes are lost."""
         self._lose(None)
 
     def _lose(self, error: Exception | None) -> None:
         if self._lost:
             return
         if isinstance(error, ssl.SSLEOFError):
-            error = ConnectionResetError(*error.args)  # so OpenSSL calls it when the peer is gone while we write
+            error = ConnectionResetError(*error.args)  # OpenSSL's error for a write after the peer has disconnected
         self._lost = self._closing = True
         self._unsent.clear()
         self._loop.remove_reader(self._fd)

@@ -1,7 +1,7 @@
-"""Kinds of sockets: what applications get in proxy mode, and TLS sockets that had another owner.
+"""Sockets that change their owner: those that applications detach, and TLS sockets taken from servers and clients.
 
-:class:`DetachedSocket` is what an application gets in proxy mode: its own socket, with the bytes that were read too
-early in front. A TLS socket cannot move to another object, so it changes its class instead.
+A plain socket moves to a :class:`DetachedSocket`, which returns the bytes first that were read too early. A TLS socket
+cannot move to another object, so it changes its class instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def address(name: Any) -> str:
-    """A socket's name as ``host:port``, ``[v6]:port`` or path; empty when it has none."""
+    """A socket's address as ``host:port``, ``[v6]:port`` or path; empty when it has none."""
     if isinstance(name, bytes):
         return name.decode("utf-8", "replace")
     if isinstance(name, tuple) and len(name) >= 2:
@@ -39,21 +39,21 @@ def address(name: Any) -> str:
 
 
 def without_tls(sock: Any) -> Any:
-    """The class whose methods treat a TLS socket as the plain one that it is as well: C's, or gevent's own."""
+    """The class whose methods treat a TLS socket as a plain one: the C module's, or gevent's."""
     return _socket.socket if isinstance(sock, _socket.socket) else socket.socket
 
 
 def shut_down(sock: socket.socket, how: int) -> None:
-    """``sock.shutdown(how)``, of a TLS socket as well."""
+    """``sock.shutdown(how)``, also for TLS sockets."""
     if isinstance(sock, ssl.SSLSocket):
-        # Not SSLSocket.shutdown, which forgets the TLS state under a thread that may be using it.
+        # Not SSLSocket.shutdown, which drops the TLS state while another thread may be using it.
         without_tls(sock).shutdown(sock, how)
     else:
         sock.shutdown(how)
 
 
 def close_socket(sock: socket.socket) -> None:
-    """Close a socket for good, a :class:`HeldTLSSocket` as well; the peer learns of it though a fork holds it."""
+    """Close a socket, also a :class:`HeldTLSSocket`; the peer sees the end even if a forked child has a copy."""
     with contextlib.suppress(OSError, ValueError):
         shut_down(sock, socket.SHUT_RDWR)
     if isinstance(sock, ssl.SSLSocket):
@@ -63,10 +63,12 @@ def close_socket(sock: socket.socket) -> None:
 
 
 def break_stream(transport: Any) -> None:
-    """Have the peer see the end of a transport's stream, though the transport's event loop may never run again."""
+    """End a transport's stream without its event loop, which may never run again."""
     sock = transport.get_extra_info("socket")
     transport.set_protocol(asyncio.Protocol())
-    with contextlib.suppress(Exception):  # uvloop's has no such method: closing that loop closes its descriptors
+    with contextlib.suppress(
+        Exception
+    ):  # uvloop's socket has no such method, but closing that loop closes its descriptors
         if isinstance(sock, ssl.SSLSocket):
             shut_down(sock, socket.SHUT_RDWR)
         else:
@@ -76,16 +78,16 @@ def break_stream(transport: Any) -> None:
 
 
 class TakenTLSSocket(ssl.SSLSocket):
-    """A TLS socket that was taken from a server, with a descriptor that is its own to close.
+    """A TLS socket that was taken from a server, with a descriptor of its own.
 
-    OpenSSL's state refers to the object that it was made with, obeys that one's timeout, and cannot move. So
-    that object stays, a :class:`ServersTLSSocket` from then on, and this one works through it.
+    OpenSSL's state refers to the object that it was made with, uses the timeout of that object, and cannot move. So the
+    first object stays, as a :class:`ServersTLSSocket`, and this one works through it.
     """
 
     @classmethod
     def of(cls, owner: ssl.SSLSocket) -> TakenTLSSocket:
         """A second object for the socket of ``owner``."""
-        # By the C module's socket and its own parts: what eventlet makes of the ssl module cannot be made so.
+        # From the C module's socket and its parts: eventlet's ssl module has no constructor for this.
         made: Any = _socket.socket.__new__(cls)
         _socket.socket.__init__(made, owner.family, owner.type, owner.proto, owner.fileno())
         _socket.socket.settimeout(made, 0.0)
@@ -100,7 +102,7 @@ class TakenTLSSocket(ssl.SSLSocket):
         """As ``socket.settimeout``."""
         own = vars(self)
         if "act_non_blocking" in own:
-            # Eventlet's: its methods wait, or do not, for a socket that never does.
+            # eventlet's: its methods wait, or not, on a socket that is always non-blocking.
             own.update(act_non_blocking=value == 0, _timeout=value)
             return
         super().settimeout(value)
@@ -114,9 +116,9 @@ class TakenTLSSocket(ssl.SSLSocket):
 
 
 class HeldTLSSocket(TakenTLSSocket):
-    """A TLS socket whose first owner, such as ``http.server``, will still shut it down and close it: in vain.
+    """A TLS socket whose first owner, such as ``http.server``, still calls ``shutdown`` and ``close``, without effect.
 
-    The object stays as it is and changes its class; the new owner closes it with :func:`close_socket`.
+    The same object, with its class changed. The new owner closes it with :func:`close_socket`.
     """
 
     def shutdown(self, how: int) -> None:
@@ -127,7 +129,7 @@ class HeldTLSSocket(TakenTLSSocket):
 
 
 class ServersTLSSocket(ssl.SSLSocket):
-    """What a server holds on to when its TLS socket has been taken: what it does, it does to a stand-in.
+    """The server's object for a TLS socket that was taken from it: every call goes to a stand-in.
 
     Attributes:
         stand_in: plain, non-blocking socket.
@@ -136,45 +138,45 @@ class ServersTLSSocket(ssl.SSLSocket):
     stand_in: socket.socket
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """Read nothing."""
+        """Read from the stand-in, which is empty."""
         return self.stand_in.recv(buflen, flags)
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        """Read nothing."""
+        """Read from the stand-in, which is empty."""
         return self.stand_in.recv_into(buffer, nbytes or 0, flags)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  # SSLSocket's own name for it
-        """Read nothing."""
+        """Read from the stand-in, which is empty."""
         return self.recv(len) if buffer is None else self.recv_into(buffer, len)
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Write to nobody."""
+        """Write to the stand-in, which discards it."""
         return self.stand_in.send(data, flags)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Write to nobody."""
+        """Write to the stand-in, which discards it."""
         self.stand_in.sendall(data, flags)
 
     def write(self, data: Any) -> int:
-        """Write to nobody."""
+        """Write to the stand-in, which discards it."""
         return self.stand_in.send(data)
 
     def pending(self) -> int:
-        """OpenSSL's bytes are not the server's any more."""
+        """0: bytes in OpenSSL belong to the new owner."""
         return 0
 
     def fileno(self) -> int:
-        """The stand-in's."""
+        """The stand-in's descriptor."""
         return self.stand_in.fileno()
 
     def settimeout(self, value: float | None) -> None:
-        """Do nothing: the stand-in never makes its caller wait."""
+        """Do nothing: the stand-in never blocks."""
 
     def setblocking(self, flag: bool) -> None:
         """Do nothing."""
 
     def unwrap(self) -> socket.socket:
-        """End TLS, which the server has no part in any more."""
+        """Return the stand-in; TLS belongs to the new owner."""
         return self.stand_in
 
     def shutdown(self, how: int) -> None:
@@ -182,21 +184,21 @@ class ServersTLSSocket(ssl.SSLSocket):
         self.stand_in.shutdown(how)
 
     def detach(self) -> int:
-        """Give the stand-in away."""
+        """Detach the stand-in."""
         return self.stand_in.detach()
 
     def _real_close(self) -> None:
         self.stand_in.close()
 
     def __del__(self) -> None:
-        # Instead of the finaliser of socket.socket, which would close a number that has another owner.
+        # Replaces the finalizer of socket.socket, which would close the new owner's descriptor.
         stand_in = vars(self).get("stand_in")
         if stand_in is not None:
             stand_in.close()
 
 
 class _EarlyBytes:
-    """Bytes that were read past the opening handshake, in front of what the socket still receives."""
+    """Bytes that were read past the opening handshake, returned before those that the socket receives."""
 
     head = b""
 
@@ -207,7 +209,7 @@ class _EarlyBytes:
         return taken
 
     def _fill_from_head(self, buffers: Iterable[Any], limit: int = 0, flags: int = 0) -> int:
-        """Copy into writable ``buffers`` in turn, ``limit`` bytes at most unless it is 0."""
+        """Fill writable ``buffers`` in order, with at most ``limit`` bytes unless that is 0."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         capacity = sum(map(len, views))
         taken = self._take_head(min(limit, capacity) if limit else capacity, flags)
@@ -220,11 +222,11 @@ class _EarlyBytes:
 
 
 class DetachedSocket(_EarlyBytes, socket.socket):
-    """A plain socket that its owner got in proxy mode.
+    """A plain socket, detached from its server.
 
     Attributes:
-        head: bytes that were read past the opening handshake; every ``recv*`` gives them first,
-            but ``select`` and event loops cannot see them: look here before waiting.
+        head: bytes that were read past the opening handshake. Every ``recv*`` returns them first, but ``select`` and
+            event loops do not see them: check it before you wait.
     """
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
@@ -261,7 +263,7 @@ class DetachedSocket(_EarlyBytes, socket.socket):
 
 
 class DetachedTLSSocket(_EarlyBytes, TakenTLSSocket):
-    """A TLS socket that its owner got in proxy mode; ``head`` as in :class:`DetachedSocket`."""
+    """A TLS socket, detached from its server; ``head`` as in :class:`DetachedSocket`."""
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """As ``SSLSocket.recv``."""
@@ -279,10 +281,10 @@ class DetachedTLSSocket(_EarlyBytes, TakenTLSSocket):
 
 
 def detach(sock: socket.socket, head: bytes) -> socket.socket:
-    """``sock`` as its new owner's: a :class:`DetachedSocket`, or the TLS socket itself with ``head`` in front.
+    """Detach ``sock`` for a new owner: a :class:`DetachedSocket`, or the same TLS socket; both return ``head`` first.
 
-    A plain socket gives its descriptor up and is closed afterwards; a TLS socket cannot (OpenSSL holds
-    on to the object), so it stays the same object and changes its class.
+    A plain socket gives up its descriptor and is closed. A TLS socket cannot, as OpenSSL refers to the object: it stays
+    the same object and changes its class.
     """
     if isinstance(sock, ssl.SSLSocket):
         sock.__class__ = DetachedTLSSocket
