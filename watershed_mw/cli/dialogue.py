@@ -107,11 +107,7 @@ class Dialogue:
                 status = self._show_end(connection)
                 if self.over:
                     break
-        except (
-            OSError,
-            ValueError,
-            WatershedError,
-        ) as error:  # ValueError: an invalid proxy in the environment, for example
+        except (OSError, ValueError, WatershedError) as error:  # ValueError: an invalid proxy in the environment
             raise Failure(_describe_failure(error, self.order.url)) from error
         return 128 + self.signal if self.signal else status
 

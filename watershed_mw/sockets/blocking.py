@@ -78,9 +78,8 @@ class BlockingSocket:
             try:
                 self._set_receive_timeout(inf)
             except OSError:
-                self._waits = (
-                    False  # a kernel with another struct timeval; or the socket is closed, which the first wait reports
-                )
+                # A kernel with another struct timeval; or the socket is closed, which the first wait reports.
+                self._waits = False
         self._at_once = socket.MSG_DONTWAIT if self._waits else 0
         sock.setblocking(self._waits)
         self._ending = False
