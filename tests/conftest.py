@@ -26,13 +26,11 @@ import trustme
 # Before anything imports them: what their assertions say is part of a failure's report.
 pytest.register_assert_rewrite("tests.support")
 
+from tests.support import LIMIT  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 SocketPair: TypeAlias = "tuple[socket.socket, socket.socket]"
 
-# Seconds that a thread gets to notice that its test is over; far more than any needs.
-THREAD_LIMIT = 5.0
-# Seconds after which a blocking call on a test's socket is a failure.
-SOCKET_LIMIT = 10.0
 # Threads that live as long as the process: they run the connections of `run_in_background()`.
 PROCESS_WIDE_THREADS = ("watershed-loop", "watershed-pool", "watershed-watcher")
 
@@ -63,7 +61,7 @@ class LoopErrors(logging.Handler):
 
 
 def _left_running(before: set[threading.Thread]) -> list[threading.Thread]:
-    deadline = time.monotonic() + THREAD_LIMIT
+    deadline = time.monotonic() + LIMIT
     leaked = []
     for thread in set(threading.enumerate()) - before:
         ours = thread.name.startswith("watershed") and not thread.name.startswith(PROCESS_WIDE_THREADS)
@@ -100,9 +98,9 @@ def loop_errors() -> Iterator[LoopErrors]:
 def socket_pair() -> Iterator[SocketPair]:
     """Two ends of one TCP connection on loopback (client, server), each with a time limit."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname(), SOCKET_LIMIT)
+        client = socket.create_connection(listener.getsockname(), LIMIT)
         server, _ = listener.accept()
-    server.settimeout(SOCKET_LIMIT)
+    server.settimeout(LIMIT)
     with client, server:
         yield client, server
 
@@ -140,7 +138,7 @@ def run_python() -> RunPython:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=2 * LIMIT,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -337,7 +337,7 @@ def test_python_blocks_are_typed(tmp_path: Path) -> None:
         "--allow-untyped-decorators",
     ]
     command += ["--ignore-missing-imports", "--allow-subclassing-any", str(tmp_path)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=3 * LIMIT, check=False)
     assert done.returncode == 0, done.stdout
 
 

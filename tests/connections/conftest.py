@@ -12,8 +12,6 @@ import pytest
 from tests.support.loops import LoopThread, UVLoopThread
 from tests.support.ways import EACH, Both, Link, Opener, Way, tasks_are_gone
 
-pytestmark = pytest.mark.timeout(30)
-
 
 @pytest.fixture(scope="session")
 def loops() -> Iterator[Callable[[str], LoopThread]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import LIMIT
 from tests.support.waiting import until
 from tests.support.ways import CLIENT, EACH, SERVER, Live, LiveInBackground, Log, Opener, Way
 from tests.support.wire_peer import BINARY, TEXT, WirePeer
@@ -25,7 +26,7 @@ def connections(lives: list[Live]) -> list[Any]:
 
 def on_their_loop(live: Live, lives: list[Live], message: Any) -> None:
     """Broadcast on the thread of the first's event loop."""
-    live.do(lambda _: broadcast(connections(lives), message)).result(10)
+    live.do(lambda _: broadcast(connections(lives), message)).result(LIMIT)
 
 
 def frame(peer: WirePeer) -> tuple[int, bytes]:
@@ -81,7 +82,7 @@ def test_order_stays_with_what_waits_to_be_written(opener: Opener) -> None:
             conn.send(f"own {number}")
             broadcast([conn], f"all {number}")
 
-    live.do(work).result(10)
+    live.do(work).result(LIMIT)
     for number in range(3):
         peer.expect(TEXT, f"own {number}")
         peer.expect(TEXT, f"all {number}")
@@ -100,7 +101,7 @@ def test_who_is_leaving_is_passed_over(opener: Opener, way: Way) -> None:
     leaver.send_close(1000, "bye")
     leaver.expect_end()
     leaver.close()
-    ending.result(10)
+    ending.result(LIMIT)
     assert leaving.conn.stats.messages_sent == 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import LIMIT
+from tests.support import LIMIT, SOON
 from tests.support.waiting import in_thread, until
 from tests.support.ways import EACH, FEW, IN_BACKGROUND, IN_THREADS, ON_LOOP, SERVER, Link, Opener, Way
 from tests.support.wire_peer import TEXT
@@ -73,7 +73,7 @@ def test_another_thread_wakes_who_waits_for_the_peer(link: Link, way: Way, metho
     calling = in_thread(getattr(live.conn, method))
     if method == "end":
         peer.answer_close(1000)
-    error = waiting.exception(LIMIT / 2)
+    error = waiting.exception(SOON)
     assert error is None or isinstance(error, ConnectionClosed)
     calling.result(LIMIT)
     assert live.ended()[0] == (1000 if method == "end" else 1006)
@@ -162,7 +162,7 @@ def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
     while peer.silent():
         threading.Event().wait(0.001)
     live.call("destroy")
-    assert isinstance(sending.exception(LIMIT / 2), ConnectionClosed)
+    assert isinstance(sending.exception(SOON), ConnectionClosed)
 
 
 @pytest.mark.need(30)

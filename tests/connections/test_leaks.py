@@ -13,6 +13,7 @@ from weakref import ref
 
 import pytest
 
+from tests.support import LIMIT
 from tests.support.waiting import until
 from tests.support.ways import SERVER, Opener, Way, tasks_are_gone
 from tests.support.wire_peer import BINARY, TEXT
@@ -45,7 +46,7 @@ def one(opener: Opener, way: Way, ending: str) -> None:
         peer.send(TEXT, b"\xff")
         peer.expect_close(1007)
     peer.close()
-    over.exception(10)  # the echo may have come too late
+    over.exception(LIMIT)  # the echo may have come too late
     opener.close()
 
 
@@ -69,7 +70,7 @@ def test_who_has_received_large_messages_is_gone_without_a_collection(opener: Op
         assert live.receive() == bytes(2**20)
     ending = live.begin("end")
     peer.answer_close()
-    ending.result(10)
+    ending.result(LIMIT)
     gc.disable()
     try:
         opener.close()
@@ -107,4 +108,4 @@ def test_200_connections_leave_nothing_behind(opener: Opener, way: Way) -> None:
         timers = timers_of(asyncio.get_running_loop())
         return await tasks_are_gone(), (timers._waiting, timers._times, timers._handle)
 
-    assert asyncio.run_coroutine_threadsafe(look(), loop).result(10) == (True, (0, [], None))
+    assert asyncio.run_coroutine_threadsafe(look(), loop).result(LIMIT) == (True, (0, [], None))

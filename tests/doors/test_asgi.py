@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.frames import Opcode
 
-from tests.support import LIMIT
+from tests.support import LIMIT, SOON
 from tests.support.asgi import ASGIApp, Receive, Scope, Send
 from tests.support.peers import ACCEPT, Peer, binary, close, dial, head, ping, text
 from tests.support.threaded_servers import Uvicorn, errors_in
@@ -197,7 +197,7 @@ def test_what_the_application_leaves_open_is_ended(
 def test_an_application_may_take_the_connect_message_itself(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "websocket.connect"
-        connection = await asyncio.wait_for(scope["watershed"].accept(), LIMIT / 2)
+        connection = await asyncio.wait_for(scope["watershed"].accept(), SOON)
         await connection.send("hi")
 
     uvicorns.run(WatershedASGI(app))

@@ -95,7 +95,7 @@ def settled(port: int) -> dict[str, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of memory and descriptors")
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "kind, http, loop, ws",
     [

@@ -17,7 +17,7 @@ from typing import ClassVar
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.support import LIMIT
+from tests.support import LIMIT, SOON
 from tests.support.asgi import Receive, Scope, Send, accept, echo
 from tests.support.memory import measured
 from tests.support.native_apps import NATIVE, accepting, echoing
@@ -134,7 +134,7 @@ def test_a_server_that_stops_takes_no_one_in_tells_everybody_and_waits_no_longer
                 socket.create_connection(("127.0.0.1", server.port), LIMIT)
             polite.send(close(1012))
             polite.end()
-            server.wait_stopped(1.0 + LIMIT / 2)  # the rude one never answers
+            server.wait_stopped(1.0 + SOON)  # the rude one never answers
             rude.end()
 
 

@@ -13,7 +13,7 @@ from flask import Flask, abort, g, redirect, request, session
 from flask.testing import FlaskClient
 from werkzeug.test import Client
 
-from tests.support import LIMIT
+from tests.support import LIMIT, SOON
 from tests.support.waiting import Gate, Inbox, eventually
 from tests.support.wsgi_apps import Environ, StartResponse
 from watershed_mw import (
@@ -296,7 +296,7 @@ def test_a_handler_that_does_not_return_is_a_timeout(left_by: str) -> None:
     # Whatever fails in the test itself is what it should tell of.
     with pytest.raises(TimeoutError if left_by == "end" else DeliberateError):
         converse()
-    assert time.monotonic() - begun < LIMIT / 2  # and not the ten seconds of a closing handshake
+    assert time.monotonic() - begun < SOON  # and not the ten seconds of a closing handshake
     gate.put(None)
 
 

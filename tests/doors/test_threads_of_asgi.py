@@ -32,7 +32,6 @@ if not settings.configured:
 
 MIB = 2**20
 COUNT = 200
-pytestmark = pytest.mark.timeout(60)
 DOORS = pytest.mark.parametrize("ws", [UVICORN_CLASS, "websockets-sansio"])
 # In a worker of the server's loop, where asgiref finds that loop; and in a thread that has none.
 THREADS: list[Callable[[Callable[[], Any]], Any]] = [

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.support import LIMIT
+from tests.support import SOON
 from tests.support.asgi import Receive, Scope, Send, accept
 from tests.support.peers import Peer, close, dial, text
 from tests.support.threaded_servers import Uvicorn, errors_in
@@ -146,7 +146,7 @@ def test_an_application_that_does_not_look_for_the_disconnect_harms_nobody(
             pass
         eventually(lambda: not _streams(server), "the client's stream has ended")
         server.begin_stop()
-        server.wait_stopped(LIMIT / 2)
+        server.wait_stopped(SOON)
     assert errors_in(caplog.records) == []
     assert "has not returned 0.2 seconds after the shutdown began: cancelled" in caplog.text
 
@@ -170,7 +170,7 @@ def test_an_application_that_goes_on_after_its_client_has_left_is_limited_at_the
         left.get()
         eventually(lambda: not _streams(server), "the client's stream has ended")
         server.begin_stop()
-        server.wait_stopped(LIMIT / 2)
+        server.wait_stopped(SOON)
 
 
 @ENDS

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
-from tests.support import LIMIT
+from tests.support import LIMIT, SOON
 from tests.support.asgi import ASGIApp, Receive, Scope, Send
 from tests.support.peers import Peer, binary, close, dial, head, text
 from tests.support.threaded_servers import Uvicorn, errors_in
@@ -26,8 +26,6 @@ from watershed_mw.options import ConnectionOptions
 from watershed_mw.uvicorn import WatershedProtocol, options_of
 
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-# Far less than close_timeout (10 s), far more than a loaded machine needs.
-SOON = 5.0
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

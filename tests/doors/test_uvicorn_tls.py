@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
-from tests.support import LIMIT
+from tests.support import LIMIT, SOON
 from tests.support.asgi import Receive, Scope, Send, accept, echo
 from tests.support.peers import Peer, close, head, ping, text
 from tests.support.threaded_servers import Uvicorn, errors_in
@@ -227,7 +227,7 @@ def test_shutdown_ends_open_connections_with_1012(
             peer.send(close(1012))
             peer.end()
         assert events.get()["code"] == 1012
-        server.wait_stopped(LIMIT / 2)
+        server.wait_stopped(SOON)
     assert errors_in(caplog.records) == []
 
 

@@ -244,7 +244,7 @@ def converse_within(version: str) -> None:
         [sys.executable, "-m", "tests.support.uvicorn_versions", version],
         env=os.environ | {"PYTHONPATH": path},
         cwd=PROJECT,
-        timeout=6 * LIMIT,
+        timeout=3 * LIMIT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -255,8 +255,6 @@ def converse_within(version: str) -> None:
 
 Native: TypeAlias = tuple[Program, int]
 Portable: TypeAlias = tuple[Program, int, Server]
-SOON = LIMIT / 2
-"""Less than any of the time-outs that would end a wait: what takes longer was not told."""
 STOPPED = (0, -signal.SIGTERM)
 """Exit codes after SIGTERM: uvicorn lets the signal have its usual effect in the end."""
 ROOM = "/starlette/rooms/blue"

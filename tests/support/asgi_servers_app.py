@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from tests.support import LIMIT
 from watershed_mw import AsyncConnection, ConnectionClosed, UnsupportedServerError, WatershedASGI
 from watershed_mw.starlette import WatershedRoute
 
@@ -161,7 +162,7 @@ async def upgraded(scope: Scope, receive: Receive, send: Send) -> None:
         assert isinstance(raw, socket.socket)
         with raw:
             raw.setblocking(True)
-            raw.settimeout(5)
+            raw.settimeout(LIMIT)
             raw.sendall(b"raw " + raw.recv(100))
         return
     if path == "headers":

@@ -17,6 +17,8 @@ from importlib import import_module
 from os import write  # before eventlet patches it, and lets only one greenlet write at a time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tests.support import LIMIT
+
 if TYPE_CHECKING:
     import ssl
 
@@ -125,7 +127,7 @@ def detached(upgrade: Any, word: str) -> None:
 
     def talk() -> None:
         with sock:
-            sock.settimeout(10)
+            sock.settimeout(LIMIT)
             while data := sock.recv(100):
                 sock.sendall(b"raw:" + data)
         report("closed", word)
@@ -164,7 +166,7 @@ def busy(upgrade: Any, word: str) -> None:
 
     def take(message: str | bytes) -> None:
         report("took", word, len(message))
-        _resume.wait(30)
+        _resume.wait(LIMIT)
 
     connection.on("binary", take)
     connection.run_in_background()
@@ -230,7 +232,7 @@ def _use_a_loop(connection: ThreadConnection) -> None:
     loop.call_soon_threadsafe(ran.set)
     del connection
     gc.collect()
-    ran.wait(10)
+    ran.wait(LIMIT)
     # Not sys.exit: in a child that a thread of a pool has forked, concurrent.futures fails to join that very thread.
     os._exit(4 if ran.is_set() else 5)
 

@@ -18,10 +18,9 @@ import pytest
 import uvicorn
 from websockets.frames import Frame, Opcode
 
-from tests.support import LIMIT, PROJECT
+from tests.support import LIMIT, PROJECT, SOON
 from tests.support.asgi_servers import (
     ROOM,
-    SOON,
     STOPPED,
     UVICORNS,
     Native,
