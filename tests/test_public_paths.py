@@ -66,7 +66,7 @@ PUBLIC: dict[str, dict[str, str]] = {
     "watershed_mw.uvicorn": {
         "NativeDoor": "uvicorn.native_door",
         "WatershedProtocol": "uvicorn.protocol",
-        "options_of": "uvicorn.protocol",
+        "options_of": "uvicorn.options",
     },
     "watershed_mw.wsgi": {
         "Rejection": "wsgi.responses",

@@ -47,7 +47,7 @@ def test_a_line_that_nobody_reads_is_not_made(
     def never(*args: object) -> str:
         raise AssertionError(args)
 
-    monkeypatch.setattr("watershed_mw.uvicorn.protocol.shown_path", never)
+    monkeypatch.setattr("watershed_mw.uvicorn.log.shown_path", never)
     run = uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
         peer.open()

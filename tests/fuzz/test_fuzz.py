@@ -20,7 +20,7 @@ import pytest
 import watershed_mw.asgi.portable
 import watershed_mw.proxy.headers
 import watershed_mw.proxy.target
-import watershed_mw.uvicorn.protocol
+import watershed_mw.uvicorn.handshake
 from tests.fuzz import run as fuzz_run
 from tests.fuzz.run import Hang, TooMuchMemory, run, seeds_of
 from tests.fuzz.source import Source
@@ -201,7 +201,9 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "no end": _put(watershed_mw.asgi.portable.PortableConnection, "finish", _never_finishes),
     },
     "uvicorn": {
-        "an answer": _put(watershed_mw.uvicorn.protocol, "write_switch", lambda write: lambda *args: write(*args)[:-2]),
+        "an answer": _put(
+            watershed_mw.uvicorn.handshake, "write_switch", lambda write: lambda *args: write(*args)[:-2]
+        ),
     },
 }
 

@@ -229,22 +229,21 @@ class ASGIUpgrade:
             return await self._accept(agreement, headers, options)
         if self._door is None:
             raise self._no_socket()
-        self._door.use(self.policy.settings_under(self._door, options))
-        self._door.detach()
+        outcome = self._door.detach(self.policy.settings_under(self._door, options))
         try:
             await self._answer(agreement, headers)
         except HandshakeError as error:
             await self.refuse(error)
             raise
-        return cast("socket.socket | DetachedStreams", self._door.result)
+        return cast("socket.socket | DetachedStreams", outcome.result)
 
     async def _accept(
         self, agreement: Agreement, headers: list[tuple[str, str]], options: ConnectionOptions
     ) -> AsyncConnection:
         if self._door is not None:
-            self._door.use(self.policy.settings_under(self._door, options))
+            outcome = self._door.connect(self.policy.settings_under(self._door, options))
             await self._answer(agreement, headers)
-            self._connection = cast(AsyncConnection, self._door.result)
+            self._connection = cast(AsyncConnection, outcome.result)
             self._connection.request = self._as_request
             return self._connection
         settings = Settings.of(cast(Options, {**self.policy.options, **options}))
@@ -288,10 +287,10 @@ class ASGIUpgrade:
             raise self._no_socket()
         headers = list(headers)
         check_outgoing(headers)
-        self._door.detach(answer)
+        outcome = self._door.hand_over(answer)
         subprotocol = next((value for name, value in answer if name.lower() == "sec-websocket-protocol"), None)
         await self._answer(Agreement(subprotocol), headers)
-        self._door.keep(relay(self._door.result))
+        self._door.keep(relay(outcome.result))
 
     async def accept_as(
         self, subprotocol: str | None, headers: Fields = (), **options: Unpack[ConnectionOptions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .native_door import NativeDoor
-from .protocol import WatershedProtocol, options_of
+from .options import options_of
+from .protocol import WatershedProtocol
 
 __all__ = ["NativeDoor", "WatershedProtocol", "options_of"]

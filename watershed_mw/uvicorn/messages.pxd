@@ -5,12 +5,13 @@ from ..connection.aio.connection cimport AsyncioConnection
 
 
 cdef class ASGIMessages:
-    cdef bint _disconnected
-    cdef object _door
+    cdef object _after_disconnect
+    cdef AsyncioConnection _connection
     cdef object _loop
-    cdef object _never
     cdef unsigned long _thread
-    cdef public AsyncioConnection connection
+    cdef object _unopened
 
+    cdef _end(self)
+    cpdef open(self, AsyncioConnection connection)
     @cython.locals(connection=AsyncioConnection, known=dict)
     cpdef object send(self, message)

@@ -1,6 +1,6 @@
-"""``receive`` and ``send`` as an ASGI application under our uvicorn class has them: messages in place of a connection.
+"""``receive`` and ``send`` for an ASGI application under this package's uvicorn class: a connection as messages.
 
-What comes before the accept, and after a refusal, is asked of the door. Each message of an application comes
+The handshake answers for what comes before the accept, and after a refusal. Each message of an application passes
 through here twice, so this file is compiled as well as interpreted.
 """
 
@@ -27,7 +27,7 @@ if cython.compiled:
 else:
     from threading import get_ident
 
-__all__ = ["ASGIMessages", "Door"]
+__all__ = ["ASGIMessages", "Unopened"]
 
 # Looked up once: a member of an Enum costs more than a call.
 _OPEN = State.OPEN
@@ -36,32 +36,40 @@ _OPEN = State.OPEN
 App: TypeAlias = Callable[..., Awaitable[object]]
 
 
-class Door(Protocol):
+class Unopened(Protocol):
     """What answers while there is no connection."""
 
-    async def receive_unopened(self) -> dict[str, Any] | None:
-        """The next message to the application, which may be the disconnect; None once it has accepted."""
+    async def receive(self) -> dict[str, Any] | None:
+        """The next message to the application, which may be the disconnect; None once there is a connection."""
 
-    async def send_unopened(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
         """Take the application's answer, or a part of it."""
 
 
 class ASGIMessages:
-    """One application's way to its client.
+    """One application's channels to its client.
 
-    Attributes:
-        connection: what has been accepted, None before.
+    Either :meth:`open` has been called, and the connection answers, or ``unopened`` does.
+
+    Args:
+        unopened: what answers before.
     """
 
-    __slots__ = ("_disconnected", "_door", "_loop", "_never", "_thread", "connection")
+    __slots__ = ("_after_disconnect", "_connection", "_loop", "_thread", "_unopened")
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, unopened: Unopened) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
-        self._door = door
-        self._disconnected = False
-        self._never: asyncio.Event | None = None
-        self.connection: AsyncioConnection | None = None
+        self._unopened: Unopened | None = unopened
+        self._connection: AsyncioConnection | None = None
+        # What further calls of receive wait for, once the application has received the disconnect: it never happens.
+        # Not a future for each of them: one that nobody but its task holds is collected together with that.
+        self._after_disconnect: asyncio.Event | None = None
+
+    def open(self, connection: AsyncioConnection) -> None:
+        """Have this connection answer from now on."""
+        self._connection = connection
+        self._unopened = None
 
     async def run(self, app: App, scope: dict[str, Any], ended: Callable[[object, BaseException | None], bool]) -> None:
         """Run the application, in the task that is made of this.
@@ -86,16 +94,17 @@ class ASGIMessages:
         them gets the disconnect. Whoever asks after it waits until the task is cancelled, as under uvicorn's classes.
         """
         if get_ident() != self._thread:
-            message: dict[str, Any] = await on_loop(self._loop, self.receive)
-            return message
-        if self._disconnected:
-            await self._wait_for_ever()
-        if self.connection is None:
-            unopened = await self._door.receive_unopened()
-            if unopened is not None:
-                self._disconnected = unopened["type"] == "websocket.disconnect"
-                return unopened
-        connection = self.connection
+            received: dict[str, Any] = await on_loop(self._loop, self.receive)
+            return received
+        if self._after_disconnect is not None:
+            await self._after_disconnect.wait()
+        if self._unopened is not None:
+            message = await self._unopened.receive()
+            if message is not None:
+                if message["type"] == "websocket.disconnect":
+                    self._end()
+                return message
+        connection = self._connection
         assert connection is not None
         if connection._push:
             connection._check_pull()
@@ -103,7 +112,7 @@ class ASGIMessages:
             await connection._take_turn()
         while connection._queue.count == 0:
             if connection._core.state is not _OPEN and connection._is_over():
-                self._disconnected = True
+                self._end()
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
             if connection._flush_set:
@@ -114,17 +123,16 @@ class ASGIMessages:
             return {"type": "websocket.receive", "text": data}
         return {"type": "websocket.receive", "bytes": data}
 
+    def _end(self) -> None:
+        """The application receives the disconnect, or one of its tasks does."""
+        if self._after_disconnect is None:
+            self._after_disconnect = asyncio.Event()
+
     async def _send_on_own_loop(self, message: MutableMapping[str, Any]) -> None:
         if get_ident() != self._thread:
             await on_loop(self._loop, lambda: self._send_on_own_loop(message))
         else:
             await self.send(message)
-
-    async def _wait_for_ever(self) -> None:
-        # Not for a future of its own: what nobody but its task holds is collected together with that.
-        if self._never is None:
-            self._never = asyncio.Event()
-        await self._never.wait()
 
     def send(self, message: MutableMapping[str, Any]) -> Awaitable[None]:
         """Take a message from the application; done once the client keeps up.
@@ -134,9 +142,9 @@ class ASGIMessages:
         """
         if get_ident() != self._thread:
             return self._send_on_own_loop(message)
-        connection = self.connection
+        connection = self._connection
         if connection is None:
-            return self._door.send_unopened(message)
+            return self._unopened.send(message)  # type: ignore[union-attr]  # there is one of the two
         known = message if type(message) is dict else dict(message)
         kind = known["type"]
         if kind == "websocket.send":

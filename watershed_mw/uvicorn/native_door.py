@@ -1,4 +1,4 @@
-"""What our uvicorn class offers to a middleware: the way past the ASGI messages, to the connection itself."""
+"""What this package's uvicorn class offers to a middleware: the way past the ASGI messages, to the stream itself."""
 
 from __future__ import annotations
 
@@ -6,36 +6,33 @@ from typing import Any, Protocol
 
 from ..connection.adopt import AsyncioTransport
 from ..options import Options, Settings
+from .outcomes import Connected, Detached, Outcome, Relayed, RunningRelay
 
-__all__ = ["NativeDoor", "RunningRelay"]
-
-
-class RunningRelay(Protocol):
-    """What goes on with the raw socket, as far as the shutdown is concerned."""
-
-    close_timeout: float
-    shutdown_code: int | None
-
-    def start_close(self, reason: str = "", *, code: int = 1001) -> None:
-        """End it with a Close to both sides."""
+__all__ = ["NativeDoor"]
 
 
 class Upgrading(Protocol):
     """What a door needs of the protocol behind it."""
 
     config: Any
-    settings: Settings
-    detached: bool
-    answer: list[tuple[str, str]] | None
-    told_connect: bool
-    result: Any
 
     @property
-    def way(self) -> AsyncioTransport:
-        """The transport."""
+    def transport(self) -> AsyncioTransport:
+        """The client's transport."""
+
+    @property
+    def connect_received(self) -> bool:
+        """As :attr:`NativeDoor.connected`."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that hold where an application gives none."""
 
     def own_options(self) -> Options:
         """Uvicorn's settings, and the options of the class."""
+
+    def plan(self, outcome: Outcome) -> None:
+        """Have the coming accept make this."""
 
     def keep(self, relay: RunningRelay) -> None:
         """As :meth:`NativeDoor.keep`."""
@@ -47,7 +44,9 @@ class Upgrading(Protocol):
 class NativeDoor:
     """What ``scope["extensions"]["watershed_mw"]`` holds: the way around the ASGI messages.
 
-    The opening handshake still travels through ASGI ``send``; only what follows goes native.
+    The opening handshake still travels through ASGI ``send``; only what follows goes native. Before the accept, a
+    middleware plans its outcome with one of :meth:`connect`, :meth:`detach` and :meth:`hand_over`, and finds it there
+    afterwards; the last plan holds.
     """
 
     __slots__ = ("_protocol",)
@@ -56,7 +55,7 @@ class NativeDoor:
         self._protocol = protocol
 
     def __deepcopy__(self, memo: object) -> NativeDoor:
-        """The same way: applications copy scopes, and there is one connection."""
+        """The same door: applications copy scopes, and there is one connection."""
         return self
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -65,7 +64,7 @@ class NativeDoor:
 
     @property
     def key(self) -> object:
-        """What :attr:`options` depend on, to remember by what was made of them."""
+        """What :attr:`options` depend on: a key for a cache of what is made of them."""
         return self._protocol.config
 
     @property
@@ -73,37 +72,44 @@ class NativeDoor:
         """The options that hold where an application gives none: uvicorn's settings, and those of the class."""
         return self._protocol.own_options()
 
-    def use(self, settings: Settings) -> None:
-        """Take these settings for the coming accept."""
-        self._protocol.settings = settings
+    @property
+    def connected(self) -> bool:
+        """Whether the application has received ``websocket.connect``."""
+        return self._protocol.connect_received
 
-    def detach(self, answer: list[tuple[str, str]] | None = None) -> None:
-        """Make the coming accept hand over the raw socket.
+    def connect(self, settings: Settings) -> Outcome:
+        """Have the coming accept make a connection with these settings."""
+        return self._plan(Connected(settings))
 
-        Args:
-            answer: fields of the 101 that another server has given, instead of what would be negotiated here.
+    def detach(self, settings: Settings) -> Outcome:
+        """Have the coming accept hand over the raw stream.
 
         Raises:
             UnsupportedServerError: it cannot; nothing has been answered.
         """
-        self._protocol.way.check_detachable()
-        self._protocol.detached = True
-        self._protocol.answer = answer
+        self._protocol.transport.check_detachable()
+        return self._plan(Detached(settings))
+
+    def hand_over(self, answer: list[tuple[str, str]]) -> Outcome:
+        """Have the coming accept send the 101 of another server, and hand over the raw stream for a relay.
+
+        Args:
+            answer: the fields of the opening handshake in that 101.
+
+        Raises:
+            UnsupportedServerError: as :meth:`detach`.
+        """
+        self._protocol.transport.check_detachable()
+        return self._plan(Relayed(self._protocol.settings, answer))
+
+    def _plan(self, outcome: Outcome) -> Outcome:
+        self._protocol.plan(outcome)
+        return outcome
 
     def keep(self, relay: RunningRelay) -> None:
-        """Have a relay, which got the socket, told of the shutdown, and counted among uvicorn's connections."""
+        """End the relay that got the raw stream when uvicorn stops, and count it among uvicorn's connections."""
         self._protocol.keep(relay)
 
     def reset(self) -> None:
-        """Drop the connection, so that the client cannot take what it has got for the whole of an answer."""
+        """Drop the connection with a RST, so that the client cannot take a partial answer for a whole one."""
         self._protocol.reset()
-
-    @property
-    def connected(self) -> bool:
-        """Whether the application has received ``websocket.connect``."""
-        return self._protocol.told_connect
-
-    @property
-    def result(self) -> Any:
-        """The connection, or what is raw here, once ``websocket.accept`` has been sent; None before."""
-        return self._protocol.result

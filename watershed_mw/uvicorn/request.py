@@ -11,17 +11,19 @@ import asyncio
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
+import uvicorn
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from ..core.handshake.negotiation import Request
+from ..errors import HandshakeError
 from ..http.parse import as_parsed, read_request_head
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
 
-__all__ = ["early_bytes", "make_scope", "read_request", "remote_of", "scope_of_refused", "shown_path"]
+__all__ = ["early_bytes", "make_scope", "read_request", "scope_of_refused"]
 
 
 def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
@@ -51,21 +53,45 @@ def _http_version(http: object) -> str:
 
 
 def early_bytes(transport: asyncio.Transport) -> bytes:
-    """Bytes that uvicorn's HTTP layer has read past the request head, as far as it still has them.
+    """Bytes that uvicorn's HTTP layer has read past the request head, to be called within that layer's call.
 
-    RFC 6455 section 4.1 tells clients to wait for the answer, and some do not. zttp lets such bytes go.
+    RFC 6455 section 4.1 asks clients to wait for the answer, and some do not. zttp discards such bytes.
+
+    Raises:
+        HandshakeError: the HTTP layer does not say where they are (500). To accept would be to lose them in silence.
     """
-    parser = getattr(transport.get_protocol(), "conn", None)
+    http = transport.get_protocol()
+    parser = getattr(http, "conn", None)
     trailing = getattr(parser, "trailing_data", None)  # h11's own word for them
     if isinstance(trailing, tuple):
         return bytes(trailing[0])
-    # httptools stops its caller with an exception that knows how far it got in the data of that call.
-    stopped = sys.exception()
-    if type(stopped).__name__ != "HttpParserUpgrade" or stopped is None or stopped.__traceback__ is None:
+    if type(parser).__module__.partition(".")[0] == "zttp":
         return b""
+    early = _after_upgrade(sys.exception())
+    if early is None:
+        raise HandshakeError(
+            f"expected an HTTP layer of uvicorn that keeps what comes after a request head, got {type(http).__name__} "
+            f"of uvicorn {uvicorn.__version__}, where it was not found: upgrade watershed_mw, or run uvicorn with "
+            "--http h11",
+            status=500,
+            body=b"the server does not understand its own HTTP layer: its log says more\n",
+        )
+    return early
+
+
+def _after_upgrade(stopped: BaseException | None) -> bytes | None:
+    """What followed the head in the data that httptools was given; None where that is not to be found.
+
+    httptools stops uvicorn with an exception that holds the offset of the first byte that is none of HTTP's. The data
+    itself is a local variable of uvicorn's method that caught the exception.
+    """
+    if stopped is None or type(stopped).__name__ != "HttpParserUpgrade" or stopped.__traceback__ is None:
+        return None
     data = stopped.__traceback__.tb_frame.f_locals.get("data")
     offset = stopped.args[0] if stopped.args else None
-    return data[offset:] if isinstance(data, bytes) and isinstance(offset, int) else b""
+    if not isinstance(data, bytes) or not isinstance(offset, int) or not 0 <= offset <= len(data):
+        return None
+    return data[offset:]
 
 
 def make_scope(
@@ -122,29 +148,3 @@ def _ends(transport: asyncio.Transport) -> tuple[bool, Any, Any]:
         return http.scheme == "https", http.server, http.client  # uvicorn's HTTP layer has asked the kernel already
     except AttributeError:
         return is_ssl(transport), get_local_addr(transport), get_remote_addr(transport)
-
-
-def remote_of(scope: dict[str, Any]) -> str:
-    """The client as a log names it; a proxy's headers may have replaced the address and not known the port."""
-    client = scope["client"]
-    if not client:
-        return ""
-    host, port = client
-    return f"{host}:{port}" if port else str(host)
-
-
-def shown_path(scope: dict[str, Any], query: bool) -> str:
-    """Path and query string for a log. What a query holds may be a token, so its values are hidden unless asked for."""
-    path = quote(scope["path"])
-    if not scope["query_string"]:
-        return path
-    text = scope["query_string"].decode("latin-1")
-    if query:
-        return f"{path}?{quote(text, safe='=&%+;,:@/?!$()*-._~')}"
-    return f"{path}?{'&'.join(map(_without_value, text.split('&')))}"
-
-
-def _without_value(field: str) -> str:
-    name, equals, _ = field.partition("=")
-    # Without a name there is only a value.
-    return f"{quote(name, safe='%+')}=***" if equals else "***"

@@ -1,0 +1,90 @@
+"""The lines that uvicorn's log gets about one upgrade request: its answer, and the end of its connection."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ..errors import HandshakeError
+from ..http.refusals import log_refused
+
+if TYPE_CHECKING:
+    from ..connection.aio.connection import AsyncioConnection
+
+__all__ = ["RequestLog", "logger"]
+
+logger = logging.getLogger("uvicorn.error")
+
+
+class RequestLog:
+    """What is logged about one request.
+
+    Args:
+        with_query: whether the values in its query string are logged.
+
+    Attributes:
+        scope: the request's ASGI scope, or the part of it that :func:`.scope_of_refused` makes; empty before.
+    """
+
+    __slots__ = ("_with_query", "scope")
+
+    def __init__(self, with_query: bool) -> None:
+        self._with_query = with_query
+        self.scope: dict[str, Any] = {}
+
+    @property
+    def remote(self) -> str:
+        """The client's address and port; a proxy's headers may give an address without a port."""
+        client = self.scope["client"]
+        if not client:
+            return ""
+        host, port = client
+        return f"{host}:{port}" if port else str(host)
+
+    @property
+    def path(self) -> str:
+        """Path and query string. The values in a query may be tokens: they are hidden unless asked for."""
+        return shown_path(self.scope, self._with_query)
+
+    def answered(self, answer: str) -> None:
+        """Log how the request was answered: ``[accepted]``, ``[detached]`` or an HTTP status."""
+        if logger.isEnabledFor(logging.INFO):
+            logger.info('%s - "WebSocket %s" %s', self.remote, self.path, answer)
+
+    def refused(self, error: HandshakeError) -> None:
+        """Log that this package refused the request."""
+        if self.scope:
+            log_refused(self.remote, self.path, error, logger)
+
+    def closed(self, connection: AsyncioConnection) -> None:
+        """Log the end of the connection."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        stats = connection.stats
+        logger.info(
+            '%s - "WebSocket %s" [closed %d] %.3f s, %d bytes received, %d bytes sent',
+            self.remote,
+            self.path,
+            connection.close_code or 1006,
+            connection.duration,
+            stats.bytes_received,
+            stats.bytes_sent,
+        )
+
+
+def shown_path(scope: dict[str, Any], with_query: bool) -> str:
+    """Path and query string of a scope, with the values of the query or without."""
+    path = quote(scope["path"])
+    if not scope["query_string"]:
+        return path
+    text = scope["query_string"].decode("latin-1")
+    if with_query:
+        return f"{path}?{quote(text, safe='=&%+;,:@/?!$()*-._~')}"
+    return f"{path}?{'&'.join(map(_without_value, text.split('&')))}"
+
+
+def _without_value(field: str) -> str:
+    name, equals, _ = field.partition("=")
+    # Without a name there is only a value.
+    return f"{quote(name, safe='%+')}=***" if equals else "***"

@@ -1,0 +1,51 @@
+"""A shutdown of uvicorn, as one upgrade request sees it: its application has to return in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ..runtime.timers import timers_of
+from .log import RequestLog, logger
+
+__all__ = ["Shutdown"]
+
+
+class Shutdown:
+    """Cancels the application in time: uvicorn waits without a limit, and some never look at their connection.
+
+    Args:
+        loop: the event loop.
+        log: names the request.
+    """
+
+    __slots__ = ("_cancel_at", "_log", "_loop", "_seconds", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, log: RequestLog) -> None:
+        self._loop = loop
+        self._log = log
+        self._cancel_at: float | None = None
+        self._seconds = 0.0
+        self._task: asyncio.Task[None]
+
+    def limit(self, task: asyncio.Task[None], seconds: float) -> None:
+        """Give the application's task so many seconds from now on, in place of what it was given before."""
+        self.stop()
+        self._task, self._seconds = task, seconds
+        self._cancel_at = timers_of(self._loop).set(time.monotonic() + seconds, Shutdown._cancel, self)
+
+    def stop(self) -> None:
+        """The task is done."""
+        if self._cancel_at is not None:
+            timers_of(self._loop).cancel(self._cancel_at, self)
+            self._cancel_at = None
+
+    def _cancel(self) -> None:
+        self._cancel_at = None
+        if not self._task.done():
+            logger.warning(
+                "The application on WebSocket %s has not returned %g seconds after the shutdown began: cancelled",
+                self._log.path,
+                self._seconds,
+            )
+            self._task.cancel()
