@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from .asgi.middleware import WatershedASGI
-from .asgi.upgrade import ASGIUpgrade, UpgradePolicy
+from .asgi.policy import UpgradePolicy
+from .asgi.upgrade import ASGIUpgrade
 from .connection.aio.api import AsyncConnection, is_coroutine_function
 from .options import Options
 

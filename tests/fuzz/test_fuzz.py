@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import watershed_mw.asgi.portable
+import watershed_mw.asgi.pumps
 import watershed_mw.proxy.headers
 import watershed_mw.proxy.target
 import watershed_mw.uvicorn.handshake
@@ -194,7 +195,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
     "message_protocol": {"a second close": _put(asgi, "MessageProtocol", _keeps_what_was_taken)},
     "portable": {
         "a message": _put(
-            watershed_mw.asgi.portable,
+            watershed_mw.asgi.pumps,
             "_as_asgi",
             lambda _: lambda item, server: {"type": "websocket.send", "text": item},
         ),

@@ -14,7 +14,9 @@ from ..connection.limit import ConnectionLimit, Place
 from ..errors import ConnectionClosed, HandshakeError
 from ..http.target import scope_to_origin_form
 from ..options import Options
-from .upgrade import App, ASGIUpgrade, Receive, Scope, Send, UpgradePolicy
+from .channels import App, Receive, Scope, Send
+from .policy import UpgradePolicy
+from .upgrade import ASGIUpgrade
 
 __all__ = ["WatershedASGI"]
 
@@ -55,10 +57,7 @@ class WatershedASGI:
                 await upgrade.refuse(error)
                 return
             scope["watershed"] = upgrade
-            if upgrade.native:
-                await self.app(scope, receive, send)
-            else:
-                await upgrade.serve(self.app)
+            await upgrade.serve(self.app)
         except ConnectionClosed:
             if not upgrade.over:
                 raise  # It tells of another connection, such as one to a database or to an upstream.

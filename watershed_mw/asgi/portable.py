@@ -9,31 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
-import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ..connection.aio.api import AsyncConnection
-from ..connection.awaitables import Pending, on_loop
+from ..connection.awaitables import Pending
 from ..connection.base import ConnectionInfo, Handler, log_handler_failure
 from ..core.codes import CloseCode, encode_close
 from ..core.memory_budget import MAX_PAUSE
-from ..core.message_protocol import MessageProtocol, Outgoing
+from ..core.message_protocol import MessageProtocol
 from ..core.payloads import Sendable, as_message
-from ..errors import ConnectionClosed, LocalProtocolError, UnsupportedServerError
-from ..runtime.interrupts import is_cancellation, is_interrupt
+from ..errors import ConnectionClosed, LocalProtocolError
+from .channels import Message, Receive, Send
+from .pumps import Reader, Writer, await_results
 from .servers import ASGIServer
+from .tasks import Changes, HomeThread, Line
 
-__all__ = ["PortableConnection", "ends_task", "running_task"]
-
-Message = MutableMapping[str, Any]
+__all__ = ["PortableConnection"]
 
 # Past this many bytes that the server has not taken, the application is told when it has: asyncio's own mark.
 _HIGH_WATER = 64 * 2**10
@@ -45,28 +42,21 @@ class PortableConnection(AsyncConnection):
     Args:
         info: what it is made with.
         core: its state.
-        receive, send: the ASGI channels that the application was given.
         server: what is known of the server, for errors about what it cannot do.
     """
 
     __slots__ = (
         "__dict__",
-        "_asgi_receive",
-        "_asgi_send",
         "_behind",
-        "_call_soon",
-        "_change",
+        "_changes",
         "_drained",
+        "_end_reported",
         "_held_back",
-        "_loop",
-        "_read_on",
-        "_reading",
-        "_receivers",
+        "_home",
+        "_line",
         "_running",
         "_server",
-        "_thread",
-        "_told",
-        "_write_on",
+        "_writing",
     )
 
     _core: MessageProtocol
@@ -75,30 +65,34 @@ class PortableConnection(AsyncConnection):
         self,
         info: ConnectionInfo,
         core: MessageProtocol,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
         server: ASGIServer,
     ) -> None:
-        self._asgi_receive = receive
-        self._asgi_send = send
         self._server = server
-        self._thread = threading.get_ident()
-        self._loop, self._call_soon = _loop_and_call_soon()
-        self._change = anyio.Event()
-        self._reading = anyio.CancelScope()
-        self._read_on = True
-        self._write_on = True
-        self._told = False
-        self._receivers: list[object] = []
+        self._home = HomeThread()
+        self._changes = changes = Changes()
+        self._writing = True
+        self._end_reported = False
+        self._line = Line(changes)
         self._running = False
         self._behind = False
         self._drained = False
         self._held_back = False
         super().__init__(info, core)
 
-    def start(self, tasks: TaskGroup) -> None:
-        """Begin to read, write and tell, in tasks of this group."""
-        for work in (self._read, self._write, self._dispatch):
+    def start(self, tasks: TaskGroup, receive: Receive, send: Send) -> None:
+        """Begin to read, to write and to call handlers, in tasks of this group.
+
+        Args:
+            tasks: the group.
+            receive, send: the ASGI channels that the application was given.
+        """
+        core, changes, timeout = self._core, self._changes, self._limits.close_timeout
+        reader = Reader(receive, core, changes, self._wait_for_room, self._received, self._failed)
+        writer = Writer(
+            *(send, core, changes, self._server, reader, timeout),
+            *(self._taken_by_server, self._failed, self._writer_stopped),
+        )
+        for work in (reader.run, writer.run, self._dispatch):
             tasks.start_soon(work)
 
     async def finish(self, code: int) -> None:
@@ -110,11 +104,11 @@ class PortableConnection(AsyncConnection):
         else:
             # The exception that made it 1011 goes on to the server, which sends that for itself.
             self._core.receive_disconnect(code, "")
-        self._notify_all()
+        self._changes.notify()
         with anyio.move_on_after(self._limits.close_timeout):
             # A connection that we fail has ended before its Close has gone out.
-            while self._write_on or not self._finished():
-                await self._wait_for_change()
+            while self._writing or not self._finished():
+                await self._changes.wait()
         self._note_end()
 
     # --- what applications call --------------------------------------------------------------------------
@@ -126,7 +120,7 @@ class PortableConnection(AsyncConnection):
             UnsupportedServerError: ``ping`` and ``pong``, which the server keeps to itself.
         """
         if event in ("ping", "pong"):
-            self._unsupported(f"to tell of {event.upper()} frames")
+            raise self._server.unsupported(f"to tell of {event.upper()} frames")
         return super().on(event, handler)
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
@@ -135,40 +129,27 @@ class PortableConnection(AsyncConnection):
             message: str | bytes = await self._on_own_loop(lambda: self.receive(timeout))
             return message
         self._check_pull()
-        if self._receivers or not self._queue:
-            await self._expect_message(timeout)
+        if self._line.is_waiting or not self._queue:
+            with anyio.fail_after(timeout):
+                await self._line.wait(lambda: bool(self._queue), lambda: self._core.ended and not self._queue)
         if not self._queue:
             await self._pause()
             raise self._closed_error()
         message = self._take_message()
         self._update_memory()
-        self._notify_all()
+        self._changes.notify()
         return message
-
-    async def _expect_message(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Wait until every task that came before has got a message, and there is another one, or the end."""
-        turn = object()
-        self._receivers.append(turn)
-        try:
-            with anyio.fail_after(timeout):
-                while not self._core.ended or self._queue:
-                    if self._queue and self._receivers[0] is turn:
-                        break
-                    await self._wait_for_change()
-        finally:
-            self._receivers.remove(turn)
-            self._notify_all()
 
     async def _pause(self) -> None:
         await anyio.lowlevel.checkpoint()
 
     def send(self, data: Sendable) -> Awaitable[None]:
         """As the base class says; the awaitable is done when the server has taken the message."""
-        if threading.get_ident() != self._thread:
+        if not self._on_own_thread():
             return self._send_from_thread(data)
         message = as_message(data)
         if not message and not self._server.empty_messages:
-            self._unsupported("to send an empty message")
+            raise self._server.unsupported("to send an empty message")
         piled_up = self._core.unsent_size
         try:
             self._queue_message(message)
@@ -182,38 +163,38 @@ class PortableConnection(AsyncConnection):
             self._core.abort()
         self._update_memory()
         self._behind = self._behind or self._core.unsent_size > _HIGH_WATER
-        self._notify_all()
+        self._changes.notify()
         number = self._core.items_queued
         return Pending(lambda: self._taken(number))
 
     def ping(self, data: Sendable = b"") -> Awaitable[None]:
         """As the base class says. Raises :class:`UnsupportedServerError`."""
-        self._unsupported("to send a PING")
+        raise self._server.unsupported("to send a PING")
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says. Raises :class:`UnsupportedServerError` where the server does not send this code."""
         encode_close(code, reason)  # raises here what nobody would see on the other thread
         if code != CloseCode.NO_STATUS and not self._server.sends(code):
-            self._unsupported(f"to close with {code}")
-        if threading.get_ident() != self._thread:
+            raise self._server.unsupported(f"to close with {code}")
+        if not self._on_own_thread():
             return self._end_from_thread(reason, code)
         self._queue_close(code, reason)
-        self._notify_all()
+        self._changes.notify()
         return Pending(self.wait_closed)
 
     def destroy(self) -> None:
         """As the base class says. Raises :class:`UnsupportedServerError`."""
-        self._unsupported("to drop the stream without a Close")
+        raise self._server.unsupported("to drop the stream without a Close")
 
     async def run(self) -> tuple[int, str]:
         """As the base class says."""
         self._push = self._running = self._ran = True
-        self._notify_all()
+        self._changes.notify()
         try:
             if self._finished():
                 await self._pause()
             while not self._finished():
-                await self._wait_for_change()
+                await self._changes.wait()
         finally:
             self._running = False
         if self._handler_error is not None:
@@ -230,46 +211,28 @@ class PortableConnection(AsyncConnection):
             await self._pause()
         with anyio.move_on_after(self._limits.close_timeout if not self._core.sending else None):
             while not self._core.ended:
-                await self._wait_for_change()
+                await self._changes.wait()
 
-    def _unsupported(self, what: str) -> NoReturn:
-        raise UnsupportedServerError(
-            f"expected a server that gives its frames away {what}, got {self._server.name}, which has only ASGI "
-            "messages: run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol, or do without (docs/servers.md)"
-        )
-
-    # --- one event for all that waits ----------------------------------------------------------------------
-
-    def _notify_all(self) -> None:
-        change, self._change = self._change, anyio.Event()
-        change.set()
-
-    async def _wait_for_change(self) -> None:
-        await self._change.wait()
+    # --- what the base class asks for ----------------------------------------------------------------------
 
     async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        if self._loop is None:
-            raise LocalProtocolError(
-                "expected a connection on trio to be awaited in trio's own thread, got another one: "
-                "use trio.from_thread.run(conn.send, data)"
-            )
-        return await on_loop(self._loop, call)
+        return await self._home.run(call)
 
     def _on_own_thread(self) -> bool:
-        return threading.get_ident() == self._thread
+        return self._home.is_current
 
     def _soon(self, call: Callable[[], None]) -> None:
-        self._call_soon(call)
+        self._home.soon(call)
 
     def _finished(self) -> bool:
-        return self._told
+        return self._end_reported
 
     def _handlers_changed(self) -> None:
-        self._notify_all()
+        self._changes.notify()
 
     async def _taken(self, number: int) -> None:
         while self._core.items_taken < number and not self._core.ended:
-            await self._wait_for_change()
+            await self._changes.wait()
 
     # --- memory ---------------------------------------------------------------------------------------------
 
@@ -292,34 +255,24 @@ class PortableConnection(AsyncConnection):
             self._take(self._core.fail(account.error(), time.monotonic()))
             self._update_memory()
         self._held_back = account is not None and account.paused
-        self._notify_all()
+        self._changes.notify()
 
     async def _wait_for_room(self) -> None:
+        while (self._queue.full or self._held_back) and self._core.sending:
+            await self._wait_for_memory()
+
+    async def _wait_for_memory(self) -> None:
         account = self._account
         timeout = None
         if self._held_back and account is not None:
             timeout = account.paused_at + MAX_PAUSE - time.monotonic()
         with anyio.move_on_after(None if timeout is None else max(0.0, timeout)) as waiting:
-            await self._wait_for_change()
+            await self._changes.wait()
         if waiting.cancelled_caught and account is not None:
             account.overdue()
             self._held_back = account.paused
 
     # --- the three tasks ------------------------------------------------------------------------------------
-
-    async def _read(self) -> None:
-        try:
-            with self._reading:
-                while not self._core.ended:
-                    while (self._queue.full or self._held_back) and self._core.sending:
-                        await self._wait_for_room()
-                    self._received(await self._asgi_receive())
-                    self._notify_all()
-        except Exception as error:  # noqa: BLE001  # whatever a server or a middleware raises, it ends this connection
-            self._failed(error)
-        finally:
-            self._read_on = False
-            self._notify_all()
 
     def _received(self, message: Message) -> None:
         if message["type"] == "websocket.receive":
@@ -332,72 +285,33 @@ class PortableConnection(AsyncConnection):
             # Servers leave the code out, or give None, where the peer gave none (ASGI's default).
             self._core.receive_disconnect(message.get("code") or CloseCode.NO_STATUS.value, message.get("reason") or "")
 
-    async def _write(self) -> None:
-        try:
-            while True:
-                while (item := self._core.next_to_send()) is None:
-                    if self._core.ended:
-                        return
-                    await self._wait_for_change()
-                if isinstance(item, tuple):
-                    # Nothing more is expected, and granian holds a Close back while somebody is receiving.
-                    self._reading.cancel()
-                    while self._read_on:
-                        await self._wait_for_change()
-                try:
-                    await self._asgi_send(_as_asgi(item, self._server))
-                except OSError:
-                    await self._await_disconnect()
-                    raise
-                self._core.taken()
-                self._update_memory()
-                if self._behind and not self._core.unsent_size:
-                    self._behind, self._drained = False, True
-                self._notify_all()
-        except Exception as error:  # noqa: BLE001  # as above
-            self._failed(error)
-        finally:
-            self._write_on = False
-            self._notify_all()
+    def _writer_stopped(self) -> None:
+        self._writing = False
+        self._changes.notify()
 
-    async def _await_disconnect(self) -> None:
-        """Our Close came too late; what the peer's said, the server still has to tell."""
-        if not self._read_on:
-            with anyio.move_on_after(self._limits.close_timeout):
-                while not self._core.ended:
-                    self._received(await self._asgi_receive())
+    def _taken_by_server(self) -> None:
+        self._update_memory()
+        if self._behind and not self._core.unsent_size:
+            self._behind, self._drained = False, True
+        self._changes.notify()
 
     async def _dispatch(self) -> None:
         while True:
             if self._drained:
                 self._drained = False
-                await self._await_results(self._emit("drain", ()))
+                await await_results(self._emit("drain", ()), self._handler_failed)
             elif self._push and self._queue:
                 event = self._queue.take()
                 self._update_memory()
-                self._notify_all()
-                await self._await_results(self._emit_event(event))
+                self._changes.notify()
+                await await_results(self._emit_event(event), self._handler_failed)
             elif self._core.ended:
-                await self._await_results(self._emit_end())
-                self._told = True
-                self._notify_all()
+                await await_results(self._emit_end(), self._handler_failed)
+                self._end_reported = True
+                self._changes.notify()
                 return
             else:
-                await self._wait_for_change()
-
-    async def _await_results(self, results: tuple[Any, ...]) -> None:
-        for result in results:
-            if not inspect.isawaitable(result):
-                continue
-            task = running_task()
-            try:
-                await result
-            except ConnectionClosed:
-                pass  # A reply came too late, as the end itself tells.
-            except BaseException as error:
-                if ends_task(error, task):
-                    raise
-                self._handler_failed(error)  # whatever it is, it ends this connection alone
+                await self._changes.wait()
 
     def _failed(self, error: Exception) -> None:
         """The server takes and gives nothing any more."""
@@ -405,57 +319,11 @@ class PortableConnection(AsyncConnection):
             if not isinstance(error, OSError):
                 self._error = error  # an OSError is how ASGI says that the client has gone
             self._core.receive_disconnect(CloseCode.ABNORMAL.value, "")
-        self._notify_all()
+        self._changes.notify()
 
     def _handler_failed(self, error: BaseException) -> None:
         super()._handler_failed(error)
-        self._notify_all()
+        self._changes.notify()
         if not self._running or isinstance(error, asyncio.CancelledError):
             # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
             log_handler_failure(self, error)
-
-
-def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:
-    if isinstance(item, str):
-        return {"type": "websocket.send", "text": item}
-    if isinstance(item, bytes):
-        return {"type": "websocket.send", "bytes": item}
-    code, reason = item
-    if code == CloseCode.NO_STATUS:
-        code = CloseCode.NORMAL.value  # ASGI has no Close without a code
-    elif not server.sends(code):
-        code += 3000  # to fail a connection with 1009 is more than the server knows: 4009
-    return {"type": "websocket.close", "code": code, "reason": reason}
-
-
-def running_task() -> Any:
-    """The task that runs this, of asyncio or of trio; None outside of any."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        pass
-    trio: Any = sys.modules.get("trio")
-    try:
-        return None if trio is None else trio.lowlevel.current_task()
-    except RuntimeError:
-        return None
-
-
-def ends_task(error: BaseException, task: Any) -> bool:
-    """As :func:`.is_cancellation`, under trio as well, where nobody else raises Cancelled."""
-    if task is None or isinstance(task, asyncio.Task):
-        return is_cancellation(error, task)
-    if isinstance(error, GeneratorExit):
-        return running_task() is not task
-    return isinstance(error, anyio.get_cancelled_exc_class()) or is_interrupt(error)
-
-
-def _loop_and_call_soon() -> tuple[asyncio.AbstractEventLoop | None, Callable[[Callable[[], None]], object]]:
-    """The running event loop, None on trio, and how another thread gets something called on it."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio
-
-        return None, trio.lowlevel.current_trio_token().run_sync_soon
-    return loop, loop.call_soon_threadsafe

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..core.handshake.headers import Headers
 from ..core.handshake.negotiation import Request
+from ..errors import UnsupportedServerError
 
 __all__ = ["TEST_CLIENT", "ASGIServer", "server_of", "with_handshake"]
 
@@ -37,6 +38,13 @@ class ASGIServer:
     def sends(self, code: int) -> bool:
         """Whether it sends this close code."""
         return self.all_codes or code == 1000 or 3000 <= code < 5000
+
+    def unsupported(self, what: str) -> UnsupportedServerError:
+        """The error for something that needs frames."""
+        return UnsupportedServerError(
+            f"expected a server that gives its frames away {what}, got {self.name}, which has only ASGI messages: "
+            "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol, or do without (docs/servers.md)"
+        )
 
 
 # By the name of its package. gunicorn may host another's worker: it comes last.

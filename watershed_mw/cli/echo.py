@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from ..asgi.channels import Receive, Scope, Send
 from ..asgi.middleware import WatershedASGI
-from ..asgi.upgrade import Receive, Scope, Send
 from .hosts import LOOPBACK_ORIGINS, HostGuard, as_origins, page_options
 from .output import describe_end, dump, say, shown
 from .parameters import Address

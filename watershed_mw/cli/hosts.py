@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from ..asgi.channels import App, Receive, Scope, Send
 from ..asgi.middleware import WatershedASGI
-from ..asgi.upgrade import App, Receive, Scope, Send
 from ..core.handshake.headers import Headers, shown
 from ..errors import HandshakeError
 from ..http.hosts import HostList

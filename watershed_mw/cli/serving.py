@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..asgi.upgrade import App
+from ..asgi.channels import App
 from .heads import bounded
 from .output import Failure
 from .parameters import Address, as_address

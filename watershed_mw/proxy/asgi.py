@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 from urllib.parse import quote
 
+from ..asgi.channels import Receive, Scope, Send
 from ..asgi.middleware import WatershedASGI
-from ..asgi.upgrade import ASGIUpgrade, Receive, Scope, Send
+from ..asgi.upgrade import ASGIUpgrade
 from ..connection.aio.api import AsyncConnection
 from ..core.handshake.negotiation import offered_subprotocols
 from ..errors import ConnectionClosed, HandshakeError

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..connection.adopt import AsyncioTransport
-from ..options import Options, Settings
+from ..options import ConnectionOptions, Options, Settings
+from .options import options_under, settings_of
 from .outcomes import Connected, Detached, Outcome, Relayed, RunningRelay
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
 
 __all__ = ["NativeDoor"]
 
@@ -14,7 +18,8 @@ __all__ = ["NativeDoor"]
 class Upgrading(Protocol):
     """What a door needs of the protocol behind it."""
 
-    config: Any
+    config: Config
+    options: ClassVar[ConnectionOptions]
 
     @property
     def transport(self) -> AsyncioTransport:
@@ -23,13 +28,6 @@ class Upgrading(Protocol):
     @property
     def connect_received(self) -> bool:
         """As :attr:`NativeDoor.connected`."""
-
-    @property
-    def settings(self) -> Settings:
-        """The settings that hold where an application gives none."""
-
-    def own_options(self) -> Options:
-        """Uvicorn's settings, and the options of the class."""
 
     def plan(self, outcome: Outcome) -> None:
         """Have the coming accept make this."""
@@ -70,7 +68,8 @@ class NativeDoor:
     @property
     def options(self) -> Options:
         """The options that hold where an application gives none: uvicorn's settings, and those of the class."""
-        return self._protocol.own_options()
+        protocol = self._protocol
+        return options_under(protocol.config, type(protocol), protocol.options)
 
     @property
     def connected(self) -> bool:
@@ -100,7 +99,8 @@ class NativeDoor:
             UnsupportedServerError: as :meth:`detach`.
         """
         self._protocol.transport.check_detachable()
-        return self._plan(Relayed(self._protocol.settings, answer))
+        protocol = self._protocol
+        return self._plan(Relayed(settings_of(protocol.config, type(protocol), protocol.options), answer))
 
     def _plan(self, outcome: Outcome) -> Outcome:
         self._protocol.plan(outcome)

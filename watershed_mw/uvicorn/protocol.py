@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ..connection.adopt import AsyncioTransport
 from ..connection.aio.connection import AsyncioConnection
-from ..errors import ConnectionClosed, HandshakeError
-from ..options import ConnectionOptions, Options, Settings
-from ..runtime.interrupts import is_cancellation
+from ..core.codes import CloseCode
+from ..errors import HandshakeError
+from ..options import ConnectionOptions
+from .application import code_after
 from .handshake import Handshake, Stage
 from .header_cache import share_fields
-from .log import RequestLog, logger
+from .log import RequestLog
 from .messages import ASGIMessages
 from .native_door import NativeDoor
-from .options import check_class_options, options_under, settings_of
+from .options import check_class_options, settings_of
 from .outcomes import Connected, Detached, Outcome, Relayed, RunningRelay
 from .request import make_scope, scope_of_refused
 from .shutdown import Shutdown
@@ -114,10 +115,6 @@ class WatershedProtocol(asyncio.Protocol):
             else:
                 handshake.keep_early(data)
 
-    def eof_received(self) -> bool:
-        """The client gives up before it got an answer."""
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone; after the accept, the connection reports it."""
         if self._task is None and not self._outlives_transport:
@@ -159,18 +156,9 @@ class WatershedProtocol(asyncio.Protocol):
         return AsyncioTransport(self._transport)
 
     @property
-    def settings(self) -> Settings:
-        """The settings that hold where an application gives none."""
-        return settings_of(self.config, type(self), self.options)
-
-    @property
     def connect_received(self) -> bool:
         """Whether the application has received ``websocket.connect``, or has answered without it."""
         return self._handshake is None or self._handshake.connect_received
-
-    def own_options(self) -> Options:
-        """Uvicorn's settings and those of the class, as options."""
-        return options_under(self.config, type(self), self.options)
 
     def plan(self, outcome: Outcome) -> None:
         """Have the coming accept make this; without effect once there was one."""
@@ -187,18 +175,14 @@ class WatershedProtocol(asyncio.Protocol):
 
     def reset(self) -> None:
         """As :meth:`NativeDoor.reset`."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None and not self._transport.is_closing():
-            # With no time to linger the kernel sends an RST in place of a FIN.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
+        _reset(self._transport)
 
     # --- the request, and the outcome of its handshake ---------------------------------------------------------
 
     def _begin(self, handshake: Handshake, data: bytes) -> None:
         try:
             fields, subprotocols = handshake.read_head(data)
-            self._check_concurrency()
+            _check_concurrency(self.config.limit_concurrency, self._server_state)
         except HandshakeError as error:
             self._log.scope = scope_of_refused(self._transport, handshake.request)
             handshake.refuse_and_log(error)
@@ -217,18 +201,6 @@ class WatershedProtocol(asyncio.Protocol):
             # A task may begin at once (asyncio.eager_task_factory). It must not: uvicorn makes this object the
             # transport's protocol when this call returns, in place of a connection that has been accepted already.
             self._loop.call_soon(self._start_app, handshake, context)
-
-    def _check_concurrency(self) -> None:
-        """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
-        limit = self.config.limit_concurrency
-        state = self._server_state
-        if limit is not None and (len(state.connections) >= limit or len(state.tasks) >= limit):
-            raise HandshakeError(
-                f"expected fewer than {limit} connections and requests at once (--limit-concurrency), got more: "
-                "try again later",
-                status=503,
-                headers=[("Retry-After", "1")],
-            )
 
     def _accepted(self, outcome: Outcome) -> None:
         self._handshake = None
@@ -261,50 +233,32 @@ class WatershedProtocol(asyncio.Protocol):
         self._task.add_done_callback(self._forget_task, context=context)
 
     def _app_ended(self, result: object, error: BaseException | None) -> bool:
-        """The application has returned or raised; whether its task is to raise that as well."""
-        connection = self._connection
-        if error is None:
-            if self._handshake is not None and self._handshake.stage is Stage.DECIDING:
-                logger.error("ASGI callable returned without completing handshake.")
-            elif result is not None:
-                logger.error("ASGI callable should return None, but returned %r.", result)
-            self._finish(1000)
-        elif is_cancellation(error, self._task):
-            self._finish(1012)
-            if self._shutdown is not None and connection is not None and not self._lost:
-                # The grace period is over, and the event loop about to close: what is queued is flushed, and the
-                # client's part of the closing handshake is not awaited.
-                self._transport.close()
-            return True
-        elif isinstance(error, ConnectionClosed) and (connection is None or not connection.sending):
-            self._finish(1000)  # The client has left; from another connection it would be a failure.
-        else:
-            # Any class: a sys.exit() in one application's task must not end the server.
-            logger.error("Exception in ASGI application\n", exc_info=error)
-            self._finish(1011)
-        return False
+        """The application has returned or raised: nothing that it began may stay open.
 
-    def _finish(self, code: int) -> None:
-        """The application has returned or raised: nothing that it began may stay open."""
+        Returns:
+            whether its task is to raise that as well.
+        """
         connection = self._connection
+        stage = Stage.ACCEPTED if self._handshake is None else self._handshake.stage
+        code = code_after(result, error, self._task, stage, connection)
+        cancelled = code is CloseCode.SERVICE_RESTART
         if self._handshake is not None:
             self._handshake.finish(code)
         elif connection is not None and not self._lost:
-            if code == 1000:
+            if code is CloseCode.NORMAL:
                 connection.warn_if_never_run()
-            connection.end(code=code)
+            connection.end(code=code.value)
+            if cancelled and self._shutdown is not None:
+                # The grace period is over, and the event loop about to close: what is queued is flushed, and the
+                # client's part of the closing handshake is not awaited.
+                self._transport.close()
+        return cancelled
 
     def _limit_app(self) -> None:
+        outcome = self._outcome if self._handshake is None else self._handshake.outcome
         if self._shutdown is not None and self._task is not None and not self._task.done():
-            self._shutdown.limit(self._task, self._planned.seconds_to_return)
-
-    @property
-    def _planned(self) -> Outcome:
-        """The outcome, or what it would be."""
-        if self._handshake is not None:
-            return self._handshake.outcome
-        assert self._outcome is not None
-        return self._outcome
+            assert outcome is not None  # until the application has returned
+            self._shutdown.limit(self._task, outcome.seconds_to_return)
 
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._server_state.tasks.discard(task)
@@ -325,3 +279,22 @@ class WatershedProtocol(asyncio.Protocol):
         if self._lost and self._task is None:
             self._log.scope = {}
             self._handshake = self._outcome = self._messages = None
+
+
+def _check_concurrency(limit: int | None, state: ServerState) -> None:
+    """Hold ``--limit-concurrency``, which counts as it does for HTTP requests: this one included."""
+    if limit is not None and (len(state.connections) >= limit or len(state.tasks) >= limit):
+        raise HandshakeError(
+            f"expected fewer than {limit} connections and requests at once (--limit-concurrency), got more: "
+            "try again later",
+            status=503,
+            headers=[("Retry-After", "1")],
+        )
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None and not transport.is_closing():
+        # With no time to linger the kernel sends an RST in place of a FIN.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
