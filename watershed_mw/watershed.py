@@ -51,6 +51,9 @@ __all__ = [
 
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
+# For an offer that the application wrote itself, while compression is off here.
+_DEFLATE = DeflateOptions()
+
 
 class Watershed:
     """Accepts and opens WebSocket connections (RFC 6455) on sockets and asyncio transports.
@@ -367,7 +370,7 @@ class Watershed:
             request = sent
         offered = Headers() if request is None else self._offered(request)
         agreement = self._judge(response, key or offered.get("sec-websocket-key"), offered, request is None)
-        way, early = _way_behind(response, sock, detached)
+        way, early = _transport_of(response, sock, detached)
         head = early + head
         if detached:
             way.check_detachable()
@@ -381,7 +384,7 @@ class Watershed:
                 key,
                 offered=offered,
                 protocols=self._settings.protocols if nothing_known else (),
-                deflate=self._settings.deflate or DeflateOptions(),
+                deflate=self._settings.deflate or _DEFLATE,
             )
         except HandshakeError as error:
             if hasattr(response, "extensions"):
@@ -394,8 +397,10 @@ class Watershed:
         return read_request_head(request)[0].headers if isinstance(request, bytes) else Headers(request)
 
 
-def _way_behind(response: Any, sock: Any, detached: bool) -> tuple[BlockingTransport | AsyncioTransport, bytes]:
+def _transport_of(response: Any, sock: Any, detached: bool) -> tuple[BlockingTransport | AsyncioTransport, bytes]:
     """The transport to make a connection of, and bytes that were read from it already."""
+    if isinstance(sock, AsyncioTransport):
+        return sock, b""
     if sock is not None and not is_network_stream(sock):
         return way_of(sock), b""
     stream = stream_of(response) if sock is None else sock
@@ -407,5 +412,5 @@ def _way_behind(response: Any, sock: Any, detached: bool) -> tuple[BlockingTrans
         return AsyncioTransport(NetworkStreamTransport(stream, getattr(response, "aclose", None))), b""
     taken, early = take_socket(stream)
     if hasattr(response, "close"):
-        response.close()  # the client's pool has one connection less to count
+        response.close()  # which gives the connection's place in the client's pool back
     return BlockingTransport(taken), early

@@ -13,7 +13,7 @@ from tests.support.clients import FLAVOURS, Client, descriptors, left_tasks
 from tests.support.loops import LoopThread, UVLoopThread
 from tests.support.scripted import Script, Server
 from tests.support.waiting import until
-from watershed_mw.client import streams
+from watershed_mw.client.aio import network
 
 Serve = Callable[..., Server]
 
@@ -73,7 +73,7 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     def choose(flavour: str) -> str:
         loop, _, package = flavour.partition(" and ")
         if not package:
-            monkeypatch.setattr(streams, "aiofastnet", None)
+            monkeypatch.setattr(network, "aiofastnet", None)
         return loop
 
     return choose

@@ -29,6 +29,7 @@ from tests.support.waiting import in_thread
 from tests.support.wire_peer import PING, TEXT, WirePeer
 from watershed_mw import ConnectionClosed, DeflateOptions, HandshakeError, Watershed, WatershedConnection
 from watershed_mw.client import connect
+from watershed_mw.client.aio import network
 from watershed_mw.client.route import Route
 from watershed_mw.core.states import Role
 
@@ -382,7 +383,7 @@ def test_a_body_over_tls_that_ends_before_it_is_read(
 
     async def body() -> bytes:
         request = httpcore.Request(b"GET", server.url(scheme="http"), headers=[(b"Host", b"x")])
-        response = await Route(tls_contexts[0]).request(request, None)
+        response = await network.send(Route(tls_contexts[0]).way_to(request))
         inbox = response.extensions["network_stream"].get_extra_info("asyncio_stream")._inbox
         lost, gone = inbox.connection_lost, asyncio.Event()
 

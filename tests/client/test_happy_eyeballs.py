@@ -15,7 +15,7 @@ from tests.client.conftest import Serve
 from tests.support import LIMIT, SOON
 from tests.support.clients import Client
 from tests.support.scripted import Script, echoing, http_proxy, silent_address, socks_proxy
-from watershed_mw.client import happy_eyeballs, streams
+from watershed_mw.client import happy_eyeballs
 from watershed_mw.client.happy_eyeballs import Address, connect_first
 
 Names = Callable[..., None]
@@ -34,8 +34,8 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     def of_thread(host: str, port: int) -> list[Address]:
         return known[host] if host in known else resolve_blocking(host, port)
 
-    monkeypatch.setattr(streams, "resolve", of_loop)
-    monkeypatch.setattr(streams, "resolve_blocking", of_thread)
+    monkeypatch.setattr(happy_eyeballs, "resolve", of_loop)
+    monkeypatch.setattr(happy_eyeballs, "resolve_blocking", of_thread)
     return lambda *addresses: known.update({"many.test": list(addresses)})
 
 

@@ -47,7 +47,7 @@ def test_through_a_proxy_that_is_spoken_to_in_tls(
     server = serve(echoing, tls=tls_contexts[1] if tls else None)
     proxy = httpx.Proxy(url_of(serve(http_proxy("me:se@cret"), tls=tls_contexts[1])), ssl_context=tls_contexts[0])
     if tls and client.loop is None:
-        with pytest.raises(UnsupportedServerError, match="no TLS inside of TLS") as caught:
+        with pytest.raises(UnsupportedServerError, match="cannot speak TLS inside TLS") as caught:
             client.open(server.url(), proxy=proxy, ssl=tls_contexts[0])
         assert not worth_retrying(caught.value)
         return
@@ -111,12 +111,12 @@ def test_replies_of_a_socks_proxy_that_come_byte_by_byte(client: Client, serve: 
 @pytest.mark.parametrize(
     "replies, said",
     [
-        ((b"\x04\x00",), "something else than SOCKS5"),
+        ((b"\x04\x00",), "another protocol than SOCKS5"),
         ((b"\x05\xff",), "no authentication by method 0"),
         ((b"\x05\x00", b"\x05\x02\x00\x00"), "connection not allowed by ruleset"),
         ((b"\x05\x00", b"\x05\x63\x00\x01"), "reply 99"),
         ((b"\x05\x00", b"\x05\x00\x00\x09"), "an address of kind 9"),
-        ((b"\x05\x00", b"HTTP"), "something else than SOCKS5"),
+        ((b"\x05\x00", b"HTTP"), "another protocol than SOCKS5"),
         ((b"\x05\x00", b"\x05"), "the end of its stream"),
     ],
 )

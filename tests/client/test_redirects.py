@@ -14,7 +14,7 @@ from tests.support.scripted import Server, Visit, echoing
 from tests.support.wire_peer import header
 from watershed_mw import HandshakeError, Watershed
 from watershed_mw.client import connect
-from watershed_mw.client.handshake import Journey
+from watershed_mw.client.handshake import Arguments, Asked, Requests
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 SECRETS: dict[str, Any] = {
@@ -72,9 +72,9 @@ def test_every_kind_of_location(either: Client, serve: Serve, location: str) -> 
 def test_authorization_does_not_follow_from_none_to_tls() -> None:
     """The library lets it, between the usual ports of one host."""
     headers = httpx.Headers({"Authorization": "Bearer hidden"})
-    journey = Journey(Watershed(), httpx.URL("http://a.example/"), headers, fixed=False)
+    requests = Requests(Arguments(Asked.of("http://a.example/", headers), Watershed()))
     redirected = httpx.Request("GET", "https://a.example/", headers=headers)
-    journey.prepare(redirected)
+    requests.follow_up(redirected)
     assert "authorization" not in redirected.headers
 
 
@@ -186,7 +186,9 @@ def test_credentials_in_a_location_go_nowhere(client: Client, serve: Serve) -> N
 def test_nothing_follows_from_tls_to_none(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     target = serve(echoing)
     server = serve(to(target.url("/?token=hidden")), tls=tls_contexts[1])
-    with pytest.raises(HandshakeError, match=r"expected no redirect from TLS to none, got one to http://[\d.]+:\d+/$"):
+    with pytest.raises(
+        HandshakeError, match=r"expected no redirect from TLS to plain text, got one to http://[\d.]+:\d+/$"
+    ):
         client.open(server.url(), ssl=tls_contexts[0])
     assert target.visits == 0
 

@@ -245,11 +245,14 @@ def test_a_backoff_of_nothing(arguments: dict[str, float]) -> None:
 
 def test_a_connection_that_lasted_starts_anew() -> None:
     attempts = Attempts(Backoff(initial=1, factor=1000, maximum=1e9), lambda error: True)
+    assert next(attempts) == 0
     for _ in range(4):
-        attempts.after_failure(OSError())
-    assert (attempts.after_end(1006, "", 60.0) or 2) <= 1
+        assert attempts.failed(OSError())
+    attempts.ended(1006, "", 60.0)
+    assert next(attempts) <= 1
     # One that is taken and dropped at once is a failure like any other.
-    assert attempts.after_end(1006, "", 0.1) is not None
+    attempts.ended(1006, "", 0.1)
+    assert next(attempts) is not None
     assert attempts._failures == 2
 
 
@@ -268,11 +271,12 @@ def test_a_connection_that_lasted_starts_anew() -> None:
     ],
 )
 def test_a_server_that_asks_for_patience(fields: list[tuple[str, str]], least: float) -> None:
-    attempts = Attempts(Backoff(), lambda error: True)
-    delays = [Attempts(Backoff(), lambda error: True).after_failure(HandshakeError("", headers=fields)) for _ in "12"]
-    assert all(least <= (delay or 0) <= least + 1 for delay in delays)
+    clients = [Attempts(Backoff(), lambda error: True) for _ in "12"]
+    assert all(client.failed(HandshakeError("", headers=fields)) for client in clients)
+    delays = [next(client) for client in clients]
+    assert all(least <= delay <= least + 1 for delay in delays)
     assert delays[0] != delays[1]  # not all of its clients at once
-    assert attempts.after_failure(OSError()) is not None
+    assert clients[0].failed(OSError())
 
 
 @pytest.mark.parametrize(
@@ -338,7 +342,7 @@ def test_each_attempt_is_logged_with_its_cause_and_its_pause(
 
 def test_a_servers_reason_makes_no_second_line_of_a_log(either: Client, caplog: pytest.LogCaptureFixture) -> None:
     attempts = Attempts(FAST, worth_retrying)
-    attempts.after_end(4000, "bad\nWARNING forged\x1b[0m", 0.0)
+    attempts.ended(4000, "bad\nWARNING forged\x1b[0m", 0.0)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "watershed_mw.client"]
     assert line.isprintable()
 

@@ -15,7 +15,7 @@ from tests.support.clients import Client
 from tests.support.scripted import Server, Visit, echoing, http_proxy, socks_proxy
 from tests.support.wire_peer import header
 from watershed_mw import HandshakeError
-from watershed_mw.client import alpn, happy_eyeballs, streams, worth_retrying
+from watershed_mw.client import alpn, happy_eyeballs, worth_retrying
 from watershed_mw.client.happy_eyeballs import Address
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
@@ -134,8 +134,8 @@ def test_a_fully_qualified_name(
     server: Server = serve(echoing, tls=contexts[1])
     proxy = None
     if way == "direct":
-        monkeypatch.setattr(streams, "resolve", resolve)
-        monkeypatch.setattr(streams, "resolve_blocking", resolve_blocking)
+        monkeypatch.setattr(happy_eyeballs, "resolve", resolve)
+        monkeypatch.setattr(happy_eyeballs, "resolve_blocking", resolve_blocking)
     else:
         proxy = serve({"http": http_proxy, "socks5": socks_proxy}[way]()).url("", scheme=way)
     host = "localhost." if way == "direct" else "localhost"

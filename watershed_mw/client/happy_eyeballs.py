@@ -1,8 +1,8 @@
-"""Happy Eyeballs (RFC 8305): of the addresses that a name has, the one that answers first, for both flavours.
+"""Happy Eyeballs (RFC 8305): connect to whichever of a name's addresses answers first, for both flavours.
 
-A name often has an address of each family, of which one leads nowhere (broken IPv6). Addresses are tried in turn, the
-families alternating, each a quarter of a second after the one before or as soon as that has failed; the first that
-connects wins, and every other attempt is closed. One descriptor is left, or none.
+A name often has an address of each family, one of which is unreachable (broken IPv6). Addresses are tried in turn, the
+families alternating, each a quarter of a second after the one before or as soon as that one has failed. The first to
+connect wins, and every other attempt is closed.
 """
 
 from __future__ import annotations
@@ -18,25 +18,55 @@ from collections.abc import Collection, Iterable
 from itertools import zip_longest
 from typing import Any, Final, TypeAlias, cast
 
-__all__ = ["Address", "connect_first", "connect_first_blocking", "resolve", "resolve_blocking"]
+__all__ = [
+    "Address",
+    "connect",
+    "connect_blocking",
+    "connect_first",
+    "connect_first_blocking",
+    "resolve",
+    "resolve_blocking",
+]
 
 Address: TypeAlias = "tuple[int, Any]"
-"""A family, and an address in it, as sockets take it."""
+"""A family, and an address of it in the form that ``socket.connect`` takes."""
 
 # Section 5: "Connection Attempt Delay ... a recommended value of 250 milliseconds".
 DELAY: Final = 0.25
-_UNDER_WAY = frozenset({0, errno.EINPROGRESS, errno.EWOULDBLOCK})
+_IN_PROGRESS = frozenset({0, errno.EINPROGRESS, errno.EWOULDBLOCK})
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """A non-blocking socket that is connected to a host, given by name or address.
+
+    Raises:
+        OSError: no address answers; the error names the failure of each.
+        UnicodeError: not a valid host name.
+    """
+    return await connect_first(await resolve(host, port))
+
+
+def connect_blocking(host: str, port: int, deadline: float | None) -> socket.socket:
+    """As :func:`connect`, until ``deadline`` of ``time.monotonic()``; name resolution may exceed it.
+
+    Raises:
+        TimeoutError: no address has answered by then.
+    """
+    return connect_first_blocking(resolve_blocking(host, port), deadline)
+
+
+# --- names --------------------------------------------------------------------------------------------------
 
 
 async def resolve(host: str, port: int) -> list[Address]:
-    """The addresses of a host, by name or by address of either kind, in the order in which to try them.
+    """The addresses of a host, given by name or address, in the order in which to try them.
 
     Raises:
         OSError: it has none (``socket.gaierror``).
-        UnicodeError: the name cannot be one.
+        UnicodeError: not a valid host name.
     """
     try:
-        return _resolved(host, port, socket.AI_NUMERICHOST)  # which asks nobody
+        return _resolved(host, port, socket.AI_NUMERICHOST)  # which sends no query
     except socket.gaierror:
         infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return _in_turn(infos)
@@ -52,7 +82,7 @@ def _resolved(host: str, port: int, flags: int) -> list[Address]:
 
 
 def _in_turn(infos: Iterable[Any]) -> list[Address]:
-    """Section 4: the families alternate, beginning with that of the first address; within each the order stays."""
+    """Section 4: the families alternate, beginning with that of the first address; each keeps its own order."""
     families: dict[int, list[Address]] = {}
     for family, _, _, _, address in infos:
         known = families.setdefault(family, [])
@@ -62,7 +92,7 @@ def _in_turn(infos: Iterable[Any]) -> list[Address]:
 
 
 class _Failures:
-    """What became of the addresses that did not answer."""
+    """The addresses that failed, each with its error."""
 
     def __init__(self) -> None:
         self._errors: list[tuple[Address, OSError]] = []
@@ -77,18 +107,18 @@ class _Failures:
         )
 
     def error(self) -> OSError:
-        """All of them as one error, of the kind of the last."""
+        """All of them as one error, of the same class as the last."""
         if not self._errors:
             return OSError("expected addresses to connect to, got none")
         last = self._errors[-1][1]
         if len(self._errors) == 1:
             return last
-        # With a number OSError makes itself a ConnectionRefusedError, say.
+        # The number selects the subclass of OSError, such as ConnectionRefusedError.
         return OSError(last.errno, f"no address answers: {self}") if last.errno else OSError(str(self))
 
 
 def shown(address: Address) -> str:
-    """An address as it is written."""
+    """An address as ``host:port``."""
     host, port = address[1][:2]
     return f"[{host}]:{port}" if address[0] == socket.AF_INET6 else f"{host}:{port}"
 
@@ -111,8 +141,10 @@ async def connect_first(addresses: list[Address]) -> socket.socket:
     """The first of these addresses to connect, as a non-blocking socket.
 
     Raises:
-        OSError: none does; it says why for each.
+        OSError: none does; the error names the failure of each.
     """
+    if len(addresses) == 1:
+        return await _attempt(addresses[0])  # which needs no task
     loop = asyncio.get_running_loop()
     waiting = deque(addresses)
     attempts: dict[asyncio.Task[socket.socket], Address] = {}
@@ -134,16 +166,16 @@ async def connect_first(addresses: list[Address]) -> socket.socket:
                 elif error is not None:
                     raise error
                 else:
-                    continue  # it came in second, and is closed below
+                    continue  # it connected too late, and is closed below
                 del attempts[task]
     finally:
-        await _call_off(attempts, winner)
+        await _cancel(attempts, winner)
     if winner is None:
         raise failures.error()
     return winner
 
 
-async def _call_off(attempts: Collection[asyncio.Task[socket.socket]], winner: socket.socket | None) -> None:
+async def _cancel(attempts: Collection[asyncio.Task[socket.socket]], winner: socket.socket | None) -> None:
     for task in attempts:
         task.add_done_callback(_close_late)
         task.cancel()
@@ -167,7 +199,7 @@ async def _attempt(address: Address) -> socket.socket:
 
 
 def _close_late(task: asyncio.Task[socket.socket]) -> None:
-    """Close what has connected when another one had won already."""
+    """Close a socket that connected after another one had won."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()
 
@@ -176,10 +208,10 @@ def _close_late(task: asyncio.Task[socket.socket]) -> None:
 
 
 def connect_first_blocking(addresses: list[Address], deadline: float | None) -> socket.socket:
-    """As :func:`connect_first`, without a thread for each, until ``deadline`` of ``time.monotonic()``.
+    """As :func:`connect_first`, in this one thread, until ``deadline`` of ``time.monotonic()``.
 
     Raises:
-        TimeoutError: none has connected by then; it says why for those that have failed.
+        TimeoutError: none has connected by then; the error names the failures until then.
     """
     waiting = deque(addresses)
     attempts: dict[socket.socket, Address] = {}
@@ -190,10 +222,10 @@ def connect_first_blocking(addresses: list[Address], deadline: float | None) -> 
             while waiting or attempts:
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
-                    said = str(failures)
-                    raise TimeoutError("no address has answered in time" + (f"; {said}" if said else ""))
+                    known = str(failures)
+                    raise TimeoutError("no address has answered in time" + (f"; {known}" if known else ""))
                 if waiting and now >= next_at:
-                    sock = _begin(waiting.popleft(), attempts, failures)
+                    sock = _start(waiting.popleft(), attempts, failures)
                     if sock is not None:
                         selector.register(sock, selectors.EVENT_WRITE)
                         next_at = now + DELAY
@@ -214,8 +246,8 @@ def connect_first_blocking(addresses: list[Address], deadline: float | None) -> 
             sock.close()
 
 
-def _begin(address: Address, attempts: dict[socket.socket, Address], failures: _Failures) -> socket.socket | None:
-    """Begin to connect to an address; None where that fails at once."""
+def _start(address: Address, attempts: dict[socket.socket, Address], failures: _Failures) -> socket.socket | None:
+    """Start connecting to an address; None if that fails at once."""
     try:
         sock = _new_socket(address[0])
     except OSError as error:
@@ -223,7 +255,7 @@ def _begin(address: Address, attempts: dict[socket.socket, Address], failures: _
         return None
     attempts[sock] = address
     number = sock.connect_ex(address[1])
-    if number in _UNDER_WAY:
+    if number in _IN_PROGRESS:
         return sock
     del attempts[sock]
     sock.close()
@@ -232,6 +264,6 @@ def _begin(address: Address, attempts: dict[socket.socket, Address], failures: _
 
 
 def _seconds(now: float, *times: float | None) -> float | None:
-    """Seconds until the first of these times; None where there is none."""
+    """Seconds until the earliest of these times; None if all of them are None."""
     known = [each for each in times if each is not None]
     return max(0.0, min(known) - now) if known else None

@@ -1,4 +1,4 @@
-"""When to connect again, and after how long: exponential backoff with full jitter, and what is worth it.
+"""When to reconnect: which failures are worth another attempt, and exponential backoff with full jitter between them.
 
 A front proxy's reload ends thousands of connections at once; without jitter they would all come back at once.
 """
@@ -8,56 +8,49 @@ from __future__ import annotations
 import logging
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias
 
 from ..errors import ConnectionClosed, HandshakeError, WatershedError
 
-__all__ = ["Backoff", "Retry", "worth_retrying"]
+__all__ = ["Attempts", "Backoff", "Retry", "worth_retrying"]
 
 _logger = logging.getLogger("watershed_mw.client")
 
 Retry: TypeAlias = Callable[[Exception], bool]
-"""Told why there is no connection (OSError, TimeoutError, HandshakeError) or how one has ended (ConnectionClosed)."""
+"""Takes why an attempt failed (OSError, TimeoutError, HandshakeError), or how a connection ended (ConnectionClosed)."""
 
-# Who these tell "no" will be told so again, whatever anybody's hook says.
+# Another attempt would be refused as well, whatever an application's hook says.
 _NEVER = frozenset({401, 403, 404})
-# The server asks for patience, or one in front of it does (RFC 9110 section 15; 425 is RFC 8470's, 429 RFC 6585's).
-_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
-# A server that ends all connections as it stops or restarts, which is no fault.
+# The server, or a proxy in front of it, asks to come later (RFC 9110 section 15; 425 is RFC 8470's, 429 RFC 6585's).
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Normal ends, and those of a server that stops or restarts: not a failure.
 _ORDERLY = frozenset({1000, 1001, 1012})
-# Seconds that a connection must have lasted for the next failure to count as the first again.
+# Seconds that a connection must last to reset the count of failures.
 _STEADY = 5.0
 
 
 def worth_retrying(error: Exception) -> bool:
-    """Whether another attempt may succeed: after an end, a network's failure or time-out, and statuses that pass.
+    """Whether another attempt may succeed: after an end, a network error, a timeout, or a temporary HTTP status.
 
-    A certificate that is not trusted will not be the next time.
+    A certificate that is not trusted now will not be trusted the next time.
     """
     if isinstance(error, HandshakeError):
-        return error.status in _LATER
+        return error.status in _TEMPORARY
     return isinstance(error, OSError) and not isinstance(error, ssl.SSLCertVerificationError)
 
 
-def may_retry(error: Exception, retry: Retry) -> bool:
-    """What ``retry`` says, but for statuses that are never tried again: 401, 403 and 404."""
-    if isinstance(error, HandshakeError) and error.status in _NEVER:
-        return False
-    return retry(error)
-
-
 class Backoff:
-    """How long to wait before the next attempt: a random part of a bound that grows with each failure.
+    """How long to wait before the next attempt: a random time up to a bound that grows with each failure.
 
     Args:
         initial: bound of the first wait, in seconds; default 1.
-        factor: what it is multiplied with each time; default 2.
+        factor: by which each failure multiplies the bound; default 2.
         maximum: the largest bound, in seconds; default 60.
 
     Raises:
-        ValueError: a bound of nothing, or one that shrinks.
+        ValueError: a bound of zero, or one that shrinks.
     """
 
     def __init__(self, initial: float = 1.0, factor: float = 2.0, maximum: float = 60.0) -> None:
@@ -71,8 +64,8 @@ class Backoff:
         self.maximum = maximum
 
     def bound(self, failures: int) -> float:
-        """The bound after so many failures in a row, 1 for the first, in seconds."""
-        # A power of a float overflows, and somebody's server is down for that long.
+        """The bound in seconds after this many failures in a row, at least 1."""
+        # factor ** failures would overflow when a server is down for long.
         bound = self.initial
         for _ in range(failures - 1):
             bound *= self.factor
@@ -81,58 +74,72 @@ class Backoff:
         return bound
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait, at random up to the bound."""
+        """Seconds to wait, a random part of the bound."""
         return random.uniform(0, self.bound(failures))
 
 
 class Attempts:
-    """Counts failures of one client that goes on connecting, says how long to wait, and logs each attempt.
+    """The attempts of a client that reconnects, as an iterator of the seconds to wait before each, 0 for the first.
+
+    After an attempt the caller reports how it went, by :meth:`failed`, or :meth:`opened` and then :meth:`ended`. The
+    iteration stops when there is no reason for another attempt. Each further attempt is logged.
 
     Args:
         backoff: how long to wait.
         retry: whether to go on.
-        url: what is connected to, as it may stand in a log.
+        url: what is connected to, as a log may show it.
     """
 
     def __init__(self, backoff: Backoff, retry: Retry, url: str = "the server") -> None:
         self._backoff = backoff
         self._retry = retry
         self._url = url
-        self._failures = 0
+        self._failures = 0  # in a row
         self._tried = 0  # since the last connection
+        self._delay: float | None = 0.0
+
+    def __iter__(self) -> Iterator[float]:
+        return self
+
+    def __next__(self) -> float:
+        if self._delay is None:
+            raise StopIteration
+        return self._delay
 
     def opened(self) -> None:
-        """Note that an attempt has succeeded."""
+        """Report that the attempt has succeeded."""
         if self._tried:
             _logger.info("connected to %s again, at attempt %d", self._url, self._tried)
         self._tried = 0
 
-    def after_failure(self, error: Exception) -> float | None:
-        """Seconds to wait after an attempt that failed; None when there is to be no other."""
-        return self._wait(error, logging.WARNING)
+    def failed(self, error: Exception) -> bool:
+        """Report that the attempt has failed, and return whether there is to be another."""
+        self._plan(error, logging.WARNING)
+        return self._delay is not None
 
-    def after_end(self, code: int, reason: str, lasted: float) -> float | None:
-        """The same after a connection that has ended, having lasted so many seconds."""
-        if lasted >= _STEADY:
+    def ended(self, code: int | None, reason: str | None, duration: float) -> None:
+        """Report that the connection has ended, with its close code and its duration in seconds."""
+        if duration >= _STEADY:
             self._failures = 0
-        return self._wait(ConnectionClosed(code, reason), logging.INFO if code in _ORDERLY else logging.WARNING)
+        error = ConnectionClosed(code or 1006, reason or "")
+        self._plan(error, logging.INFO if error.code in _ORDERLY else logging.WARNING)
 
-    def _wait(self, error: Exception, level: int) -> float | None:
-        if not may_retry(error, self._retry):
-            return None
+    def _plan(self, error: Exception, level: int) -> None:
+        if (isinstance(error, HandshakeError) and error.status in _NEVER) or not self._retry(error):
+            self._delay = None
+            return
         self._failures += 1
         self._tried += 1
         asked = _retry_after(error) if isinstance(error, HandshakeError) else 0.0
-        # On top of what the server asks for, as it asks all of its clients for the same.
-        delay = min(asked, self._backoff.maximum) + self._backoff.delay(self._failures)
-        _logger.log(level, "%s: %s; attempt %d in %.2f s", self._url, _cause(error), self._tried, delay)
-        return delay
+        # In addition to Retry-After, which the server sends to all of its clients alike.
+        self._delay = min(asked, self._backoff.maximum) + self._backoff.delay(self._failures)
+        _logger.log(level, "%s: %s; attempt %d in %.2f s", self._url, _cause(error), self._tried, self._delay)
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, in one line of a log: a server's reason may hold anything."""
-    said = str(error) if str(error) and isinstance(error, WatershedError) else f"{type(error).__name__}: {error}"
-    return "".join(character if character.isprintable() else " " for character in said)
+    """An error in one line of a log, as a server's reason may hold any characters."""
+    text = str(error) if str(error) and isinstance(error, WatershedError) else f"{type(error).__name__}: {error}"
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _retry_after(error: HandshakeError) -> float:
@@ -144,5 +151,5 @@ def _retry_after(error: HandshakeError) -> float:
         date = parsedate_to_datetime(value)
         now = next((value for name, value in error.headers if name.lower() == "date"), "")
         return max(0.0, (date - parsedate_to_datetime(now)).total_seconds())
-    except (TypeError, ValueError, IndexError, OverflowError):  # a stranger's text in the standard library's parser
+    except (TypeError, ValueError, IndexError, OverflowError):  # what the standard library's parser raises
         return 0.0

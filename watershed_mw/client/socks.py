@@ -1,6 +1,6 @@
-"""The dialogue with a SOCKS5 proxy (RFC 1928, RFC 1929), without I/O; a reply may come in any number of pieces.
+"""The dialogue with a SOCKS5 proxy (RFC 1928, RFC 1929), without I/O.
 
-Requests are written by the package socksio; its reader takes only what comes in one piece.
+The package socksio writes the requests. Its reader needs each reply in one piece, so replies are read here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import httpx
 
 from ..errors import HandshakeError
 
-__all__ = ["Dialogue", "socks_dialogue"]
+__all__ = ["Dialogue", "socks_dialogue", "stream_ended"]
 
 Dialogue: TypeAlias = Generator[tuple[bytes, int], bytes, None]
-"""Yields what to write, and how many bytes to read then, which it is sent."""
+"""Yields bytes to write and the number of bytes to read next, and is sent those."""
 
 _NO_AUTHENTICATION, _PASSWORD = 0, 2
 _ADDRESS_SIZES = {1: 4, 4: 16}
@@ -24,11 +24,11 @@ _MOST = 255
 
 
 def socks_dialogue(proxy: httpx.Proxy, host: str, port: int) -> Dialogue:
-    """Ask ``proxy`` to connect to ``host``, whose name it resolves.
+    """Ask ``proxy`` to connect to ``host``; it is the proxy that resolves the name.
 
     Raises:
-        HandshakeError: the proxy does not (502), or speaks something else.
-        ValueError: the proxy's credentials do not fit into a request.
+        HandshakeError: the proxy refuses (502), or does not speak SOCKS5.
+        ValueError: the credentials are too long for a SOCKS5 request.
     """
     from socksio import socks5
 
@@ -36,17 +36,17 @@ def socks_dialogue(proxy: httpx.Proxy, host: str, port: int) -> Dialogue:
     method = _NO_AUTHENTICATION if auth is None else _PASSWORD
     reply = yield socks5.SOCKS5AuthMethodsRequest([socks5.SOCKS5AuthMethod(bytes([method]))]).dumps(), 2
     if reply != bytes([5, method]):
-        raise _refused(f"no authentication by method {method}" if reply[0] == 5 else "something else than SOCKS5")
+        raise _refused(f"no authentication by method {method}" if reply[0] == 5 else "another protocol than SOCKS5")
     if auth is not None:
         if max(map(len, auth)) > _MOST:
-            raise ValueError(f"expected a user and a password of at most {_MOST} bytes each for a SOCKS proxy")
+            raise ValueError(f"expected a user name and a password of at most {_MOST} bytes each for a SOCKS proxy")
         reply = yield socks5.SOCKS5UsernamePasswordRequest(*auth).dumps(), 2
         if reply[1] != 0:
             raise _refused("wrong user or password")
     connect = socks5.SOCKS5CommandRequest.from_address(socks5.SOCKS5Command.CONNECT, (host, port))
     version, code, _, kind = yield connect.dumps(), 4
     if version != 5:
-        raise _refused("something else than SOCKS5")
+        raise _refused("another protocol than SOCKS5")
     if code != 0:
         known = {reply.value[0]: reply.name.replace("_", " ").lower() for reply in socks5.SOCKS5ReplyCode}
         raise _refused(known.get(code, f"reply {code}"))
@@ -56,7 +56,12 @@ def socks_dialogue(proxy: httpx.Proxy, host: str, port: int) -> Dialogue:
         size = _ADDRESS_SIZES[kind]
     else:
         raise _refused(f"an address of kind {kind}")
-    yield b"", size + 2  # where the proxy has connected from, which nobody needs
+    yield b"", size + 2  # the proxy's own address and port, which are of no use here
+
+
+def stream_ended() -> HandshakeError:
+    """The error of a stream that ends within the dialogue."""
+    return HandshakeError("expected the SOCKS proxy to connect, got the end of its stream", status=502, body=b"")
 
 
 def _refused(what: str) -> HandshakeError:

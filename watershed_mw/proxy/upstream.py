@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 
 import httpcore
 
+from ..client.aio.network import AsyncioStream, send
 from ..client.route import Route
-from ..client.streams import AsyncioStream
 from ..connection.adopt import AsyncioTransport, DetachedStreams
 from ..core.handshake.headers import Headers
 from ..core.handshake.negotiation import Response, check_switch
@@ -177,7 +177,8 @@ async def ask(
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
     try:
         async with asyncio.timeout(open_timeout):
-            response = await Route(context, to.unix).request(httpcore.Request(b"GET", url, headers=headers), None)
+            request = httpcore.Request(b"GET", url, headers=headers)
+            response = await send(Route(context, to.unix).way_to(request))
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name

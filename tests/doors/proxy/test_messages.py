@@ -26,7 +26,7 @@ from tests.support.proxy_fronts import (
 from tests.support.scripted import Visit, echoing, silent_address
 from tests.support.waiting import eventually
 from tests.support.wire_peer import CLOSE, PING, PONG, TEXT, response_head
-from watershed_mw.client import streams
+from watershed_mw.client import happy_eyeballs
 from watershed_mw.proxy import WebSocketProxy, live_relays
 from watershed_mw.proxy.config import Mode
 
@@ -338,7 +338,7 @@ def test_an_upstream_of_which_one_address_does_not_answer(
         async def resolve(host: str, port: int) -> Any:
             return addresses
 
-        monkeypatch.setattr(streams, "resolve", resolve)
+        monkeypatch.setattr(happy_eyeballs, "resolve", resolve)
         front.serve(WebSocketProxy("ws://many.test", open_timeout=LIMIT))
         with Peer(front.port) as peer:
             peer.open()

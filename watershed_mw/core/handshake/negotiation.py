@@ -293,4 +293,6 @@ def _check_response(
         raise HandshakeError(
             f"expected a subprotocol that was offered ({', '.join(names) or 'none was'}), got {shown(subprotocol)}"
         )
-    return Agreement(subprotocol, check_answer(parse_extensions(headers), parse_extensions(offered), deflate))
+    answers = parse_extensions(headers)
+    # Without an answer the offer does not matter, whatever an application has written into it.
+    return Agreement(subprotocol, check_answer(answers, parse_extensions(offered), deflate) if answers else None)

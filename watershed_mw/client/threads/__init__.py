@@ -1,0 +1,1 @@
+"""The opening handshake on blocking sockets."""
