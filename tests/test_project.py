@@ -224,8 +224,8 @@ PAIRS = {
         *("_push", "_wakeup", "_next_message", "_check_pull"),
         *("_queue", "_is_over", "_take_turn", "_core", "_flush_set", "_flush_and_report"),
     },
-    # Functions beside a compiled class, called without a tuple of arguments; the attributes are its base class's.
-    "connection/threads/steps.py": {"_account", "_core", "_queue", "_trace"},
+    # C calls from one compiled step: what comes in between would lose bytes.
+    "connection/threads/stream.py": {"_take", "_queue_message"},
     # One C call for each connection.
     "connection/broadcast.py": {"_send_prepared"},
     # Other people's objects, which have no other way.

@@ -110,7 +110,7 @@ def test_what_interrupts_a_send_tears_no_message(link: Link, interrupt: Interrup
 @in_threads
 def test_what_interrupts_a_receive_loses_nothing(link: Link, interrupt: Interrupt) -> None:
     live, peer = link()
-    interrupt(lambda: live.conn._reading)
+    interrupt(lambda: live.conn._stream.turns.reader)
     with pytest.raises(KeyboardInterrupt):
         live.conn.receive()
     peer.send(TEXT, "heard")
@@ -122,7 +122,12 @@ def test_what_interrupts_a_reader_that_has_read_loses_nothing(link: Link, monkey
     live, peer = link()
     peer.send(TEXT, "heard")
     with monkeypatch.context() as patch:
-        patch.setattr(live.conn, "_take_received", lambda: signal.default_int_handler(signal.SIGINT, None))
+
+        def interrupted(driver: Any, deadline: float | None, me: int) -> None:
+            until(lambda: live.conn._stream.socket.receive(deadline) or live.conn._stream.socket.data)
+            signal.default_int_handler(signal.SIGINT, None)
+
+        patch.setattr("watershed_mw.connection.threads.driver.ThreadsDriver._read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             live.conn.receive(LIMIT)
     assert live.receive() == "heard"

@@ -136,8 +136,8 @@ def test_a_connection_is_not_handed_over_while_another_thread_waits(call: str, l
     live, peer = link(small=True)
     noise = b"n" * 2_000_000
     waiting = live.begin("receive") if call == "receive" else live.begin("send", noise)
-    until(lambda: live.conn._reading < 0 if call == "receive" else live.conn._core.write_paused)
-    with pytest.raises(RuntimeError, match="expected no other thread within"):
+    until(lambda: live.conn._stream.turns.reader < 0 if call == "receive" else live.conn._core.write_paused)
+    with pytest.raises(RuntimeError, match="expected no other thread in"):
         live.call("run_in_background")
     assert not live.conn.in_background
     if call == "receive":
@@ -366,7 +366,7 @@ def test_a_timeout_error_of_a_signals_handler_is_not_the_peers_end(link: Link) -
     before = signal.signal(signal.SIGUSR1, late)
     try:
         for wait in (None, LIMIT):
-            in_thread(lambda: strike_once(lambda: live.conn._reading < 0))
+            in_thread(lambda: strike_once(lambda: live.conn._stream.turns.reader < 0))
             with pytest.raises(TimeoutError, match="too late"):
                 live.conn.receive(wait)
     finally:
@@ -386,7 +386,7 @@ def test_a_signal_that_interrupts_no_system_call_is_handled_soon(wait: float | N
 
     def strike() -> None:
         blocked.wait(LIMIT)
-        until(lambda: live.conn._reading < 0)
+        until(lambda: live.conn._stream.turns.reader < 0)
         os.kill(os.getpid(), signal.SIGUSR1)  # to this thread, as the main one has it blocked
 
     blocked = threading.Event()
@@ -409,7 +409,7 @@ def test_a_handler_of_a_signal_may_end_the_connection_that_its_thread_waits_for(
     live, peer = link(close_timeout=LIMIT)
     before = signal.signal(signal.SIGUSR1, lambda *_: live.conn.end("stop", code=1001))
     try:
-        in_thread(lambda: strike_once(lambda: live.conn._reading < 0))
+        in_thread(lambda: strike_once(lambda: live.conn._stream.turns.reader < 0))
         answering = in_thread(lambda: peer.answer_close(1001, "stop"))
         began = time.monotonic()
         with pytest.raises(ConnectionClosed):
@@ -431,7 +431,7 @@ def test_who_is_interrupted_still_has_the_end_told_once(link: Link, method: str)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        in_thread(lambda: strike_once(lambda: live.conn._reading < 0))
+        in_thread(lambda: strike_once(lambda: live.conn._stream.turns.reader < 0))
         with pytest.raises(Tick):
             getattr(live.conn, method)()
     finally:
@@ -513,7 +513,7 @@ def test_a_rest_that_an_interrupted_send_has_left_is_written_though_nobody_calls
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        in_thread(lambda: strike_once(lambda: live.conn._writing < 0))
+        in_thread(lambda: strike_once(lambda: live.conn._stream.turns.writer < 0))
         with pytest.raises(Tick):
             live.conn.send(b"x" * 4_000_000)
     finally:

@@ -1,27 +1,40 @@
 """The threads flavour as applications hold it: receive and send, blocking the calling thread.
 
-Any number of threads may share a connection. What happens underneath is the driver's business
-(``driver.py``); a connection that runs in the background passes every call on to the loop.
+Any number of threads may share a connection. Its driver moves the bytes (``driver.py``); what calls handlers is here.
+A connection that runs in the background passes every call on to the event loop.
 """
 
 from __future__ import annotations
 
 import inspect
+import socket
 import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from weakref import ref
 
 from ...core.events import Event
+from ...core.memory_budget import MAX_PAUSE
 from ...core.payloads import Sendable
+from ...core.protocol import Protocol
 from ...core.states import State
 from ...errors import ConnectionClosed, UnsupportedServerError
-from ..base import Handler, checked_message, checked_ping, log_handler_failure
+from ..base import (
+    ConnectionInfo,
+    Handler,
+    WatershedConnection,
+    checked_message,
+    checked_ping,
+    log_handler_failure,
+)
 from .driver import LOOK_EVERY, ThreadsDriver
-from .steps import receive_alone, take_event
+from .stream import SharedStream, receive_alone, take_event
+from .watcher import FORGET, watch
 
 if TYPE_CHECKING:
     from ..aio.api import AsyncHandler
+    from .background import Background
 
 __all__ = ["ThreadConnection"]
 
@@ -30,7 +43,28 @@ _OPEN = State.OPEN
 _CLOSED = State.CLOSED
 
 
-class ThreadConnection(ThreadsDriver):
+class _Probe:
+    """Traces for a connection, whose parts hold this; it holds the connection weakly."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: ThreadConnection) -> None:
+        self._connection = ref(connection)
+
+    def received(self, data: bytes) -> None:
+        """The socket has given these bytes."""
+        connection = self._connection()
+        if connection is not None:
+            connection._trace_read(data)
+
+    def sent_close(self) -> None:
+        """A Close may be about to leave."""
+        connection = self._connection()
+        if connection is not None:
+            connection._trace_written()
+
+
+class ThreadConnection(WatershedConnection):
     """A :class:`~watershed_mw.WatershedConnection` whose waiting blocks the calling thread.
 
     Any number of threads may send and receive at once; each message is received by one of them. While no thread waits,
@@ -38,7 +72,32 @@ class ThreadConnection(ThreadsDriver):
     it calls no handler.
     """
 
-    __slots__ = ("__dict__",)  # for what an application keeps there
+    __slots__ = (
+        "__dict__",  # for what an application keeps there
+        "_background",
+        "_driver",
+        "_finished",
+        "_info",
+        "_running",
+        "_stream",
+        "in_background",
+        "no_background",
+    )
+
+    _core: Protocol
+
+    def __init__(self, info: ConnectionInfo, protocol: Protocol, sock: socket.socket, head: bytes = b"") -> None:
+        self._running = False
+        self._finished = False
+        self._background: Background | None = None
+        self.in_background = False
+        self.no_background = ""
+        self._info = info
+        super().__init__(info, protocol)
+        probe = None if info.trace is None else _Probe(self)
+        self._stream = SharedStream(self, protocol, self._queue, sock, head, probe)
+        self._driver = ThreadsDriver(self._stream)
+        watch(self)
 
     def receive(self, timeout: float | None = None) -> str | bytes:
         """Wait for the next message: ``str`` for TEXT, ``bytes`` for BINARY.
@@ -55,36 +114,36 @@ class ThreadConnection(ThreadsDriver):
             self._check_pull()
         until = None if timeout is None else time.monotonic() + timeout
         late = False
-        core = self._core
+        core, stream = self._core, self._stream
         event: Event | bool | None
         while True:
             if self._queue:
                 if self._account is not None:
-                    self._report_taking()
+                    self._update_memory(self._queue.first_size())
                 # No call from here to the return: no exception of a signal's handler comes in between.
-                (event,) = map(take_event, (self,))
+                (event,) = map(take_event, (stream,))
                 if event.__class__ is str or event.__class__ is bytes:
                     return event
                 if event is not None:
                     self._emit_event(event)
             if core.state is not _OPEN:
-                with self._state:
+                with stream.turns.lock:
                     if not self._queue:
                         # To ask for more is to have replied to what came before.
                         core.messages_handed_over(time.monotonic())
-                if not self._queue and self._over() and self._wind_down(until):
+                if not self._queue and self._driver.is_over and self._wind_down(until):
                     raise self._closed_error()
             if late:
                 raise TimeoutError(f"no message came within {timeout:g} seconds")
-            if until is None:
-                (event,) = map(receive_alone, (self,))
+            if until is None and self._account is None:
+                (event,) = map(receive_alone, (stream,))
                 if event.__class__ is str or event.__class__ is bytes:
                     return event
                 if event is not False:
                     self._follow_up()
                     continue
             self._drive(until)
-            # Judged before the next look, so that what has come in time is taken, with a timeout of 0 as well.
+            # Checked before the next look, so that what has come in time is taken, with a timeout of 0 as well.
             late = until is not None and time.monotonic() >= until
 
     def __iter__(self) -> Self:
@@ -109,13 +168,14 @@ class ThreadConnection(ThreadsDriver):
         if self._background is not None:
             self._background.send(checked_message(data))
             return
-        if time.monotonic() - self._looked > LOOK_EVERY:
-            self._receive_available()
-        position = self._send_at_once(data)
+        stream = self._stream
+        if time.monotonic() - stream.looked > LOOK_EVERY and not self._held_back() and self._driver.receive_available():
+            self._follow_up()
+        position = stream.send_at_once(self, data)
         if position:
             self._follow_up()
             self._write_until(position)
-            if self._core.state is _CLOSED and not self._has_left(position):
+            if self._core.state is _CLOSED and not self._driver.writer.has_written(position):
                 raise self._closed_error()
 
     def ping(self, data: Sendable = b"") -> None:
@@ -126,10 +186,10 @@ class ThreadConnection(ThreadsDriver):
         if self._background is not None:
             self._background.call("ping", checked_ping(data))
             return
-        with self._state:
+        with self._stream.turns.lock:
             self._queue_ping(data)
             position = self._core.bytes_sent
-        self._flush()
+        self._driver.writer.flush()
         self._write_until(position)
 
     def end(self, reason: str = "", *, code: int = 1000) -> None:
@@ -147,7 +207,7 @@ class ThreadConnection(ThreadsDriver):
         if self._background is not None:
             self._background.call("end", reason, code=code)
             return
-        with self._state:
+        with self._stream.turns.lock:
             self._queue_close(code, reason)
         try:
             self._wind_down()
@@ -172,28 +232,27 @@ class ThreadConnection(ThreadsDriver):
         if self._background is not None:
             self._background.call_soon("end", reason, code=code)
             return
-        with self._state:
+        with self._stream.turns.lock:
             self._queue_close(code, reason)
-        self._flush()
+        self._driver.writer.flush()
 
     def abort(self) -> None:
-        """Break the TCP stream, so that whoever is waiting wakes up and sees the end."""
+        """Break the TCP stream, so that every waiting thread wakes up and sees the end."""
         if self._background is not None:
             self._background.call_soon("destroy")
         else:
-            self._socket.shutdown()
+            self._stream.socket.shutdown()
 
     def destroy(self) -> None:
         """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
         if self._background is not None:
             self._background.call("destroy")
             return
-        with self._state:
+        with self._stream.turns.lock:
             self._destroyed = True
             self._core.abort()
             self._queue.clear()
-        self._close_socket()
-        self._finish()
+        self._close_and_finish()
 
     def run(self) -> tuple[int, str]:
         """Push messages to the handlers, in this thread, until the connection has ended.
@@ -215,17 +274,18 @@ class ThreadConnection(ThreadsDriver):
         return self.close_code or 1006, self.close_reason or ""
 
     def _run(self) -> None:
-        core = self._core
+        core, stream = self._core, self._stream
+        event: Event | bool
         while True:
             self._dispatch()
             if core.state is not _OPEN:
-                with self._state:
+                with stream.turns.lock:
                     core.messages_handed_over(time.monotonic())
-                if self._over():
+                if self._driver.is_over:
                     return
             if self._handler_error is not None:
                 return
-            (event,) = map(receive_alone, (self,))
+            (event,) = map(receive_alone, (stream,)) if self._account is None else (False,)
             if event is False:
                 self._drive(None)
             elif event is True:
@@ -267,15 +327,12 @@ class ThreadConnection(ThreadsDriver):
         parts = (self._info, self._core, self._queue)
         # It may raise: then the connection is as it was.
         background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
-        self._claim_socket()
+        self._driver.claim()
         self._push = handler is None
         self._ran = self.in_background = True
         self._close_account()  # the loop's side has its own
-        if self._socket.write_buffer:
-            self._core.put_back(bytes(self._socket.write_buffer)[self._socket.sent :])
-        self._core.write_paused = self._core.read_paused = False
         self._background = background
-        background.start(self, self._socket.release(), self._socket.data or b"")
+        background.start(self, *self._driver.release())
 
     def _run_for_nobody(self) -> None:
         try:
@@ -283,6 +340,118 @@ class ThreadConnection(ThreadsDriver):
         except BaseException as error:  # noqa: BLE001  # there is nobody to raise it to
             log_handler_failure(self, error)
             self.end(code=1011)  # it may have left run() before that had seen the end through
+
+    # --- waiting -----------------------------------------------------------------------------------------
+
+    def _drive(self, until: float | None, position: int = -1, *, winding_down: bool = False) -> None:
+        """Do what can be done, or wait until there is something, as the driver does; then see to what follows."""
+        self._driver.drive(until, position, winding_down=winding_down, held_back=self._held_back())
+        self._follow_up()
+
+    def _follow_up(self) -> None:
+        """See to what has become due while this thread had a role; it has none any more."""
+        self._apply_state()
+        if self._stream.heard:
+            self._emit_heard()
+
+    def _apply_state(self) -> None:
+        """As :meth:`_follow_up`, but for what calls handlers."""
+        self._update_memory()
+        self._driver.apply_state()
+
+    def _write_until(self, position: int) -> None:
+        """Wait until the kernel has taken everything that was queued up to ``position``."""
+        while self._driver.writer.must_wait_for(position):
+            self._drive(None, position)
+
+    def _wind_down(self, until: float | None = None) -> bool:
+        """See the closing handshake and the end of the TCP stream through, within the core's timeouts.
+
+        Returns:
+            False when it was not over at ``until``.
+        """
+        core = self._core
+        while core.state is not _CLOSED:
+            with self._stream.turns.lock:
+                core.messages_handed_over(time.monotonic())
+            if core.half_close:
+                self._driver.writer.half_close()
+            self._drive(until, winding_down=True)
+            if until is not None and time.monotonic() >= until and core.state is not _CLOSED:
+                return False
+        self._close_and_finish()
+        return True
+
+    def _close_and_finish(self) -> None:
+        if self._account is not None:
+            self._update_memory()
+        self._driver.close()
+        self._finish()
+
+    # --- the watcher asks --------------------------------------------------------------------------------
+
+    def _poll_state(self, now: float) -> tuple[int, int]:
+        """The descriptor, and what no thread waits for; what is due by the clock is done."""
+        driver = self._driver
+        if self._background is not None:
+            return -1, FORGET
+        if driver.is_ending:
+            self._apply_state()
+            return -1, FORGET if driver.is_done else 0
+        held_back = self._held_back()
+        unread = driver.is_unread(now, self._opened)
+        if unread and driver.is_due(now, held_back=held_back):
+            self._service()
+        return driver.unattended(unread=unread and not held_back)
+
+    def _service(self) -> None:
+        """Read and write what can be without waiting, and run timeouts. No handler is called: it might take long."""
+        if self._background is None:
+            self._driver.service(held_back=self._held_back())
+            self._apply_state()
+
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def _update_memory(self, taking: int = 0) -> None:
+        """Report what is held, where that has passed a mark; without the lock, as other connections may have to end.
+
+        Args:
+            taking: bytes of the message that is about to be taken from the queue. It is taken afterwards: nothing may
+                be called between that and its return, as the exception of a signal handler there would lose it.
+        """
+        unsent = self._core.unsent_size + len(self._stream.socket.write_buffer)
+        held = self._core.incoming_size() + self._queue.size - taking + unsent
+        if held >= self._report_above or held < self._report_below:
+            self._report_memory(unsent, taking)
+
+    def _held_back(self) -> bool:
+        """Whether too much memory is held in this process, and too much of it here, to read more."""
+        account = self._account
+        if account is None or not account.paused or self._core.state is not _OPEN:
+            return False
+        if time.monotonic() >= account.paused_at + MAX_PAUSE:
+            account.overdue()
+        return account.paused
+
+    def _memory_changed(self) -> None:
+        """As the base class says. The thread that reads notices by itself that reading pauses, or resumes."""
+        account = self._account
+        if account is None or not account.ending:
+            return
+        with self._stream.turns.lock:
+            if account.recovered():
+                return
+            error, unreachable = account.error(), account.unsent_most
+            self._queue.clear()
+            self._take(self._core.fail(error, time.monotonic()))
+            self._stream.turns.notify()
+        self._close_account()
+        if unreachable:
+            self._stream.socket.shutdown()
+        else:
+            self._driver.writer.flush()
+
+    # --- handlers ----------------------------------------------------------------------------------------
 
     def on(self, event: str, handler: Handler | None = None) -> Any:
         """As the base class says.
@@ -296,6 +465,59 @@ class ThreadConnection(ThreadsDriver):
                 "pass a coroutine function to run_in_background() instead, and register it there"
             )
         return super().on(event, handler)
+
+    def _emit_heard(self) -> None:
+        """Call the handlers of control frames, which do not wait for messages to be received."""
+        stream = self._stream
+        while stream.heard:
+            with stream.turns.lock:
+                if not stream.heard:
+                    return
+                event, stream.heard = stream.heard[0], stream.heard[1:]
+            self._emit_event(event)
+
+    def _dispatch(self) -> None:
+        """Call the handlers of what is queued."""
+        while self._push and self._handler_error is None:
+            if self._account is not None:
+                self._update_memory(self._queue.first_size())
+            # Unpacked, and not called: no signal handler's exception comes between taking an event and emitting it.
+            (event,) = map(take_event, (self._stream,))
+            if event is None:
+                return
+            self._emit_event(event)
+
+    def _finish(self) -> None:
+        """Call the handlers of the rest and of the end, once; while a thread is in ``run``, it does that."""
+        with self._stream.turns.lock:
+            if self._finished or self._running:
+                return
+            self._finished = True
+        try:
+            self._dispatch()
+            self._emit_heard()
+            self._emit_end()
+        finally:
+            if not self._end_emitted:
+                self._finished = False  # An exception from outside came first: another thread has to do it.
+
+    def _handler_failed(self, error: BaseException) -> None:
+        if self._background is not None:
+            # No thread waits in run(): the exception must not vanish.
+            log_handler_failure(self, error)
+            self._background.call("end", code=1011)
+            return
+        if not self._running:
+            log_handler_failure(self, error)
+        with self._stream.turns.lock:
+            super()._handler_failed(error)
+
+    def _trace_read(self, data: bytes) -> None:
+        if self._trace is not None:
+            self._trace("read-buffer", self, data)
+
+    def _trace_written(self) -> None:
+        self._trace_sent_close()
 
     def __enter__(self) -> Self:
         return self
