@@ -12,7 +12,6 @@ import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from weakref import ref
 
 from ...core.events import Event
 from ...core.memory_budget import MAX_PAUSE
@@ -41,27 +40,6 @@ __all__ = ["ThreadConnection"]
 # Looked up once: a member of an Enum costs as much as a clock's time, and more than a lock that is free.
 _OPEN = State.OPEN
 _CLOSED = State.CLOSED
-
-
-class _Probe:
-    """Traces for a connection, whose parts hold this; it holds the connection weakly."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: ThreadConnection) -> None:
-        self._connection = ref(connection)
-
-    def received(self, data: bytes) -> None:
-        """The socket has given these bytes."""
-        connection = self._connection()
-        if connection is not None:
-            connection._trace_read(data)
-
-    def sent_close(self) -> None:
-        """A Close may be about to leave."""
-        connection = self._connection()
-        if connection is not None:
-            connection._trace_written()
 
 
 class ThreadConnection(WatershedConnection):
@@ -94,8 +72,7 @@ class ThreadConnection(WatershedConnection):
         self.no_background = ""
         self._info = info
         super().__init__(info, protocol)
-        probe = None if info.trace is None else _Probe(self)
-        self._stream = SharedStream(self, protocol, self._queue, sock, head, probe)
+        self._stream = SharedStream(self, protocol, self._queue, sock, head, self._trace)
         self._driver = ThreadsDriver(self._stream)
         watch(self)
 
@@ -421,7 +398,7 @@ class ThreadConnection(WatershedConnection):
         """
         unsent = self._core.unsent_size + len(self._stream.socket.write_buffer)
         held = self._core.incoming_size() + self._queue.size - taking + unsent
-        if held >= self._report_above or held < self._report_below:
+        if self._is_report_due(held):
             self._report_memory(unsent, taking)
 
     def _held_back(self) -> bool:
@@ -511,13 +488,6 @@ class ThreadConnection(WatershedConnection):
             log_handler_failure(self, error)
         with self._stream.turns.lock:
             super()._handler_failed(error)
-
-    def _trace_read(self, data: bytes) -> None:
-        if self._trace is not None:
-            self._trace("read-buffer", self, data)
-
-    def _trace_written(self) -> None:
-        self._trace_sent_close()
 
     def __enter__(self) -> Self:
         return self

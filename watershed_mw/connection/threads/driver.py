@@ -198,8 +198,8 @@ class ThreadsDriver:
             turns.reader = -me
             stream.socket.receive(deadline)
             turns.reader = me
-        if stream.probe is not None and stream.socket.data:
-            stream.probe.received(stream.socket.data)
+        if stream.tracer is not None and stream.socket.data:
+            stream.tracer("read-buffer", stream.connection(), stream.socket.data)
         with turns.lock:
             stream.take_received()
 

@@ -17,7 +17,7 @@ cdef class SharedStream:
     cdef public ReceiveQueue queue
     cdef public BlockingSocket socket
     cdef public Turns turns
-    cdef public object probe
+    cdef public object tracer
     cdef public double looked
     cdef public double watched
     cdef public long long loaded

@@ -11,7 +11,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from typing import Any
 from weakref import ref
 
 from ...core.events import Event
@@ -21,6 +20,7 @@ from ...core.receive_queue import ReceiveQueue
 from ...core.states import State
 from ...sockets.blocking import BlockingSocket
 from ..base import WatershedConnection
+from ..tracer import Tracer
 from .turns import Turns
 
 try:
@@ -43,7 +43,7 @@ class SharedStream:
         queue: its receive queue.
         sock: plain or TLS socket, which belongs to this object from now on.
         head: bytes that were read already.
-        probe: what traces for the connection; None where it has no trace function.
+        tracer: the connection's tracer; None where it has none.
 
     Attributes:
         socket: the socket.
@@ -61,9 +61,9 @@ class SharedStream:
         "heard",
         "loaded",
         "looked",
-        "probe",
         "queue",
         "socket",
+        "tracer",
         "turns",
         "watched",
         "written",
@@ -76,14 +76,14 @@ class SharedStream:
         queue: ReceiveQueue,
         sock: socket.socket,
         head: bytes,
-        probe: Any,
+        tracer: Tracer | None,
     ) -> None:
         self.connection = ref(connection)
         self.core = core
         self.queue = queue
         self.socket = BlockingSocket(sock, head)
         self.turns = Turns()
-        self.probe = probe
+        self.tracer = tracer
         self.looked = 0.0
         self.watched = -1.0
         self.loaded = 0
@@ -228,7 +228,7 @@ def receive_alone(stream: SharedStream) -> Event | bool:
                 or core.write_paused
                 or sock.write_buffer
                 or core.backlog
-                or stream.probe is not None
+                or stream.tracer is not None
                 or sock.torn
             ):
                 return False

@@ -90,6 +90,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._members: set[ref[Any]] = set()
+        self._discard = self._members.discard  # one for all: each reference holds on to its callback
         self._any = threading.Event()
         self._lock = threading.Lock()
         self._started = False
@@ -98,7 +99,7 @@ class _Watcher:
 
     def add(self, connection: Watched) -> None:
         """Look after a connection until it has ended or nobody holds on to it."""
-        self._members.add(ref(connection, self._members.discard))
+        self._members.add(ref(connection, self._discard))
         if not self._any.is_set():
             self._any.set()
         if not self._started:

@@ -46,8 +46,8 @@ class Writer:
                 with lock:
                     if core.write_paused:
                         core.writing_resumed()
-                    if stream.probe is not None:
-                        stream.probe.sent_close()
+                    if stream.tracer is not None:
+                        stream.tracer.sent_close(stream.connection(), core.close_sent)
                     if not core.unsent_size:
                         return True
                     stream.load()
