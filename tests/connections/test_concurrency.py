@@ -123,11 +123,11 @@ def test_what_interrupts_a_reader_that_has_read_loses_nothing(link: Link, monkey
     peer.send(TEXT, "heard")
     with monkeypatch.context() as patch:
 
-        def interrupted(driver: Any, deadline: float | None, me: int) -> None:
+        def interrupted(pump: Any, conn: Any, deadline: float | None, me: int) -> None:
             until(lambda: live.conn._stream.socket.receive(deadline) or live.conn._stream.socket.data)
             signal.default_int_handler(signal.SIGINT, None)
 
-        patch.setattr("watershed_mw.connection.threads.driver.ThreadsDriver._read", interrupted)
+        patch.setattr("watershed_mw.connection.threads.pump.Pump._read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             live.conn.receive(LIMIT)
     assert live.receive() == "heard"

@@ -46,11 +46,8 @@ __all__ = [
     "Stats",
     "Trace",
     "WatershedConnection",
-    "emit_end",
     "live_connections",
     "log_handler_failure",
-    "note_end",
-    "trace_with",
 ]
 
 Handler: TypeAlias = Callable[..., Any]
@@ -111,6 +108,8 @@ class ConnectionInfo:
         closed: exception raised after the end; a framework may want a class of its own kind.
         ended: called once when the connection has ended, in whatever thread finds out.
         shutdown_code: close code with which it ends where the process does; None where that is not ours to do.
+        continues: connection whose bytes this one goes on with: it has the same id, and its start is not traced again.
+        listed: whether it is one of :func:`live_connections`, in place of the one that it continues.
     """
 
     role: Role
@@ -123,6 +122,8 @@ class ConnectionInfo:
     closed: type[ConnectionClosed] = ConnectionClosed
     ended: Callable[[], None] | None = None
     shutdown_code: int | None = None
+    continues: WatershedConnection | None = None
+    listed: bool = True
 
 
 class WatershedConnection:
@@ -173,7 +174,8 @@ class WatershedConnection:
     _core: BaseProtocol  # which kind it is, the flavours know
 
     def __init__(self, info: ConnectionInfo, protocol: BaseProtocol) -> None:
-        self.id = next(_ids)
+        earlier = info.continues
+        self.id: int = next(_ids) if earlier is None else earlier.id
         self.request = info.request
         self.remote = info.remote
         self.local = info.local
@@ -184,7 +186,7 @@ class WatershedConnection:
         self._on_ended = info.ended
         self._shutdown_code = info.shutdown_code
         self._core = protocol
-        self._opened = self._now()
+        self._opened: float = self._now() if earlier is None else earlier._opened
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(info.limits)
         # What is held counts from STEP bytes on (core/memory_budget.py): while it does, there is an account.
@@ -199,8 +201,11 @@ class WatershedConnection:
         self._destroyed = False
         self._end_emitted = False
         self._trace = None if info.trace is None else Tracer(info.trace)
-        _live.add(self)
-        if self._trace is not None:
+        if info.listed:
+            _live.add(self)
+            if earlier is not None:
+                _live.discard(earlier)
+        if self._trace is not None and earlier is None:
             self._trace("start", self, info.role.value.encode())
 
     # --- handlers ------------------------------------------------------------------------------------
@@ -445,7 +450,7 @@ class WatershedConnection:
         if self._ended_at is not None:
             return
         self._ended_at = self._now()
-        unregister(self)
+        _live.discard(self)
         if self._on_ended is not None:
             self._on_ended()
 
@@ -557,21 +562,6 @@ class WatershedConnection:
         return f"<{type(self).__name__} {self.id} {state} {self.remote or 'unknown'} protocol={self.protocol!r}>"
 
 
-def emit_end(connection: WatershedConnection) -> tuple[Any, ...]:
-    """Tell a connection's handlers once how it has ended, as another object has seen it through."""
-    return connection._emit_end()
-
-
-def note_end(connection: WatershedConnection) -> None:
-    """Note that a connection has ended, which another object tells."""
-    connection._note_end()
-
-
-def trace_with(connection: WatershedConnection, trace: Trace | None) -> None:
-    """Have a connection that is made already call ``trace``."""
-    connection._trace = None if trace is None else Tracer(trace)
-
-
 def log_handler_failure(connection: WatershedConnection, error: BaseException) -> None:
     """Log what a handler raised, where nobody waits who could be given it."""
     logger.error("a handler of %r raised", connection, exc_info=error)
@@ -580,28 +570,6 @@ def log_handler_failure(connection: WatershedConnection, error: BaseException) -
 def handlers_of(connection: WatershedConnection) -> Iterator[tuple[str, Handler]]:
     """Events and their handlers, in the order in which they were registered."""
     return zip(connection._handlers[::2], connection._handlers[1::2], strict=True)
-
-
-def unregister(connection: WatershedConnection) -> None:
-    """Leave a connection out of :func:`live_connections`."""
-    _live.discard(connection)
-
-
-def stand_in(inner: WatershedConnection, connection: WatershedConnection, *, alone: bool) -> None:
-    """Make a second object the same connection: the application is to know one.
-
-    Args:
-        inner: the newer one.
-        connection: the one that it was made from.
-        alone: whether the newer one is the application's from now on.
-    """
-    unregister(inner)
-    inner.id = connection.id
-    inner.request = connection.request
-    inner._opened = connection._opened
-    if alone:
-        unregister(connection)
-        _live.add(inner)
 
 
 def live_connections() -> list[WatershedConnection]:

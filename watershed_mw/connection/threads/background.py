@@ -1,8 +1,9 @@
-"""Connections of threads that would rather do something else, handed to the process's event loop.
+"""The background: connections whose socket a thread has handed over to the process's event loop.
 
-A :class:`~watershed_mw.ThreadConnection` that runs in the background has given its socket to an
-:class:`~watershed_mw.AsyncConnection` on that loop. Either its handlers are called on a bounded pool of
-threads, in order and one at a time per connection; or a coroutine function gets that connection itself.
+A :class:`~watershed_mw.ThreadConnection` that runs in the background passes its calls on to the loop. With handlers of
+events it stays the connection: a carrier on the loop moves its bytes, and its handlers are called on a bounded pool of
+threads, in order and one at a time per connection. With a coroutine function an
+:class:`~watershed_mw.AsyncConnection` takes its place, and that function gets it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
+from typing import Protocol as Interface
 
 from ...core.protocol import Protocol
 from ...core.receive_queue import ReceiveQueue
@@ -31,7 +33,7 @@ from ...runtime.loop_thread import (
     submit,
 )
 from ...sockets.tls_transport import TLSSocketTransport
-from ...sockets.tls_views import break_stream, close_socket
+from ...sockets.tls_views import close_socket
 from ..aio.api import AsyncHandler
 from ..aio.connection import AsyncioConnection
 from ..awaitables import Pending
@@ -39,48 +41,65 @@ from ..base import (
     MESSAGES,
     ConnectionInfo,
     WatershedConnection,
-    emit_end,
     handlers_of,
     live_connections,
     log_handler_failure,
     logger,
-    note_end,
-    stand_in,
-    trace_with,
 )
 
 __all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket"]
 
 
+class Handed(Interface):
+    """What a connection that was handed over still does itself."""
+
+    def _has_handler(self, event: str) -> bool:
+        """Whether it has a handler of ``event``."""
+
+    def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Call the handlers of ``event``."""
+
+    def _emit_end(self) -> tuple[Any, ...]:
+        """Call the handlers of the end."""
+
+    def _note_end(self) -> None:
+        """Note when it has ended."""
+
+
 class Background:
-    """Where a connection is that a thread has handed over: on the loop, which can be asked from any thread.
+    """The loop's side of a connection that a thread has handed over; its methods may be called from any thread.
 
     Args:
-        info, core, queue: the inner parts of the threads flavour, as they are.
+        core, queue: the connection's protocol and receive queue.
+        closed: what its methods raise when it has ended.
     """
 
-    __slots__ = ("_core", "_info", "_inner", "_loop", "_queue", "_starting", "_workers")
+    __slots__ = ("_closed", "_core", "_inner", "_loop", "_queue", "_starting", "_workers")
 
-    def __init__(self, info: ConnectionInfo, core: Protocol, queue: ReceiveQueue) -> None:
+    def __init__(self, core: Protocol, queue: ReceiveQueue, closed: type[ConnectionClosed]) -> None:
         self._loop, self._workers = background_loop()
-        self._info = info
         self._core = core
         self._queue = queue
+        self._closed = closed
         self._starting: asyncio.Task[None] | None = None
         self._inner: AsyncioConnection | None = None
 
-    def start(self, connection: WatershedConnection, sock: socket.socket, head: bytes) -> None:
-        """Give the loop the connection's socket, and bytes that were read and not yet given to the core."""
+    def start(self, connection: WatershedConnection, info: ConnectionInfo, sock: socket.socket, head: bytes) -> None:
+        """Give the loop the connection's socket, and bytes that were read and not yet given to the core.
 
+        Args:
+            connection: the connection, which is not kept: it keeps this object.
+            info: what its continuation is made with.
+        """
         context = copy_context()
         _handed_over[self] = connection, sock
 
         def begin() -> None:
-            self._starting = self._loop.create_task(self._start(connection, sock, head, context))
+            self._starting = self._loop.create_task(self._start(connection, info, sock, head, context))
             self._starting.add_done_callback(started)
 
         def started(task: asyncio.Task[None]) -> None:
-            self._starting = None  # those who wait for it have it
+            self._starting = None  # the tasks that wait for it refer to it
             _handed_over.pop(self, None)
             if task.cancelled() and self._inner is None:  # the loop has failed, perhaps before the task's first step
                 self._give_up(connection, sock, None)
@@ -91,14 +110,15 @@ class Background:
         except RuntimeError:  # the loop has failed since it was asked for
             self._give_up(connection, sock, None)
 
-    async def _start(self, connection: WatershedConnection, sock: socket.socket, head: bytes, context: Context) -> None:
+    async def _start(
+        self, connection: WatershedConnection, info: ConnectionInfo, sock: socket.socket, head: bytes, context: Context
+    ) -> None:
         transport: asyncio.Transport | None = None
         try:
             transport, early = await attach_socket(sock)
-            # To the application there is one connection, whose start has been traced already.
-            self._inner = self._take_on(connection, transport)
-            # First the function, then the bytes: what it registers before it waits must see what has come early. uvloop
-            # looks for more of them before it takes up a new task, unless it is told not to.
+            self._inner = self._take_on(connection, info, transport)
+            # First the function, then the bytes: handlers that it registers before it waits must see what came early.
+            # uvloop would read more before it starts a new task.
             transport.pause_reading()
             self._begin(self._inner, context)
             self._inner.attach(head + early)
@@ -119,22 +139,25 @@ class Background:
         else:
             transport.abort()
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
-            self._workers.run(partial(emit_end, connection))
+            self._workers.run(cast(Handed, connection)._emit_end)
 
     def loop_failed(self, connection: WatershedConnection) -> None:
-        """The loop has failed: the peer has to see the end, and the application is told of it."""
+        """The loop has failed: break the stream, and call the handlers of the end."""
         if self._inner is None:
-            return  # its socket may be in use: see _on_loop_failure() for what comes of it
+            return  # its socket may still be in use: _on_loop_failure() deals with it later
         self._core.receive_eof()
         self._inner.break_stream()
         with contextlib.suppress(RuntimeError):  # the interpreter is on its way out, and takes no more work
-            self._workers.run(partial(emit_end, connection))
+            self._workers.run(cast(Handed, connection)._emit_end)
 
-    def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
+    def _take_on(
+        self, connection: WatershedConnection, info: ConnectionInfo, transport: asyncio.Transport
+    ) -> AsyncioConnection:
+        """Make what continues the connection on the loop."""
         raise NotImplementedError
 
     def _begin(self, inner: AsyncioConnection, context: Context) -> None:
-        """It is there; ``context`` is that of the thread which had it."""
+        """Start what the application runs on the loop; ``context`` is that of the thread that handed over."""
 
     # --- what the threads flavour passes on ----------------------------------------------------------------
 
@@ -164,7 +187,7 @@ class Background:
         try:
             result_of(submit(work, self._loop))
         except LoopFailedError:
-            raise self._info.closed(1006, "") from None
+            raise self._closed(1006, "") from None
 
     async def _call(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         getattr(await self._started(), method)(*args, **options)
@@ -180,7 +203,7 @@ class Background:
         if self._inner is None and self._starting is not None:
             await asyncio.wait([self._starting])
         if self._inner is None:
-            raise self._info.closed(1006, "")
+            raise self._closed(1006, "")
         return self._inner
 
 
@@ -197,7 +220,7 @@ def _on_loop_failure(serving: Serving) -> None:
                 background._give_up(connection, sock, None)
 
 
-# Those that the loop has yet to take over. Nobody else need hold on to them, and a loop that is closed lets go of them.
+# Connections that the loop has yet to take over. They may have no other reference, and a closed loop drops its own.
 _handed_over: dict[Background, tuple[WatershedConnection, socket.socket]] = {}
 
 at_failure(_on_loop_failure)
@@ -208,24 +231,24 @@ class BackgroundEvents(Background):
 
     __slots__ = ()
 
-    def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
-        info = replace(self._info, trace=None, ended=None)
-        inner = _EventsOnThreads(info, self._core, transport, queue=self._queue)
-        stand_in(inner, connection, alone=False)
-        inner.dispatch_to(connection, self._workers)
-        if (trace := self._info.trace) is not None:
-            trace_with(inner, lambda probe, _, data: trace(probe, connection, data))
-        return inner
+    def _take_on(
+        self, connection: WatershedConnection, info: ConnectionInfo, transport: asyncio.Transport
+    ) -> AsyncioConnection:
+        if (trace := info.trace) is not None:
+            info = replace(info, trace=lambda probe, _, data: trace(probe, connection, data))
+        carrier = _Carrier(info, self._core, transport, queue=self._queue)
+        carrier.dispatch_to(connection, self._workers)
+        return carrier
 
 
-class _EventsOnThreads(AsyncioConnection):
-    """The loop's side of a connection whose handlers are called by threads: on the pool, in order."""
+class _Carrier(AsyncioConnection):
+    """Moves the bytes of a connection whose handlers are called by threads, in order; applications never see it."""
 
     __slots__ = ("_outer", "_workers")
 
     def dispatch_to(self, connection: WatershedConnection, workers: Workers) -> None:
-        """Call the handlers of this one, those that are registered later as well."""
-        self._outer = connection
+        """Call the handlers of ``connection``, including those that are registered later."""
+        self._outer = cast(Handed, connection)
         self._workers = workers
         self._push = True
 
@@ -234,32 +257,33 @@ class _EventsOnThreads(AsyncioConnection):
 
     def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if event == "end":
-            note_end(self._outer)
+            self._outer._note_end()
         if not self._has_handler(event):
             return ()
-        # No coroutine, which would warn where the loop fails before anybody awaits it.
+        # Not a coroutine, which would warn where the loop fails before it is awaited.
         return (Pending(partial(_in_turn, self._workers, partial(self._outer._emit, event, args))),)
 
 
 class BackgroundHandler(Background):
-    """A connection in the background that a coroutine function has got, and nobody else need hold on to.
+    """A connection in the background that a coroutine function gets; nothing else needs to refer to it.
 
     Args:
-        info, core, queue: as for any.
+        core, queue, closed: as of :class:`Background`.
         handler: the coroutine function.
     """
 
     __slots__ = ("_handler",)
 
-    def __init__(self, info: ConnectionInfo, core: Protocol, queue: ReceiveQueue, handler: AsyncHandler) -> None:
-        super().__init__(info, core, queue)
+    def __init__(
+        self, core: Protocol, queue: ReceiveQueue, closed: type[ConnectionClosed], handler: AsyncHandler
+    ) -> None:
+        super().__init__(core, queue, closed)
         self._handler = handler
 
-    def _take_on(self, connection: WatershedConnection, transport: asyncio.Transport) -> AsyncioConnection:
-        info = self._info if self._info.trace is None else replace(self._info, trace=None)
+    def _take_on(
+        self, connection: WatershedConnection, info: ConnectionInfo, transport: asyncio.Transport
+    ) -> AsyncioConnection:
         inner = HandledConnection(info, self._core, transport, queue=self._queue)
-        trace_with(inner, self._info.trace)
-        stand_in(inner, connection, alone=True)
         for event, handler in handlers_of(connection):
             if event not in MESSAGES:
                 inner.on(event, partial(_call_in_turn, self._workers, handler))
@@ -271,25 +295,25 @@ class BackgroundHandler(Background):
 
 
 class HandledConnection(AsyncioConnection):
-    """The connection that a coroutine function has got."""
+    """The connection that a coroutine function gets, in place of the one that was handed over."""
 
     __slots__ = ("_task",)
 
     def handle(self, handler: AsyncHandler, context: Context) -> None:
-        """Run the function, to whose task nothing else need hold on."""
+        """Run the function; the connection keeps its task."""
         try:
             work = cast(Coroutine[Any, Any, object], handler(self))
         except BaseException as error:  # noqa: BLE001  # it takes other arguments, say
             self._fail(error)
             return
         self._task = self._loop.create_task(work, context=context)
-        # No coroutine around the function's: each idle connection would keep it.
+        # Not another coroutine around the function's: each idle connection would keep it.
         self._task.add_done_callback(self._handled)
 
     def loop_failed(self) -> None:
-        """The loop has failed, and the function with it: the peer has to see the end."""
+        """The loop has failed, and the function with it: break the stream."""
         self._core.receive_eof()
-        break_stream(self._transport)
+        self.break_stream()
         self._note_end()
 
     def _handled(self, task: asyncio.Task[Any]) -> None:
@@ -302,7 +326,7 @@ class HandledConnection(AsyncioConnection):
             self.warn_if_never_run()
             self.end()
         elif not isinstance(error, ConnectionClosed) or self.sending:
-            # A ConnectionClosed of an open one tells of another connection, such as one to a database.
+            # A ConnectionClosed while this one is open is of another connection, such as one to an upstream.
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -311,7 +335,7 @@ class HandledConnection(AsyncioConnection):
 
 
 async def _in_turn(workers: Workers, call: Callable[[], Any]) -> None:
-    """Run it where it may block; whoever awaits this has the next one wait."""
+    """Run it where it may block; awaited, so that the next one waits for it."""
     try:
         called = workers.run(call)
     except RuntimeError:
@@ -323,7 +347,7 @@ async def _call_in_turn(workers: Workers, handler: Callable[..., Any], *args: An
     await _in_turn(workers, partial(handler, *args))
 
 
-# A loop holds on to its tasks weakly.
+# The event loop itself refers to its tasks weakly.
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -333,12 +357,12 @@ def _keep_running(task: asyncio.Task[None]) -> None:
 
 
 class _Waiting(asyncio.Protocol):
-    """Has a new transport until its connection takes over, and keeps what comes meanwhile."""
+    """The protocol of a new transport until its connection takes over; keeps what comes in the meantime."""
 
     early = b""
 
     def data_received(self, data: bytes) -> None:
-        self.early += data  # one turn of the loop's worth: uvloop reads at once, whatever connection_made says
+        self.early += data  # of one iteration at most: uvloop reads at once, whatever connection_made says
 
 
 async def attach_socket(sock: socket.socket) -> tuple[asyncio.Transport, bytes]:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ...core.events import Event
+from ...core.handshake.negotiation import Agreement
 from ...core.memory_budget import MAX_PAUSE
 from ...core.payloads import Sendable
 from ...core.protocol import Protocol
@@ -27,7 +28,7 @@ from ..base import (
     checked_ping,
     log_handler_failure,
 )
-from .driver import LOOK_EVERY, ThreadsDriver
+from .driver import ThreadsDriver
 from .stream import SharedStream, receive_alone, take_event
 from .watcher import FORGET, watch
 
@@ -55,7 +56,7 @@ class ThreadConnection(WatershedConnection):
         "_background",
         "_driver",
         "_finished",
-        "_info",
+        "_role",
         "_running",
         "_stream",
         "in_background",
@@ -70,9 +71,9 @@ class ThreadConnection(WatershedConnection):
         self._background: Background | None = None
         self.in_background = False
         self.no_background = ""
-        self._info = info
+        self._role = info.role
         super().__init__(info, protocol)
-        self._stream = SharedStream(self, protocol, self._queue, sock, head, self._trace)
+        self._stream = SharedStream(protocol, self._queue, sock, head, self._trace)
         self._driver = ThreadsDriver(self._stream)
         watch(self)
 
@@ -108,18 +109,18 @@ class ThreadConnection(WatershedConnection):
                     if not self._queue:
                         # To ask for more is to have replied to what came before.
                         core.messages_handed_over(time.monotonic())
-                if not self._queue and self._driver.is_over and self._wind_down(until):
+                if not self._queue and self._driver.is_over and self._driver.wind_down(self, until):
                     raise self._closed_error()
             if late:
                 raise TimeoutError(f"no message came within {timeout:g} seconds")
             if until is None and self._account is None:
-                (event,) = map(receive_alone, (stream,))
+                (event,) = map(receive_alone, (stream,), (self,))
                 if event.__class__ is str or event.__class__ is bytes:
                     return event
                 if event is not False:
-                    self._follow_up()
+                    self._driver.follow_up(self)
                     continue
-            self._drive(until)
+            self._driver.drive(self, until)
             # Checked before the next look, so that what has come in time is taken, with a timeout of 0 as well.
             late = until is not None and time.monotonic() >= until
 
@@ -145,13 +146,11 @@ class ThreadConnection(WatershedConnection):
         if self._background is not None:
             self._background.send(checked_message(data))
             return
-        stream = self._stream
-        if time.monotonic() - stream.looked > LOOK_EVERY and not self._held_back() and self._driver.receive_available():
-            self._follow_up()
-        position = stream.send_at_once(self, data)
+        self._driver.look(self)
+        position = self._stream.send_at_once(self, data)
         if position:
-            self._follow_up()
-            self._write_until(position)
+            self._driver.follow_up(self)
+            self._driver.write_until(self, position)
             if self._core.state is _CLOSED and not self._driver.writer.has_written(position):
                 raise self._closed_error()
 
@@ -166,8 +165,8 @@ class ThreadConnection(WatershedConnection):
         with self._stream.turns.lock:
             self._queue_ping(data)
             position = self._core.bytes_sent
-        self._driver.writer.flush()
-        self._write_until(position)
+        self._driver.writer.flush(self)
+        self._driver.write_until(self, position)
 
     def end(self, reason: str = "", *, code: int = 1000) -> None:
         """Close: send a Close frame, wait for the peer's and for the end of the TCP stream, close the socket.
@@ -187,7 +186,7 @@ class ThreadConnection(WatershedConnection):
         with self._stream.turns.lock:
             self._queue_close(code, reason)
         try:
-            self._wind_down()
+            self._driver.wind_down(self)
         except BaseException:
             self.end_in_thread(reason, code=code)
             raise
@@ -197,7 +196,7 @@ class ThreadConnection(WatershedConnection):
         if self._background is None and not self._end_emitted:
             self.start_close(reason, code=code)
             try:
-                threading.Thread(target=self._wind_down, name="watershed-end", daemon=True).start()
+                threading.Thread(target=self._driver.wind_down, args=(self,), name="watershed-end", daemon=True).start()
             except RuntimeError:
                 self.destroy()  # the interpreter is on its way out, and starts no thread any more
 
@@ -211,7 +210,7 @@ class ThreadConnection(WatershedConnection):
             return
         with self._stream.turns.lock:
             self._queue_close(code, reason)
-        self._driver.writer.flush()
+        self._driver.writer.flush(self)
 
     def abort(self) -> None:
         """Break the TCP stream, so that every waiting thread wakes up and sees the end."""
@@ -229,7 +228,7 @@ class ThreadConnection(WatershedConnection):
             self._destroyed = True
             self._core.abort()
             self._queue.clear()
-        self._close_and_finish()
+        self._driver.close(self)
 
     def run(self) -> tuple[int, str]:
         """Push messages to the handlers, in this thread, until the connection has ended.
@@ -245,7 +244,7 @@ class ThreadConnection(WatershedConnection):
             self._run()
         finally:
             self._running = False
-        self._wind_down()
+        self._driver.wind_down(self)
         if self._handler_error is not None:
             raise self._handler_error
         return self.close_code or 1006, self.close_reason or ""
@@ -262,11 +261,11 @@ class ThreadConnection(WatershedConnection):
                     return
             if self._handler_error is not None:
                 return
-            (event,) = map(receive_alone, (stream,)) if self._account is None else (False,)
+            (event,) = map(receive_alone, (stream,), (self,)) if self._account is None else (False,)
             if event is False:
-                self._drive(None)
+                self._driver.drive(self, None)
             elif event is True:
-                self._follow_up()
+                self._driver.follow_up(self)
             else:
                 self._emit_event(event)
 
@@ -301,7 +300,7 @@ class ThreadConnection(WatershedConnection):
             self._push = self._ran = self.in_background = True
             running.start()
             return
-        parts = (self._info, self._core, self._queue)
+        parts = (self._core, self._queue, self._closed_as)
         # It may raise: then the connection is as it was.
         background = BackgroundEvents(*parts) if handler is None else BackgroundHandler(*parts, handler)
         self._driver.claim()
@@ -309,7 +308,23 @@ class ThreadConnection(WatershedConnection):
         self._ran = self.in_background = True
         self._close_account()  # the loop's side has its own
         self._background = background
-        background.start(self, *self._driver.release())
+        # With handlers of events this stays the connection; a coroutine function gets another in its place.
+        listed, ended = (False, None) if handler is None else (True, self._on_ended)
+        info = ConnectionInfo(
+            role=self._role,
+            agreement=Agreement(self.protocol),
+            limits=self._limits,
+            request=self.request,
+            remote=self.remote,
+            local=self.local,
+            trace=self._trace,
+            closed=self._closed_as,
+            ended=ended,
+            shutdown_code=self._shutdown_code,
+            continues=self,
+            listed=listed,
+        )
+        background.start(self, info, *self._driver.release())
 
     def _run_for_nobody(self) -> None:
         try:
@@ -318,74 +333,16 @@ class ThreadConnection(WatershedConnection):
             log_handler_failure(self, error)
             self.end(code=1011)  # it may have left run() before that had seen the end through
 
-    # --- waiting -----------------------------------------------------------------------------------------
-
-    def _drive(self, until: float | None, position: int = -1, *, winding_down: bool = False) -> None:
-        """Do what can be done, or wait until there is something, as the driver does; then see to what follows."""
-        self._driver.drive(until, position, winding_down=winding_down, held_back=self._held_back())
-        self._follow_up()
-
-    def _follow_up(self) -> None:
-        """See to what has become due while this thread had a role; it has none any more."""
-        self._apply_state()
-        if self._stream.heard:
-            self._emit_heard()
-
-    def _apply_state(self) -> None:
-        """As :meth:`_follow_up`, but for what calls handlers."""
-        self._update_memory()
-        self._driver.apply_state()
-
-    def _write_until(self, position: int) -> None:
-        """Wait until the kernel has taken everything that was queued up to ``position``."""
-        while self._driver.writer.must_wait_for(position):
-            self._drive(None, position)
-
-    def _wind_down(self, until: float | None = None) -> bool:
-        """See the closing handshake and the end of the TCP stream through, within the core's timeouts.
-
-        Returns:
-            False when it was not over at ``until``.
-        """
-        core = self._core
-        while core.state is not _CLOSED:
-            with self._stream.turns.lock:
-                core.messages_handed_over(time.monotonic())
-            if core.half_close:
-                self._driver.writer.half_close()
-            self._drive(until, winding_down=True)
-            if until is not None and time.monotonic() >= until and core.state is not _CLOSED:
-                return False
-        self._close_and_finish()
-        return True
-
-    def _close_and_finish(self) -> None:
-        if self._account is not None:
-            self._update_memory()
-        self._driver.close()
-        self._finish()
-
     # --- the watcher asks --------------------------------------------------------------------------------
 
     def _poll_state(self, now: float) -> tuple[int, int]:
-        """The descriptor, and what no thread waits for; what is due by the clock is done."""
-        driver = self._driver
-        if self._background is not None:
-            return -1, FORGET
-        if driver.is_ending:
-            self._apply_state()
-            return -1, FORGET if driver.is_done else 0
-        held_back = self._held_back()
-        unread = driver.is_unread(now, self._opened)
-        if unread and driver.is_due(now, held_back=held_back):
-            self._service()
-        return driver.unattended(unread=unread and not held_back)
+        """As the watcher says."""
+        return (-1, FORGET) if self._background is not None else self._driver.poll_state(self, now)
 
-    def _service(self) -> None:
-        """Read and write what can be without waiting, and run timeouts. No handler is called: it might take long."""
+    def _serve(self) -> None:
+        """As the watcher says."""
         if self._background is None:
-            self._driver.service(held_back=self._held_back())
-            self._apply_state()
+            self._driver.serve(self)
 
     # --- memory ------------------------------------------------------------------------------------------
 
@@ -426,7 +383,7 @@ class ThreadConnection(WatershedConnection):
         if unreachable:
             self._stream.socket.shutdown()
         else:
-            self._driver.writer.flush()
+            self._driver.writer.flush(self)
 
     # --- handlers ----------------------------------------------------------------------------------------
 

@@ -1,18 +1,8 @@
 """What drives a connection of the threads flavour: every thread that waits, for whatever, moves bytes both ways.
 
-There are two roles (``turns.py``), the one thread that reads and the one that writes. A thread that has to wait claims
-what nobody has claimed (:meth:`ThreadsDriver.drive`), reads unless the queue is full, writes what is pending, runs
-timeouts, and gives both roles back when it leaves. No thread waits for a role: one that gets none waits until those
-that hold them have news, for as long as its own timeout allows. So two peers that both write cannot block each other,
-and a thread that empties the queue goes on reading, whatever the others wait for. Connections that no thread waits for
-are served by the watcher (``watcher.py``).
-
-An exception from outside (a signal handler's, or gevent's timeout) may come between any two bytecodes. A role is an
-attribute that is set and reset by one store, so it is never left behind; bytes are only ever in one of three places
-(received and not taken, queued, or handed to the socket and not written), and move between them in indivisible steps
-(``stream.py``, ``sockets/blocking.py``). A lost wake-up costs a delay, never a wait without end.
-
-Waiting uses ``poll``, so gevent's monkey patching turns it into waiting for a greenlet's turn.
+Its parts: ``stream.py`` holds what the threads share, and the steps that nothing may divide; ``turns.py`` says which
+thread reads and which one writes; ``writer.py`` writes; ``pump.py`` is one step of a thread that waits. Connections
+that no thread waits for are served by the watcher (``watcher.py``).
 """
 
 from __future__ import annotations
@@ -20,32 +10,46 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from typing import Protocol as Interface
+from typing import cast
 
 from ...core.states import State
+from ..base import WatershedConnection
+from .pump import Pump
 from .stream import SharedStream
-from .turns import LONGEST_WAIT
-from .watcher import QUIET, READ, WRITE
+from .watcher import FORGET
 from .writer import Writer
 
-__all__ = ["LOOK_EVERY", "ThreadsDriver"]
+__all__ = ["ThreadsDriver"]
 
 # Seconds between two reads of a thread that only sends, to see whether the peer has gone: each costs a system call.
-LOOK_EVERY = 0.05
-# A thread that waits in poll with one of the roles looks this often, in seconds, whether the other one is free.
-_LOOK_AGAIN = 0.05
+_LOOK_EVERY = 0.05
 # Seconds within which every waiting thread has noticed that the stream is broken.
 _AWAKE = 1.0
-# Control frames waiting for a thread to call their handlers, at which reading pauses.
-_MAX_HEARD = 64
 
 _CLOSED = State.CLOSED
 
 
-class ThreadsDriver:
-    """Moves the bytes of one connection, in the threads that call it.
+class Owner(Interface):
+    """What a driver asks of its connection."""
 
-    It calls no handler. A caller of :meth:`drive`, :meth:`receive_available` or :meth:`service` must call
-    :meth:`apply_state` afterwards, when it holds no role any more.
+    def _update_memory(self) -> None:
+        """Report the memory that the connection holds, if it has changed."""
+
+    def _held_back(self) -> bool:
+        """Whether to read nothing more, as too much memory is held."""
+
+    def _emit_heard(self) -> None:
+        """Call the handlers of control frames that were heard."""
+
+    def _finish(self) -> None:
+        """Call the handlers of the rest and of the end."""
+
+
+class ThreadsDriver:
+    """Drives one connection, in the threads that call it.
+
+    The connection is an argument of the methods: it owns this object, and the two do not keep each other alive.
 
     Args:
         stream: what the connection's threads share.
@@ -54,92 +58,87 @@ class ThreadsDriver:
         writer: what is to be written.
     """
 
-    __slots__ = ("_closing", "_stream", "writer")
+    __slots__ = ("_closing", "_pump", "_stream", "writer")
 
     def __init__(self, stream: SharedStream) -> None:
         self._stream = stream
         self.writer = Writer(stream)
+        self._pump = Pump(stream, self.writer)
         self._closing = False
 
     # --- waiting -----------------------------------------------------------------------------------------
 
-    def drive(self, until: float | None, position: int, *, winding_down: bool, held_back: bool) -> None:
-        """Do what can be done for the connection, or wait until there is something; at the latest until ``until``.
+    def drive(
+        self, connection: WatershedConnection, until: float | None, position: int = -1, *, winding_down: bool = False
+    ) -> None:
+        """Do what can be done, or wait until there is something, and see to what follows.
 
-        A thread that waits calls this again and again until it has what it waits for.
-
-        Args:
-            until: a time.
-            position: what the thread waits for: that everything up to there has been written; a message, or the end,
-                where it is negative.
-            winding_down: whether to read though the queue is full, and to wait for the end alone.
-            held_back: whether to read nothing, as too much memory is held.
+        A thread that waits calls this again and again until it has what it waits for. Arguments as of ``Pump.step``.
         """
-        stream, writer, turns = self._stream, self.writer, self._stream.turns
-        core, queue = stream.core, stream.queue
-        me = threading.get_ident()
-        reading = writing = False
-        previous_reader = previous_writer = 0
-        try:
-            with turns.lock:
-                if stream.socket.broken or stream.socket.torn:
-                    writer.give_up()
-                may_read, may_write = not held_back and self._may_read(winding_down), writer.pending
-                if core.state is _CLOSED or (
-                    (not may_write or stream.written >= position) if position >= 0 else queue and not winding_down
-                ):
-                    return  # Another thread has been quicker.
-                previous_reader, previous_writer = turns.reader, turns.writer
-                if may_read and previous_reader in (0, -me):
-                    turns.reader = me
-                    reading = True
-                if may_write and previous_writer in (0, -me):
-                    turns.writer = me
-                    writing = True
-                if reading:
-                    stream.start_reading()
-                elif held_back or queue.full:
-                    core.read_paused = True
-                alone = reading and not may_write
-                deadline = self._next_deadline(until, reading)
-                gate = None if reading or writing else turns.make_gate()
-            if gate is not None:
-                turns.wait_at(gate, deadline, _LOOK_AGAIN if held_back else LONGEST_WAIT)
-            elif alone:
-                self._read(deadline, me)
-            elif not (writing and writer.write_some()):
-                self._wait_for_both(deadline, me, reading, writing)
-            self._run_timeouts()
-        finally:
-            if reading:
-                turns.reader = previous_reader
-            if writing:
-                turns.writer = previous_writer
+        held_back = cast(Owner, connection)._held_back()
+        self._pump.step(connection, until, position, winding_down=winding_down, held_back=held_back)
+        self.follow_up(connection)
 
-    def _wait_for_both(self, deadline: float | None, me: int, reading: bool, writing: bool) -> None:
+    def follow_up(self, connection: WatershedConnection) -> None:
+        """See to what has become due while this thread had a role; it has none any more."""
+        self._apply_state(connection)
+        if self._stream.heard:
+            cast(Owner, connection)._emit_heard()
+
+    def _apply_state(self, connection: WatershedConnection) -> None:
+        """As :meth:`follow_up`, but for what calls handlers."""
+        cast(Owner, connection)._update_memory()
         stream, turns = self._stream, self._stream.turns
-        if reading and stream.core.backlog:
-            self._read(0.0, me)
-            return
-        again = time.monotonic() + _LOOK_AGAIN
-        if not (reading and writing) and (deadline is None or again < deadline):
-            deadline = again
-        if reading:
-            turns.reader = -me
-        if writing:
-            turns.writer = -me
-        readable, writable = stream.socket.wait(deadline, read=reading, write=writing)
-        if reading:
-            turns.reader = me
-        if writing:
-            turns.writer = me
-        if readable:
-            self._read(0.0, me)
-        if writable:
-            self.writer.write_some()
+        core, sock = stream.core, stream.socket
+        if sock.broken or sock.torn:
+            with turns.lock:
+                self.writer.give_up(connection)
+        if core.state is _CLOSED:
+            # The thread that sees the end wakes the others, which wait for older deadlines, or for none.
+            with turns.lock:  # under which it is closed: the descriptor may soon be another socket's
+                sock.shutdown()
+        elif core.unsent_size and not turns.writer:
+            self.writer.flush(connection)
+        if turns.gates:
+            turns.notify()
+        if self._closing:
+            self._close_unused()
 
-    def _may_read(self, winding_down: bool = False) -> bool:
-        return winding_down or (not self._stream.queue.full and len(self._stream.heard) < _MAX_HEARD)
+    def look(self, connection: WatershedConnection) -> None:
+        """Take what has come, without waiting, unless this was done a moment ago; for a thread that only sends."""
+        if (
+            time.monotonic() - self._stream.looked > _LOOK_EVERY
+            and not cast(Owner, connection)._held_back()
+            and self._pump.receive_available(connection)
+        ):
+            self.follow_up(connection)
+
+    def write_until(self, connection: WatershedConnection, position: int) -> None:
+        """Wait until the kernel has taken everything that was queued up to ``position``."""
+        while self.writer.must_wait_for(position):
+            self.drive(connection, None, position)
+
+    # --- where no thread waits, as watcher.py asks -------------------------------------------------------
+
+    def poll_state(self, connection: WatershedConnection, now: float) -> tuple[int, int]:
+        """The descriptor, and what no thread waits for; what is due by the clock is done."""
+        stream, turns = self._stream, self._stream.turns
+        if stream.core.state is _CLOSED or self._closing or stream.socket.torn:
+            self._apply_state(connection)  # again, in case that the thread that should have done so was interrupted
+            gone = stream.core.state is _CLOSED and not (turns.reader or turns.writer)
+            return -1, FORGET if gone else 0
+        held_back = cast(Owner, connection)._held_back()
+        unread = self._pump.is_unread(now, connection.duration)
+        if unread and self._pump.is_due(now, held_back=held_back):
+            self.serve(connection)
+        return self._pump.unattended(unread=unread and not held_back)
+
+    def serve(self, connection: WatershedConnection) -> None:
+        """Read and write what can be without waiting, and run timeouts. No handler is called: it might take long."""
+        self._pump.serve(connection, held_back=cast(Owner, connection)._held_back())
+        self._apply_state(connection)
+
+    # --- the end -----------------------------------------------------------------------------------------
 
     @property
     def is_over(self) -> bool:
@@ -147,163 +146,41 @@ class ThreadsDriver:
         core = self._stream.core
         return core.state is _CLOSED or (core.ended and not self.writer.pending)
 
-    def _next_deadline(self, until: float | None, reading: bool) -> float | None:
+    def wind_down(self, connection: WatershedConnection, until: float | None = None) -> bool:
+        """See the closing handshake and the end of the TCP stream through, within the core's timeouts.
+
+        Returns:
+            False when it was not over at ``until``.
+        """
         core = self._stream.core
-        deadline = core.next_deadline()
-        if until is not None and (deadline is None or until < deadline):
-            deadline = until
-        if reading and (release_due := core.release_due) is not None and (deadline is None or release_due < deadline):
-            deadline = release_due
-        return deadline
-
-    def _run_timeouts(self) -> None:
-        """Do what is due by the clock."""
-        core, lock = self._stream.core, self._stream.turns.lock
-        deadline, release_due = core.next_deadline(), core.release_due
-        if deadline is None and release_due is None:
-            return
-        now = time.monotonic()
-        if release_due is not None and now >= release_due:
-            with lock:
-                core.release_idle(now)
-        if deadline is not None and now >= deadline:
-            with lock:
-                self._stream.run_timeouts(now)
-
-    # --- reading -----------------------------------------------------------------------------------------
-
-    def receive_available(self) -> bool:
-        """Take what has come, without waiting; False where another thread is reading or the queue is full."""
-        stream, turns = self._stream, self._stream.turns
-        me = threading.get_ident()
-        reading = False
-        try:
-            with turns.lock:
-                if turns.reader or stream.core.ended or not self._may_read():
-                    stream.looked = time.monotonic()
-                    return False
-                turns.reader = me
-                reading = True
-                stream.start_reading()
-            self._read(0.0, me)
-        finally:
-            if reading:
-                turns.reader = 0
+        while core.state is not _CLOSED:
+            with self._stream.turns.lock:
+                core.messages_handed_over(time.monotonic())
+            if core.half_close:
+                self.writer.half_close()
+            self.drive(connection, until, winding_down=True)
+            if until is not None and time.monotonic() >= until and core.state is not _CLOSED:
+                return False
+        self.close(connection)
         return True
 
-    def _read(self, deadline: float | None, me: int) -> None:
-        """Wait for bytes, as the thread that reads, and take them; or take what was held back of the last ones."""
-        stream, turns = self._stream, self._stream.turns
-        if not stream.core.backlog:
-            turns.reader = -me
-            stream.socket.receive(deadline)
-            turns.reader = me
-        if stream.tracer is not None and stream.socket.data:
-            stream.tracer("read-buffer", stream.connection(), stream.socket.data)
-        with turns.lock:
-            stream.take_received()
-
-    # --- after a step ------------------------------------------------------------------------------------
-
-    def apply_state(self) -> None:
-        """Do what has become due while this thread had a role; it holds none any more."""
-        stream, turns = self._stream, self._stream.turns
-        core, sock = stream.core, stream.socket
-        if sock.broken or sock.torn:
-            with turns.lock:
-                self.writer.give_up()
-        if core.state is _CLOSED:
-            # The thread that sees the end wakes the others, which wait for older deadlines, or for none.
-            with turns.lock:  # under which it is closed: the descriptor may soon be another socket's
-                sock.shutdown()
-        elif core.unsent_size and not turns.writer:
-            self.writer.flush()
-        if turns.gates:
-            turns.notify()
-        if self._closing:
-            self._close_unused()
-
-    # --- where no thread waits, as watcher.py asks -------------------------------------------------------
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether :meth:`apply_state` is to be called, in case that an interrupted thread has not done so."""
-        return self._stream.core.state is _CLOSED or self._closing or self._stream.socket.torn
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the connection has ended, and no thread holds a role."""
-        turns = self._stream.turns
-        return self._stream.core.state is _CLOSED and not (turns.reader or turns.writer)
-
-    def is_unread(self, now: float, opened: float) -> bool:
-        """Whether no thread has read for a while."""
-        stream = self._stream
-        looked = stream.looked
-        return not stream.turns.reader and (looked == stream.watched or now - max(looked, opened) > QUIET)
-
-    def is_due(self, now: float, *, held_back: bool) -> bool:
-        """Whether :meth:`service` has something to do, for a connection that is unread."""
-        stream = self._stream
-        with stream.turns.lock:
-            if held_back or stream.queue.full:
-                stream.core.read_paused = True
-            deadline = self._next_deadline(None, True)
-        return (deadline is not None and now >= deadline) or stream.socket.pending
-
-    def unattended(self, *, unread: bool) -> tuple[int, int]:
-        """The descriptor, and what no thread waits for: READ, WRITE, both or neither."""
-        mask = READ if unread and self._may_read() else 0
-        if not self._stream.turns.writer and self.writer.pending:
-            mask |= WRITE
-        return self._stream.socket.fileno(), mask
-
-    def service(self, *, held_back: bool) -> None:
-        """Read and write what can be without waiting, and run timeouts."""
-        stream, turns = self._stream, self._stream.turns
-        me = threading.get_ident()
-        reading = writing = False
-        try:
-            with turns.lock:
-                if stream.core.state is _CLOSED:
-                    return
-                if turns.reader == 0 and self._may_read() and not held_back:
-                    turns.reader = me
-                    reading = True
-                    stream.start_reading()
-                if turns.writer == 0:
-                    turns.writer = me
-                    writing = True
-            if not (reading or writing):
-                return  # the threads that hold the roles run the timeouts as well
-            if reading:
-                self._read(0.0, me)
-                stream.watched = stream.looked
-            if writing and self.writer.pending:
-                self.writer.write_some()
-            self._run_timeouts()
-        finally:
-            if reading:
-                turns.reader = 0
-            if writing:
-                turns.writer = 0
-
-    # --- the end -----------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Break the stream, and close the socket once no thread uses it: the last one does so if that takes long."""
+    def close(self, connection: WatershedConnection) -> None:
+        """Close the socket when no thread uses it any more, and call the handlers of the rest and of the end."""
         turns = self._stream.turns
         self._closing = True
         me = threading.get_ident()
         until = time.monotonic() + _AWAKE
         with turns.lock:
             self._stream.socket.shutdown()  # wakes the threads that wait on it
+        # If this takes long, the last thread that uses the socket closes it.
         while not self._close_unused() and me not in (abs(turns.reader), abs(turns.writer)):
             with turns.lock:
                 gate = turns.make_gate()
             turns.wait_at(gate, until)
             if time.monotonic() >= until:
-                return
+                break
+        cast(Owner, connection)._update_memory()
+        cast(Owner, connection)._finish()
 
     def _close_unused(self) -> bool:
         """Close the socket if no thread is reading or writing."""
@@ -315,6 +192,8 @@ class ThreadsDriver:
         if turns.gates:
             turns.notify()
         return True
+
+    # --- another owner -----------------------------------------------------------------------------------
 
     def claim(self) -> None:
         """Take both roles for good, as the socket gets another owner.

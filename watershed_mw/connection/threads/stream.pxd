@@ -12,7 +12,6 @@ cdef object _CLOSED
 
 
 cdef class SharedStream:
-    cdef public object connection
     cdef public Protocol core
     cdef public ReceiveQueue queue
     cdef public BlockingSocket socket
@@ -27,10 +26,10 @@ cdef class SharedStream:
     @cython.locals(core=Protocol)
     cpdef start_reading(self)
     @cython.locals(core=Protocol, sock=BlockingSocket, now=double, events=list, due=list)
-    cpdef take_received(self)
-    cpdef run_timeouts(self, double now)
-    @cython.locals(connection=WatershedConnection, at_once=tuple)
-    cdef _queue_events(self, list events)
+    cpdef take_received(self, WatershedConnection connection)
+    cpdef run_timeouts(self, WatershedConnection connection, double now)
+    @cython.locals(at_once=tuple)
+    cdef _queue_events(self, WatershedConnection connection, list events)
     @cython.locals(core=Protocol, sock=BlockingSocket, turns=Turns, writing=bint, position="long long")
     cpdef long long send_at_once(self, WatershedConnection connection, object data) except -1
     @cython.locals(core=Protocol, before="long long")
@@ -42,4 +41,4 @@ cdef class SharedStream:
 @cython.locals(queue=ReceiveQueue)
 cpdef object take_event(SharedStream stream)
 @cython.locals(core=Protocol, sock=BlockingSocket, queue=ReceiveQueue, turns=Turns, reading=bint)
-cpdef object receive_alone(SharedStream stream)
+cpdef object receive_alone(SharedStream stream, WatershedConnection connection)

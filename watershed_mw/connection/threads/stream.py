@@ -11,7 +11,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from weakref import ref
 
 from ...core.events import Event
 from ...core.payloads import Sendable
@@ -37,9 +36,10 @@ _CLOSED = State.CLOSED
 class SharedStream:
     """The socket, the protocol and the receive queue of one connection, as its threads share them.
 
+    The connection is an argument of the methods: it owns this object, and the two do not keep each other alive.
+
     Args:
-        connection: the connection, which owns this object; referenced weakly.
-        core: its protocol.
+        core: the connection's protocol.
         queue: its receive queue.
         sock: plain or TLS socket, which belongs to this object from now on.
         head: bytes that were read already.
@@ -56,7 +56,6 @@ class SharedStream:
     """
 
     __slots__ = (
-        "connection",
         "core",
         "heard",
         "loaded",
@@ -71,14 +70,12 @@ class SharedStream:
 
     def __init__(
         self,
-        connection: WatershedConnection,
         core: Protocol,
         queue: ReceiveQueue,
         sock: socket.socket,
         head: bytes,
         tracer: Tracer | None,
     ) -> None:
-        self.connection = ref(connection)
         self.core = core
         self.queue = queue
         self.socket = BlockingSocket(sock, head)
@@ -97,7 +94,7 @@ class SharedStream:
         if core.arriving and self.looked != self.watched:
             core.was_not_read(self.looked, time.monotonic())
 
-    def take_received(self) -> None:
+    def take_received(self, connection: WatershedConnection) -> None:
         """Give the core what the socket has received, and queue what it means; with the lock held."""
         core, sock = self.core, self.socket
         now = self.looked = time.monotonic()
@@ -115,28 +112,26 @@ class SharedStream:
             sock.data = None
             # A few bytes may stand for megabytes: the rest waits until the application has taken what fills the queue.
             while core.backlog and (not self.queue.full or core.state is not _OPEN):
-                self._queue_events(events)
+                self._queue_events(connection, events)
                 events = core.receive_more(now)
             due = core.handle_timeout(now, len(sock.write_buffer) - sock.sent)
             if due:
                 events += due
-            self._queue_events(events)
+            self._queue_events(connection, events)
         except BaseException:
             sock.data = None
             core.abort()
             raise
 
-    def run_timeouts(self, now: float) -> None:
+    def run_timeouts(self, connection: WatershedConnection, now: float) -> None:
         """Do what is due by the clock, and queue what it means; with the lock held."""
-        self._queue_events(self.core.handle_timeout(now, self.socket.unsent))
+        self._queue_events(connection, self.core.handle_timeout(now, self.socket.unsent))
 
-    def _queue_events(self, events: list[Event]) -> None:
+    def _queue_events(self, connection: WatershedConnection, events: list[Event]) -> None:
         if events:
-            connection = self.connection()
-            if connection is not None:
-                at_once = connection._take(events)
-                if at_once:
-                    self.heard = self.heard + at_once
+            at_once = connection._take(events)
+            if at_once:
+                self.heard = self.heard + at_once
 
     def send_at_once(self, connection: WatershedConnection, data: Sendable) -> int:
         """Send a message along the usual path: nothing is queued before it, and no other thread writes.
@@ -209,7 +204,7 @@ def take_event(stream: SharedStream) -> Event | None:
         raise
 
 
-def receive_alone(stream: SharedStream) -> Event | bool:
+def receive_alone(stream: SharedStream, connection: WatershedConnection) -> Event | bool:
     """Wait for bytes where nothing else is due, the usual case, and take them.
 
     Returns:
@@ -243,7 +238,7 @@ def receive_alone(stream: SharedStream) -> Event | bool:
             reading = True
         sock.receive(deadline)
         with turns.lock:
-            stream.take_received()
+            stream.take_received(connection)
             turns.reader = 0
             reading = False
             others = turns.gates or stream.heard or core.unsent_size

@@ -39,7 +39,7 @@ class Watched(Protocol):
     def _poll_state(self, now: float) -> tuple[int, int]:
         """Its descriptor, and what no thread sees to: READ, WRITE, both or neither; FORGET once it has ended."""
 
-    def _service(self) -> None:
+    def _serve(self) -> None:
         """Read and write what can be without waiting."""
 
 
@@ -168,7 +168,7 @@ class _Watcher:
         now = time.monotonic()
         try:
             if (known := self._ask(member, now))[1] and known[0] == number:
-                connection._service()
+                connection._serve()
                 known = self._ask(member, now)
         except Exception:
             logger.exception("%r cannot be looked after", connection)

@@ -6,7 +6,7 @@ import threading
 import time
 
 from ...core.states import State
-from ..base import logger
+from ..base import WatershedConnection, logger
 from .stream import SharedStream
 
 __all__ = ["Writer"]
@@ -19,7 +19,7 @@ _CLOSED = State.CLOSED
 
 
 class Writer:
-    """Writes to the stream of one connection.
+    """Writes to the stream of one connection, which is an argument where it is traced or logged.
 
     Args:
         stream: what the connection's threads share.
@@ -37,7 +37,7 @@ class Writer:
         core = self._stream.core
         return bool(core.unsent_size or self._stream.socket.write_buffer or core.write_paused)
 
-    def write_some(self) -> bool:
+    def write_some(self, connection: WatershedConnection) -> bool:
         """Write what the kernel takes at once, as the thread that writes; False when something remains."""
         stream = self._stream
         sock, core, lock = stream.socket, stream.core, stream.turns.lock
@@ -47,14 +47,14 @@ class Writer:
                     if core.write_paused:
                         core.writing_resumed()
                     if stream.tracer is not None:
-                        stream.tracer.sent_close(stream.connection(), core.close_sent)
+                        stream.tracer.sent_close(connection, core.close_sent)
                     if not core.unsent_size:
                         return True
                     stream.load()
             sock.send()
             if sock.broken:
                 with lock:
-                    self.give_up()
+                    self.give_up(connection)
                 return True
             if sock.write_buffer:
                 with lock:
@@ -62,7 +62,7 @@ class Writer:
                 return False
             stream.written = stream.loaded
 
-    def flush(self) -> None:
+    def flush(self, connection: WatershedConnection) -> None:
         """Write what the kernel takes at once, unless a thread is writing, which looks again when it stops."""
         turns = self._stream.turns
         me = threading.get_ident()
@@ -75,7 +75,7 @@ class Writer:
                         return
                     turns.writer = me
                     writing = True
-                done = self.write_some()
+                done = self.write_some(connection)
             finally:
                 if writing:
                     turns.writer = 0
@@ -119,14 +119,14 @@ class Writer:
             if writing:
                 turns.writer = 0
 
-    def give_up(self) -> None:
+    def give_up(self, connection: WatershedConnection) -> None:
         """Nothing more can be written, or it is unknown what was: break the stream; with the lock held."""
         stream = self._stream
         core, sock = stream.core, stream.socket
         if sock.torn and core.state is not _CLOSED:
             logger.error(
                 "%r ends: a signal handler interrupted OpenSSL while it read or wrote, and bytes may be lost",
-                stream.connection(),
+                connection,
             )
             core.abort()
         core.receive_eof()
