@@ -1,7 +1,7 @@
-"""The kinds of transport that an upgrade can live on, behind one face: write, become a connection, detach.
+"""The kinds of transport that an upgrade can live on, with one interface: write, become a connection, detach.
 
-From the kind follows the flavour: a socket gives a connection for threads, an asyncio transport one
-for its event loop. Bytes that came before the connection was made are found where they wait.
+The kind determines the flavour: a socket gives a connection for threads, an asyncio transport one for its event loop.
+Bytes that came before the connection was made are taken from the buffers where they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Self, TypeAlias
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ..core.handshake.negotiation import Agreement
 from ..core.limits import Limits
@@ -22,7 +22,7 @@ from ..runtime.exhaustion import is_exhausted, unavailable
 from ..sockets.carrier import carrier_of
 from ..sockets.tls_views import DetachedSocket, address, detach
 from .aio.connection import AsyncioConnection
-from .base import ConnectionInfo, Trace
+from .base import ConnectionInfo, Trace, WatershedConnection
 from .threads.connection import ThreadConnection
 
 __all__ = [
@@ -37,11 +37,54 @@ __all__ = [
 ]
 
 AsyncTransportLike: TypeAlias = "asyncio.BaseTransport | asyncio.StreamWriter | _Streams | AsyncioTransport"
+_C = TypeVar("_C", bound=WatershedConnection)
 _Streams: TypeAlias = "tuple[asyncio.StreamReader, asyncio.StreamWriter]"
 
 
-class BlockingTransport:
+class _Way(Generic[_C]):
+    """A kind of transport."""
+
+    __slots__ = ()
+
+    def connection(
+        self,
+        role: Role,
+        agreement: Agreement,
+        limits: Limits,
+        trace: Trace | None,
+        request: Any,
+        head: bytes,
+        closed: type[ConnectionClosed] = ConnectionClosed,
+        ended: Callable[[], None] | None = None,
+        shutdown_code: int | None = None,
+        *,
+        remote: str | None = None,
+    ) -> _C:
+        """The transport as a connection.
+
+        Args:
+            head: bytes that were read past the opening handshake.
+            remote: the peer's address where a proxy in front has named it; None for the transport's own.
+            role, agreement, limits, trace, request, closed, ended, shutdown_code: as of :class:`ConnectionInfo`.
+        """
+        peer, local = self._addresses()
+        if remote is None:
+            remote = peer
+        info = ConnectionInfo(role, agreement, limits, request, remote, local, trace, closed, ended, shutdown_code)
+        return self._open(info, Protocol(role, time.monotonic(), limits, agreement.deflate), head)
+
+    def _addresses(self) -> tuple[str, str]:
+        """The peer's and this end's; empty where they are unknown."""
+        raise NotImplementedError
+
+    def _open(self, info: ConnectionInfo, protocol: Protocol, head: bytes) -> _C:
+        raise NotImplementedError
+
+
+class BlockingTransport(_Way[ThreadConnection]):
     """A ``socket.socket`` or ``ssl.SSLSocket`` of a thread."""
+
+    __slots__ = ("_socket",)
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -57,22 +100,14 @@ class BlockingTransport:
         except OSError as error:
             raise ConnectionClosed(1006, f"the opening handshake could not be written: {error}") from error
 
-    def connection(
-        self,
-        role: Role,
-        agreement: Agreement,
-        limits: Limits,
-        trace: Trace | None,
-        request: Any,
-        head: bytes,
-        closed: type[ConnectionClosed] = ConnectionClosed,
-        ended: Callable[[], None] | None = None,
-        shutdown_code: int | None = None,
-    ) -> ThreadConnection:
-        """The socket as a connection."""
-        remote, local = _names(self._socket)
-        info = ConnectionInfo(role, agreement, limits, request, remote, local, trace, closed, ended, shutdown_code)
-        return ThreadConnection(info, _protocol(info), self._socket, head)
+    def _addresses(self) -> tuple[str, str]:
+        try:
+            return address(self._socket.getpeername()), address(self._socket.getsockname())
+        except OSError:
+            return "", ""  # the peer has gone already, as reading will find out
+
+    def _open(self, info: ConnectionInfo, protocol: Protocol, head: bytes) -> ThreadConnection:
+        return ThreadConnection(info, protocol, self._socket, head)
 
     def check_detachable(self) -> None:
         """Every socket is."""
@@ -99,13 +134,13 @@ class DetachedStreams(tuple[asyncio.StreamReader, asyncio.StreamWriter]):  # noq
         return pair
 
 
-class AsyncioTransport:
+class AsyncioTransport(_Way[AsyncioConnection]):
     """An asyncio transport of the running loop.
 
     Args:
-        transport: the transport, whoever its protocol is.
+        transport: the transport, with any protocol.
         streams: reader, if there is one, and writer that the transport belongs to; the reader may hold bytes already.
-        eof: whether the stream's end has been read: the transport will not tell of it again.
+        eof: whether the stream's end has been read: the transport will not report it again.
     """
 
     __slots__ = ("_eof", "_reader", "_streams", "_transport")
@@ -131,29 +166,19 @@ class AsyncioTransport:
             raise ConnectionClosed(1006, "the transport was closed before the opening handshake could be written")
         self._transport.write(data)
 
-    def connection(
-        self,
-        role: Role,
-        agreement: Agreement,
-        limits: Limits,
-        trace: Trace | None,
-        request: Any,
-        head: bytes,
-        remote: str | None = None,
-    ) -> AsyncioConnection:
-        """The transport as a connection; ``remote`` where a proxy in front has told of another address."""
-        if remote is None:
-            remote = address(self._transport.get_extra_info("peername"))
-        local = _local_address(self._transport.get_extra_info("sockname"))
-        info = ConnectionInfo(role, agreement, limits, request, remote, local, trace)
-        connection = AsyncioConnection(info, _protocol(info), self._transport)
+    def _addresses(self) -> tuple[str, str]:
+        transport = self._transport
+        return address(transport.get_extra_info("peername")), _local_address(transport.get_extra_info("sockname"))
+
+    def _open(self, info: ConnectionInfo, protocol: Protocol, head: bytes) -> AsyncioConnection:
+        connection = AsyncioConnection(info, protocol, self._transport)
         head += drain_stream(self._reader)
         connection.attach(head, self._streams, eof=self._at_eof)
         return connection
 
     @property
     def _at_eof(self) -> bool:
-        """Whether the end has come, and nothing before it is still to be read."""
+        """Whether the end of the stream has been read, and everything before it."""
         return self._eof or (self._reader is not None and self._reader.at_eof())
 
     def abort(self) -> None:
@@ -161,14 +186,14 @@ class AsyncioTransport:
         self._transport.abort()
 
     def check_detachable(self) -> None:
-        """Judge, before anything is answered, whether :meth:`detach` can work.
+        """Check that :meth:`detach` can work, before anything is answered.
 
         Raises:
             UnsupportedServerError: the transport has no socket, or bytes unsent.
         """
         transport = self._transport
         if self._tls:
-            return  # the transport itself goes over
+            return  # the transport itself gets the new owner
         if transport.get_extra_info("socket") is None or transport.get_write_buffer_size():
             raise UnsupportedServerError(
                 f"expected a transport with a socket and nothing unsent for detached, got {type(transport).__name__}"
@@ -179,8 +204,8 @@ class AsyncioTransport:
         return self._transport.get_extra_info("ssl_object") is not None
 
     def detach(self, head: bytes, answer: bytes = b"") -> socket.socket | DetachedStreams:
-        """What is raw here, once ``answer`` has been written: a plain transport's socket, which the event loop
-        forgets, or a reader and a writer on a TLS transport, which its previous owner forgets.
+        """The raw stream, once ``answer`` has been written: a plain transport's socket, removed from the event loop, or
+        a reader and a writer on a TLS transport, whose previous protocol is replaced.
 
         Raises:
             ConnectionClosed: the peer has gone.
@@ -193,7 +218,7 @@ class AsyncioTransport:
 
     def _detach_socket(self, head: bytes, answer: bytes) -> socket.socket:
         transport = self._transport
-        # A descriptor of our own: the transport closes its own, and shuts nothing down.
+        # A duplicate descriptor: the transport closes the original, and does not shut the stream down.
         try:
             number = socket.dup(transport.get_extra_info("socket").fileno())
         except OSError as error:
@@ -206,7 +231,7 @@ class AsyncioTransport:
         taken.head = head
         transport.abort()
         try:
-            # Not by the transport: uvloop writes at the end of the turn, when it has forgotten this connection.
+            # Not by the transport: uvloop writes at the end of the iteration, after this connection is removed from it.
             # A handshake of some hundred bytes fits into the empty buffer of a new connection.
             taken.sendall(answer)
         except OSError as error:
@@ -217,7 +242,7 @@ class AsyncioTransport:
     def _detach_streams(self, head: bytes, answer: bytes) -> DetachedStreams:
         transport = self._transport
         transport.write(answer)
-        # A reader of our own in any case: one that has heard of the stream's end takes no bytes back.
+        # A new reader in any case: one that has been fed the end of the stream takes no more bytes.
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         reader.feed_data(head)
@@ -226,7 +251,7 @@ class AsyncioTransport:
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        transport.resume_reading()  # whoever had it may have waited for the decision
+        transport.resume_reading()  # its previous owner may have paused it for the decision
         return DetachedStreams(reader, asyncio.StreamWriter(transport, protocol, reader, loop), head)
 
 
@@ -234,7 +259,7 @@ def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
     """The kind of transport that ``sock`` is.
 
     Raises:
-        TypeError: none that is known.
+        TypeError: it is of no known kind.
     """
     if isinstance(sock, AsyncioTransport):
         return sock
@@ -251,21 +276,10 @@ def _local_address(name: Any) -> str:
     return address(name)
 
 
-def _protocol(info: ConnectionInfo) -> Protocol:
-    return Protocol(info.role, time.monotonic(), info.limits, info.agreement.deflate)
-
-
-def _names(sock: socket.socket) -> tuple[str, str]:
-    try:
-        return address(sock.getpeername()), address(sock.getsockname())
-    except OSError:
-        return "", ""  # the peer has gone already; reading will tell
-
-
 def drain_stream(reader: asyncio.StreamReader | None) -> bytes:
     """What a StreamReader holds, without waiting.
 
-    ``read`` suspends only when there is nothing: one step of its coroutine tells, and closing it
+    ``read`` suspends only when there is nothing: one step of its coroutine shows that, and closing the coroutine
     leaves the reader as it was. No private attribute is needed.
     """
     if reader is None or reader.at_eof():
@@ -296,10 +310,10 @@ def drain_file(rfile: Any, sock: socket.socket) -> bytes:
     timeout = sock.gettimeout()
     sock.setblocking(False)
     try:
-        # One buffer at most: whoever floods before the answer fills the kernel's memory share, not ours.
+        # One buffer at most: a flood before the answer fills the kernel's buffers, not this process's memory.
         return bytes(rfile.read1(len(rfile.peek(1)) or 1) or b"")
     except OSError:
-        return b""  # Nothing there, or nobody: the next call on the socket will tell.
+        return b""  # nothing there, or the peer has gone: the next call on the socket will show that
     finally:
         sock.setblocking(True)  # to eventlet not the same as a timeout
         sock.settimeout(timeout)

@@ -114,7 +114,9 @@ class Connected(Outcome):
         """As the base class says."""
         transport.write(response)
         limits, trace = self.settings.limits, self.settings.trace
-        self.result = transport.connection(Role.SERVER, agreement, limits, trace, log.scope, early, log.remote or None)
+        self.result = transport.connection(
+            Role.SERVER, agreement, limits, trace, log.scope, early, remote=log.remote or None
+        )
 
     def shut_down(self) -> None:
         """As the base class says."""
