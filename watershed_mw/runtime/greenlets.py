@@ -1,4 +1,4 @@
-"""Where threads are greenlets, as gevent and eventlet make them by patching: what is real all the same."""
+"""Real threads and system calls in a process where gevent or eventlet has replaced threads with greenlets."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["new_poll", "original", "threads_are_greenlets"]
 
 
 def threads_are_greenlets() -> bool:
-    """Whether gevent or eventlet have patched this process: then a thread costs next to nothing, and may wait."""
+    """Whether gevent or eventlet has patched this process: then a thread is a greenlet, cheap and free to wait."""
     return not isinstance(_thread.start_new_thread, types.BuiltinFunctionType)
 
 
 def new_poll() -> Any:
-    """A ``select.poll()`` that is one, under gevent and eventlet as well; None where the platform has none."""
+    """An unpatched ``select.poll()``, under gevent and eventlet as well; None where the platform has none."""
     if threads_are_greenlets():
         return original("select", "poll")()
     return select.poll() if hasattr(select, "poll") else None
 
 
 def original(module: str, name: str) -> Any:
-    """What stood in ``module`` before gevent or eventlet patched it."""
+    """The attribute of ``module`` as it was before gevent or eventlet patched it."""
     gevent_monkey: Any = sys.modules.get("gevent.monkey")
     if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
         return gevent_monkey.get_original(module, name)

@@ -1,7 +1,7 @@
-"""Which exceptions come into a handler from outside, and which its own code has raised.
+"""Which exceptions reach a handler from outside, and which its own code has raised.
 
 A handler's exception ends its connection alone, whatever its class: ``sys.exit()`` in one must not stop the others.
-What interrupts a handler is meant for the program: a signal, the end of its greenlet, the cancellation of its task.
+What interrupts a handler concerns the program: a signal, the end of its greenlet, the cancellation of its task.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def is_cancellation(error: BaseException, task: asyncio.Task[Any] | None) -> boo
         task: the task that runs the coroutine; None while it is not known.
     """
     if isinstance(error, asyncio.CancelledError):
-        # Code that awaits what somebody else has cancelled raises the same, and nobody has asked this task to end.
+        # Awaiting something that was cancelled raises the same, though this task was not asked to end.
         return task is not None and task.cancelling() > 0
     if isinstance(error, GeneratorExit):
-        return task is not None and _current_task() is not task  # close(), which is no step of the task
+        return task is not None and _current_task() is not task  # close(), which is not a step of the task
     return is_interrupt(error)
 
 
 def failure(error: BaseException) -> Exception:
-    """``error`` as an ``Exception``: servers log those, and end their process, or a thread of it, by any other."""
+    """``error`` as an ``Exception``: servers log those, and any other ends their process or a thread of it."""
     if isinstance(error, Exception):
         return error
     wrapped = RuntimeError(
@@ -67,7 +67,7 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 def _is_from_hub(error: BaseException) -> bool:
-    """Whether gevent or eventlet has thrown it into a greenlet: to end it, or because its time is up."""
+    """Whether gevent or eventlet has thrown it into a greenlet: to end it, or because of a timeout."""
     greenlet: Any = sys.modules.get("greenlet")
     if greenlet is None:
         return False
@@ -78,7 +78,7 @@ def _is_from_hub(error: BaseException) -> bool:
 
 
 def _is_from_signal(error: BaseException) -> bool:
-    """Whether a signal's handler has raised it: then the traceback leads through that handler."""
+    """Whether a signal handler has raised it: then that handler is in the traceback."""
     codes = {_code_of(handler) for handler in map(signal.getsignal, signal.valid_signals()) if callable(handler)}
     if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
         return True
@@ -91,7 +91,7 @@ def _is_from_signal(error: BaseException) -> bool:
 
 
 def _receives_signals() -> bool:
-    """Whether Python runs signals' handlers in this thread: the main one, of which greenlets are parts."""
+    """Whether Python runs signal handlers in this thread: the main one, which greenlets run in."""
     if threads_are_greenlets():
         return not on_background_loop()
     return threading.current_thread() is threading.main_thread()

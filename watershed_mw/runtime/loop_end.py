@@ -1,8 +1,8 @@
-"""The end of an event loop: whatever is still open on it gets its Close, rather than a stream that just ends.
+"""The end of an event loop: a connection that is still open on it sends a Close, rather than just ending its stream.
 
-``asyncio.run`` cancels the tasks that are left, and then closes the asynchronous generators that are; it has no other
-hook. So each loop with connections has such a generator, which waits for nothing else. A loop that is closed without
-``shutdown_asyncgens()`` tells nobody, and one that goes on after it tells nobody the next time.
+``asyncio.run`` cancels the remaining tasks, and then closes the remaining asynchronous generators; it has no other
+hook. So each loop with connections has such a generator, which only waits for that. A loop that is closed without
+``shutdown_asyncgens()`` gives no notice, and one that runs on afterwards gives none the next time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["Ends", "end_with"]
 
 logger = logging.getLogger("watershed_mw")
 
-# Seconds that the application's own generators have to end, and as many again that peers have to answer the Close, and
-# handlers to return.
+# Seconds for the application's own generators to end, and as many again for peers to answer the Close and for handlers
+# to return.
 _GRACE = 0.5
-# How often, in seconds, they are looked at.
+# Seconds between two looks at them.
 _LOOK_EVERY = 0.005
-# Iterations in which transports and cancelled handlers do what they still have to.
+# Iterations for transports and cancelled handlers to finish.
 _LAST_TURNS = 5
-# Seconds, some thirty years.
+# Seconds: some thirty years.
 _NEVER = 1e9
 
 
@@ -36,7 +36,7 @@ class Ends(Protocol):
 
     @property
     def gone(self) -> bool:
-        """Whether its streams have been closed."""
+        """Whether its streams are closed."""
 
     @property
     def at_work(self) -> bool:
@@ -58,24 +58,24 @@ _known: LoopLocal[set[Living]] = LoopLocal(set)
 
 
 def end_with(loop: asyncio.AbstractEventLoop, living: Living) -> None:
-    """See to it that what lives on the running ``loop`` is ended with it: a Close with 1001, and half a second.
+    """End what is open on the running ``loop`` together with it: a Close with 1001, and half a second to answer.
 
     Args:
         loop: the event loop of this thread, running.
-        living: gives what is open on a loop; known by its identity, so that the same one can come again and again.
+        living: returns what is open on a loop; adding the same function again has no effect.
     """
     known = _known.get(loop)
     if known is None:
         known = _known.of(loop)
         if sys.get_asyncgen_hooks().finalizer is None or getattr(loop, "_asyncgens_shutdown_called", False):
-            return  # it does not close generators, or has done so
+            return  # it does not close generators, or has closed them
         waiting = _wait_for_end()
         try:
             waiting.__anext__().send(None)
         except (StopIteration, ResourceWarning):
-            pass  # it has begun, and so the loop knows of it
-        # The loop knows of it weakly. Of its timers it is the owner, and lets go of them when it is closed; whatever
-        # else held on to the generator would hold on to the loop, which is what the generator's finalizer is bound to.
+            pass  # it has started, so the loop knows it
+        # The loop refers to it weakly. Its timers it owns, and drops when it is closed; any other reference to the
+        # generator would keep the loop alive, which the generator's finalizer is bound to.
         loop.call_later(_NEVER, waiting.aclose)
     known.add(living)
 
@@ -90,9 +90,9 @@ async def _wait_for_end() -> AsyncGenerator[None, None]:
 
 
 async def _others_end() -> None:
-    """Wait for the application's own generators, which are being closed as well: they may still use a connection."""
+    """Wait for the application's own generators, which are closed at the same time: they may still use a connection."""
     me = asyncio.current_task()
-    # All but the one that waits for all of them, this one included.
+    # All but the one that awaits all of them, this one included.
     others = {task for task in asyncio.all_tasks() if task is not me and _name(task) != "shutdown_asyncgens"}
     if others:
         await asyncio.wait(others, timeout=_GRACE)
@@ -119,7 +119,7 @@ async def _end(living: list[Ends]) -> None:
 
 
 def _try(one: Ends, call: Callable[[], object]) -> None:
-    # What ending one of them raises, in the application's trace function, say, must not keep the others open.
+    # What ending one of them raises, for instance in the application's trace function, must not keep the others open.
     try:
         call()
     except Exception:

@@ -1,4 +1,4 @@
-"""What every event loop has one of."""
+"""Objects of which each event loop has one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _T = TypeVar("_T")
 
 
 class LoopLocal(Generic[_T]):
-    """One object for each event loop, made when it is first asked for, and collected with its loop.
+    """One object per event loop, made at first use, and collected with its loop.
 
-    What is made must not refer to the loop, which would then never be collected.
+    The object must not refer to the loop, which would then never be collected.
 
     Args:
-        make: makes it; called on the thread that asks.
+        make: makes an object; called in the thread that asks for it.
     """
 
     def __init__(self, make: Callable[[], _T]) -> None:
@@ -26,11 +26,11 @@ class LoopLocal(Generic[_T]):
         self._known: WeakKeyDictionary[asyncio.AbstractEventLoop, _T] = WeakKeyDictionary()
 
     def get(self, loop: asyncio.AbstractEventLoop) -> _T | None:
-        """The one of ``loop``, None where there is none yet."""
+        """The object of ``loop``; None where it has none yet."""
         return self._known.get(loop)
 
     def of(self, loop: asyncio.AbstractEventLoop) -> _T:
-        """The one of ``loop``."""
+        """The object of ``loop``, made if it has none yet."""
         found = self._known.get(loop)
         if found is None:
             found = self._known[loop] = self._make()

@@ -1,7 +1,7 @@
 """The process's own event loop, in a thread of its own, for connections that no thread waits for.
 
-It starts at first use, once per process id: after a fork the parent's loop must not be touched, as the
-two share one epoll set. gevent and eventlet turn threads into greenlets; this one is real all the same.
+It starts at first use, once per process: a forked child must not touch the parent's loop, since the two share one
+epoll set. gevent and eventlet turn threads into greenlets; this one is a real thread even then.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ Outcome: TypeAlias = tuple[T | None, BaseException | None]
 
 logger = logging.getLogger("watershed_mw")
 
-# Handlers that block hold one of these threads each; the others' messages wait in their bounded queues.
+# A handler that blocks occupies one of these threads; messages of other connections wait in their bounded queues.
 _POOL_SIZE = 32
 
-# Iterations of a loop that has failed, for tasks to be cancelled in and transports to close.
+# Iterations of a loop that has failed, in which tasks are cancelled and transports close.
 _LAST_TURNS = 10
-# More than any event loop needs: uvloop's takes 7, and other threads may take some meanwhile.
+# More than any event loop needs: uvloop takes 7, and other threads may take some at the same time.
 _LOOP_DESCRIPTORS = 16
-# Seconds after which the system is asked again for a thread that it has not given.
+# Seconds until the system is asked again for a thread that it refused.
 _TRY_AGAIN = 0.1
 
 
 class Pool:
-    """Handlers run in threads, of which there are few.
+    """Runs handlers in a bounded number of threads.
 
     Args:
-        loop: whose thread asks for it.
+        loop: the event loop whose thread calls :meth:`run`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -67,10 +67,10 @@ class Pool:
         self._complained = False
 
     def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run ``call``; its result on the loop.
+        """Run ``call``; the future of the loop gets its result.
 
         Raises:
-            RuntimeError: the interpreter is on its way out, and takes no more work.
+            RuntimeError: the interpreter is shutting down, and takes no more work.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         self._submit(deque([(call, future)]))
@@ -82,56 +82,56 @@ class Pool:
         except RuntimeError as error:
             if not is_exhausted(error):
                 raise
-            # The threads that there are may take it up, or may be none: it is submitted again, and done once.
+            # A thread of the pool may still take it, if there is one: it is submitted again, and run once.
             if not self._complained:
                 self._complained = True
-                logger.warning("%s to run a handler: it waits", error)
+                logger.warning("%s to run a handler: it has to wait", error)
             self._loop.call_soon_threadsafe(self._loop.call_later, _TRY_AGAIN, self._submit_again, work)
 
     def _submit_again(self, work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
         if work:
-            with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
                 self._submit(work)
 
     def _run(self, work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
-        with contextlib.suppress(IndexError):  # it has been done
+        with contextlib.suppress(IndexError):  # it has been run
             run_for(self._loop, *work.popleft())
 
 
 def run_for(loop: asyncio.AbstractEventLoop, call: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-    """Call ``call`` in this thread, and give what it returns or raises to ``future``, which is the loop's."""
+    """Call ``call`` in this thread, and set what it returns or raises on ``future``, which belongs to ``loop``."""
     result, error = None, None
     try:
         result = call()
-    except BaseException as raised:  # noqa: BLE001  # it is raised where the result is waited for
+    except BaseException as raised:  # noqa: BLE001  # it is raised where the result is awaited
         error = raised
-    with contextlib.suppress(RuntimeError):  # the loop has failed meanwhile, and nobody waits
+    with contextlib.suppress(RuntimeError):  # the loop has failed, and nothing waits any more
         loop.call_soon_threadsafe(_set_outcome, future, result, error)
 
 
 class Greenlets:
-    """Handlers run in greenlets, where all other greenlets of the server are: in the thread that this is made in.
+    """Runs handlers in greenlets, beside the server's other greenlets: in the thread that makes this object.
 
-    What a pool is made of, gevent and eventlet have turned into their own, which the loop's thread must not touch:
-    it has no hub that anything would run in. So a byte through a socket pair asks for a greenlet.
+    gevent and eventlet have patched what a pool is made of, and the loop's thread must not touch that: it has no hub
+    to run anything. So a byte through a socket pair requests a greenlet.
 
     Args:
-        loop: whose thread asks for it.
+        loop: the event loop whose thread calls :meth:`run`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._door, bell = socket.socketpair()
-        self._bell = _socket.socket(fileno=bell.detach())  # the C module's, as ringing it waits for nobody
+        self._bell = _socket.socket(fileno=bell.detach())  # the C module's, unpatched: ringing it never waits
         self._bell.setblocking(False)
         threading.Thread(target=self._serve, name="watershed-greenlets", daemon=True).start()
 
     def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run ``call``; its result on the loop."""
+        """Run ``call``; the future of the loop gets its result."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls.append((call, future))
-        with contextlib.suppress(BlockingIOError):  # full of bytes that ask for the same
+        with contextlib.suppress(BlockingIOError):  # full of bytes that request the same
             self._bell.send(b"!")
         return future
 
@@ -154,12 +154,12 @@ Workers: TypeAlias = Pool | Greenlets
 
 
 class Serving:
-    """One event loop, the thread that runs it, and the threads or greenlets that run its handlers.
+    """One event loop, the thread that runs it, and the threads or greenlets that run handlers for it.
 
     Attributes:
         loop: the event loop.
         workers: what runs handlers.
-        usable: whether the loop runs, in this process.
+        usable: whether the loop runs in this process.
     """
 
     def __init__(self) -> None:
@@ -175,17 +175,17 @@ class Serving:
 
     @property
     def usable(self) -> bool:
-        """Whether the loop runs, in this process: a fork leaves its thread behind."""
+        """Whether the loop runs in this process: a fork leaves its thread behind."""
         return not self._failed and self._pid == os.getpid()
 
     def _run(self) -> None:
-        # What a task or a callback raises is its own end, and loop.stop() is nobody's to call but ours, who never do.
+        # What a task or a callback raises ends that alone, and loop.stop() is called only by _clear().
         try:
             while not self.loop.is_closed():
                 try:
                     self.loop.run_forever()
                 except (KeyboardInterrupt, SystemExit) as error:
-                    logger.error("%r in a task or a callback on the process's event loop, which goes on", error)
+                    logger.error("%r in a task or a callback on the process's event loop, which runs on", error)
         except BaseException:
             logger.critical("the process's event loop has failed, and its connections with it", exc_info=True)
         finally:
@@ -197,14 +197,14 @@ class Serving:
             with contextlib.suppress(Exception):
                 self.loop.close()
             for call in _at_failure:
-                call(self)  # once more, for what has been handed over meanwhile
-            _fail_awaited(self.loop)  # now, as nothing can come any more that waits for it
+                call(self)  # again, for what was handed over in the meantime
+            _fail_awaited(self.loop)  # last: from here on nothing can be submitted to it
 
     def _clear(self) -> None:
-        """Let what is on the loop that has failed see its end, as far as that can still be done."""
+        """Cancel the tasks on the loop that has failed, as far as it still works."""
         cancelled: set[asyncio.Task[Any]] = set()
         for _ in range(_LAST_TURNS):
-            # In each turn, as what other threads have submitted meanwhile becomes a task only now; each task once.
+            # In each iteration, since what other threads have submitted becomes a task only then; each task once.
             for task in asyncio.all_tasks(self.loop) - cancelled:
                 task.cancel()
                 cancelled.add(task)
@@ -219,12 +219,12 @@ _at_failure: list[Callable[[Serving], object]] = []
 
 
 def at_failure(call: Callable[[Serving], object]) -> None:
-    """Call ``call`` when the process's event loop has failed, in its thread, before it is closed and after."""
+    """Call ``call`` when the process's event loop has failed, in its thread: before it is closed, and again after."""
     _at_failure.append(call)
 
 
 def background_loop() -> tuple[asyncio.AbstractEventLoop, Workers]:
-    """The process's event loop in its own daemon thread, and those who run its handlers; another when that has failed.
+    """The process's event loop in its own daemon thread, and what runs handlers; a new loop if the last has failed.
 
     Raises:
         OSError, RuntimeError: the process has no descriptor or thread for them.
@@ -237,7 +237,7 @@ def background_loop() -> tuple[asyncio.AbstractEventLoop, Workers]:
 
 
 def check_background_loop() -> None:
-    """Replace the process's event loop if it has failed; where none has been needed yet, there is nothing to do.
+    """Replace the process's event loop if it has failed; does nothing where none has been needed yet.
 
     Raises:
         as :func:`background_loop`.
@@ -247,10 +247,10 @@ def check_background_loop() -> None:
 
 
 class LoopFailedError(RuntimeError):
-    """The process's event loop has failed: what was to run on it will not."""
+    """The process's event loop has failed, and does not run what was submitted."""
 
 
-# What threads wait for: on which loop it runs, and the coroutines.
+# What threads wait for: the loop that it runs on, and the coroutines.
 _awaited: dict[Future[Any], tuple[asyncio.AbstractEventLoop, tuple[Coroutine[Any, Any, Any], ...]]] = {}
 
 
@@ -263,17 +263,17 @@ def _fail_awaited(failed: asyncio.AbstractEventLoop) -> None:
 def _forget_awaited(future: Future[Any]) -> None:
     _, coroutines = _awaited.pop(future)
     for coroutine in coroutines:
-        # A task that is cancelled before its first step never begins them.
+        # A task that is cancelled before its first step never starts them.
         if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-            with contextlib.suppress(ValueError):  # it begins at this moment
+            with contextlib.suppress(ValueError):  # it is starting at this moment
                 coroutine.close()
 
 
 async def _outcome(work: Coroutine[Any, Any, T]) -> Outcome[T]:
     """What ``work`` returns, and what it raises.
 
-    An exception is passed on as a value: where the loop fails in the same iteration, nobody asks the task for it, and
-    asyncio would log that as a fault.
+    An exception is passed on as a value: if the loop fails in the same iteration, it is never retrieved from the task,
+    and asyncio would log that as an error.
     """
     try:
         return await work, None
@@ -284,7 +284,7 @@ async def _outcome(work: Coroutine[Any, Any, T]) -> Outcome[T]:
 
 
 def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[Outcome[T]]:
-    """Run a coroutine on the process's event loop; the future is cancelled if that fails before it is done.
+    """Run a coroutine on the process's event loop; the future is cancelled if the loop fails before it is done.
 
     Raises:
         LoopFailedError: it has failed.
@@ -299,12 +299,12 @@ def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Fut
     _awaited[future] = loop, (carried, work)
     future.add_done_callback(_forget_awaited)
     if loop.is_closed():
-        future.cancel()  # it has failed between the two
+        future.cancel()  # it has failed in between
     return future
 
 
 def result_of(future: Future[Outcome[T]]) -> T:
-    """Wait, as threads do, for what :func:`submit` has begun. Raises LoopFailedError where the loop fails meanwhile."""
+    """Block this thread until what :func:`submit` started is done. Raises LoopFailedError if the loop fails first."""
     try:
         result, error = future.result()
     except CancelledError as failed:
@@ -315,24 +315,24 @@ def result_of(future: Future[Outcome[T]]) -> T:
 
 
 def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on that loop, and wait for what it returns or raises, as the server's threads wait.
+    """Run a coroutine on that loop, and block this thread, or greenlet, until it returns or raises.
 
     Raises:
         RuntimeError: this is the loop's own thread, which must not wait.
-        LoopFailedError: the loop has failed meanwhile.
+        LoopFailedError: the loop has failed in the meantime.
         OSError, RuntimeError: as :func:`background_loop`.
     """
     try:
         loop, _ = background_loop()
         if on_background_loop():
-            raise RuntimeError("expected a thread that may wait, got the one of the process's event loop")
+            raise RuntimeError("expected a thread that may block, got the one of the process's event loop")
     except BaseException:
         work.close()
         raise
     future = submit(work, loop)
     try:
         if threads_are_greenlets():
-            # What a future waits with is gevent's or eventlet's here, which no other thread can wake; a socket is.
+            # A future waits with a patched lock here, which no other thread can release; a socket can be woken.
             ours, theirs = socket.socketpair()
             bell = _socket.socket(fileno=theirs.detach())
             future.add_done_callback(lambda _: bell.close())
@@ -340,16 +340,16 @@ def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
                 ours.recv(1)
         return result_of(future)
     finally:
-        future.cancel()  # no effect, unless this thread or greenlet is not to wait any longer
+        future.cancel()  # has an effect only where the wait was interrupted
 
 
 def on_background_loop() -> bool:
-    """Whether this is the loop's own thread, which must not wait."""
+    """Whether this is the loop's own thread, which must not block."""
     return _serving is not None and asyncio._get_running_loop() is _serving.loop
 
 
 def start_thread(run: Callable[[], None]) -> None:
-    """Run something in a thread that is one, under gevent and eventlet as well."""
+    """Run ``run`` in a real thread, under gevent and eventlet as well."""
     if not threads_are_greenlets():
         threading.Thread(target=run, name="watershed-loop", daemon=True).start()
         return
@@ -357,7 +357,7 @@ def start_thread(run: Callable[[], None]) -> None:
 
 
 class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
-    """Looks names up in threads that are some: asyncio's own pool is one of greenlets, which nothing here would run."""
+    """Looks names up in real threads: asyncio's own pool would be of greenlets, which nothing here runs."""
 
     async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
         """As ``socket.getaddrinfo``."""
@@ -390,10 +390,10 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _check_descriptors() -> None:
-    """See whether there are descriptors for an event loop: without any uvloop aborts the process instead of raising.
+    """Check that there are descriptors for an event loop: without any, uvloop aborts the process instead of raising.
 
     Raises:
-        OSError: there are none.
+        OSError: there are too few.
     """
     pipes: list[int] = []
     try:
@@ -405,11 +405,11 @@ def _check_descriptors() -> None:
 
 
 def _new_selector() -> Any:
-    """The platform's best, as ``selectors`` would have it where nobody had patched ``select``."""
+    """The platform's default selector, as it is where ``select`` is not patched."""
     gevent_monkey: Any = sys.modules.get("gevent.monkey")
     if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
         return original("selectors", "DefaultSelector")()
-    # Eventlet's copy of the original module is made with a patched one inside, which has nothing but a select().
+    # Eventlet's copy of the original module has a patched module inside, with nothing but select().
     patcher: Any = sys.modules["eventlet.patcher"]
     spec: Any = importlib.util.find_spec("selectors")
     module = importlib.util.module_from_spec(spec)

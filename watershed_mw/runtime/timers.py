@@ -1,7 +1,7 @@
 """One timer per event loop for all of its connections: an idle connection owns no timer.
 
-Connections say when they next want to be called; the loop's own timer is set for the earliest.
-A time that moves later costs nothing: the call then comes early and the connection asks again.
+Connections set the time of their next call; the loop's own timer is set for the earliest. A time that moves later
+costs nothing: the call then comes early, and the connection sets it anew.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ __all__ = ["Timers", "timers_of"]
 
 _S = TypeVar("_S")
 
-# Seconds: loops count in milliseconds, and one that comes too early finds nothing to do and has to come again.
+# Seconds: loops count in milliseconds, and a timer that fires too early finds nothing due and has to be set again.
 _GRAIN = 0.001
-# Who has to wait long is called somewhat later still, together with others: every waking of the loop costs more than
-# a call. Up to that many seconds ahead, calls fall on multiples of so many seconds.
+# Distant calls are delayed a little more, to be made together with others: waking the loop costs more than a call.
+# Pairs: up to so many seconds ahead, calls fall on multiples of so many seconds.
 _GRAINS = ((1.0, 2**-10), (8.0, 2**-6), (math.inf, 2**-3))
 
-# So many calls in one turn of the loop, some milliseconds: connections that came together are due together.
+# Calls per iteration of the loop, which take some milliseconds: connections opened together are due together.
 _CALLS_PER_TURN = 256
 
 
 class Timers:
-    """The timer of one event loop; used on that loop's thread alone."""
+    """The timer of one event loop; used on that loop's thread only."""
 
     def __init__(self) -> None:
-        # Who is to be called at which time: no object of its own for a call, as every idle connection has one to come.
+        # Times, and the calls due then. A call has no object of its own, since every idle connection has one pending.
         self._calls: dict[float, dict[Any, Callable[[Any], object]]] = {}
-        # The keys of it, a heap. Those whose calls have all been cancelled stay until their time.
+        # Their keys as a heap. A time whose calls have all been cancelled stays until it comes.
         self._times: list[float] = []
         self._waiting = 0
         self._handle: asyncio.TimerHandle | None = None
@@ -44,12 +44,12 @@ class Timers:
         """Call ``call(subject)`` at ``when`` or soon after, in seconds of ``time.monotonic()``.
 
         Args:
-            when: a time 8 seconds ahead or more may be passed by an eighth of a second, others by less.
-            call: what is called; held on to until then.
+            when: a call 8 seconds ahead or more may be an eighth of a second late, others less.
+            call: what is called; kept until then.
             subject: what it is called with, hashable; one call at a time.
 
         Returns:
-            what :meth:`cancel` takes, together with the subject.
+            what :meth:`cancel` takes together with the subject.
         """
         ahead = when - time.monotonic()
         grain = next(grain for most, grain in _GRAINS if ahead < most)
@@ -66,7 +66,7 @@ class Timers:
         return when
 
     def cancel(self, when: float, subject: object) -> None:
-        """Forget a call, if it has not been made; the subject, and whatever that holds on to, is let go at once."""
+        """Drop a call, if it has not been made, and the reference to the subject with it."""
         calls = self._calls.get(when)
         if calls and calls.pop(subject, None) is not None:
             self._waiting -= 1
@@ -85,7 +85,7 @@ class Timers:
         self._handle_time = math.inf
 
     def _stop_all(self) -> None:
-        # Nothing holds on to the loop once its last connection has gone.
+        # Nothing refers to the loop once its last connection has gone.
         self._calls.clear()
         self._times.clear()
         self._stop()
@@ -95,7 +95,7 @@ class Timers:
         now = time.monotonic()
         try:
             left = _CALLS_PER_TURN
-            # Looked up anew each time: a call may set others, and cancel them.
+            # Looked up each time: a call may set and cancel others.
             while left and self._times and self._times[0] <= now:
                 calls = self._calls[self._times[0]]
                 if calls:
@@ -106,15 +106,15 @@ class Timers:
                 else:
                     del self._calls[heapq.heappop(self._times)]
         finally:
-            # Whatever a call raised, the others' time will come.
+            # Whatever a call raised, the others must still be made.
             if self._waiting == 0:
                 self._stop_all()
             elif self._times[0] < self._handle_time:
                 self._start(self._times[0])
 
 
-# Weak on both sides: timers hold on to their connections, and these to their loop, which would never be collected with
-# them. While calls are waiting, the handle belongs to the loop and keeps them.
+# Weak on both sides: timers refer to their connections, and these to their loop, which would never be collected. While
+# calls are pending, the handle belongs to the loop and keeps the timers.
 _timers: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Timers]] = WeakKeyDictionary()
 
 

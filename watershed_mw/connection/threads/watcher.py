@@ -1,12 +1,12 @@
-"""One thread per process looks after the connections of the threads flavour that no thread is waiting for.
+"""One thread per process serves the connections of the threads flavour that no thread is waiting for.
 
-An application that computes, queries or sleeps between two calls reads nothing meanwhile. The watcher then answers
-PINGs, sends keepalive PINGs, notices the end, and buffers messages up to the queue's bound, for all such connections
-together. It costs a thread that receives or sends nothing: no call here is on the way of a message. Ten times a second
-it looks which connections nobody has read for a tenth of a second, and waits for their bytes; the others it leaves
-alone. It never waits for one connection, holds on to none, and calls no handler.
+While an application computes, queries or sleeps between two calls, it reads nothing. The watcher then answers PINGs,
+sends keepalive PINGs, notices the end, and buffers messages up to the queue's bound, for all such connections
+together. A message that a thread waits for does not pass through it. Ten times a second it checks which connections no
+thread has read for a tenth of a second, and waits for their bytes; it leaves the others alone. It never waits for a
+single connection, keeps none alive, and calls no handler.
 
-It starts with the first connection, and anew after a fork. Under gevent and eventlet it is a greenlet.
+It starts with the first connection, and again after a fork. Under gevent and eventlet it is a greenlet.
 ``WATERSHED_MW_WATCHER=0`` in the environment switches it off.
 """
 
@@ -22,9 +22,9 @@ from weakref import ref
 
 __all__ = ["FORGET", "QUIET", "READ", "WRITE", "Watched", "watch"]
 
-# Seconds after which a connection that nobody reads is looked after.
+# Seconds after which a connection that no thread reads is served.
 QUIET = 0.1
-# How often connections are asked, in seconds; where there are many, so much more seldom for each.
+# Seconds between two checks of a connection, and so many more for each connection there is.
 _LOOK_EVERY = 0.1
 _LOOK_EVERY_EACH = 50e-6
 
@@ -37,10 +37,10 @@ class Watched(Protocol):
     """A connection as the watcher sees it."""
 
     def _poll_state(self, now: float) -> tuple[int, int]:
-        """Its descriptor, and what no thread sees to: READ, WRITE, both or neither; FORGET once it has ended."""
+        """Its descriptor, and what no thread waits for: READ, WRITE, both or neither; FORGET once it has ended."""
 
     def _serve(self) -> None:
-        """Read and write what can be without waiting."""
+        """Read and write what can be read and written without waiting."""
 
 
 class _Poller:
@@ -51,7 +51,7 @@ class _Poller:
         self.masks: dict[int, int] = {}
 
     def set(self, number: int, mask: int) -> None:
-        """Wait for ``mask`` on a descriptor from now on; for nothing, if it is 0."""
+        """Wait for ``mask`` on a descriptor from now on; 0 stops waiting for it."""
         if self.masks.get(number, 0) == mask:
             return
         if self._poll is not None:
@@ -81,16 +81,16 @@ class _Poller:
                 seconds,
             )
         except (OSError, ValueError):
-            return list(self.masks)  # one has been closed: each is asked anew
+            return list(self.masks)  # one has been closed: each is checked again
         return list({*readable, *writable})
 
 
 class _Watcher:
-    """The members, and the thread that looks after them."""
+    """The connections, and the thread that serves them."""
 
     def __init__(self) -> None:
         self._members: set[ref[Any]] = set()
-        self._discard = self._members.discard  # one for all: each reference holds on to its callback
+        self._discard = self._members.discard  # one for all: each reference keeps its callback
         self._any = threading.Event()
         self._lock = threading.Lock()
         self._started = False
@@ -98,7 +98,7 @@ class _Watcher:
         self._watched: dict[int, ref[Any]] = {}
 
     def add(self, connection: Watched) -> None:
-        """Look after a connection until it has ended or nobody holds on to it."""
+        """Serve a connection until it has ended or is collected."""
         self._members.add(ref(connection, self._discard))
         if not self._any.is_set():
             self._any.set()
@@ -113,7 +113,7 @@ class _Watcher:
         try:
             threading.Thread(target=self._run, name="watershed-watcher", daemon=True).start()
         except RuntimeError:
-            self._started = False  # no thread can be had now; the next connection may get one
+            self._started = False  # the system has no thread now; the next connection tries again
 
     def _run(self) -> None:
         self._poller = _Poller()
@@ -124,7 +124,7 @@ class _Watcher:
             if count == 0:
                 self._any.clear()
                 if self._members:
-                    self._any.set()  # one has come in between
+                    self._any.set()  # one was added in between
                 continue
             until = began + max(_LOOK_EVERY, count * _LOOK_EVERY_EACH)
             while (left := until - time.monotonic()) > 0:
@@ -132,14 +132,14 @@ class _Watcher:
                     self._serve(number)
 
     def _look(self, now: float) -> int:
-        """Ask every connection what no thread sees to; how many there are."""
+        """Ask every connection what no thread waits for, and return how many there are."""
         found: dict[int, tuple[ref[Any], int]] = {}
         members = self._members.copy()
         for member in members:
             number, mask = self._ask(member, now)
             if mask & FORGET:
                 self._members.discard(member)
-            elif mask and number >= 0:  # its socket may have been closed meanwhile
+            elif mask and number >= 0:  # its socket may have been closed in the meantime
                 found[number] = member, mask
         for number in [number for number in self._watched if number not in found]:
             self._drop(number)
@@ -155,11 +155,11 @@ class _Watcher:
         try:
             return connection._poll_state(now)
         except Exception:
-            logger.exception("%r cannot be looked after", connection)
+            logger.exception("%r cannot be served while no thread waits for it", connection)
             return -1, FORGET
 
     def _serve(self, number: int) -> None:
-        """Something can be done for a connection that was unattended when it was asked: it may not be so any more."""
+        """Serve a connection whose descriptor is ready, unless a thread waits for it by now."""
         member = self._watched.get(number)
         connection: Watched | None = None if member is None else member()
         if member is None or connection is None:
@@ -171,7 +171,7 @@ class _Watcher:
                 connection._serve()
                 known = self._ask(member, now)
         except Exception:
-            logger.exception("%r cannot be looked after", connection)
+            logger.exception("%r cannot be served while no thread waits for it", connection)
             known = -1, FORGET
         if known[0] == number and known[1] and not known[1] & FORGET:
             self._poller.set(number, known[1])
@@ -187,15 +187,15 @@ _watchers = [_Watcher()]
 _enabled = os.environ.get("WATERSHED_MW_WATCHER") != "0"
 
 
-def _begin_anew() -> None:
-    _watchers[0] = _Watcher()  # threads and connections are the parent's
+def _start_anew() -> None:
+    _watchers[0] = _Watcher()  # threads and connections belong to the parent
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def watch(connection: Watched) -> None:
-    """Look after ``connection`` whenever no thread does."""
+    """Serve ``connection`` whenever no thread waits for it."""
     if _enabled:
         _watchers[0].add(connection)
