@@ -173,7 +173,7 @@ class WatershedConnection:
 
     _core: BaseProtocol  # which kind it is, the flavours know
 
-    def __init__(self, info: ConnectionInfo, protocol: BaseProtocol) -> None:
+    def __init__(self, info: ConnectionInfo, protocol: BaseProtocol, queue: ReceiveQueue | None = None) -> None:
         earlier = info.continues
         self.id: int = next(_ids) if earlier is None else earlier.id
         self.request = info.request
@@ -188,7 +188,7 @@ class WatershedConnection:
         self._core = protocol
         self._opened: float = self._now() if earlier is None else earlier._opened
         self._ended_at: float | None = None
-        self._queue = ReceiveQueue(info.limits)
+        self._queue = ReceiveQueue(info.limits) if queue is None else queue
         # What is held counts from STEP bytes on (core/memory_budget.py): while it does, there is an account.
         self._account: Account | None = None
         self._meter: Meter | None = None

@@ -18,6 +18,7 @@ from ...core.handshake.negotiation import Agreement
 from ...core.memory_budget import MAX_PAUSE
 from ...core.payloads import Sendable
 from ...core.protocol import Protocol
+from ...core.receive_queue import ReceiveQueue
 from ...core.states import State
 from ...errors import ConnectionClosed, UnsupportedServerError
 from ..base import (
@@ -72,9 +73,12 @@ class ThreadConnection(WatershedConnection):
         self.in_background = False
         self.no_background = ""
         self._role = info.role
-        super().__init__(info, protocol)
-        self._stream = SharedStream(protocol, self._queue, sock, head, self._trace)
+        # All of it first: other threads know the connection as soon as the base class has registered it.
+        queue = ReceiveQueue(info.limits)
+        self._stream = SharedStream(protocol, queue, sock, head)
         self._driver = ThreadsDriver(self._stream)
+        super().__init__(info, protocol, queue)
+        self._stream.tracer = self._trace
         watch(self)
 
     def receive(self, timeout: float | None = None) -> str | bytes:

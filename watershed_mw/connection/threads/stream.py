@@ -43,10 +43,10 @@ class SharedStream:
         queue: its receive queue.
         sock: plain or TLS socket, which belongs to this object from now on.
         head: bytes that were read already.
-        tracer: the connection's tracer; None where it has none.
 
     Attributes:
         socket: the socket.
+        tracer: the connection's tracer; None where it has none.
         turns: which thread reads and which one writes.
         looked: when the socket was last read, in seconds of ``time.monotonic()``.
         watched: the same, for the watcher's last read.
@@ -68,19 +68,12 @@ class SharedStream:
         "written",
     )
 
-    def __init__(
-        self,
-        core: Protocol,
-        queue: ReceiveQueue,
-        sock: socket.socket,
-        head: bytes,
-        tracer: Tracer | None,
-    ) -> None:
+    def __init__(self, core: Protocol, queue: ReceiveQueue, sock: socket.socket, head: bytes) -> None:
         self.core = core
         self.queue = queue
         self.socket = BlockingSocket(sock, head)
         self.turns = Turns()
-        self.tracer = tracer
+        self.tracer: Tracer | None = None
         self.looked = 0.0
         self.watched = -1.0
         self.loaded = 0
