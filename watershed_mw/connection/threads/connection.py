@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ...core.events import Event
 from ...core.handshake.negotiation import Agreement
-from ...core.memory_budget import MAX_PAUSE
 from ...core.payloads import Sendable
 from ...core.protocol import Protocol
 from ...core.receive_queue import ReceiveQueue
@@ -56,9 +55,7 @@ class ThreadConnection(WatershedConnection):
         "__dict__",  # for what an application keeps there
         "_background",
         "_driver",
-        "_finished",
         "_role",
-        "_running",
         "_stream",
         "in_background",
         "no_background",
@@ -67,8 +64,6 @@ class ThreadConnection(WatershedConnection):
     _core: Protocol
 
     def __init__(self, info: ConnectionInfo, protocol: Protocol, sock: socket.socket, head: bytes = b"") -> None:
-        self._running = False
-        self._finished = False
         self._background: Background | None = None
         self.in_background = False
         self.no_background = ""
@@ -101,7 +96,7 @@ class ThreadConnection(WatershedConnection):
         while True:
             if self._queue:
                 if self._account is not None:
-                    self._update_memory(self._queue.first_size())
+                    self._driver.update_memory(self, self._queue.first_size())
                 # No call from here to the return: no exception of a signal's handler comes in between.
                 (event,) = map(take_event, (stream,))
                 if event.__class__ is str or event.__class__ is bytes:
@@ -243,11 +238,11 @@ class ThreadConnection(WatershedConnection):
         Raises:
             Exception: whatever a handler raised; the connection has then been closed with 1011.
         """
-        self._push = self._running = self._ran = True
+        self._push = self._ran = self._driver.running = True
         try:
             self._run()
         finally:
-            self._running = False
+            self._driver.running = False
         self._driver.wind_down(self)
         if self._handler_error is not None:
             raise self._handler_error
@@ -257,7 +252,7 @@ class ThreadConnection(WatershedConnection):
         core, stream = self._core, self._stream
         event: Event | bool
         while True:
-            self._dispatch()
+            self._driver.dispatch(self)
             if core.state is not _OPEN:
                 with stream.turns.lock:
                     core.messages_handed_over(time.monotonic())
@@ -312,8 +307,6 @@ class ThreadConnection(WatershedConnection):
         self._ran = self.in_background = True
         self._close_account()  # the loop's side has its own
         self._background = background
-        # With handlers of events this stays the connection; a coroutine function gets another in its place.
-        listed, ended = (False, None) if handler is None else (True, self._on_ended)
         info = ConnectionInfo(
             role=self._role,
             agreement=Agreement(self.protocol),
@@ -323,10 +316,10 @@ class ThreadConnection(WatershedConnection):
             local=self.local,
             trace=self._trace,
             closed=self._closed_as,
-            ended=ended,
+            ended=None if handler is None else self._on_ended,
             shutdown_code=self._shutdown_code,
             continues=self,
-            listed=listed,
+            listed=handler is not None,  # with handlers of events this stays the connection that the application knows
         )
         background.start(self, info, *self._driver.release())
 
@@ -337,8 +330,6 @@ class ThreadConnection(WatershedConnection):
             log_handler_failure(self, error)
             self.end(code=1011)  # it may have left run() before that had seen the end through
 
-    # --- the watcher asks --------------------------------------------------------------------------------
-
     def _poll_state(self, now: float) -> tuple[int, int]:
         """As the watcher says."""
         return (-1, FORGET) if self._background is not None else self._driver.poll_state(self, now)
@@ -347,29 +338,6 @@ class ThreadConnection(WatershedConnection):
         """As the watcher says."""
         if self._background is None:
             self._driver.serve(self)
-
-    # --- memory ------------------------------------------------------------------------------------------
-
-    def _update_memory(self, taking: int = 0) -> None:
-        """Report what is held, where that has passed a mark; without the lock, as other connections may have to end.
-
-        Args:
-            taking: bytes of the message that is about to be taken from the queue. It is taken afterwards: nothing may
-                be called between that and its return, as the exception of a signal handler there would lose it.
-        """
-        unsent = self._core.unsent_size + len(self._stream.socket.write_buffer)
-        held = self._core.incoming_size() + self._queue.size - taking + unsent
-        if self._is_report_due(held):
-            self._report_memory(unsent, taking)
-
-    def _held_back(self) -> bool:
-        """Whether too much memory is held in this process, and too much of it here, to read more."""
-        account = self._account
-        if account is None or not account.paused or self._core.state is not _OPEN:
-            return False
-        if time.monotonic() >= account.paused_at + MAX_PAUSE:
-            account.overdue()
-        return account.paused
 
     def _memory_changed(self) -> None:
         """As the base class says. The thread that reads notices by itself that reading pauses, or resumes."""
@@ -389,8 +357,6 @@ class ThreadConnection(WatershedConnection):
         else:
             self._driver.writer.flush(self)
 
-    # --- handlers ----------------------------------------------------------------------------------------
-
     def on(self, event: str, handler: Handler | None = None) -> Any:
         """As the base class says.
 
@@ -404,48 +370,13 @@ class ThreadConnection(WatershedConnection):
             )
         return super().on(event, handler)
 
-    def _emit_heard(self) -> None:
-        """Call the handlers of control frames, which do not wait for messages to be received."""
-        stream = self._stream
-        while stream.heard:
-            with stream.turns.lock:
-                if not stream.heard:
-                    return
-                event, stream.heard = stream.heard[0], stream.heard[1:]
-            self._emit_event(event)
-
-    def _dispatch(self) -> None:
-        """Call the handlers of what is queued."""
-        while self._push and self._handler_error is None:
-            if self._account is not None:
-                self._update_memory(self._queue.first_size())
-            # Unpacked, and not called: no signal handler's exception comes between taking an event and emitting it.
-            (event,) = map(take_event, (self._stream,))
-            if event is None:
-                return
-            self._emit_event(event)
-
-    def _finish(self) -> None:
-        """Call the handlers of the rest and of the end, once; while a thread is in ``run``, it does that."""
-        with self._stream.turns.lock:
-            if self._finished or self._running:
-                return
-            self._finished = True
-        try:
-            self._dispatch()
-            self._emit_heard()
-            self._emit_end()
-        finally:
-            if not self._end_emitted:
-                self._finished = False  # An exception from outside came first: another thread has to do it.
-
     def _handler_failed(self, error: BaseException) -> None:
         if self._background is not None:
             # No thread waits in run(): the exception must not vanish.
             log_handler_failure(self, error)
             self._background.call("end", code=1011)
             return
-        if not self._running:
+        if not self._driver.running:
             log_handler_failure(self, error)
         with self._stream.turns.lock:
             super()._handler_failed(error)

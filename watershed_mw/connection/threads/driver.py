@@ -10,13 +10,15 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from typing import Any, cast
 from typing import Protocol as Interface
-from typing import cast
 
+from ...core.events import Event
+from ...core.memory_budget import MAX_PAUSE, Account
 from ...core.states import State
 from ..base import WatershedConnection
 from .pump import Pump
-from .stream import SharedStream
+from .stream import SharedStream, take_event
 from .watcher import FORGET
 from .writer import Writer
 
@@ -27,23 +29,40 @@ _LOOK_EVERY = 0.05
 # Seconds within which every waiting thread has noticed that the stream is broken.
 _AWAKE = 1.0
 
+_OPEN = State.OPEN
 _CLOSED = State.CLOSED
 
 
 class Owner(Interface):
     """What a driver asks of its connection."""
 
-    def _update_memory(self) -> None:
-        """Report the memory that the connection holds, if it has changed."""
+    @property
+    def _account(self) -> Account | None:
+        """What it holds in memory, where that counts."""
 
-    def _held_back(self) -> bool:
-        """Whether to read nothing more, as too much memory is held."""
+    def _is_report_due(self, held: int) -> bool:
+        """Whether a connection that holds ``held`` bytes has to report them."""
 
-    def _emit_heard(self) -> None:
-        """Call the handlers of control frames that were heard."""
+    def _report_memory(self, unsent: int, taking: int = 0) -> None:
+        """Report what it holds; without the lock held, as other connections may have to end."""
 
-    def _finish(self) -> None:
-        """Call the handlers of the rest and of the end."""
+    @property
+    def _push(self) -> bool:
+        """Whether messages are pushed to handlers."""
+
+    @property
+    def _handler_error(self) -> BaseException | None:
+        """What a handler has raised."""
+
+    @property
+    def _end_emitted(self) -> bool:
+        """Whether handlers of the end were called."""
+
+    def _emit_event(self, event: Event) -> tuple[Any, ...]:
+        """Call the handlers of an event."""
+
+    def _emit_end(self) -> tuple[Any, ...]:
+        """Call the handlers of the end."""
 
 
 class ThreadsDriver:
@@ -56,15 +75,18 @@ class ThreadsDriver:
 
     Attributes:
         writer: what is to be written.
+        running: whether a thread is in ``run()``.
     """
 
-    __slots__ = ("_closing", "_pump", "_stream", "writer")
+    __slots__ = ("_closing", "_finished", "_pump", "_stream", "running", "writer")
 
     def __init__(self, stream: SharedStream) -> None:
         self._stream = stream
         self.writer = Writer(stream)
         self._pump = Pump(stream, self.writer)
         self._closing = False
+        self._finished = False
+        self.running = False
 
     # --- waiting -----------------------------------------------------------------------------------------
 
@@ -75,7 +97,7 @@ class ThreadsDriver:
 
         A thread that waits calls this again and again until it has what it waits for. Arguments as of ``Pump.step``.
         """
-        held_back = cast(Owner, connection)._held_back()
+        held_back = self._held_back(connection)
         self._pump.step(connection, until, position, winding_down=winding_down, held_back=held_back)
         self.follow_up(connection)
 
@@ -83,11 +105,11 @@ class ThreadsDriver:
         """See to what has become due while this thread had a role; it has none any more."""
         self._apply_state(connection)
         if self._stream.heard:
-            cast(Owner, connection)._emit_heard()
+            self._emit_heard(connection)
 
     def _apply_state(self, connection: WatershedConnection) -> None:
         """As :meth:`follow_up`, but for what calls handlers."""
-        cast(Owner, connection)._update_memory()
+        self.update_memory(connection)
         stream, turns = self._stream, self._stream.turns
         core, sock = stream.core, stream.socket
         if sock.broken or sock.torn:
@@ -108,7 +130,7 @@ class ThreadsDriver:
         """Take what has come, without waiting, unless this was done a moment ago; for a thread that only sends."""
         if (
             time.monotonic() - self._stream.looked > _LOOK_EVERY
-            and not cast(Owner, connection)._held_back()
+            and not self._held_back(connection)
             and self._pump.receive_available(connection)
         ):
             self.follow_up(connection)
@@ -127,7 +149,7 @@ class ThreadsDriver:
             self._apply_state(connection)  # again, in case that the thread that should have done so was interrupted
             gone = stream.core.state is _CLOSED and not (turns.reader or turns.writer)
             return -1, FORGET if gone else 0
-        held_back = cast(Owner, connection)._held_back()
+        held_back = self._held_back(connection)
         unread = self._pump.is_unread(now, connection.duration)
         if unread and self._pump.is_due(now, held_back=held_back):
             self.serve(connection)
@@ -135,8 +157,31 @@ class ThreadsDriver:
 
     def serve(self, connection: WatershedConnection) -> None:
         """Read and write what can be without waiting, and run timeouts. No handler is called: it might take long."""
-        self._pump.serve(connection, held_back=cast(Owner, connection)._held_back())
+        self._pump.serve(connection, held_back=self._held_back(connection))
         self._apply_state(connection)
+
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def update_memory(self, connection: WatershedConnection, taking: int = 0) -> None:
+        """Report what the connection holds, where that has passed a mark; without the lock held.
+
+        Args:
+            taking: bytes of the message that is about to be taken from the queue. It is taken afterwards: nothing may
+                be called between that and its return, as the exception of a signal handler there would lose it.
+        """
+        core, owner = self._stream.core, cast(Owner, connection)
+        unsent = core.unsent_size + len(self._stream.socket.write_buffer)
+        if owner._is_report_due(core.incoming_size() + self._stream.queue.size - taking + unsent):
+            owner._report_memory(unsent, taking)
+
+    def _held_back(self, connection: WatershedConnection) -> bool:
+        """Whether too much memory is held in this process, and too much of it here, to read more."""
+        account = cast(Owner, connection)._account
+        if account is None or not account.paused or self._stream.core.state is not _OPEN:
+            return False
+        if time.monotonic() >= account.paused_at + MAX_PAUSE:
+            account.overdue()
+        return account.paused
 
     # --- the end -----------------------------------------------------------------------------------------
 
@@ -179,8 +224,8 @@ class ThreadsDriver:
             turns.wait_at(gate, until)
             if time.monotonic() >= until:
                 break
-        cast(Owner, connection)._update_memory()
-        cast(Owner, connection)._finish()
+        self.update_memory(connection)
+        self._finish(connection)
 
     def _close_unused(self) -> bool:
         """Close the socket if no thread is reading or writing."""
@@ -192,6 +237,45 @@ class ThreadsDriver:
         if turns.gates:
             turns.notify()
         return True
+
+    # --- handlers ----------------------------------------------------------------------------------------
+
+    def dispatch(self, connection: WatershedConnection) -> None:
+        """Call the handlers of what is queued."""
+        owner = cast(Owner, connection)
+        while owner._push and owner._handler_error is None:
+            if owner._account is not None:
+                self.update_memory(connection, self._stream.queue.first_size())
+            # Unpacked, and not called: no signal handler's exception comes between taking an event and emitting it.
+            (event,) = map(take_event, (self._stream,))
+            if event is None:
+                return
+            owner._emit_event(event)
+
+    def _emit_heard(self, connection: WatershedConnection) -> None:
+        """Call the handlers of control frames, which do not wait for messages to be received."""
+        stream = self._stream
+        while stream.heard:
+            with stream.turns.lock:
+                if not stream.heard:
+                    return
+                event, stream.heard = stream.heard[0], stream.heard[1:]
+            cast(Owner, connection)._emit_event(event)
+
+    def _finish(self, connection: WatershedConnection) -> None:
+        """Call the handlers of the rest and of the end, once; while a thread is in ``run()``, it does that."""
+        owner = cast(Owner, connection)
+        with self._stream.turns.lock:
+            if self._finished or self.running:
+                return
+            self._finished = True
+        try:
+            self.dispatch(connection)
+            self._emit_heard(connection)
+            owner._emit_end()
+        finally:
+            if not owner._end_emitted:
+                self._finished = False  # An exception from outside came first: another thread has to do it.
 
     # --- another owner -----------------------------------------------------------------------------------
 
