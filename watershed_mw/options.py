@@ -10,9 +10,7 @@ from typing import Any, TypedDict, cast
 from .connection.base import Trace
 from .core.codes import encode_close
 from .core.handshake.extensions import DeflateOptions
-from .core.handshake.negotiation import (
-    check_subprotocols,
-)
+from .core.handshake.negotiation import check_subprotocols
 from .core.handshake.origin import check_origins
 from .core.limits import Limits
 from .errors import LocalProtocolError
@@ -21,7 +19,7 @@ __all__ = ["ClientOptions", "ConnectionOptions", "Options", "Settings", "check_c
 
 
 class ClientOptions(TypedDict, total=False):
-    """The options that a client's connection may have; see :class:`Options`."""
+    """The options of a client's connection; see :class:`Options`."""
 
     compression: bool | DeflateOptions
     trace: Trace | None
@@ -42,27 +40,27 @@ class ClientOptions(TypedDict, total=False):
 
 
 class ConnectionOptions(ClientOptions, total=False):
-    """The options that one accepted connection may have for itself; see :class:`Options`."""
+    """The options that can be set for one accepted connection; see :class:`Options`."""
 
     shutdown_code: int | None
 
 
 class Options(ConnectionOptions, total=False):
-    """Every option of :class:`Watershed`, of the middlewares and of the doors, by its one name.
+    """Every option of :class:`Watershed`, of the middlewares and of the server classes.
 
     protocols: subprotocols that the server supports, in any order; compared case-sensitively.
     origins: origins allowed besides the request's own host, such as ``"https://a.example"``,
         ``"*.b.example"`` or ``"localhost:*"``; ``"*"`` allows every origin. Default None: same origin only.
-    max_connections: connections of one middleware that may be open or being decided at once, per process;
-        one more is refused with 503. Default 65,536; None for no limit. ``Watershed`` itself does not count.
+    max_connections: connections of one middleware, per process, that may be open or not yet decided at once;
+        further ones are refused with 503. Default 65,536; None for no limit. ``Watershed`` itself has no limit.
     compression: True (the default) for permessage-deflate with modest memory, False for none, or
         :class:`~watershed_mw.DeflateOptions`.
-    shutdown_code: close code that connections get when the server stops. Default 1012 under uvicorn, 1001 at the
-        WSGI door, which leaves connections and signals alone when it is None.
+    shutdown_code: close code for connections when the server stops. Default 1012 under uvicorn, 1001 for WSGI; None
+        makes the WSGI middleware leave connections and signals alone.
     trace: called as ``trace(probe, connection, data)`` at ``start``, ``end``, ``read-buffer``, ``recv-*``
         and ``send-*``; None (the default) costs nothing.
 
-    The others are limits, explained with their defaults at :class:`~watershed_mw.Limits`.
+    All others are limits; :class:`~watershed_mw.Limits` documents them and their defaults.
     """
 
     protocols: Sequence[str] | None
@@ -70,7 +68,7 @@ class Options(ConnectionOptions, total=False):
     max_connections: int | None
 
 
-# About what 8 KiB for each allow in half a GiB, and what one proxy's ports allow.
+# At 8 KiB each, half a GiB; and as many as one proxy has ports.
 _MAX_CONNECTIONS = 2**16
 
 
@@ -83,7 +81,7 @@ class Settings:
 
     Raises:
         TypeError: there is no such option.
-        ValueError: an option has a value that it cannot have.
+        ValueError: an option has an invalid value.
     """
 
     protocols: tuple[str, ...]
@@ -93,11 +91,11 @@ class Settings:
     limits: Limits
     max_connections: int | None
     shutdown_code: int | None
-    """0 for the door's own."""
+    """0 for the default of the server class or middleware."""
 
     @classmethod
     def of(cls, options: Options) -> Settings:
-        """The settings that ``options`` stand for."""
+        """The settings for these options."""
         check_options(options, Options.__optional_keys__)
         most: Any = options.get("max_connections", _MAX_CONNECTIONS)
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -120,15 +118,15 @@ class Settings:
 
 
 def check_options(given: Iterable[str], known: frozenset[str], where: str = "") -> None:
-    """Refuse options that ``where`` does not have, before any of them could pass without an effect.
+    """Refuse unknown options, which would have no effect.
 
     Args:
         given: names of options.
-        known: those that there are.
+        known: names of the options that exist.
         where: what takes them, such as ``"connect()"``; empty for what takes all of :class:`Options`.
 
     Raises:
-        TypeError: for each name that is not known it says what was probably meant, or where that option belongs.
+        TypeError: an unknown name; the error suggests a similar one, or says where the option belongs.
     """
     if unknown := [name for name in given if name not in known]:
         taken = f"options of {where}" if where else "options"
@@ -137,11 +135,11 @@ def check_options(given: Iterable[str], known: frozenset[str], where: str = "") 
 
 
 def check_connection_options(options: ConnectionOptions, where: str) -> None:
-    """Check the options of one accept where they are written down, before there is a connection to accept.
+    """Check the options of a route where it is declared, before there is a connection to accept.
 
     Raises:
-        TypeError: it is no option of one connection.
-        ValueError: an option has a value that it cannot have.
+        TypeError: not an option of one connection.
+        ValueError: an option has an invalid value.
     """
     check_options(options, ConnectionOptions.__optional_keys__, where)
     Settings.of(cast(Options, options))

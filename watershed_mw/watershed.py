@@ -1,8 +1,7 @@
-"""The factory: accept an upgrade, or take one that was accepted, on any kind of transport.
+"""The factory: accepts an upgrade, or takes over one that a server has accepted, on any kind of transport.
 
-Requests and responses were parsed by whoever received them; they
-are judged by :mod:`watershed_mw.core.handshake.negotiation`, and what comes back is a connection of the flavour
-that fits the transport, or the raw socket.
+Requests and responses come parsed, or as raw heads; :mod:`watershed_mw.core.handshake.negotiation` checks them. The
+transport decides the flavour of the connection that is returned.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias, Unpack, overload
-from urllib.parse import urlsplit
 
 from .connection.adopt import (
     AsyncioTransport,
@@ -41,6 +39,7 @@ from .core.states import Role
 from .errors import ConnectionClosed, HandshakeError, UnsupportedServerError
 from .http.adapt import as_request, as_response
 from .http.parse import read_request_head, read_response_head
+from .http.target import host_and_target
 from .http.write import write_head, write_refusal, write_response
 from .options import Options, Settings
 from .sockets.httpx_stream import NetworkStreamTransport, is_network_stream, stream_of, take_socket
@@ -63,7 +62,7 @@ class Watershed:
 
     Raises:
         TypeError: there is no such option.
-        ValueError: an option has a value that it cannot have.
+        ValueError: an option has an invalid value.
     """
 
     def __init__(self, **options: Unpack[Options]) -> None:
@@ -77,7 +76,7 @@ class Watershed:
     # --- server --------------------------------------------------------------------------------------
 
     def check(self, request: Any) -> tuple[Request, str]:
-        """Judge an upgrade request (RFC 6455 section 4.2.1) before anything is answered.
+        """Check an upgrade request (RFC 6455 section 4.2.1) without answering it.
 
         Returns:
             the request and its Sec-WebSocket-Key.
@@ -170,12 +169,12 @@ class Watershed:
                 (a handler of ``http.server``, a request of a web framework), or mapping of headers.
             sock: connected socket or TLS socket; or, with a running event loop, an asyncio transport,
                 a StreamWriter, or a (StreamReader, StreamWriter) pair.
-            head: bytes that were already read past the request head. What a StreamReader, or the
-                ``rfile`` of an ``http.server`` handler, still holds is found without them.
-            detached: return the raw socket itself; these bytes then come out of it first.
-            protocols: subprotocols that are supported here; the factory's own unless given.
+            head: bytes already read past the request head, except those that a StreamReader, or the ``rfile`` of an
+                ``http.server`` handler, still holds.
+            detached: return the raw socket itself, which gives these bytes first.
+            protocols: subprotocols supported here; default those of the factory.
             headers: further header fields of the answer, such as ``("Set-Cookie", ...)``.
-            refuse: whether a refusal is answered on ``sock`` before it is raised.
+            refuse: answer a refusal on ``sock`` before raising it.
 
         Returns:
             a :class:`ThreadConnection` for a socket, an :class:`AsyncConnection` for an asyncio
@@ -184,8 +183,8 @@ class Watershed:
 
         Raises:
             HandshakeError: the request was refused; nothing but the refusal has been written.
-            ValueError: a header field or subprotocol cannot be written.
-            ConnectionClosed: the peer has gone before the answer could be written.
+            ValueError: a header field or subprotocol that cannot be sent.
+            ConnectionClosed: the peer closed the connection before the answer could be written.
             UnsupportedServerError: ``detached`` with a transport that has no socket.
         """
         way = way_of(sock)
@@ -200,7 +199,7 @@ class Watershed:
             agreement, answer = self.agree(parsed, key, protocols)
         except HandshakeError as error:
             if refuse:
-                with contextlib.suppress(ConnectionClosed):  # who has gone needs no answer
+                with contextlib.suppress(ConnectionClosed):  # a peer that has closed needs no answer
                     way.write(write_refusal(error, method))
             raise
         response = write_response(101, [*answer, *headers])
@@ -218,11 +217,11 @@ class Watershed:
         return base64.b64encode(os.urandom(16)).decode("ascii")
 
     def request_headers(self, key: str, protocols: Sequence[str] | None = None) -> list[tuple[str, str]]:
-        """The header fields with which a client asks for the upgrade, all but ``Host`` (section 4.1).
+        """The header fields of a client's upgrade request, except ``Host`` (section 4.1).
 
         Args:
-            key: a key of :meth:`generate_key`, to be given to :meth:`connect` again.
-            protocols: subprotocols to offer, the most wanted first; the factory's own unless given.
+            key: a key of :meth:`generate_key`, which :meth:`connect` needs as well.
+            protocols: subprotocols to offer, in order of preference; default those of the factory.
         """
         offered = self._settings.protocols if protocols is None else check_subprotocols(protocols)
         headers = [
@@ -240,26 +239,18 @@ class Watershed:
     def request_head(
         self, url: str, key: str, protocols: Sequence[str] | None = None, *, headers: Fields = ()
     ) -> bytes:
-        """The raw request head that asks ``url`` for the upgrade (section 4.1).
+        """The raw head of an upgrade request for ``url`` (section 4.1).
 
         Args:
             url: ``ws://``, ``wss://``, ``http://`` or ``https://`` URL.
             key: a key of :meth:`generate_key`.
-            protocols: subprotocols to offer; the factory's own unless given.
+            protocols: subprotocols to offer; default those of the factory.
             headers: further header fields.
 
         Raises:
-            ValueError: no such URL, or a header field that cannot be written.
+            ValueError: not such a URL, or a header field that cannot be sent.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss", "http", "https") or not parts.hostname:
-            raise ValueError(f"expected a URL such as ws://host:port/path, got {url!r}")
-        if parts.fragment:
-            raise ValueError(f"expected a URL without a fragment (RFC 6455 section 3), got {url!r}")
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        host = parts.netloc.rpartition("@")[2]
-        if not target.isascii() or not target.isprintable() or " " in target:
-            raise ValueError(f"expected a URL whose path and query are percent-encoded ASCII, got {url!r}")
+        host, target = host_and_target(url)
         return write_head(f"GET {target} HTTP/1.1", [("Host", host), *self.request_headers(key, protocols), *headers])
 
     @overload
@@ -332,7 +323,7 @@ class Watershed:
         *,
         request: bytes | HeadersLike | None = None,
     ) -> ThreadConnection | AsyncConnection | socket.socket | DetachedStreams:
-        """Check the 101 that came back, and return the client's connection (RFC 6455 section 4.1).
+        """Check a server's 101, and return the client's connection (RFC 6455 section 4.1).
 
         ::
 
@@ -343,58 +334,55 @@ class Watershed:
         Args:
             response: raw response head, object with ``status_code`` and ``headers`` such as
                 ``httpx.Response``, or (status, headers).
-            sock: as in :meth:`accept`; or a network stream of httpx, which a response that is being streamed has
-                itself. The response is closed then when the connection is, or at once.
-            head: bytes that were already read past the response head.
-            key: the Sec-WebSocket-Key that was sent; taken from the response's request unless given.
+            sock: as in :meth:`accept`, or a network stream of httpx; may be left out for a streamed httpx response,
+                which holds its own. An asynchronous response is closed with the connection, a blocking one at once.
+            head: bytes already read past the response head.
+            key: the Sec-WebSocket-Key that was sent; default that of the response's request.
             detached: return the raw socket itself.
-            request: the request head, or its header fields, as they were sent: what it does not offer,
-                the answer may not choose. Unless given it is taken from the response where that
-                knows it (httpx); else the factory's own subprotocols count as offered, and nothing more.
+            request: the request head, or its header fields, as they were sent; the answer may choose only what they
+                offer. The default is the request of an httpx response; without one, the factory's subprotocols count
+                as offered, and no extension.
 
         Returns:
-            as :meth:`accept`; for a response of ``httpx.Client`` what a socket gives, for one of
-            ``httpx.AsyncClient`` what a transport gives.
+            as :meth:`accept`: for a response of ``httpx.Client`` as for a socket, for one of ``httpx.AsyncClient`` as
+            for a transport.
 
         Raises:
-            HandshakeError: no upgrade, with the status that came; nothing has been written. A response of httpx is
-                its ``response``, whose body is for the caller to read.
-            TypeError: there is nothing to make a connection of.
+            HandshakeError: no upgrade, with the status of the response; nothing has been written. For httpx,
+                ``response`` is that response, with its body unread.
+            TypeError: ``sock`` is not a transport, or missing.
             UnsupportedServerError: ``detached`` with a transport that has no socket, or a blocking stream without one.
         """
         if isinstance(response, (bytes, bytearray, memoryview)):
             response, early = read_response_head(bytes(response))
             head = early + head
-        sent = getattr(getattr(response, "request", None), "headers", None)
         if request is None:
-            request = sent
-        offered = Headers() if request is None else self._offered(request)
-        agreement = self._judge(response, key or offered.get("sec-websocket-key"), offered, request is None)
-        way, early = _transport_of(response, sock, detached)
-        head = early + head
-        if detached:
-            way.check_detachable()
-            return way.detach(head)
-        return way.connection(Role.CLIENT, agreement, self._settings.limits, self._settings.trace, response, head)
-
-    def _judge(self, response: Any, key: str, offered: Headers, nothing_known: bool) -> Agreement:
+            request = getattr(getattr(response, "request", None), "headers", None)
+        offered = Headers() if request is None else _offered(request)
+        settings = self._settings
         try:
-            return check_response(
+            agreement = check_response(
                 as_response(response),
-                key,
+                key or offered.get("sec-websocket-key"),
                 offered=offered,
-                protocols=self._settings.protocols if nothing_known else (),
-                deflate=self._settings.deflate or _DEFLATE,
+                protocols=settings.protocols if request is None else (),
+                deflate=settings.deflate or _DEFLATE,
             )
         except HandshakeError as error:
             if hasattr(response, "extensions"):
                 error.response = response
                 error.headers = tuple(Headers(response.headers))
             raise
+        way, early = _transport_of(response, sock, detached)
+        head = early + head
+        if detached:
+            way.check_detachable()
+            return way.detach(head)
+        return way.connection(Role.CLIENT, agreement, settings.limits, settings.trace, response, head)
 
-    @staticmethod
-    def _offered(request: bytes | HeadersLike) -> Headers:
-        return read_request_head(request)[0].headers if isinstance(request, bytes) else Headers(request)
+
+def _offered(request: bytes | HeadersLike) -> Headers:
+    return read_request_head(request)[0].headers if isinstance(request, bytes) else Headers(request)
 
 
 def _transport_of(response: Any, sock: Any, detached: bool) -> tuple[BlockingTransport | AsyncioTransport, bytes]:

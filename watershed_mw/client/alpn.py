@@ -1,9 +1,8 @@
-"""ALPN (RFC 7301) of an opening handshake: http/1.1 alone is offered, and nothing else is spoken into.
+"""ALPN (RFC 7301) of an opening handshake: only http/1.1 is offered, and no other protocol is accepted.
 
-A context of the caller's may offer h2, as httpx has one do that it was given with ``http2=True``. Where the ALPN of a
-context could be had only for all its connections, and cannot be read back, this module finds out what it offers by the
-greeting that it would send, has it offer http/1.1 for as long as a handshake of this client begins, and then lets it
-offer again what it did before.
+The application's context may offer h2, as contexts do that httpx has used with ``http2=True``. ALPN can be set only for
+all connections of a context, and cannot be read back. So this module reads the offer from a ClientHello that the
+context writes, sets http/1.1 while a handshake of this client starts, and restores the offer afterwards.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ HTTP11: Final = "http/1.1"
 _ALPN_EXTENSION = 16
 
 _lock = threading.Lock()
-# Contexts that are made to offer http/1.1: how many handshakes need it so, and what they offered before.
+# Contexts that offer http/1.1 for now: the number of handshakes that need it, and the offer to restore.
 _held: dict[ssl.SSLContext, tuple[int, list[str]]] = {}
 
 
 @contextmanager
 def offering_http11(context: ssl.SSLContext) -> Iterator[None]:
-    """Within the block ``context`` offers http/1.1 alone, or no protocol at all where it offered none."""
+    """Within the block ``context`` offers http/1.1 only, or still no protocol if it offered none."""
     changed = _hold(context)
     try:
         yield
     finally:
         if changed:
-            _let_go(context)
+            _release(context)
 
 
 def _hold(context: ssl.SSLContext) -> bool:
@@ -50,31 +49,31 @@ def _hold(context: ssl.SSLContext) -> bool:
     return True
 
 
-def _let_go(context: ssl.SSLContext) -> None:
+def _release(context: ssl.SSLContext) -> None:
     with _lock:
         count, before = _held[context]
         if count > 1:
             _held[context] = count - 1, before
             return
         del _held[context]
-        if offers(context) == [HTTP11]:  # else somebody has set another list meanwhile, which is theirs to keep
+        if offers(context) == [HTTP11]:  # else the application has set another list meanwhile
             context.set_alpn_protocols(before)
 
 
 def offers(context: ssl.SSLContext) -> list[str]:
-    """The protocols that a client's context offers; empty also where that cannot be found out."""
+    """The protocols that a client's context offers; empty also if that cannot be determined."""
     sent = ssl.MemoryBIO()
     try:
         context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
     except ssl.SSLWantReadError:
         return _protocols_in_hello(sent.read())
-    except Exception:  # noqa: BLE001  # a context that speaks TLS in a way of its own: what is chosen is checked
+    except Exception:  # noqa: BLE001  # a subclass with its own TLS: the server's choice is checked later
         pass
     return []
 
 
 def _protocols_in_hello(record: bytes) -> list[str]:
-    """The protocols in a ClientHello (RFC 8446 section 4.1.2) that OpenSSL has written in one record."""
+    """The protocols in a ClientHello (RFC 8446 section 4.1.2) that OpenSSL wrote as one record."""
     position = 5 + 4 + 2 + 32  # headers of the record and of the message, version, random
     position += 1 + record[position]  # session
     position += 2 + int.from_bytes(record[position : position + 2])  # cipher suites
@@ -96,19 +95,19 @@ def _names(data: bytes) -> Iterator[str]:
 
 
 def check_http11(tls: Any) -> None:
-    """Refuse to speak HTTP/1.1 into another protocol that the server has chosen.
+    """Check that the server has not chosen another protocol than HTTP/1.1.
 
     Args:
-        tls: the ``ssl.SSLObject`` or ``ssl.SSLSocket`` after its handshake; None where nobody knows it.
+        tls: the ``ssl.SSLObject`` or ``ssl.SSLSocket`` after its handshake; None if it is not known.
 
     Raises:
-        HandshakeError: with status 505, which is not tried again.
+        HandshakeError: it has; with status 505, which is not retried.
     """
     chosen = None if tls is None else tls.selected_alpn_protocol()
     if chosen not in (None, HTTP11):
         raise HandshakeError(
-            f"expected a server that speaks http/1.1 within TLS, got one that has chosen {chosen!r} by ALPN: give "
-            "ssl= a context of its own, which does not offer that",
+            f"expected the server to choose http/1.1 by ALPN, got {chosen!r}: pass ssl= a separate context that does "
+            "not offer it",
             status=505,
             body=b"",
         )

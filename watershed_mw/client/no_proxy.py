@@ -1,4 +1,4 @@
-"""NO_PROXY: hosts that are not asked for through a proxy, as curl, Go and requests read the variable."""
+"""NO_PROXY: hosts that are reached without a proxy, as curl, Go and requests read the variable."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PORTS = {"http": 80, "https": 443}
 def is_excepted(url: httpx.URL, no_proxy: str) -> bool:
     """Whether ``no_proxy`` names the server of this URL.
 
-    It is a list, separated by commas or spaces, of names that stand for all names below them as well (with or without
-    a dot or "*." in front), addresses, networks such as ``10.0.0.0/8`` or ``fd00::/8``, and ``*`` for everything. A
-    port after a name or an address (``example.org:443``, ``[::1]:8000``) restricts it to that port.
+    It is a list, separated by commas or spaces, of names, which include their subdomains (with or without a dot or
+    "*." in front), addresses, networks such as ``10.0.0.0/8`` or ``fd00::/8``, and ``*`` for everything. A port after
+    a name or an address (``example.org:443``, ``[::1]:8000``) restricts it to that port.
     """
     host = url.host.lower().removesuffix(".")
     port = url.port or _PORTS.get(url.scheme)

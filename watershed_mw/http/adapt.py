@@ -1,8 +1,7 @@
-"""Whatever carries a request or a response, as the core's :class:`Request` and :class:`Response`.
+"""Requests and responses in any form, as the core's :class:`Request` and :class:`Response`.
 
-WSGI environs, ASGI scopes, requests of the well-known libraries and plain mappings were parsed by
-somebody else and are taken as they are. Raw heads are parsed by h11, never here; and by httptools, where it is
-installed, as far as both make the same of them.
+WSGI environs, ASGI scopes, requests of the well-known libraries and plain mappings are parsed already, and taken as
+they are. Raw heads go to :mod:`watershed_mw.http.parse`.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ def as_request(source: Any) -> Request:
     - a mapping of header names to values, taken as ``GET`` with HTTP/1.1
 
     Raises:
-        HandshakeError: the raw head is no HTTP request (400), or longer than 64 KiB (431); or a server has let a
-            control character pass (400).
-        TypeError: it is none of these.
+        HandshakeError: the raw head is not an HTTP request (400) or longer than 64 KiB (431), or the target holds a
+            control character (400).
+        TypeError: none of these forms.
     """
     if isinstance(source, Request):
         return source
@@ -53,7 +52,7 @@ def _from_object(source: Any) -> Request:
             "expected a request as bytes, WSGI environ, ASGI scope, object with headers, or mapping of headers; "
             f"got {type(source).__name__}"
         )
-    # http.server calls it command and spells the version HTTP/1.1; the other libraries call it method.
+    # http.server has command and request_version; other libraries have method, and no version.
     method = getattr(source, "command", None) or getattr(source, "method", None) or "GET"
     version = str(getattr(source, "request_version", None) or "HTTP/1.1").removeprefix("HTTP/")
     target = getattr(source, "path", None) or getattr(getattr(source, "url", None), "path", "/")
@@ -66,10 +65,10 @@ def _from_environ(environ: Mapping[str, Any]) -> Request:
         for key, value in environ.items()
         if key.startswith("HTTP_") and isinstance(value, str)
     ]
-    # WSGI keeps these two apart (PEP 3333).
+    # Without the prefix HTTP_ in WSGI (PEP 3333).
     if environ.get("CONTENT_LENGTH"):
         fields.append(("Content-Length", environ["CONTENT_LENGTH"]))
-    # What came, where a server has it: the path itself is decoded, and may hold any byte.
+    # The raw target, where the server has it: PATH_INFO is decoded, and may hold any byte.
     if CONTROL.search(str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")):
         raise HandshakeError("expected a request target without control characters, got one with them")
     target = (str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))) or "/"
@@ -79,19 +78,19 @@ def _from_environ(environ: Mapping[str, Any]) -> Request:
 
 
 def http_version(environ: Mapping[str, Any]) -> str:
-    """The version of HTTP that the request in ``environ`` came with, such as "1.1"."""
+    """The HTTP version of the request, such as "1.1"."""
     if "eventlet.input" in environ:
-        return "1.1"  # eventlet says 1.0 of every request
+        return "1.1"  # eventlet reports 1.0 for every request
     return str(environ.get("SERVER_PROTOCOL", "HTTP/1.1")).removeprefix("HTTP/")
 
 
 def _from_scope(scope: Mapping[str, Any]) -> Request:
     query = scope.get("query_string") or b""
-    # An application that is mounted may be given what is behind its prefix, which may be nothing.
+    # A mounted application gets the path behind its prefix, which may be empty.
     target = (scope["path"] or "/") + ("?" + query.decode("latin-1") if query else "")
     headers = Headers(scope["headers"])
     if scope.get("subprotocols") and "sec-websocket-protocol" not in headers:
-        # Some servers (uvicorn with wsproto) take the field out of the headers.
+        # Some servers (uvicorn with wsproto) remove the field from the headers.
         headers = Headers([*headers, ("sec-websocket-protocol", ", ".join(scope["subprotocols"]))])
     version = str(scope.get("http_version", "1.1"))
     return Request(headers, str(scope.get("method", "GET")), target, version)
@@ -101,8 +100,8 @@ def as_response(source: Any) -> Response:
     """A response as ``bytes`` (a raw head), an object with ``status_code`` and ``headers``, or (status, headers).
 
     Raises:
-        HandshakeError: the raw head is no HTTP response.
-        TypeError: it is none of these.
+        HandshakeError: the raw head is not an HTTP response.
+        TypeError: none of these forms.
     """
     if isinstance(source, Response):
         return source
@@ -121,5 +120,5 @@ def as_response(source: Any) -> Response:
 
 
 def _fields(headers: Any) -> Any:
-    # httpx joins repeated fields in items(); multi_items() keeps them apart.
+    # httpx joins repeated fields in items(); multi_items() keeps them separate.
     return headers.multi_items() if hasattr(headers, "multi_items") else headers.items()

@@ -1,7 +1,7 @@
 """Which names a server answers to, by the Host field of a request (RFC 9110 section 7.2).
 
-A page of another site can make a browser ask this machine by a name of its own (DNS rebinding): the request then has a
-Host and an Origin that agree. Only a list of names tells it from a request that was meant for this server.
+The page of an attacker can make a browser reach this machine under the attacker's name (DNS rebinding): Host and Origin
+of the request then agree. Only a list of names distinguishes it from a request that is meant for this server.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ __all__ = ["HostList"]
 
 
 class HostList:
-    """The names that a server answers to, on whatever port.
+    """The names that a server answers to, on any port.
 
-    Addresses always pass, as no site can have a browser use one in place of its own name. So do ``localhost`` and names
-    below it, which browsers resolve to this machine themselves (RFC 6761 section 6.3).
+    Addresses always pass, as no site can make a browser send one in place of the site's name. So do ``localhost`` and
+    its subdomains, which browsers resolve to this machine themselves (RFC 6761 section 6.3).
 
     Args:
-        names: further names; ``*.example.org`` for all below, ``*`` for every name.
+        names: further names; ``*.example.org`` for every subdomain, ``*`` for every name.
 
     Raises:
-        ValueError: one is no host name.
+        ValueError: one is not a host name.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Heads of requests and responses that come as bytes: read by h11, plain ones by httptools where it is installed."""
+"""Parses heads of requests and responses: by h11, and plain ones by httptools where it is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import h11
 
 try:
     import httptools
-except ImportError:  # an extra of ours, and uvicorn's
+except ImportError:  # an optional dependency
     httptools = None  # type: ignore[assignment]
 from ..core.handshake.headers import Headers
 from ..core.handshake.negotiation import Request, Response
@@ -18,12 +18,12 @@ from .target import in_origin_form
 __all__ = ["MAX_HEAD", "as_parsed", "read_by_h11", "read_request_head", "read_response_head"]
 
 
-# h11's default is 16 KiB; 2,000 small headers or one huge cookie may be more, and must not be unbounded.
+# h11's default of 16 KiB is too small for 2,000 short fields or one huge cookie.
 MAX_HEAD = 64 * 2**10
 
 
-# Visible characters and the space. A head of these and its line ends has nothing that two parsers could read in two
-# ways: no folded line, no tab, no control character, no byte beyond ASCII.
+# Visible characters and the space. Two parsers agree on a head of these and of line ends: it has no folded line, no
+# tab, no control character, and no byte beyond ASCII.
 _PLAIN = bytes(range(0x20, 0x7F))
 
 
@@ -31,19 +31,19 @@ def read_request_head(data: bytes) -> tuple[Request, bytes]:
     """Parse a raw request head (RFC 9112), and return it with the bytes that follow it.
 
     Raises:
-        HandshakeError: it is incomplete, too long, or no HTTP request.
+        HandshakeError: it is incomplete, too long, or not an HTTP request.
     """
     end = data.find(b"\r\n\r\n") + 4
     if (size := end if end >= 4 else len(data)) > MAX_HEAD:
         raise HandshakeError(f"expected an HTTP head of at most {MAX_HEAD} bytes, got {size}", status=431)
-    # h11 takes its ten times longer, and knows why it refuses what it does.
+    # httptools is faster; h11 gives the reason of a refusal.
     if httptools is not None and end >= 4 and (request := _read_plain(data[:end])) is not None:  # type: ignore[redundant-expr]
         return request, data[end:]
     return read_by_h11(data)
 
 
 def read_by_h11(data: bytes) -> tuple[Request, bytes]:
-    """What :func:`read_request_head` does, without httptools."""
+    """As :func:`read_request_head`, without httptools."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     event = _read_head(connection, data)
     assert isinstance(event, h11.Request)
@@ -57,9 +57,9 @@ def read_by_h11(data: bytes) -> tuple[Request, bytes]:
 
 
 def as_parsed(fields: list[tuple[bytes, bytes]], head: bytes) -> Request | None:
-    """The request with this head, if a parser's ``fields`` are the head to the letter and nothing about it is unusual.
+    """The request with this head, if a parser's ``fields`` match it byte for byte and nothing about it is unusual.
 
-    None where that is for h11 to judge. Names and method are trusted to be tokens.
+    Otherwise None, and h11 has to parse it. The caller's parser has checked that names and method are tokens.
     """
     first_line, _, rest = head.partition(b"\r\n")
     words = first_line.split(b" ")
@@ -68,18 +68,18 @@ def as_parsed(fields: list[tuple[bytes, bytes]], head: bytes) -> Request | None:
     again = b"\r\n".join(map(b": ".join, fields))
     if rest != again + b"\r\n\r\n" or head.translate(None, _PLAIN) != b"\r\n" * (len(fields) + 2):
         return None
-    # Spaces around a name are no part of it and those around a value are taken away, but not by every parser.
+    # Parsers differ about spaces around names and values.
     if b" \r\n" in rest or b":  " in rest or b" :" in rest or len(head) > MAX_HEAD:
         return None
     headers = Headers(fields)
-    # h11 has an opinion of lengths, and wants to know the host.
+    # h11 checks lengths, and the Host field.
     if "content-length" in headers or "transfer-encoding" in headers or len(headers.get_all("host")) != 1:
         return None
     return Request(headers, words[0].decode("ascii"), words[1].decode("ascii"))
 
 
 class _Fields(list[tuple[bytes, bytes]]):
-    """Takes what httptools finds."""
+    """Collects the fields that httptools finds."""
 
     __slots__ = ()
 
@@ -88,21 +88,25 @@ class _Fields(list[tuple[bytes, bytes]]):
 
 
 def _read_plain(head: bytes) -> Request | None:
-    """The request with this head, by httptools; None where that is for h11 to judge."""
+    """The request with this head, by httptools; None if h11 has to parse it."""
     fields = _Fields()
     try:
         httptools.HttpRequestParser(fields).feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # as it says of every upgrade
+        pass  # raised for every upgrade
     except httptools.HttpParserError:
         return None
     return as_parsed(fields, head)
 
 
 def read_response_head(data: bytes) -> tuple[Response, bytes]:
-    """Parse a raw response head (RFC 9112), and return it with the bytes that follow it. Raises as above."""
+    """Parse a raw response head (RFC 9112), and return it with the bytes that follow it.
+
+    Raises:
+        HandshakeError: it is incomplete, too long, or not an HTTP response.
+    """
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-    # h11 reads a response only to a request of its own; this one stands for the handshake that was sent.
+    # h11 reads a response only after a request; this one stands for the handshake that was sent.
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", "websocket")]))
     connection.send(h11.EndOfMessage())
     event = _read_head(connection, data)
@@ -118,8 +122,8 @@ def _read_head(connection: h11.Connection, data: bytes) -> Any:
     except h11.RemoteProtocolError as error:
         raise HandshakeError(f"expected an HTTP head, got {error}", status=error.error_status_hint) from None
     if not isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
-        raise HandshakeError("expected a complete HTTP head that ends in an empty line, got only a part of one")
-    # h11's own limit is for heads that are not complete yet.
+        raise HandshakeError("expected a complete HTTP head that ends in an empty line, got an incomplete one")
+    # h11's own limit applies to incomplete heads only.
     if (size := len(data) - len(connection.trailing_data[0])) > MAX_HEAD:
         raise HandshakeError(f"expected an HTTP head of at most {MAX_HEAD} bytes, got {size}", status=431)
     return event

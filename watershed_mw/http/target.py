@@ -1,4 +1,4 @@
-"""Request targets: the absolute form (RFC 9112 section 3.2.2) as the origin form, wherever the request is."""
+"""Request targets (RFC 9112 section 3.2): of a URL, and from the absolute form to the origin form."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ import re
 from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from ..core.handshake.headers import Headers
 from ..core.handshake.negotiation import Request
 
-__all__ = ["CONTROL", "environ_to_origin_form", "in_origin_form", "scope_to_origin_form"]
+__all__ = ["CONTROL", "environ_to_origin_form", "host_and_target", "in_origin_form", "scope_to_origin_form"]
 
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-# Schemes of a target in absolute form, which a client sends that takes this server for a proxy.
 _SCHEMES = ("http", "https", "ws", "wss")
 
 
-def _origin_form(target: str) -> tuple[str | None, str]:
-    """A request target in origin form, and the host that it names where it came in absolute form.
+def host_and_target(url: str) -> tuple[str, str]:
+    """The Host field and the target of a request for ``url``.
 
-    RFC 9112 section 3.2.2: a server must accept the absolute form, and take its host in place of the Host field.
+    Raises:
+        ValueError: not a WebSocket or HTTP URL, or one that needs percent-encoding.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise ValueError(f"expected a URL such as ws://host:port/path, got {url!r}")
+    if parts.fragment:
+        raise ValueError(f"expected a URL without a fragment (RFC 6455 section 3), got {url!r}")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if not target.isascii() or not target.isprintable() or " " in target:
+        raise ValueError(f"expected a URL whose path and query are percent-encoded ASCII, got {url!r}")
+    return parts.netloc.rpartition("@")[2], target
+
+
+def _origin_form(target: str) -> tuple[str | None, str]:
+    """A request target in origin form, and the host of a target in absolute form, else None.
+
+    RFC 9112 section 3.2.2: a server must accept the absolute form, which a client sends to what it takes for a proxy,
+    and use its host in place of the Host field.
     """
     scheme, separator, rest = target.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
@@ -37,11 +54,11 @@ def _origin_form(target: str) -> tuple[str | None, str]:
 
 
 def in_origin_form(request: Request) -> Request:
-    """``request`` with its target in origin form, and the host of an absolute one. Raises HandshakeError."""
+    """``request`` with its target in origin form, and with the host of an absolute target."""
     if request.target.startswith("/"):
         return request
     host, target = _origin_form(request.target)
-    # None, or several, are an error that the named host does not mend (RFC 9112 section 3.2).
+    # A missing or repeated Host field stays an error (RFC 9112 section 3.2).
     if host is None or len(request.headers.get_all("host")) != 1:
         return request
     headers = Headers([(name, host if name == "host" else value) for name, value in request.headers])
@@ -49,11 +66,11 @@ def in_origin_form(request: Request) -> Request:
 
 
 def scope_to_origin_form(scope: MutableMapping[str, Any]) -> None:
-    """Put path and host of a target in absolute form where a scope has them, if the server has left that undone."""
+    """Split a target in absolute form into the scope's path and Host field, if the server has not done so."""
     path: str = scope["path"]
     if "://" not in path:
         return
-    # uvicorn puts its root path in front of whatever came as the target.
+    # uvicorn puts its root path in front of the target as it came.
     root = str(scope.get("root_path") or "")
     root = root if path.startswith(root) else ""
     raw = bytes(scope.get("raw_path") or b"").decode("latin-1")
@@ -69,11 +86,11 @@ def scope_to_origin_form(scope: MutableMapping[str, Any]) -> None:
 
 
 def environ_to_origin_form(environ: MutableMapping[str, Any]) -> None:
-    """As :func:`scope_to_origin_form`, for a WSGI environ: some servers see to the path alone, some to neither."""
+    """As :func:`scope_to_origin_form`, for a WSGI environ; some servers split the path only, some do nothing."""
     host, target = _origin_form(str(environ.get("PATH_INFO", "")))
     if host is not None:
         environ["PATH_INFO"] = target
-    for name in ("RAW_URI", "REQUEST_URI"):  # with escapes and query, where the server has one of them
+    for name in ("RAW_URI", "REQUEST_URI"):  # still escaped and with the query; set by some servers
         named, target = _origin_form(str(environ.get(name, "")))
         if named is not None:
             host, environ[name] = named, target

@@ -21,13 +21,13 @@ __all__ = [
 
 
 def check_status(status: Any) -> None:
-    """Raise ValueError for what cannot be the status of a final response."""
+    """Raise ValueError unless ``status`` can be that of a final response."""
     if not isinstance(status, int) or not 200 <= status < 600:
         raise ValueError(f"expected an HTTP status from 200 to 599, got {status!r}")
 
 
 def status_line(status: int) -> str:
-    """Status code and reason phrase, which is for people alone (RFC 9112 section 4)."""
+    """Status code and reason phrase, which only people read (RFC 9112 section 4)."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -35,7 +35,7 @@ def status_line(status: int) -> str:
 
 
 def write_fields(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Header fields as bytes, each with the end of its line. Raises as :func:`write_head`."""
+    """Header fields as bytes, each with its line end. Raises as :func:`write_head`."""
     pairs = list(fields)
     check_outgoing(pairs)
     return _lines(pairs)
@@ -49,7 +49,7 @@ def write_head(first_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
     """A head as bytes: the first line, the header fields, and an empty line.
 
     Raises:
-        ValueError: a field would break out of its line, or holds a character that ISO-8859-1 has not.
+        ValueError: a field has an invalid name, a control character, or a character beyond ISO-8859-1.
     """
     return b"%b\r\n%b\r\n" % (first_line.encode("latin-1"), write_fields(fields))
 
@@ -64,7 +64,7 @@ def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
     Raises:
         ValueError: as :func:`write_head`.
     """
-    # All of them are this package's own words, but for the name that the application has chosen.
+    # The subprotocol is the application's; all other values are written by this package.
     for name, value in agreed:
         if name == "Sec-WebSocket-Protocol":
             check_outgoing([(name, value)])
@@ -72,16 +72,16 @@ def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
 
 
 def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:
-    """A response as bytes; with a body it also gets its length, and the connection ends with it."""
+    """A response as bytes; with a body it gets a Content-Length, and closes the connection."""
     first_line = f"HTTP/1.1 {status_line(status)}"
     fields = list(fields)
     if body is None:
         return write_head(first_line, fields)
-    # Who sends Upgrade must name it in Connection (RFC 9110 section 7.8).
+    # A sender of Upgrade must list it in Connection (RFC 9110 section 7.8).
     upgrade = any(name.lower() == "upgrade" for name, _ in fields)
     ends = [("Connection", "close, Upgrade" if upgrade else "close")]
     if status in (204, 304):
-        body = b""  # and no length of one (RFC 9110 section 8.6)
+        body = b""  # and no Content-Length (RFC 9110 section 8.6)
     else:
         ends.append(("Content-Length", str(len(body))))
     pairs = [pair for pair in fields if pair[0].lower() not in ("connection", "content-length", "transfer-encoding")]
@@ -89,7 +89,7 @@ def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes |
 
 
 def write_refusal(error: HandshakeError, method: str = "GET") -> bytes:
-    """The answer to a request that was refused, as plain text that says why; without it for HEAD."""
+    """The answer to a refused request: plain text with the reason, or no body for HEAD."""
     fields = [*error.headers, ("Content-Type", "text/plain; charset=utf-8")]
     answer = write_response(error.status, fields, error.body)
     return answer if method != "HEAD" else answer.removesuffix(error.body)
