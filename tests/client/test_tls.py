@@ -68,7 +68,7 @@ def test_nothing_is_spoken_into_another_protocol(client: Client, serve: Serve, c
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alpn, "offers", lambda context: [])
         with pytest.raises(
-            HandshakeError, match=r"expected a server that speaks http/1\.1 within TLS, got .* 'h2'"
+            HandshakeError, match=r"expected the server to choose http/1\.1 by ALPN, got 'h2'"
         ) as caught:
             client.open(server.url(), ssl=contexts[0])
     assert caught.value.status == 505
