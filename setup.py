@@ -44,6 +44,8 @@ MODULES = (
     "connection.base",
     "connection.broadcast",
     "connection.aio.api",
+    "connection.aio.writer",
+    "connection.aio.reader",
     "connection.aio.dispatch",
     "connection.aio.driver",
     "connection.aio.connection",

@@ -86,7 +86,7 @@ def test_awaiting_send_waits_for_a_peer_that_does_not_read_and_drain_tells_when_
             sent += 1
 
     sending = live.do(send)
-    until(lambda: live.conn._writing_paused)
+    until(lambda: live.conn._writer.paused)
     assert sent < 50
     assert not sending.done()
     assert live.log.events == []

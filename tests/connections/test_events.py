@@ -295,6 +295,29 @@ def test_an_application_keeps_its_own_with_a_connection(link: Link) -> None:
     assert conn.room == "Ben"
 
 
+def test_state_is_the_applications_own(link: Link) -> None:
+    live, _ = link()
+    conn = live.conn
+    conn.state.user = "Ann"
+    conn.state.send = "a name that the connection has, too"
+    assert (conn.user, conn.state.user) == ("Ann", "Ann")
+    assert callable(conn.send)
+    conn.room = "one"
+    assert vars(conn.state) == {"user": "Ann", "send": "a name that the connection has, too", "room": "one"}
+    with pytest.raises(AttributeError, match="nobody"):
+        conn.state.nobody  # noqa: B018
+
+
+def test_a_method_cannot_be_replaced_on_any_build(link: Link) -> None:
+    live, peer = link()
+    for name in ("send", "receive", "end", "on", "_emit", "data_received"):
+        if hasattr(live.conn, name):
+            with pytest.raises(AttributeError, match=name):
+                setattr(live.conn, name, print)
+    live.send("still sent")
+    peer.expect(TEXT, "still sent")
+
+
 def test_what_an_application_keeps_does_not_keep_the_connection(opener: Opener, way: Way) -> None:
     live, peer = opener.open(way, setup=lambda conn: conn.on("text", conn.send))
     live.conn.myself = live.conn

@@ -132,7 +132,7 @@ def test_large_messages_and_small_ones_take_turns(link: Link, way: Way) -> None:
     live, peer = link()
 
     def reads_in_place() -> bool:
-        return way.on_loop and live.do(lambda conn: conn._buffered).result(LIMIT) is True
+        return way.on_loop and live.do(lambda conn: conn._flow.reader is not None).result(LIMIT) is True
 
     for number in range(3):
         large = bytes([number]) * 200_000

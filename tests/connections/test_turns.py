@@ -307,7 +307,7 @@ def test_tasks_that_wait_for_a_slow_peer_go_on_in_order_but_for_those_that_are_c
         await asyncio.gather(*tasks, return_exceptions=True)
 
     sending = live.do(send_all)
-    until(lambda: live.conn._writing_paused)
+    until(lambda: live.conn._writer.paused)
     peer.expect(BINARY, bytes(4 * MIB))
     for _ in range(100):
         peer.expect(BINARY, b"x")

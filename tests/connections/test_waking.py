@@ -13,7 +13,7 @@ import pytest
 from tests.support import LIMIT
 from tests.support.ways import ON_LOOP, SERVER, Link, Way
 from tests.support.wire_peer import BINARY, KEY, PING, TEXT, request_head
-from watershed_mw.connection.aio.driver import SENDS_PER_TURN
+from watershed_mw.connection.aio.writer import SENDS_PER_TURN
 from watershed_mw.core.frames.codec import encode_frame
 
 on_loop = pytest.mark.parametrize("way", ON_LOOP, ids=str)
@@ -163,10 +163,10 @@ def test_a_turn_of_large_sends_ends_as_any_other(link: Link) -> None:
 
     async def two_turns(conn: Any) -> tuple[int, int]:
         sent = conn.send(data)
-        counted = conn._sends
+        counted = conn._writer.sends
         await sent
         await asyncio.sleep(0)
-        return counted, conn._sends
+        return counted, conn._writer.sends
 
     counting = live.do(two_turns)
     peer.expect(BINARY, data)

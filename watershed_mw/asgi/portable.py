@@ -46,7 +46,6 @@ class PortableConnection(AsyncConnection):
     """
 
     __slots__ = (
-        "__dict__",
         "_behind",
         "_changes",
         "_drained",

@@ -14,6 +14,13 @@ cdef class NextTurn(Pending):
     pass
 
 
+cdef class Waiters:
+    cdef dict _futures
+    cdef object _loop
+
+    cpdef wake(self)
+
+
 cdef int _IDLE
 cdef int _AWAITED
 cdef int _TOLD

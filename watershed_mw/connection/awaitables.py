@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextvars import Context
 from typing import Any, NoReturn, Self, cast
 
-__all__ = ["READY", "NextTurn", "Pending", "Ready", "Wakeup", "mark_coroutine_function", "on_loop"]
+__all__ = ["READY", "NextTurn", "Pending", "Ready", "Waiters", "Wakeup", "mark_coroutine_function", "on_loop"]
 
 
 _EXHAUSTED = cast("Generator[Any, None, None]", iter(()))
@@ -121,6 +121,40 @@ def mark_coroutine_function(function: Any) -> None:
         inspect.markcoroutinefunction(function)
     else:
         function._is_coroutine = vars(asyncio.coroutines)["_is_coroutine"]
+
+
+# --- a change of state --------------------------------------------------------------------------------------------
+
+
+class Waiters:
+    """Tasks that wait until something about a connection has changed; each looks for itself whether that was it.
+
+    Args:
+        loop: the event loop of the tasks.
+    """
+
+    __slots__ = ("_futures", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._futures: dict[asyncio.Future[None], None] = {}  # in the order in which they came
+
+    def expect(self) -> asyncio.Future[None]:
+        """A future that is done at the next :meth:`wake`."""
+        future = self._loop.create_future()
+        self._futures[future] = None
+        future.add_done_callback(self._forget)
+        return future
+
+    def _forget(self, future: asyncio.Future[None]) -> None:
+        self._futures.pop(future, None)
+
+    def wake(self) -> None:
+        """Let all of them go on, in the next iteration of the event loop."""
+        futures, self._futures = self._futures, {}
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
 
 
 # --- the next message ---------------------------------------------------------------------------------------------

@@ -7,6 +7,10 @@ from ..core.receive_queue cimport ReceiveQueue
 from ..core.prepared cimport PreparedMessage
 
 
+cdef extern from "Python.h":
+    int delete_attribute "PyObject_GenericSetAttr"(object target, object name, void *nothing) except -1
+
+
 cdef class WatershedConnection:
     cdef object __weakref__
     cdef public Account _account
@@ -25,6 +29,7 @@ cdef class WatershedConnection:
     cdef public ReceiveQueue _queue
     cdef public bint _ran
     cdef public object _shutdown_code
+    cdef public object _kept
     cdef public object _on_ended
     cdef public object _trace
     cdef public object id

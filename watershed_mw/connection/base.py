@@ -11,7 +11,8 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar, overload
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from ..core.base import BaseProtocol
 from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
@@ -36,9 +37,12 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
     from .. import _cython as cython
 
 if cython.compiled:
+    from cython.cimports.cpython.object import PyObject_GenericSetAttr as set_attribute
     from cython.cimports.cpython.time import monotonic
 else:
     from time import monotonic
+
+    set_attribute = object.__setattr__
 
 __all__ = [
     "ConnectionInfo",
@@ -155,6 +159,7 @@ class WatershedConnection:
         "_error",
         "_handler_error",
         "_handlers",
+        "_kept",
         "_limits",
         "_meter",
         "_on_ended",
@@ -175,6 +180,7 @@ class WatershedConnection:
 
     def __init__(self, info: ConnectionInfo, protocol: BaseProtocol, queue: ReceiveQueue | None = None) -> None:
         earlier = info.continues
+        self._kept: SimpleNamespace | None = None if earlier is None else earlier._kept
         self.id: int = next(_ids) if earlier is None else earlier.id
         self.request = info.request
         self.remote = info.remote
@@ -207,6 +213,45 @@ class WatershedConnection:
                 _live.discard(earlier)
         if self._trace is not None and earlier is None:
             self._trace("start", self, info.role.value.encode())
+
+    # --- what the application keeps here -------------------------------------------------------------
+
+    @property
+    def state(self) -> SimpleNamespace:
+        """The application's own attributes of this connection, as Starlette's ``request.state``.
+
+        ``conn.user = "Ann"`` sets ``conn.state.user``, where the connection has no attribute of that name itself.
+        """
+        if self._kept is None:
+            self._kept = SimpleNamespace()
+        return self._kept
+
+    if not TYPE_CHECKING:
+        # Instead of a dictionary in each connection: where there is one, each call between compiled methods looks for a
+        # replaced method in it first. So no method can be replaced, on either build.
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "__dict__":
+                return vars(self.state)
+            if name != "_kept" and self._kept is not None and name in vars(self._kept):
+                return vars(self._kept)[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                set_attribute(self, name, value)
+            except AttributeError:
+                if any(name in vars(kind) for kind in type(self).__mro__):
+                    raise  # it cannot be set
+                vars(self.state)[name] = value
+
+        def __delattr__(self, name: str) -> None:
+            if self._kept is not None and name in vars(self._kept):
+                del vars(self._kept)[name]
+            elif cython.compiled:
+                delete_attribute(self, name, cython.NULL)  # noqa: F821
+            else:
+                object.__delattr__(self, name)
 
     # --- handlers ------------------------------------------------------------------------------------
 

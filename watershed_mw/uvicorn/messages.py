@@ -108,16 +108,14 @@ class ASGIMessages:
         assert connection is not None
         if connection._push:
             connection._check_pull()
-        if connection._wakeup.state:
+        if connection._dispatcher.wakeup.state:
             await connection._take_turn()
         while connection._queue.count == 0:
             if connection._core.state is not _OPEN and connection._is_over():
                 self._end()
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
-            if connection._flush_set:
-                connection._flush_and_report()  # it has said what it had to say
-            await connection._wakeup
+            await connection._expect_wakeup()
         data = connection._next_message()
         if isinstance(data, str):
             return {"type": "websocket.receive", "text": data}

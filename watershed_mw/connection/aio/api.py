@@ -16,6 +16,7 @@ from typing import Any, Self, TypeAlias
 from ...core.base import BaseProtocol
 from ...core.codes import encode_close
 from ...core.payloads import Sendable
+from ...core.receive_queue import ReceiveQueue
 from ...errors import ConnectionClosed
 from ..awaitables import Pending
 from ..base import ConnectionInfo, WatershedConnection, checked_message, checked_ping
@@ -39,8 +40,8 @@ class AsyncConnection(WatershedConnection):
 
     __slots__ = ("_refused",)
 
-    def __init__(self, info: ConnectionInfo, protocol: BaseProtocol) -> None:
-        super().__init__(info, protocol)
+    def __init__(self, info: ConnectionInfo, protocol: BaseProtocol, queue: ReceiveQueue | None = None) -> None:
+        super().__init__(info, protocol, queue)
         self._refused = 0
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike

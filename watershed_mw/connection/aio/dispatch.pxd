@@ -1,30 +1,36 @@
 # C types of dispatch.py; the logic stands there and nowhere else.
 cimport cython
 
-from .api cimport AsyncConnection
 from ...core.protocol cimport Protocol
+from ...core.receive_queue cimport ReceiveQueue
 from ..awaitables cimport Wakeup
+from ..base cimport WatershedConnection
+from .writer cimport Writer
 
 
 cdef object _OPEN
 
 
-cdef class OrderedHandlers(AsyncConnection):
-    cdef public bint _abandoned
-    cdef public bint _advancing
-    cdef public object _busy
-    cdef public object _loop
-    cdef public bint _lost
-    cdef public Wakeup _wakeup
-    cdef public bint _running
-    cdef public object _waiting
-    cdef public bint _writing_paused
+cdef class Dispatcher:
+    cdef bint _abandoned
+    cdef bint _advancing
+    cdef HandlerTask _handler
+    cdef public bint running
+    cdef public Wakeup wakeup
 
-    cpdef _apply_state(self)
-    @cython.locals(core=Protocol)
-    cpdef _advance(self)
-    cpdef _advance_to_end(self)
-    cpdef _emit_events(self, tuple events)
+    @cython.locals(core=Protocol, queue=ReceiveQueue)
+    cpdef advance(self, WatershedConnection connection, Writer writer)
+    cpdef bint _is_behind(self, WatershedConnection connection) except -1
+    cpdef bint has_finished(self, WatershedConnection connection) except -1
+    cpdef emit_events(self, WatershedConnection connection, tuple events)
     @cython.locals(waiting=list)
-    cpdef _await_results(self, tuple results)
-    cpdef _advance_and_apply_state(self)
+    cpdef await_results(self, WatershedConnection connection, tuple results)
+
+
+cdef class HandlerTask:
+    cdef WatershedConnection _connection
+    cdef Dispatcher _dispatcher
+    cdef object _task
+    cdef object _waiting
+
+    cpdef extend(self, list waiting)

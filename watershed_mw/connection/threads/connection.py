@@ -52,7 +52,6 @@ class ThreadConnection(WatershedConnection):
     """
 
     __slots__ = (
-        "__dict__",  # for what an application keeps there
         "_background",
         "_driver",
         "_role",
