@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.conftest import RunPython
 from tests.support import LIMIT
 from tests.support.loops import LoopThread
 from tests.support.waiting import in_thread
 from tests.support.ways import SERVER, Link, Way
-from tests.support.wire_peer import TEXT, Frame, request_head, tcp_pair
+from tests.support.wire_peer import BINARY, TEXT, Frame, request_head, tcp_pair
 from watershed_mw import AsyncConnection, Watershed, implementation, live_connections
 
 PLAIN = [Way(loop, carrier, False, SERVER) for loop in ("asyncio", "uvloop") for carrier in ("streams", "transport")]
@@ -90,6 +91,49 @@ def test_the_answer_to_the_handshake_comes_before_all_else(flavour: str, loops: 
     finally:
         conn.destroy()
         theirs.close()
+
+
+@plain
+def test_what_another_writer_put_into_the_transport_is_not_overtaken(link: Link) -> None:
+    """Though the kernel has room again, and the loop has not been told of it."""
+    live, peer = link(small=True)
+    live.send("first")
+    peer.expect(TEXT, "first")
+    payload = b"x" * 2**20
+
+    async def write(conn: Any) -> None:
+        conn._transport.write(b"\x82\x7f" + len(payload).to_bytes(8, "big") + payload)
+        peer._buffer += peer.sock.recv(2**18)
+        conn.send("last")
+
+    live.do(write).result(LIMIT)
+    peer.expect(BINARY, payload)
+    peer.expect(TEXT, "last")
+
+
+def test_the_bypass_can_be_switched_off(run_python: RunPython) -> None:
+    """It is read once, when the package is imported."""
+    script = """
+import asyncio, socket
+from tests.support.wire_peer import request_head
+from watershed_mw import Watershed
+
+async def main():
+    ours, theirs = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
+    conn = Watershed(origins="*").accept(request_head(), transport)
+    await conn.send("sent")
+    await asyncio.sleep(0)
+    theirs.settimeout(5)
+    data = b""
+    while not data.endswith(b"\\x81\\x04sent"):
+        data += theirs.recv(1000)
+    print(conn._writer.bypasses_transport)
+
+asyncio.run(main())
+"""
+    assert run_python(script).strip() == str(implementation == "compiled")
+    assert run_python(script, WATERSHED_MW_RAW_SEND="0").strip() == "False"
 
 
 @pytest.mark.parametrize("way", [*PLAIN, Way("uvloop", "transport", True, SERVER)], ids=str)

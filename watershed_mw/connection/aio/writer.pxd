@@ -11,7 +11,6 @@ cdef long _SENDS_PER_WRITE
 
 
 cdef class Writer:
-    cdef bint _behind
     cdef object _closing
     cdef Protocol _core
     cdef int _fd

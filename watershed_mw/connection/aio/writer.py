@@ -49,7 +49,6 @@ class Writer:
     """
 
     __slots__ = (
-        "_behind",
         "_closing",
         "_core",
         "_fd",
@@ -70,7 +69,6 @@ class Writer:
         self._loop = loop
         self._fd = descriptor_to_bypass(transport) if cython.compiled else -1
         self._closing: asyncio.TimerHandle | None = None
-        self._behind = True  # the answer to the opening handshake may still be in the transport
         self.sends = 0
         self.paused = False
         self.corked = False
@@ -124,25 +122,24 @@ class Writer:
             self.write(b"".join(pieces))
         else:
             self._transport.writelines(pieces)
-            self._behind = True
 
     def write(self, data: bytes) -> None:
         """Write ``data``: past the transport, where nothing waits in it (see ``_native/raw_send.py``)."""
         # uvloop closes the descriptors of a loop that is closed without a callback. A loop that has just brought bytes
-        # is open.
-        if cython.compiled and self._fd >= 0 and (self.corked or not self._loop.is_closed()):
-            if self._behind and self._transport.get_write_buffer_size() == 0:
-                self._behind = False
-            if not self._behind:
-                sent = call_send(self._fd, cython.cast("const char *", data), len(data))  # type: ignore[name-defined]  # noqa: F821
-                if sent == len(data):
-                    return
-                if sent > 0:
-                    self._behind = True
-                    # Not a copy: each slow reader of a large broadcast would keep one.
-                    self._transport.write(memoryview(data)[sent:])
-                    return
-        self._behind = True
+        # is open. The transport is asked each time: others write to it, too, as the opening handshake does.
+        if (
+            cython.compiled
+            and self._fd >= 0
+            and (self.corked or not self._loop.is_closed())
+            and self._transport.get_write_buffer_size() == 0
+        ):
+            sent = call_send(self._fd, cython.cast("const char *", data), len(data))  # type: ignore[name-defined]  # noqa: F821
+            if sent == len(data):
+                return
+            if sent > 0:
+                # Not a copy: each slow reader of a large broadcast would keep one.
+                self._transport.write(memoryview(data)[sent:])
+                return
         self._transport.write(data)
 
     def is_stalled(self) -> bool:
