@@ -227,7 +227,6 @@ PAIRS = {
     # A part of the connection that is handed the connection itself, so that the two do not keep each other alive.
     "connection/aio/dispatch.py": {
         *("_core", "_queue", "_push", "_limits", "_emit_event", "_emit_end", "_end_emitted"),
-        *("_advance_and_apply_state", "_handler_failed"),
     },
     # C calls from one compiled step: what comes in between would lose bytes.
     "connection/threads/stream.py": {"_take", "_queue_message"},

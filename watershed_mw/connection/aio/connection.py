@@ -351,6 +351,10 @@ class AsyncioConnection(AsyncioDriver):
         else:
             self._advance_and_apply_state()
 
+    def runs_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether ``loop`` is its event loop."""
+        return self._loop is loop
+
     def break_stream(self) -> None:
         """Let the peer see the end of the TCP stream, though the event loop has stopped."""
         break_stream(self._transport)
@@ -365,4 +369,4 @@ def memory_overdue(account: Account) -> None:
 
 
 def _living(loop: asyncio.AbstractEventLoop) -> list[AsyncioConnection]:
-    return [one for one in live_connections() if isinstance(one, AsyncioConnection) and one._loop is loop]
+    return [one for one in live_connections() if isinstance(one, AsyncioConnection) and one.runs_on(loop)]
