@@ -28,7 +28,7 @@ from ..base import (
     checked_ping,
     log_handler_failure,
 )
-from .driver import ThreadsDriver
+from .driver import LOOK_EVERY, ThreadsDriver
 from .stream import SharedStream, receive_alone, take_event
 from .watcher import FORGET, watch
 
@@ -144,8 +144,10 @@ class ThreadConnection(WatershedConnection):
         if self._background is not None:
             self._background.send(checked_message(data))
             return
-        self._driver.look(self)
-        position = self._stream.send_at_once(self, data)
+        stream = self._stream
+        if time.monotonic() - stream.looked > LOOK_EVERY:
+            self._driver.look(self)
+        position = stream.send_at_once(self, data)
         if position:
             self._driver.follow_up(self)
             self._driver.write_until(self, position)

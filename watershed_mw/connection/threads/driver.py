@@ -22,10 +22,10 @@ from .stream import SharedStream, take_event
 from .watcher import FORGET
 from .writer import Writer
 
-__all__ = ["ThreadsDriver"]
+__all__ = ["LOOK_EVERY", "ThreadsDriver"]
 
 # Seconds between two reads of a thread that only sends, to see whether the peer has gone: each costs a system call.
-_LOOK_EVERY = 0.05
+LOOK_EVERY = 0.05
 # Seconds within which every waiting thread has noticed that the stream is broken.
 _AWAKE = 1.0
 
@@ -127,12 +127,8 @@ class ThreadsDriver:
             self._close_unused()
 
     def look(self, connection: WatershedConnection) -> None:
-        """Take what has come, without waiting, unless this was done a moment ago; for a thread that only sends."""
-        if (
-            time.monotonic() - self._stream.looked > _LOOK_EVERY
-            and not self._held_back(connection)
-            and self._pump.receive_available(connection)
-        ):
+        """Take what has come, without waiting: for a thread that only sends, every LOOK_EVERY seconds."""
+        if not self._held_back(connection) and self._pump.receive_available(connection):
             self.follow_up(connection)
 
     def write_until(self, connection: WatershedConnection, position: int) -> None:
