@@ -87,7 +87,7 @@ def gunicorn(
     return [
         *(str(_BIN / "gunicorn"), f"{_APP}:{factory}({given})", "--bind", where, "--access-logfile", "-"),
         # All gunicorns of one user would have one path for the control socket.
-        *("--no-control-socket", "--graceful-timeout", "5", *tls, *words),
+        *("--no-control-socket", "--graceful-timeout", "30", *tls, *words),
     ]
 
 

@@ -290,7 +290,9 @@ def respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
 def create(**options: Any) -> WatershedWSGI:
     """The application behind the middleware, with these options."""
     from watershed_mw import WatershedWSGI
+    from watershed_mw.wsgi import shutdown
 
+    shutdown._GRACE = float(os.environ.get("WATERSHED_MW_TEST_GRACE", shutdown._GRACE))
     return WatershedWSGI(respond, **options)
 
 

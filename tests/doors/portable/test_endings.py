@@ -256,7 +256,7 @@ def test_cancelling_a_handler_leaves_nothing(server: Server, stage: str, caplog:
         assert outcome is None, outcome
         return reference
 
-    run = server.serve(handler, close_timeout=0.5)
+    run = server.serve(handler, close_timeout=LIMIT)
     one()
     before = server.tasks()
     references = [one() for _ in range(3)]
