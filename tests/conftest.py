@@ -26,7 +26,7 @@ import trustme
 # Before anything imports them: what their assertions say is part of a failure's report.
 pytest.register_assert_rewrite("tests.support")
 
-from tests.support import LIMIT  # noqa: E402
+from tests.support import LIMIT, programs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SocketPair: TypeAlias = "tuple[socket.socket, socket.socket]"
@@ -47,6 +47,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         for source in (built.with_name(f"{name}.py"), built.with_name(f"{name}.pxd")):
             if not source.exists() or source.stat().st_mtime > built.stat().st_mtime:
                 raise pytest.UsageError(f"{built.name} is older than {source.name}: run `make build` first")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that starts a program says so, as `make test-quick` starts none."""
+    programs.marked = item.get_closest_marker("programs") is not None
 
 
 class LoopErrors(logging.Handler):

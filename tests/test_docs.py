@@ -287,10 +287,16 @@ TESTS: dict[str, Callable[..., None]] = {
 }
 # Those of tests/test_docs_wsgi.py and tests/test_docs_clients.py.
 ELSEWHERE = ("wsgi.md", "flask.md", "moving-wsgi.md", "clients.md", "proxy.md")
+# Those whose server is a program of its own.
+PROGRAMS = ("worker", "trio", "theirs")
 ASGI_PYTHON = [block for block in PYTHON if block.page.name not in ELSEWHERE]
 
 
-@pytest.mark.parametrize("block", ASGI_PYTHON, ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(one, marks=[pytest.mark.programs] if one.name in PROGRAMS else []) for one in ASGI_PYTHON],
+    ids=str,
+)
 def test_python_block(
     block: Block, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,6 +310,7 @@ def test_every_test_of_a_block_has_its_block() -> None:
     assert set(TESTS) == {block.name for block in ASGI_PYTHON}
 
 
+@pytest.mark.programs
 def test_the_log_lines_are_those_that_a_server_prints(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(named("plain").code)
     [shown] = [block.code for block in blocks() if block.page.name == "uvicorn.md" and block.language == "text"]
@@ -324,6 +331,8 @@ def test_the_log_lines_are_those_that_a_server_prints(tmp_path: Path) -> None:
     assert "secret" not in program.output
 
 
+@pytest.mark.programs
+@pytest.mark.timeout(300)
 def test_python_blocks_are_typed(tmp_path: Path) -> None:
     for block in PYTHON:
         (tmp_path / f"{block.page.stem.replace('-', '_')}_{block.line}.py").write_text(block.code)
@@ -337,7 +346,7 @@ def test_python_blocks_are_typed(tmp_path: Path) -> None:
         "--allow-untyped-decorators",
     ]
     command += ["--ignore-missing-imports", "--allow-subclassing-any", str(tmp_path)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=3 * LIMIT, check=False)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=8 * LIMIT, check=False)
     assert done.returncode == 0, done.stdout
 
 

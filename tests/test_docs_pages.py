@@ -95,6 +95,7 @@ def still_there(peer: Peer) -> None:
     assert bytes(frame.data) == b"still there"
 
 
+@pytest.mark.programs
 @MAY_BE_LEFT_OUT
 def test_behind_a_proxy_the_client_is_known_and_pages_of_its_host_may_connect(proxy: Proxy) -> None:
     with proxy.peer() as peer:
@@ -105,6 +106,7 @@ def test_behind_a_proxy_the_client_is_known_and_pages_of_its_host_may_connect(pr
         assert foreign.answer().status == 403
 
 
+@pytest.mark.programs
 @MAY_BE_LEFT_OUT
 def test_pings_keep_a_silent_connection_open_for_longer_than_the_proxy_bears(proxy: Proxy) -> None:
     with proxy.peer() as alive, proxy.peer() as still:
@@ -121,6 +123,7 @@ def test_pings_keep_a_silent_connection_open_for_longer_than_the_proxy_bears(pro
             assert still.rest() == b""  # no Close: a browser calls that 1006
 
 
+@pytest.mark.programs
 @MAY_BE_LEFT_OUT
 def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
     with proxy.peer() as old, proxy.peer() as new:
@@ -141,6 +144,7 @@ def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
         assert new.text().endswith("127.0.0.1")
 
 
+@pytest.mark.programs
 @MAY_BE_LEFT_OUT
 @pytest.mark.parametrize("host", ["$proxy_host", "$host"])
 def test_nginx_must_pass_the_host_on_with_its_port(host: str, upstream: int, tmp_path: Path) -> None:

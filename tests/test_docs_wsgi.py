@@ -26,6 +26,8 @@ from tests.support.threaded_servers import Werkzeug
 from tests.support.waiting import eventually
 from tests.support.wsgi_servers import SERVERS, Kind
 
+pytestmark = pytest.mark.programs
+
 PAGES = ("wsgi.md", "flask.md", "moving-wsgi.md")
 PYTHON = [block for block in blocks() if block.language == "python" and block.page.name in PAGES]
 

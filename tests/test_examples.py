@@ -40,6 +40,8 @@ from websockets.typing import Origin, Subprotocol
 from tests.support import LIMIT, PROJECT
 from tests.support.programs import Program, free_port
 
+pytestmark = pytest.mark.programs
+
 EXAMPLES = PROJECT / "examples"
 ECHOES = ("asgi_echo.py", "wsgi_echo.py", "wsgi_plain.py", "django_echo.py", "http_server.py", "asyncio_server.py")
 OTHERS = (

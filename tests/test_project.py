@@ -367,6 +367,7 @@ def _expected_sources() -> set[str]:
     return {_identify(path) for path in SOURCES} | {f"{PACKAGE}/py.typed"}
 
 
+@pytest.mark.programs
 @pytest.mark.timeout(120)
 def test_sdist_holds_what_a_build_needs_and_nothing_that_was_built(unpacked_sdist: Path) -> None:
     names = {str(path.relative_to(unpacked_sdist)) for path in unpacked_sdist.rglob("*") if path.is_file()}
@@ -378,6 +379,7 @@ def test_sdist_holds_what_a_build_needs_and_nothing_that_was_built(unpacked_sdis
     assert {name for name in names if unwanted.search(name)} == written
 
 
+@pytest.mark.programs
 @pytest.mark.timeout(300)
 def test_wheel_holds_the_package_and_its_extension_modules(unpacked_sdist: Path, tmp_path: Path) -> None:
     wheel, _ = _build("wheel", unpacked_sdist, tmp_path)
@@ -387,6 +389,7 @@ def test_wheel_holds_the_package_and_its_extension_modules(unpacked_sdist: Path,
     assert {name.removeprefix(f"{PACKAGE}/") for name in extensions} == _compiled_here()
 
 
+@pytest.mark.programs
 @pytest.mark.timeout(120)
 def test_wheel_without_a_compiler_is_complete_and_says_so(unpacked_sdist: Path, tmp_path: Path) -> None:
     wheel, said = _build("wheel", unpacked_sdist, tmp_path, CC="false")
@@ -395,6 +398,7 @@ def test_wheel_without_a_compiler_is_complete_and_says_so(unpacked_sdist: Path, 
         assert said.count("the interpreted code will run") == 1
 
 
+@pytest.mark.programs
 @pytest.mark.timeout(120)
 def test_pure_wheel_is_for_every_platform(unpacked_sdist: Path, tmp_path: Path) -> None:
     wheel, _ = _build("wheel", unpacked_sdist, tmp_path, WATERSHED_MW_PURE="1")

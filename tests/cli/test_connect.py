@@ -18,10 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from tests.support import LIMIT, PROJECT
 from tests.support.cli_server import HARMLESS, PROGRAM, Server, connect
 from tests.support.pages import blocks
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.programs
 
 # What a terminal would have obeyed of it, among what else it was sent.
 _OBEYED = re.compile("owned\x07|\x1b]0|\x1b\\[2J|[\x80-\x9f\u202e\u2069\x7f]")

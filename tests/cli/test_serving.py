@@ -28,6 +28,8 @@ from watershed_mw.cli.commands import run
 from watershed_mw.cli.heads import bounded
 from watershed_mw.cli.parameters import Address
 
+pytestmark = pytest.mark.programs
+
 # --- echo, and what serving commands share -------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients import FLAVOURS, Client, descriptors, left_tasks
-from tests.support.loops import LoopThread, UVLoopThread
+from tests.support.loops import LoopThread, UVLoopThread, use_once
 from tests.support.scripted import Script, Server
 from tests.support.waiting import until
 from watershed_mw.client.aio import network
@@ -18,20 +17,12 @@ from watershed_mw.client.aio import network
 Serve = Callable[..., Server]
 
 
-async def use_once() -> None:
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
-    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    writer.close()
-    server.close()
-    await server.wait_closed()
-
-
 @pytest.fixture(scope="session")
 def loops() -> Iterator[dict[str, LoopThread]]:
     """Event loops, each in a thread of its own."""
     loops = {"asyncio": LoopThread(), "uvloop": UVLoopThread()}
     for loop in loops.values():
-        loop.call(use_once())  # uvloop opens /dev/null for good with its first connection
+        loop.call(use_once())
     yield loops
     for loop in loops.values():
         loop.close()

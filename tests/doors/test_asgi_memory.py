@@ -14,6 +14,8 @@ from tests.support import LIMIT
 from tests.support.peers import close, head, text
 from tests.support.programs import Program
 
+pytestmark = pytest.mark.programs
+
 MIB = 2**20
 SERVER = """
 import asyncio, gc, json, os, socket, sys, threading

@@ -167,6 +167,7 @@ def _count(server: Any) -> int:
     return len(os.listdir(f"/proc/{server.get('/pid').body.decode()}/fd"))
 
 
+@pytest.mark.programs
 @pytest.mark.skipif(sys.platform != "linux", reason="another process's descriptors are in /proc")
 @pytest.mark.parametrize("kind", [kind for kind in SERVERS.values() if not kind.single], ids=lambda kind: kind.name)
 def test_descriptors_of_a_connection(kind: Kind) -> None:

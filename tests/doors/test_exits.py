@@ -119,6 +119,7 @@ def test_an_application_under_uvicorn_before_its_answer(uvicorns: Uvicorn, kind:
 # --- the WSGI servers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("name", SERVERS)
 def test_sys_exit_in_a_handler_under_wsgi(name: str) -> None:
     kind = SERVERS[name]
@@ -191,6 +192,7 @@ SIGNALS = {
 }
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("how", SIGNALS)
 def test_a_signal_that_comes_while_a_handler_is_at_work_ends_the_program(run: str, how: str, tmp_path: Any) -> None:

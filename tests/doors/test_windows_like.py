@@ -19,6 +19,8 @@ import pytest
 from tests.support.peers import close, head, text
 from tests.support.wsgi_servers import SERVERS, Kind, Running, start
 
+pytestmark = pytest.mark.programs
+
 
 class WindowsLike(Kind):
     """A row whose server runs on such a platform."""

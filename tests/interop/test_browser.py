@@ -19,7 +19,10 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from tests.support import LIMIT, PROJECT
 from tests.support.programs import Program
 
-pytestmark = pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_BROWSER") == "1", reason="WATERSHED_MW_NO_BROWSER=1")
+pytestmark = [
+    pytest.mark.programs,
+    pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_BROWSER") == "1", reason="WATERSHED_MW_NO_BROWSER=1"),
+]
 FLAGS = [
     "--no-sandbox",  # CI is root in a container
     "--disable-gpu",

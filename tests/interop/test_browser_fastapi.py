@@ -21,7 +21,10 @@ from tests.support.programs import Program
 
 from .test_browser import FLAGS, chromium
 
-pytestmark = pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_BROWSER") == "1", reason="WATERSHED_MW_NO_BROWSER=1")
+pytestmark = [
+    pytest.mark.programs,
+    pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_BROWSER") == "1", reason="WATERSHED_MW_NO_BROWSER=1"),
+]
 
 # A WebSocket of the browser: sends what it is given once it is open, after the greeting, and tells what it has seen.
 # With a close of its own it closes when as many messages have come back.

@@ -28,6 +28,8 @@ from tests.support.parties import (
     python_peers,
 )
 
+pytestmark = pytest.mark.programs
+
 PEER_CLIENTS = {
     "websockets": python_peers.WebsocketsClient.features,
     "picows": python_peers.PicowsClient.features,

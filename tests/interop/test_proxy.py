@@ -32,6 +32,8 @@ from watershed_mw.proxy import WebSocketProxy
 
 from .test_browser import FLAGS, chromium
 
+pytestmark = pytest.mark.programs
+
 PEERS = ("websockets", "npm-ws", "npm-watershed")
 CHOSEN = ("raw-httptools", "wsgi", "uvicorn-own")
 NO_NODE = os.environ.get("WATERSHED_MW_NO_NODE") == "1"

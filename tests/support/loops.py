@@ -48,6 +48,15 @@ class LoopThread:
         await self.loop.shutdown_asyncgens()
 
 
+async def use_once() -> None:
+    """Have the running loop open what it keeps: uvloop opens /dev/null for good with its first connection."""
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.close()
+    server.close()
+    await server.wait_closed()
+
+
 class UVLoopThread(LoopThread):
     """As :class:`LoopThread`, with uvloop."""
 

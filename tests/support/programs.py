@@ -25,6 +25,9 @@ from tests.support import LIMIT, PROJECT
 T = TypeVar("T")
 
 
+marked = True
+"""Whether the test that runs is marked as one that starts programs; without pytest nothing needs a mark."""
+
 ADDRESS = re.compile(r"\b(?:http|ws)://127\.0\.0\.1:(\d+)")
 
 
@@ -44,6 +47,7 @@ class Program:
     """
 
     def __init__(self, *command: str | Path, cwd: Path | None = None) -> None:
+        assert marked, "expected a test that starts a program to be marked: @pytest.mark.programs"
         arguments = [str(part) for part in command]
         if arguments[0].endswith(".py"):
             arguments.insert(0, sys.executable)

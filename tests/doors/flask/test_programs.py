@@ -17,6 +17,8 @@ from tests.support.programs import Program, free_port
 from tests.support.waiting import eventually
 from tests.support.wsgi_apps import get
 
+pytestmark = pytest.mark.programs
+
 BIN = Path(sys.executable).parent
 APPLICATION = "tests.support.flask_app:application"
 

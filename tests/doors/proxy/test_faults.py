@@ -27,6 +27,7 @@ from websockets.frames import Frame, Opcode
 from tests.doors.conftest import Start
 from tests.support import LIMIT
 from tests.support.asgi import Receive, Scope, Send
+from tests.support.loops import use_once
 from tests.support.peers import ACCEPT, Peer, binary, head, text
 from tests.support.programs import Program
 from tests.support.threaded_servers import UVICORN_CLASS, Uvicorn, Werkzeug
@@ -166,7 +167,8 @@ def descriptors() -> int:
 @pytest.fixture(params=["asyncio-h11", "uvloop-httptools", "werkzeug"])
 def door(request: pytest.FixtureRequest, running: Start) -> Iterator[Door]:
     """To be asked for before `upstream`, which is then closed before the look at what is left."""
-    background_loop()
+    loop, _ = background_loop()
+    asyncio.run_coroutine_threadsafe(use_once(), loop).result(LIMIT)
     door = Door()
     with contextlib.ExitStack() as stack:
         if request.param == "werkzeug":
@@ -223,6 +225,7 @@ def victims() -> Iterator[Program]:
 _numbers = iter(range(10**6))
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("stage", ["unread", "asked", "head", "switched", "frame", "idle", "flood"])
 def test_a_client_learns_at_once_that_its_upstream_was_killed(door: Door, victims: Program, stage: str) -> None:
     door.serve(f"ws://127.0.0.1:{victims.port()}")
@@ -411,6 +414,7 @@ def test_early_bytes_arrive_first_and_once_under_werkzeug_over_tls(
     eventually(lambda: not live_relays())
 
 
+@pytest.mark.programs
 def test_early_bytes_arrive_first_and_once_under_eventlet_over_tls(
     certificate: tuple[Path, ssl.SSLContext], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -563,6 +567,7 @@ def served(kind: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> It
             yield program, port
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize(
     "kind, code",
     [("uvicorn", 1012), ("werkzeug", 1001), ("gunicorn-preload", 1001), ("gunicorn-gevent", 1001)],
@@ -613,6 +618,7 @@ def test_a_server_that_stops_says_so_to_both_sides_between_two_frames(
         assert "Traceback" not in program.output
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize(
     "kind, number", [("uvicorn", signal.SIGINT), ("werkzeug", signal.SIGINT), ("werkzeug", signal.SIGTERM)]
 )
@@ -667,6 +673,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", ["uvicorn", "gunicorn-gthread"])
 def test_a_thousand_connections_take_no_thread_each(

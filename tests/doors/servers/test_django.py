@@ -14,6 +14,8 @@ from tests.support import LIMIT
 from tests.support.peers import Peer, close, head, text
 from tests.support.programs import Program
 
+pytestmark = pytest.mark.programs
+
 APP = """
 import sys
 from django.conf import settings

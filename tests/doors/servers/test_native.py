@@ -40,6 +40,8 @@ from tests.support.asgi_servers import (
 from tests.support.peers import Peer, binary, close, dial, head, ping, text
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.programs
+
 # --- our class: parsers and loops ----------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ from tests.support.http2_stream import Stream
 from tests.support.peers import Peer, binary, close, dial, head, text
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.programs
+
 # --- the portable API ----------------------------------------------------------------------------------------
 
 

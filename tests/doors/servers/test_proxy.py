@@ -14,6 +14,8 @@ from tests.support.scripted import Server, Visit
 from tests.support.waiting import eventually
 from tests.support.wire_peer import CLOSE, response_head
 
+pytestmark = pytest.mark.programs
+
 APP = "tests.support.proxy_app:application"
 NAMES = ("granian", "daphne", "gunicorn-asgi")
 WORKERS = {

@@ -29,6 +29,8 @@ from tests.support.wsgi_servers import SERVERS, Kind, Running, start, start_guni
 from tests.support.wsgi_servers_app import create
 from watershed_mw import UnsupportedServerError
 
+pytestmark = pytest.mark.programs
+
 MIB = 2**20
 
 CELLS = [*SERVERS, *(f"{name}+tls" for name, kind in SERVERS.items() if kind.tls)]
