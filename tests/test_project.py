@@ -222,7 +222,7 @@ PAIRS = {
     # ASGI's receive is the connection's own, without a second coroutine for each connection that waits.
     "uvicorn/messages.py": {
         *("_push", "_dispatcher", "_next_message", "_check_pull"),
-        *("_queue", "_is_over", "_take_turn", "_core", "_expect_wakeup"),
+        *("_queue", "_is_over", "_take_turn", "_expect_wakeup"),
     },
     # A part of the connection that is handed the connection itself, so that the two do not keep each other alive.
     "connection/aio/dispatch.py": {

@@ -1,9 +1,8 @@
-"""The ASGI door: a middleware that judges every upgrade and gives the application an upgrade object.
+"""The ASGI door: a middleware that checks every upgrade request and gives the application an upgrade object.
 
-Nothing is answered before the application decides, except a request that RFC 6455 or the origin
-policy refuses. Accept and refusal travel through ASGI ``receive`` and ``send``, so that middlewares see
-them and can add headers. The frames afterwards go past them where the server lets us have them, and
-as ASGI messages everywhere else.
+Nothing is answered before the application decides, unless RFC 6455 or the origin policy requires a refusal. Accept and
+refusal travel through ASGI ``receive`` and ``send``, so that middlewares see them and can add headers. Frames then
+bypass them under this package's uvicorn class; on every other server, they travel as ASGI messages.
 """
 
 from __future__ import annotations
@@ -60,12 +59,12 @@ class WatershedASGI:
             await upgrade.serve(self.app)
         except ConnectionClosed:
             if not upgrade.over:
-                raise  # It tells of another connection, such as one to a database or to an upstream.
+                raise  # It concerns another connection, such as one to a database or an upstream.
         except HandshakeError:
             if not upgrade.refused:
                 raise
         finally:
             if place is not None:
                 place.leave()
-            # The two refer to each other: what has ended need not wait for the garbage collector.
+            # Scope and upgrade refer to each other: without this, they would wait for the garbage collector.
             scope.pop("watershed", None)

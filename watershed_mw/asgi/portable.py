@@ -32,7 +32,7 @@ from .tasks import Changes, HomeThread, Line
 
 __all__ = ["PortableConnection"]
 
-# Past this many bytes that the server has not taken, the application is told when it has: asyncio's own mark.
+# With more bytes than this unsent, handlers for "drain" are called once the server has taken all: asyncio's own mark.
 _HIGH_WATER = 64 * 2**10
 
 
@@ -95,7 +95,7 @@ class PortableConnection(AsyncConnection):
             tasks.start_soon(work)
 
     async def finish(self, code: int) -> None:
-        """The application has returned or raised: end the connection, within ``close_timeout``, and tell of it."""
+        """The application has returned or raised: end the connection within ``close_timeout``."""
         if code == 1000:
             self.warn_if_never_run()
         if self._server.sends(code):
@@ -119,7 +119,7 @@ class PortableConnection(AsyncConnection):
             UnsupportedServerError: ``ping`` and ``pong``, which the server keeps to itself.
         """
         if event in ("ping", "pong"):
-            raise self._server.unsupported(f"to tell of {event.upper()} frames")
+            raise self._server.unsupported(f"to report {event.upper()} frames")
         return super().on(event, handler)
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
@@ -172,7 +172,7 @@ class PortableConnection(AsyncConnection):
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says. Raises :class:`UnsupportedServerError` where the server does not send this code."""
-        encode_close(code, reason)  # raises here what nobody would see on the other thread
+        encode_close(code, reason)  # raises here: on the other thread nobody would see it
         if code != CloseCode.NO_STATUS and not self._server.sends(code):
             raise self._server.unsupported(f"to close with {code}")
         if not self._on_own_thread():
@@ -201,7 +201,7 @@ class PortableConnection(AsyncConnection):
         return self.close_code or 1006, self.close_reason or ""
 
     async def wait_closed(self) -> None:
-        """Wait until the server has taken our Close, or has told of the end."""
+        """Wait until the server has taken our Close, or has reported the end."""
         if not self._on_own_thread():
             await self._on_own_loop(self.wait_closed)
             return

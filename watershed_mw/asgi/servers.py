@@ -1,7 +1,6 @@
 """Which ASGI server this is, and what it leaves out: scopes do not say, and errors should.
 
-What is listed here was found by running each server (tests/doors/test_servers.py). A server that nobody has
-listed is taken at its word.
+The facts come from running each server (tests/doors/servers). A server that is not listed is taken at its word.
 """
 
 from __future__ import annotations

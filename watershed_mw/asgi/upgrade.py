@@ -150,7 +150,7 @@ class ASGIUpgrade:
             the connection, or what is raw.
 
         Raises:
-            HandshakeError: no subprotocol in common; the client has been told so.
+            HandshakeError: no subprotocol in common; the client has been refused.
             ConnectionClosed: the client has gone.
             LocalProtocolError: the request has been answered before.
             UnsupportedServerError: the server cannot do this; nothing has been answered.
@@ -196,7 +196,7 @@ class ASGIUpgrade:
         Args:
             answer: fields of the opening handshake itself, such as ``Sec-WebSocket-Accept``.
             headers: the other header fields.
-            relay: called with the socket or the streams; what it returns is told when uvicorn stops.
+            relay: called with the socket or the streams; what it returns is ended when uvicorn stops.
 
         Raises:
             UnsupportedServerError: there is nothing raw here, see :attr:`native`; nothing has been answered.
@@ -237,7 +237,7 @@ class ASGIUpgrade:
         headers = list(headers)
         check_outgoing(headers)
         parts = None if isinstance(body, bytes) else aiter(body)
-        # A body that cannot even begin must not leave half an answer: what it raises is the server's to tell.
+        # A body that raises at its start must not leave half an answer: the server answers for the exception.
         first = cast(bytes, body) if parts is None else await anext(parts, b"")
         await self.take_connect()
         if "websocket.http.response" in (self._scope.get("extensions") or {}):
@@ -259,7 +259,7 @@ class ASGIUpgrade:
     async def wait_disconnected(self) -> None:
         """Wait until the client leaves, or the server refuses it, after :meth:`take_connect` and before an answer.
 
-        To be cancelled before that answer, as nobody else may receive meanwhile.
+        Cancel it before that answer: nothing else may receive meanwhile.
         """
         await self._channels.wait_disconnected()
 

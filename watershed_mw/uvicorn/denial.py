@@ -1,6 +1,6 @@
-"""An HTTP answer instead of the 101, under uvicorn: whole or streamed, by the application or by the door itself.
+"""An HTTP response instead of the 101, under uvicorn: whole or streamed, from the application or from this package.
 
-The connection ends with it. The client gets its time to read the answer, and no more.
+The connection ends with it. The client has a bounded time to read it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, MutableMapping
+from enum import Enum
 from typing import Any
 
 from ..core.handshake.headers import check_outgoing
@@ -23,11 +24,17 @@ def strings(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers]
 
 
+class _Stage(Enum):
+    STATUS = "nothing has been written"
+    BODY = "the head has been written, and perhaps a part of the body"
+    COMPLETE = "everything has been written, or the client has gone"
+
+
 class Denial:
     """The one answer to a request that is not accepted.
 
     Args:
-        transport: where it goes.
+        transport: the client's.
         loop: the transport's event loop.
         default_headers: fields that uvicorn adds to every response.
         timeout: seconds that the client has to read it.
@@ -40,7 +47,7 @@ class Denial:
         default_headers: list[tuple[bytes, bytes]],
         timeout: float,
     ) -> None:
-        self.complete = False
+        self._stage = _Stage.STATUS
         self._transport = transport
         self._loop = loop
         self._default_headers = default_headers
@@ -48,14 +55,18 @@ class Denial:
         self._abort_at: float | None = None
         self._status = 0
         self._headers: list[tuple[str, str]] = []
-        self._begun = False
         self._drained: asyncio.Future[None] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything has been written, or the client has gone."""
+        return self._stage is _Stage.COMPLETE
 
     def start(self, message: MutableMapping[str, Any]) -> int:
         """Take ``websocket.http.response.start``, and return its status; nothing is written before the body.
 
         Raises:
-            RuntimeError: that is no status of an answer.
+            RuntimeError: the status cannot be that of a response.
             ValueError: a header field cannot be written.
         """
         status = message["status"]
@@ -79,8 +90,8 @@ class Denial:
             raise ConnectionClosed(1006, "the client has gone before the end of the answer")
         body, more = bytes(message.get("body") or b""), message.get("more_body", False)
         bodiless = self._status in (204, 304)
-        if not self._begun:
-            self._begun = True
+        if self._stage is _Stage.STATUS:
+            self._stage = _Stage.BODY
             if more and not bodiless:
                 # Its length is not known yet: the end of the stream ends the body (RFC 9112 section 6.3).
                 headers = [*strings(self._default_headers), *self._headers]
@@ -102,11 +113,11 @@ class Denial:
         self.close()
 
     def abandon(self, error: HandshakeError | None) -> None:
-        """The application does not go on with an answer that it has begun.
+        """Finish a response for an application that does not.
 
-        As long as nothing of it is written, the client gets the status announced without a body, or ``error``.
+        If nothing has been written, the client gets the announced status without a body, or ``error``.
         """
-        if self._begun:
+        if self._stage is not _Stage.STATUS:
             self.close()
         elif error is not None:
             self.refuse(error)
@@ -120,15 +131,15 @@ class Denial:
             self._transport.write(write_response(self._status, headers, body))
 
     def close(self) -> None:
-        """That was all: close when the client has read it, or has had its time to."""
-        self.complete = True
+        """Close once the client has read everything, or its time is over."""
+        self._stage = _Stage.COMPLETE
         self._transport.close()
         if self._abort_at is None:
             due = time.monotonic() + self._timeout
             self._abort_at = timers_of(self._loop).set(due, _abort, self._transport)
 
     def stop_waiting(self) -> None:
-        """The server stops: a client that does not read its answer must not hold that up."""
+        """Uvicorn is stopping: a client that does not read its response must not delay that."""
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         elif not self.complete:
@@ -137,7 +148,7 @@ class Denial:
     # --- the transport's part ----------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as the application writes."""
+        """The client reads slower than the application writes."""
         self._drained = self._loop.create_future()
 
     def resume_writing(self) -> None:
@@ -148,7 +159,7 @@ class Denial:
 
     def connection_lost(self) -> None:
         """The transport is gone."""
-        self.complete = True
+        self._stage = _Stage.COMPLETE
         if self._abort_at is not None:
             timers_of(self._loop).cancel(self._abort_at, self._transport)
         self.resume_writing()

@@ -37,7 +37,7 @@ class Stage(Enum):
     DECIDING = "the application decides"
     ANSWERING = "the application answers with an HTTP response"
     ACCEPTED = "the 101 has been sent"
-    REFUSED = "an HTTP response has been sent, or nobody is there to read one"
+    REFUSED = "an HTTP response has been sent, or the client has gone"
 
 
 @lru_cache(maxsize=8)
@@ -216,7 +216,7 @@ class Handshake:
         if self.transport.is_closing():
             raise ConnectionClosed(1006, "the client has gone before the accept")
         outcome.carry_out(AsyncioTransport(self.transport), agreement, response, self._early, self._log)
-        # The application may hold on to this: a request head is several times as large as an idle connection's needs.
+        # A detached connection keeps this object: a request head is several times as large as the rest of it.
         self.request = None
         self._early = b""
         self._end_as(Stage.ACCEPTED)

@@ -1,6 +1,6 @@
-"""Header fields that many requests have in common, kept once: a browser's head takes 2 KiB with each connection else.
+"""Header fields that many requests have in common, kept once: each connection would keep 2 KiB of a browser's head.
 
-Only fields whose values recur, and tell nothing of one client, are remembered, within bounds that a client cannot move.
+Only fields whose values recur and do not identify a client are kept, within bounds that a client cannot move.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RECURRING = frozenset(
         *(b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"via"),
     }
 )
-# These tell of one client, at least some of them are secrets: the name alone is shared.
+# The values identify a client, and some are secrets: only the names are shared.
 _NAMES = {
     name: name
     for name in (
@@ -35,7 +35,7 @@ _known: dict[Field, Field] = {}
 
 
 def share_fields(fields: MutableSequence[Field]) -> None:
-    """Put fields that are known already, in place of their equals, into a scope's list of header fields."""
+    """Replace the fields in a scope's list of header fields by equal ones that are known already."""
     for index, field in enumerate(fields):
         known = _known.get(field)
         if known is not None:
@@ -46,5 +46,5 @@ def share_fields(fields: MutableSequence[Field]) -> None:
             fields[index] = (_NAMES.get(name, name), value)
         elif len(value) <= _MOST_BYTES:
             if len(_known) >= _MOST_FIELDS:
-                _known.clear()  # What is really common will be here again with the next requests.
+                _known.clear()  # Common fields come back with the next requests.
             _known[field] = field

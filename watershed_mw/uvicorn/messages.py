@@ -15,7 +15,6 @@ from ..connection.awaitables import NextTurn, mark_coroutine_function, on_loop
 from ..connection.base import logger
 from ..core.codes import MAX_CLOSE_REASON
 from ..core.handshake.headers import shown
-from ..core.states import State
 
 try:
     import cython
@@ -28,10 +27,6 @@ else:
     from threading import get_ident
 
 __all__ = ["ASGIMessages", "Unopened"]
-
-# Looked up once: a member of an Enum costs more than a call.
-_OPEN = State.OPEN
-
 
 App: TypeAlias = Callable[..., Awaitable[object]]
 
@@ -62,8 +57,8 @@ class ASGIMessages:
         self._thread = get_ident()
         self._unopened: Unopened | None = unopened
         self._connection: AsyncioConnection | None = None
-        # What further calls of receive wait for, once the application has received the disconnect: it never happens.
-        # Not a future for each of them: one that nobody but its task holds is collected together with that.
+        # What receive waits for once the application has received the disconnect: it never happens. One for all calls,
+        # held here: a future that only its task refers to is garbage together with that task.
         self._after_disconnect: asyncio.Event | None = None
 
     def open(self, connection: AsyncioConnection) -> None:
@@ -91,7 +86,7 @@ class ASGIMessages:
         """The next message to the application.
 
         Any number of tasks may receive: each gets one message, in the order in which they asked, and at the end each of
-        them gets the disconnect. Whoever asks after it waits until the task is cancelled, as under uvicorn's classes.
+        them gets the disconnect. Later calls wait until their task is cancelled, as under uvicorn's own classes.
         """
         if get_ident() != self._thread:
             received: dict[str, Any] = await on_loop(self._loop, self.receive)
@@ -111,7 +106,7 @@ class ASGIMessages:
         if connection._dispatcher.wakeup.state:
             await connection._take_turn()
         while connection._queue.count == 0:
-            if connection._core.state is not _OPEN and connection._is_over():
+            if connection._is_over():
                 self._end()
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}

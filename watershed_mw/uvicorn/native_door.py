@@ -1,4 +1,4 @@
-"""What this package's uvicorn class offers to a middleware: the way past the ASGI messages, to the stream itself."""
+"""What this package's uvicorn class offers to a middleware: access to the stream itself, past the ASGI messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Upgrading(Protocol):
 
 
 class NativeDoor:
-    """What ``scope["extensions"]["watershed_mw"]`` holds: the way around the ASGI messages.
+    """What ``scope["extensions"]["watershed_mw"]`` holds: access to the stream, past the ASGI messages.
 
     The opening handshake still travels through ASGI ``send``; only what follows goes native. Before the accept, a
     middleware plans its outcome with one of :meth:`connect`, :meth:`detach` and :meth:`hand_over`, and finds it there

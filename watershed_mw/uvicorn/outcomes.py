@@ -34,7 +34,7 @@ class RunningRelay(Protocol):
 
 
 class Outcome:
-    """One way to go on after the 101.
+    """What follows the 101.
 
     Args:
         settings: settings of the connection, and of its negotiation.
@@ -125,7 +125,7 @@ class Connected(Outcome):
 
 
 class Detached(Outcome):
-    """The raw stream, which the application owns from then on: nothing of it is uvicorn's to end any more."""
+    """The raw stream, which the application owns from then on: uvicorn no longer ends it."""
 
     __slots__ = ()
 

@@ -1,8 +1,8 @@
-"""An upgrade request as uvicorn hands it over: the head, bytes that it read too far, and the ASGI scope.
+"""An upgrade request as uvicorn hands it over: the head, the bytes read past it, and the ASGI scope.
 
-uvicorn gives its WebSocket class the request head, written out again from what its HTTP layer has parsed, and
-nothing else. What came behind the head in the same segment stays where the HTTP layer put it, and is fetched from
-there; so are the parsed fields, where they are the head to the letter.
+uvicorn gives its WebSocket class the request head, serialized again from what its HTTP layer has parsed, and nothing
+else. Bytes that followed the head in the same segment stay in the HTTP layer, and are taken from there; so are the
+parsed fields, if they serialize to exactly this head.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = ["early_bytes", "make_scope", "read_request", "scope_of_refused"]
 def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
     """The request in ``data``, its header fields as an ASGI scope has them, and what follows the head.
 
-    uvicorn's HTTP layer has parsed the head before, and the result is taken if it gives these very bytes once more;
-    only what is in any way unusual is parsed again.
+    uvicorn's HTTP layer has parsed the head already. Its result is used if it serializes to exactly these bytes; any
+    other head is parsed again.
 
     Raises:
         HandshakeError: as :func:`~watershed_mw.http.parse.read_request_head`.
@@ -47,7 +47,7 @@ def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, li
 
 
 def _http_version(http: object) -> str:
-    """The version of HTTP that the request came with; the head that uvicorn writes always says 1.1."""
+    """The HTTP version of the request; the head that uvicorn writes always says 1.1."""
     scope = getattr(http, "scope", None)
     return str(scope.get("http_version", "1.1")) if isinstance(scope, dict) else "1.1"
 
@@ -107,10 +107,10 @@ def make_scope(
 
     Args:
         config: uvicorn's configuration.
-        transport: where the request came from.
+        transport: the client's.
         request: the request.
         fields: its header fields, with lower-case names.
-        subprotocols: what it offers.
+        subprotocols: the subprotocols that it offers.
         state: state of the application's lifespan.
         door: what ``extensions["watershed_mw"]`` holds.
     """
@@ -136,7 +136,7 @@ def make_scope(
 
 
 def scope_of_refused(transport: asyncio.Transport, request: Request | None) -> dict[str, Any]:
-    """What a log needs of a request that gets no scope, or that is none."""
+    """The part of a scope that a log line needs, for a request that is refused before it has one, or is invalid."""
     path, _, query = ("?", "", "") if request is None else request.target.partition("?")
     return {"client": _ends(transport)[2], "path": unquote(path), "query_string": query.encode("latin-1")}
 
@@ -145,6 +145,6 @@ def _ends(transport: asyncio.Transport) -> tuple[bool, Any, Any]:
     """Whether the transport is secure, and the addresses of its two ends, as ASGI has them."""
     http: Any = transport.get_protocol()
     try:
-        return http.scheme == "https", http.server, http.client  # uvicorn's HTTP layer has asked the kernel already
+        return http.scheme == "https", http.server, http.client  # uvicorn has asked the kernel already
     except AttributeError:
         return is_ssl(transport), get_local_addr(transport), get_remote_addr(transport)

@@ -159,7 +159,7 @@ def test_header_fields_of_the_accept(portable: Portable) -> None:
 
 def test_what_the_server_keeps_is_a_clear_error(portable: Portable) -> None:
     program, port, server = portable
-    wanted = ("to send a PING", "to tell of PING frames", "to tell of PONG frames", "to drop the stream")
+    wanted = ("to send a PING", "to report PING frames", "to report PONG frames", "to drop the stream")
     with dial(port, "/kept") as client:
         for what in wanted:
             error = str(client.recv(LIMIT))
