@@ -7,10 +7,6 @@ from ..core.receive_queue cimport ReceiveQueue
 from ..core.prepared cimport PreparedMessage
 
 
-cdef extern from "Python.h":
-    int delete_attribute "PyObject_GenericSetAttr"(object target, object name, void *nothing) except -1
-
-
 cdef class WatershedConnection:
     cdef object __weakref__
     cdef public Account _account
@@ -29,7 +25,7 @@ cdef class WatershedConnection:
     cdef public ReceiveQueue _queue
     cdef public bint _ran
     cdef public object _shutdown_code
-    cdef public object _kept
+    cdef public object _state
     cdef public object _on_ended
     cdef public object _trace
     cdef public object id

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from ..core.base import BaseProtocol
 from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
@@ -37,12 +37,9 @@ except ImportError:  # Cython is needed to build the compiled form, never to run
     from .. import _cython as cython
 
 if cython.compiled:
-    from cython.cimports.cpython.object import PyObject_GenericSetAttr as set_attribute
     from cython.cimports.cpython.time import monotonic
 else:
     from time import monotonic
-
-    set_attribute = object.__setattr__
 
 __all__ = [
     "ConnectionInfo",
@@ -159,7 +156,6 @@ class WatershedConnection:
         "_error",
         "_handler_error",
         "_handlers",
-        "_kept",
         "_limits",
         "_meter",
         "_on_ended",
@@ -168,6 +164,7 @@ class WatershedConnection:
         "_queue",
         "_ran",
         "_shutdown_code",
+        "_state",
         "_trace",
         "id",
         "local",
@@ -180,7 +177,7 @@ class WatershedConnection:
 
     def __init__(self, info: ConnectionInfo, protocol: BaseProtocol, queue: ReceiveQueue | None = None) -> None:
         earlier = info.continues
-        self._kept: SimpleNamespace | None = None if earlier is None else earlier._kept
+        self._state: SimpleNamespace | None = None if earlier is None else earlier._state
         self.id: int = next(_ids) if earlier is None else earlier.id
         self.request = info.request
         self.remote = info.remote
@@ -218,40 +215,13 @@ class WatershedConnection:
 
     @property
     def state(self) -> SimpleNamespace:
-        """The application's own attributes of this connection, as Starlette's ``request.state``.
+        """The application's own attributes of this connection, as Starlette's ``request.state``: ``conn.state.user``.
 
-        ``conn.user = "Ann"`` sets ``conn.state.user``, where the connection has no attribute of that name itself.
+        The connection itself takes no further attributes, and none of its methods can be replaced.
         """
-        if self._kept is None:
-            self._kept = SimpleNamespace()
-        return self._kept
-
-    if not TYPE_CHECKING:
-        # Instead of a dictionary in each connection: where there is one, each call between compiled methods looks for a
-        # replaced method in it first. So no method can be replaced, on either build.
-
-        def __getattr__(self, name: str) -> Any:
-            if name == "__dict__":
-                return vars(self.state)
-            if name != "_kept" and self._kept is not None and name in vars(self._kept):
-                return vars(self._kept)[name]
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            try:
-                set_attribute(self, name, value)
-            except AttributeError:
-                if any(name in vars(kind) for kind in type(self).__mro__):
-                    raise  # it cannot be set
-                vars(self.state)[name] = value
-
-        def __delattr__(self, name: str) -> None:
-            if self._kept is not None and name in vars(self._kept):
-                del vars(self._kept)[name]
-            elif cython.compiled:
-                delete_attribute(self, name, cython.NULL)  # noqa: F821
-            else:
-                object.__delattr__(self, name)
+        if self._state is None:
+            self._state = SimpleNamespace()
+        return self._state
 
     # --- handlers ------------------------------------------------------------------------------------
 
