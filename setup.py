@@ -41,6 +41,7 @@ MODULES = (
     "core.receive_queue",
     "sockets.blocking",
     "connection.awaitables",
+    "connection.handlers",
     "connection.base",
     "connection.broadcast",
     "connection.aio.api",

@@ -134,7 +134,7 @@ class PortableConnection(AsyncConnection):
         if not self._queue:
             await self._pause()
             raise self._closed_error()
-        message = self._take_message()
+        message = self._message_after(self._queue.take())
         self._update_memory()
         self._changes.notify()
         return message
@@ -251,7 +251,7 @@ class PortableConnection(AsyncConnection):
         account = self._account
         if account is not None and account.ending and not account.recovered():
             self._queue.clear()
-            self._take(self._core.fail(account.error(), time.monotonic()))
+            self._handlers.sort(self, self._core.fail(account.error(), time.monotonic()))
             self._update_memory()
         self._held_back = account is not None and account.paused
         self._changes.notify()
@@ -278,7 +278,7 @@ class PortableConnection(AsyncConnection):
             data = message.get("text")
             if data is None:
                 data = bytes(message.get("bytes") or b"")
-            self._take(self._core.receive_message(data, time.monotonic()))
+            self._handlers.sort(self, self._core.receive_message(data, time.monotonic()))
             self._update_memory()
         elif message["type"] == "websocket.disconnect":
             # Servers leave the code out, or give None, where the peer gave none (ASGI's default).
@@ -298,12 +298,12 @@ class PortableConnection(AsyncConnection):
         while True:
             if self._drained:
                 self._drained = False
-                await await_results(self._emit("drain", ()), self._handler_failed)
+                await await_results(self._handlers.emit(self, "drain", ()), self._handler_failed)
             elif self._push and self._queue:
                 event = self._queue.take()
                 self._update_memory()
                 self._changes.notify()
-                await await_results(self._emit_event(event), self._handler_failed)
+                await await_results(self._handlers.emit_event(self, event), self._handler_failed)
             elif self._core.ended:
                 await await_results(self._emit_end(), self._handler_failed)
                 self._end_reported = True

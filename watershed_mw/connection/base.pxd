@@ -5,6 +5,7 @@ from ..core.base cimport BaseProtocol
 from ..core.memory_budget cimport Account, Meter
 from ..core.receive_queue cimport ReceiveQueue
 from ..core.prepared cimport PreparedMessage
+from .handlers cimport Handlers
 
 
 cdef class WatershedConnection:
@@ -17,7 +18,7 @@ cdef class WatershedConnection:
     cdef public object _ended_at
     cdef public object _error
     cdef public object _handler_error
-    cdef public tuple _handlers
+    cdef public Handlers _handlers
     cdef public object _limits
     cdef public Meter _meter
     cdef public double _opened
@@ -34,15 +35,9 @@ cdef class WatershedConnection:
     cdef public object remote
     cdef public object request
 
-    @cython.locals(at_once=list)
-    cpdef tuple _take(self, list events)
     cpdef bint _is_report_due(self, Py_ssize_t held) except -1
-    @cython.locals(meter=Meter, incoming=Py_ssize_t, queued=Py_ssize_t, held=Py_ssize_t)
+    @cython.locals(account=Account, incoming=Py_ssize_t, queued=Py_ssize_t)
     cpdef _report_memory(self, Py_ssize_t unsent, Py_ssize_t taking=*)
-    cpdef tuple _emit_event(self, object event)
-    @cython.locals(results=tuple, handlers=tuple, index=Py_ssize_t)
-    cpdef tuple _emit(self, str event, tuple args)
-    cpdef object _take_message(self)
     cpdef tuple _emit_end(self)
     cpdef _note_end(self)
     cpdef _queue_message(self, object data)

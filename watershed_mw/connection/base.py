@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, Final, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from ..core.base import BaseProtocol
 from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
-from ..core.events import Event, Failed, Ping, Pong
+from ..core.events import Event
 from ..core.handshake.negotiation import Agreement
 from ..core.limits import Limits
 from ..core.memory_budget import STEP, Account, Meter
@@ -25,10 +26,9 @@ from ..core.prepared import PreparedMessage
 from ..core.receive_queue import ReceiveQueue
 from ..core.states import Role, State
 from ..errors import ConnectionClosed, LocalProtocolError
-from ..runtime.interrupts import is_interrupt
 from ..runtime.registry import Registry
-from .awaitables import READY
-from .memory import open_account
+from .handlers import EVENTS, MESSAGES, NO_HANDLERS, Handler, called_once
+from .memory import Holder, open_account
 from .tracer import Tracer
 
 try:
@@ -51,16 +51,10 @@ __all__ = [
     "log_handler_failure",
 ]
 
-Handler: TypeAlias = Callable[..., Any]
-"""Called with the event's arguments; in the asyncio flavour it may be a coroutine function."""
-
 Trace: TypeAlias = "Callable[[str, WatershedConnection, bytes], None]"
 """Called with a probe's name, the connection, and the bytes concerned."""
 
 _H = TypeVar("_H", bound=Handler)
-
-EVENTS: Final = frozenset({"text", "binary", "ping", "pong", "error", "connection_reset", "end", "drain"})
-MESSAGES: Final = frozenset({"text", "binary"})
 
 logger = logging.getLogger("watershed_mw")
 _ids = itertools.count(1)
@@ -189,14 +183,13 @@ class WatershedConnection:
         self._on_ended = info.ended
         self._shutdown_code = info.shutdown_code
         self._core = protocol
-        self._opened: float = self._now() if earlier is None else earlier._opened
+        self._opened: float = monotonic() if earlier is None else earlier._opened
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(info.limits) if queue is None else queue
         # What is held counts from STEP bytes on (core/memory_budget.py): while it does, there is an account.
         self._account: Account | None = None
         self._meter: Meter | None = None
-        # Event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
-        self._handlers: tuple[Any, ...] = ()
+        self._handlers = NO_HANDLERS
         self._push = False
         self._ran = False  # whether something has waited while handlers are called: run(), or wait_closed()
         self._error: BaseException | None = None
@@ -244,7 +237,7 @@ class WatershedConnection:
             raise ValueError(f"expected one of the events {', '.join(sorted(EVENTS))}, got {event!r}")
         if handler is None:
             return lambda function: self.on(event, function)
-        self._handlers = (*self._handlers, event, handler)
+        self._handlers = self._handlers.adding(event, handler)
         if event in MESSAGES:
             self._push = True
             self._handlers_changed()
@@ -252,33 +245,17 @@ class WatershedConnection:
 
     def once(self, event: str, handler: Handler) -> Handler:
         """Call ``handler`` at the next ``event`` alone. Raises as :meth:`on`."""
-
-        def call(*args: Any) -> Any:
-            self.off(event, call)
-            return handler(*args)
-
-        call.__wrapped__ = handler  # type: ignore[attr-defined]  # so that off() finds it
-        self.on(event, call)
+        self.on(event, called_once(handler, partial(self.off, event)))
         return handler
 
     def off(self, event: str, handler: Handler) -> None:
         """Stop calling ``handler`` at ``event``; nothing happens when it was never called there."""
-        kept: list[Any] = []
-        for known_event, known in handlers_of(self):
-            if known_event != event or (known != handler and getattr(known, "__wrapped__", None) != handler):
-                kept += (known_event, known)
-        self._handlers = tuple(kept)
-
-    def _has_handler(self, event: str) -> bool:
-        return event in self._handlers[::2]
+        self._handlers = self._handlers.without(event, handler)
 
     def warn_if_never_run(self) -> None:
-        """Log that the application leaves a connection with handlers that it has not run: they would never be called.
-
-        Where it waits in a way of its own, and has got messages meanwhile, nothing is wrong.
-        """
+        """Log that an application returns without having called ``run()``: its handlers would never be called."""
         if self._push and not self._ran and self._core.sending and (self._queue or not self._core.messages_received):
-            events = ", ".join(sorted({event for event, _ in handlers_of(self) if event in MESSAGES}))
+            events = ", ".join(sorted({event for event, _ in self._handlers if event in MESSAGES}))
             logger.warning(
                 "%r is ended as it is left, with handlers for %s that were never called: call run() (asyncio: await "
                 "it) after the last on(...), it returns when the connection has ended",
@@ -289,31 +266,11 @@ class WatershedConnection:
     def _handlers_changed(self) -> None:
         """A handler for messages has come; a flavour may have messages waiting for it."""
 
-    def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Call the handlers of ``event`` in order, and return what they returned: none of it is done already."""
-        results: tuple[Any, ...] = ()
-        handlers = self._handlers
-        for index in range(0, len(handlers), 2):
-            if handlers[index] != event:
-                continue
-            handler = handlers[index + 1]
-            try:
-                result = handler(args[0]) if len(args) == 1 else handler(*args)
-                if result is not None and result is not READY:
-                    results = (*results, result)
-            except ConnectionClosed:
-                pass  # A reply came too late, as the end itself tells.
-            except BaseException as error:
-                if is_interrupt(error):
-                    raise
-                self._handler_failed(error)  # whatever it is, it ends this connection alone
-        return results
-
     def _handler_failed(self, error: BaseException) -> None:
         """A handler raised: the connection ends with 1011, and whoever waits in ``run`` gets the exception."""
         if self._handler_error is None:
             self._handler_error = error
-        self._core.close(1011, "", self._now())
+        self._core.close(1011, "", monotonic())
 
     # --- the end, as each flavour brings it about ------------------------------------------------------
 
@@ -349,36 +306,6 @@ class WatershedConnection:
         """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
         raise NotImplementedError
 
-    # --- what comes in -------------------------------------------------------------------------------
-
-    def _take(self, events: list[Event]) -> tuple[Event, ...]:
-        """Queue what the protocol reported, and return what is to be told at once.
-
-        Where messages are pushed everything goes through the queue, in order; where they are pulled,
-        control frames do not wait for somebody to pull.
-        """
-        at_once: list[Event] | None = None
-        for event in events:
-            if self._trace is not None:
-                self._trace.received(self, event, self._core.sending and not self._core.write_paused)
-            if isinstance(event, (str, bytes)):
-                if self._queue.full and not self._core.sending:
-                    # The application has ended the connection and does not read: it wants no more. What it has still
-                    # to take has no gaps.
-                    self._queue.stay_full()
-                    continue
-                self._queue.put(event)
-            elif isinstance(event, Failed):
-                self._error = event.error
-            elif isinstance(event, (Ping, Pong)) and self._has_handler("ping" if isinstance(event, Ping) else "pong"):
-                if self._push:
-                    self._queue.put(event)
-                else:
-                    if at_once is None:
-                        at_once = []
-                    at_once.append(event)
-        return () if at_once is None else tuple(at_once)
-
     # --- memory --------------------------------------------------------------------------------------
 
     def _is_report_due(self, held: int) -> bool:
@@ -392,17 +319,14 @@ class WatershedConnection:
             unsent: bytes that the peer has not taken.
             taking: bytes of a message in the queue that is being taken.
         """
-        meter = self._meter
-        if meter is None:
-            max_memory = self._limits.max_memory
-            if max_memory is None:
+        if self._meter is None:
+            if self._limits.max_memory is None:
                 return
-            meter = self._meter = Meter(open_account(self, max_memory))
+            self._meter = Meter(open_account(cast(Holder, self), self._limits.max_memory))
+        account = self._meter.account
         incoming, queued = self._core.incoming_size(), max(0, self._queue.size - taking)
-        held = incoming + queued + unsent
-        meter.set_marks(held)
-        self._account = meter.account if held >= STEP else None
-        meter.account.report(incoming, queued, unsent, monotonic())
+        self._account = account if self._meter.set_marks(incoming + queued + unsent) else None
+        account.report(incoming, queued, unsent, monotonic())
 
     def _close_account(self) -> None:
         """Forget the account: nothing is held any more, or another object holds it."""
@@ -410,26 +334,10 @@ class WatershedConnection:
         if account is not None:
             account.close()
 
-    def _memory_changed(self) -> None:
-        """The account says something new; in any thread."""
-        raise NotImplementedError
-
-    def _emit_event(self, event: Event) -> tuple[Any, ...]:
-        """Tell the handlers of one event taken from the queue."""
-        if isinstance(event, str):
-            return self._emit("text", (event,))
-        if isinstance(event, bytes):
-            return self._emit("binary", (event,))
-        assert isinstance(event, (Ping, Pong))
-        return self._emit("ping" if isinstance(event, Ping) else "pong", (event.payload,))
-
-    def _take_message(self) -> str | bytes:
-        """Take the next message; control frames on the way are told."""
-        return self._take_message_after(self._queue.take())
-
-    def _take_message_after(self, event: Event) -> str | bytes:
+    def _message_after(self, event: Event) -> str | bytes:
+        """The first message from ``event`` on, which was taken from the queue; handlers of others are called."""
         while not isinstance(event, (str, bytes)):
-            self._emit_event(event)
+            self._handlers.emit_event(self, event)
             event = self._queue.take()
         return event
 
@@ -452,19 +360,19 @@ class WatershedConnection:
         self._note_end()
         results: tuple[Any, ...] = ()
         if self._error is not None:
-            results = self._emit("error", (self._error,))
+            results = self._handlers.emit(self, "error", (self._error,))
         elif self._core.reset and not self._destroyed:
-            results = self._emit("connection_reset", ())
+            results = self._handlers.emit(self, "connection_reset", ())
         code, reason = self.close_code or 1006, self.close_reason or ""
         if self._trace is not None:
             self._trace.sent_close(self, self._core.close_sent)
             self._trace("end", self, b"%d %s" % (code, reason.encode()))
-        return results + self._emit("end", (code, reason))
+        return results + self._handlers.emit(self, "end", (code, reason))
 
     def _note_end(self) -> None:
         if self._ended_at is not None:
             return
-        self._ended_at = self._now()
+        self._ended_at = monotonic()
         _live.discard(self)
         if self._on_ended is not None:
             self._on_ended()
@@ -500,12 +408,12 @@ class WatershedConnection:
 
     def _queue_ping(self, data: Sendable) -> None:
         payload = checked_ping(data)
-        self._core.ping(payload, self._now())
+        self._core.ping(payload, monotonic())
         if self._trace is not None:
             self._trace("send-ping", self, payload)
 
     def _queue_close(self, code: int, reason: str) -> None:
-        self._core.close(code, exact_text(reason), self._now())
+        self._core.close(code, exact_text(reason), monotonic())
 
     # --- how it stands -------------------------------------------------------------------------------
 
@@ -552,25 +460,12 @@ class WatershedConnection:
     @property
     def stats(self) -> Stats:
         """Frames, messages and bytes each way since the opening handshake."""
-        core = self._core
-        return Stats(
-            frames_received=core.frames_received,
-            frames_sent=core.frames_sent,
-            messages_received=core.messages_received,
-            messages_sent=core.messages_sent,
-            bytes_received=core.bytes_received,
-            bytes_sent=core.bytes_sent,
-        )
+        return Stats(*(getattr(self._core, field.name) for field in fields(Stats)))
 
     @property
     def duration(self) -> float:
         """Seconds since the opening handshake; once the connection has ended, those that it lasted."""
-        return (self._now() if self._ended_at is None else self._ended_at) - self._opened
-
-    @staticmethod
-    def _now() -> float:
-        now: float = monotonic()
-        return now
+        return (monotonic() if self._ended_at is None else self._ended_at) - self._opened
 
     def __repr__(self) -> str:
         state = self._core.state.name.lower()
@@ -580,11 +475,6 @@ class WatershedConnection:
 def log_handler_failure(connection: WatershedConnection, error: BaseException) -> None:
     """Log what a handler raised, where nobody waits who could be given it."""
     logger.error("a handler of %r raised", connection, exc_info=error)
-
-
-def handlers_of(connection: WatershedConnection) -> Iterator[tuple[str, Handler]]:
-    """Events and their handlers, in the order in which they were registered."""
-    return zip(connection._handlers[::2], connection._handlers[1::2], strict=True)
 
 
 def live_connections() -> list[WatershedConnection]:

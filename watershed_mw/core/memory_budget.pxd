@@ -30,7 +30,7 @@ cdef class Meter:
 
     cpdef bint is_due(self, Py_ssize_t held) except -1
     @cython.locals(step=Py_ssize_t)
-    cpdef set_marks(self, Py_ssize_t held)
+    cpdef bint set_marks(self, Py_ssize_t held) except -1
 
 
 cdef class MemoryBudget:

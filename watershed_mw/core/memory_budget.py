@@ -142,14 +142,15 @@ class Meter:
         """Whether ``held`` bytes are to be reported."""
         return held >= self._above or held < self._below
 
-    def set_marks(self, held: int) -> None:
-        """Note that ``held`` bytes are being reported."""
+    def set_marks(self, held: int) -> bool:
+        """Note that ``held`` bytes are being reported, and return whether they count."""
         if held < _STEP:
             self._above, self._below = _STEP, 0
-            return
+            return False
         step = min(max(_STEP, held // 4), _LARGEST_STEP)
         self._above = held + step
         self._below = held - step + 1
+        return True
 
 
 class MemoryBudget:

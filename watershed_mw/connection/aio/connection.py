@@ -166,7 +166,7 @@ class AsyncioConnection(AsyncioDriver):
         if self._dispatcher.wakeup.line is not None:
             self._dispatcher.wakeup.pass_on()
         event = self._queue.take()
-        message = event if isinstance(event, (str, bytes)) else self._take_message_after(event)
+        message = event if isinstance(event, (str, bytes)) else self._message_after(event)
         if not self._writer.corked:  # else the read ends with it: to stop and begin again within takes two system calls
             self._update_reading()
         return message
@@ -345,7 +345,7 @@ class AsyncioConnection(AsyncioDriver):
         error = account.error()
         self._flow.held_back = False
         self._queue.clear()
-        self._dispatcher.emit_events(self, self._take(self._core.fail(error, monotonic())))
+        self._dispatcher.emit_events(self, self._handlers.sort(self, self._core.fail(error, monotonic())))
         if account.unsent_most:
             self._drop()
         else:

@@ -66,7 +66,7 @@ class Dispatcher:
             if connection._push:
                 # While the peer does not read, replies would pile up: it has to wait for its own.
                 while queue.count > 0 and self._handler is None and not writer.is_stalled():
-                    self.await_results(connection, connection._emit_event(queue.take()))
+                    self.await_results(connection, connection._handlers.emit_event(connection, queue.take()))
                 if core.state is not _OPEN and queue.count == 0 and self._handler is None:
                     core.messages_handed_over(monotonic())
             elif self.wakeup.has_waiter():
@@ -95,7 +95,7 @@ class Dispatcher:
     def emit_events(self, connection: WatershedConnection, events: tuple[Event, ...]) -> None:
         """Call the handlers of ``events`` ahead of what is queued."""
         for event in events:
-            self.await_results(connection, connection._emit_event(event))
+            self.await_results(connection, connection._handlers.emit_event(connection, event))
 
     def await_results(self, connection: WatershedConnection, results: tuple[Any, ...]) -> None:
         """Have the next event wait for what handlers returned, so that order stays."""

@@ -110,7 +110,7 @@ class AsyncioDriver(AsyncConnection):
                     and isinstance(events[0], (str, bytes))
                 ):
                     self._queue.put(events[0])  # as nearly always
-                elif at_once := self._take(events):
+                elif at_once := self._handlers.sort(self, events):
                     self._dispatcher.emit_events(self, at_once)
                 if self._queue.count > 0 and not self._push:
                     self._dispatcher.wakeup.notify()
@@ -167,7 +167,7 @@ class AsyncioDriver(AsyncConnection):
         self._writer.paused = False
         self._core.writing_resumed()
         self._wake_waiters()
-        self._dispatcher.await_results(self, self._emit("drain", ()))
+        self._dispatcher.await_results(self, self._handlers.emit(self, "drain", ()))
         self._advance_and_apply_state()
 
     # --- one turn ----------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class AsyncioDriver(AsyncConnection):
         """Do what is due by the clock, and set the timer anew."""
         self._timer_due = inf
         events = self._core.handle_timeout(monotonic(), self._writer.buffered())
-        self._dispatcher.emit_events(self, self._take(events))
+        self._dispatcher.emit_events(self, self._handlers.sort(self, events))
         self._advance_and_apply_state()
         if not self._writer.lost and self._timer_due == inf:
             self._arm()
@@ -291,7 +291,7 @@ class AsyncioDriver(AsyncConnection):
         account = self._account
         if account is not None and account.ending and account.unsent_most:
             # At once: an application that does not wait for send() lets nothing else run.
-            self._take(self._core.fail(account.error(), monotonic()))
+            self._handlers.sort(self, self._core.fail(account.error(), monotonic()))
             self._core.abort()
             self._loop.call_soon(self._drop)
         elif unsent > self._limits.max_unsent_bytes:

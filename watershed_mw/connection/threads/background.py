@@ -38,14 +38,13 @@ from ..aio.api import AsyncHandler
 from ..aio.connection import AsyncioConnection
 from ..awaitables import Pending
 from ..base import (
-    MESSAGES,
     ConnectionInfo,
     WatershedConnection,
-    handlers_of,
     live_connections,
     log_handler_failure,
     logger,
 )
+from ..handlers import MESSAGES, Handlers
 
 __all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket"]
 
@@ -53,11 +52,7 @@ __all__ = ["Background", "BackgroundEvents", "BackgroundHandler", "attach_socket
 class Handed(Interface):
     """What a connection that was handed over still does itself."""
 
-    def _has_handler(self, event: str) -> bool:
-        """Whether it has a handler of ``event``."""
-
-    def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Call the handlers of ``event``."""
+    _handlers: Handlers
 
     def _emit_end(self) -> tuple[Any, ...]:
         """Call the handlers of the end."""
@@ -244,24 +239,37 @@ class BackgroundEvents(Background):
 class _Carrier(AsyncioConnection):
     """Moves the bytes of a connection whose handlers are called by threads, in order; applications never see it."""
 
-    __slots__ = ("_outer", "_workers")
+    __slots__ = ()
 
     def dispatch_to(self, connection: WatershedConnection, workers: Workers) -> None:
         """Call the handlers of ``connection``, including those that are registered later."""
-        self._outer = cast(Handed, connection)
-        self._workers = workers
+        self._handlers = _PooledHandlers(connection, workers)
         self._push = True
 
-    def _has_handler(self, event: str) -> bool:
-        return self._outer._has_handler(event)
 
-    def _emit(self, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+class _PooledHandlers(Handlers):
+    """The handlers of another connection, called on a pool of threads."""
+
+    __slots__ = ("_outer", "_workers")
+
+    def __init__(self, connection: WatershedConnection, workers: Workers) -> None:
+        super().__init__()
+        self._outer = cast(Handed, connection)
+        self._workers = workers
+
+    def has(self, event: str) -> bool:
+        """Whether there is a handler of ``event``."""
+        return self._outer._handlers.has(event)
+
+    def emit(self, connection: Any, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Have the handlers of ``event`` called; what is returned is done when they have returned."""
         if event == "end":
             self._outer._note_end()
-        if not self._has_handler(event):
+        if not self.has(event):
             return ()
+        call = partial(self._outer._handlers.emit, self._outer, event, args)
         # Not a coroutine, which would warn where the loop fails before it is awaited.
-        return (Pending(partial(_in_turn, self._workers, partial(self._outer._emit, event, args))),)
+        return (Pending(partial(_in_turn, self._workers, call)),)
 
 
 class BackgroundHandler(Background):
@@ -284,7 +292,7 @@ class BackgroundHandler(Background):
         self, connection: WatershedConnection, info: ConnectionInfo, transport: asyncio.Transport
     ) -> AsyncioConnection:
         inner = HandledConnection(info, self._core, transport, queue=self._queue)
-        for event, handler in handlers_of(connection):
+        for event, handler in connection._handlers:
             if event not in MESSAGES:
                 inner.on(event, partial(_call_in_turn, self._workers, handler))
         return inner

@@ -101,7 +101,7 @@ class ThreadConnection(WatershedConnection):
                 if event.__class__ is str or event.__class__ is bytes:
                     return event
                 if event is not None:
-                    self._emit_event(event)
+                    self._handlers.emit_event(self, event)
             if core.state is not _OPEN:
                 with stream.turns.lock:
                     if not self._queue:
@@ -267,7 +267,7 @@ class ThreadConnection(WatershedConnection):
             elif event is True:
                 self._driver.follow_up(self)
             else:
-                self._emit_event(event)
+                self._handlers.emit_event(self, event)
 
     def run_in_background(self, handler: AsyncHandler | None = None) -> None:
         """Hand the connection to the process's event-loop thread and return at once.
@@ -350,7 +350,7 @@ class ThreadConnection(WatershedConnection):
                 return
             error, unreachable = account.error(), account.unsent_most
             self._queue.clear()
-            self._take(self._core.fail(error, time.monotonic()))
+            self._handlers.sort(self, self._core.fail(error, time.monotonic()))
             self._stream.turns.notify()
         self._close_account()
         if unreachable:

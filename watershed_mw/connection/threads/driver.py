@@ -13,10 +13,10 @@ import time
 from typing import Any, cast
 from typing import Protocol as Interface
 
-from ...core.events import Event
 from ...core.memory_budget import MAX_PAUSE, Account
 from ...core.states import State
 from ..base import WatershedConnection
+from ..handlers import Handlers
 from .pump import Pump
 from .stream import SharedStream, take_event
 from .watcher import FORGET
@@ -58,8 +58,7 @@ class Owner(Interface):
     def _end_emitted(self) -> bool:
         """Whether handlers of the end were called."""
 
-    def _emit_event(self, event: Event) -> tuple[Any, ...]:
-        """Call the handlers of an event."""
+    _handlers: Handlers
 
     def _emit_end(self) -> tuple[Any, ...]:
         """Call the handlers of the end."""
@@ -246,7 +245,7 @@ class ThreadsDriver:
             (event,) = map(take_event, (self._stream,))
             if event is None:
                 return
-            owner._emit_event(event)
+            owner._handlers.emit_event(owner, event)
 
     def _emit_heard(self, connection: WatershedConnection) -> None:
         """Call the handlers of control frames, which do not wait for messages to be received."""
@@ -256,7 +255,7 @@ class ThreadsDriver:
                 if not stream.heard:
                     return
                 event, stream.heard = stream.heard[0], stream.heard[1:]
-            cast(Owner, connection)._emit_event(event)
+            connection._handlers.emit_event(connection, event)
 
     def _finish(self, connection: WatershedConnection) -> None:
         """Call the handlers of the rest and of the end, once; while a thread is in ``run()``, it does that."""

@@ -122,7 +122,7 @@ class SharedStream:
 
     def _queue_events(self, connection: WatershedConnection, events: list[Event]) -> None:
         if events:
-            at_once = connection._take(events)
+            at_once = connection._handlers.sort(connection, events)
             if at_once:
                 self.heard = self.heard + at_once
 
