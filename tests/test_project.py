@@ -224,12 +224,12 @@ PAIRS = {
         *("_push", "_dispatcher", "_next_message", "_check_pull"),
         *("_queue", "_is_over", "_take_turn", "_expect_wakeup"),
     },
-    # A part of the connection that is handed the connection itself, so that the two do not keep each other alive.
-    "connection/aio/dispatch.py": {
-        *("_core", "_queue", "_push", "_limits", "_emit_event", "_emit_end", "_end_emitted"),
-    },
+    # Parts of a connection that are handed the connection itself, so that the two do not keep each other alive.
+    "connection/aio/dispatch.py": {"_core", "_queue", "_push", "_limits", "_handlers", "_emit_end", "_end_emitted"},
+    "connection/handlers.py": {"_core", "_error", "_handler_failed", "_push", "_queue", "_trace"},
+    "connection/threads/driver.py": {"_handlers"},
     # C calls from one compiled step: what comes in between would lose bytes.
-    "connection/threads/stream.py": {"_take", "_queue_message"},
+    "connection/threads/stream.py": {"_handlers", "_queue_message"},
     # One C call for each connection.
     "connection/broadcast.py": {"_send_prepared"},
     # Other people's objects, which have no other way.
