@@ -73,6 +73,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "WSGIUpgrade": "wsgi.upgrade",
         "WatershedWSGI": "wsgi.middleware",
         "asks_for_upgrade": "wsgi.middleware",
+        "install_signal_handlers": "wsgi.shutdown",
     },
     # One file each: what they export is what they define.
     "watershed_mw.django": {},

@@ -57,6 +57,8 @@ class Options(ConnectionOptions, total=False):
         :class:`~watershed_mw.DeflateOptions`.
     shutdown_code: close code for connections when the server stops. Default 1012 under uvicorn, 1001 for WSGI; None
         makes the WSGI middleware leave connections and signals alone.
+    install_signal_handlers: whether the WSGI middleware, from its first connection on, catches SIGTERM, SIGHUP and
+        SIGINT if no other handler is installed. Default True; no effect elsewhere.
     trace: called as ``trace(probe, connection, data)`` at ``start``, ``end``, ``read-buffer``, ``recv-*``
         and ``send-*``; None (the default) costs nothing.
 
@@ -66,6 +68,7 @@ class Options(ConnectionOptions, total=False):
     protocols: Sequence[str] | None
     origins: str | Sequence[str] | None
     max_connections: int | None
+    install_signal_handlers: bool
 
 
 # At 8 KiB each, half a GiB; and as many as one proxy has ports.
@@ -92,6 +95,7 @@ class Settings:
     max_connections: int | None
     shutdown_code: int | None
     """0 for the default of the server class or middleware."""
+    install_signal_handlers: bool
 
     @classmethod
     def of(cls, options: Options) -> Settings:
@@ -114,6 +118,7 @@ class Settings:
             limits=Limits(**given),
             max_connections=most,
             shutdown_code=_checked_shutdown_code(options.get("shutdown_code", 0)),
+            install_signal_handlers=_checked_switch(options, "install_signal_handlers"),
         )
 
 
@@ -150,6 +155,13 @@ def _hint(name: str, known: frozenset[str]) -> str:
         return " (an option of WatershedASGI and WatershedWSGI)"
     close = get_close_matches(name, known, 1, cutoff=0.75)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _checked_switch(options: Options, name: str) -> bool:
+    value = options.get(name, True)
+    if not isinstance(value, bool):
+        raise ValueError(f"expected {name} as True or False, got {value!r}")
+    return value
 
 
 def _checked_shutdown_code(code: Any) -> int | None:

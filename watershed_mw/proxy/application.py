@@ -68,6 +68,7 @@ class WebSocketProxy:
         origins: allowed origins besides the request's own host, see :class:`~watershed_mw.Options`; ignored where the
             application has its own middleware, which checks them.
         shutdown_code: close code for both sides when the server stops; default 1012 under uvicorn, 1001 under WSGI.
+        install_signal_handlers: as for :class:`~watershed_mw.WatershedWSGI`.
 
     Raises:
         ValueError, TypeError: an argument is invalid.
@@ -92,6 +93,7 @@ class WebSocketProxy:
         max_connections: int | None = _MAX_CONNECTIONS,
         origins: str | list[str] | None = None,
         shutdown_code: int | None = 0,
+        install_signal_handlers: bool = True,
     ) -> None:
         if isinstance(upstream, str):
             parse_upstream(upstream)
@@ -106,7 +108,12 @@ class WebSocketProxy:
         _check_positive(**{name: value for name, value in optional.items() if value is not None})
         extra = httpx.Headers(headers)
         check_outgoing(extra.multi_items())
-        middleware_options: Options = {"origins": origins, "max_connections": None, "shutdown_code": shutdown_code}
+        middleware_options: Options = {
+            "origins": origins,
+            "max_connections": None,
+            "shutdown_code": shutdown_code,
+            "install_signal_handlers": install_signal_handlers,
+        }
         connection_options: ConnectionOptions = {"max_message_size": max_message_size, "close_timeout": close_timeout}
         config = Config(
             upstream=upstream,

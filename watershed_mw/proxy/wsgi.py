@@ -20,14 +20,13 @@ from urllib.parse import quote
 from ..connection.limit import Place
 from ..errors import ConnectionClosed, HandshakeError
 from ..http.write import status_line
-from ..options import Options
 from ..relay.api import Relay, relay
 from ..relay.streams import can_relay
 from ..runtime.exhaustion import is_exhausted, unavailable
 from ..runtime.loop_thread import LoopFailedError, background_loop, run_on_background_loop
 from ..wsgi.middleware import WatershedWSGI, asks_for_upgrade
 from ..wsgi.responses import Environ, Rejection, StartResponse
-from ..wsgi.shutdown import catch_signals, watch_process
+from ..wsgi.shutdown import watch_process
 from ..wsgi.upgrade import WSGIUpgrade
 from .config import Config
 from .disconnect import cancel_on_disconnect, wait_disconnected
@@ -57,12 +56,7 @@ class WSGIProxy:
         code = config.middleware_options["shutdown_code"]
         self._shutdown_code = 1001 if code == 0 else code
         self._mode_logged = False
-        # The middleware would also catch SIGINT, for connections in threads; relays need no more than what follows, and
-        # the process may be that of an ASGI server.
-        options: Options = {**config.middleware_options, "shutdown_code": None}
-        self._middleware = WatershedWSGI(self._serve, **options)
-        if self._shutdown_code is not None:
-            catch_signals(interrupt=False)
+        self._middleware = WatershedWSGI(self._serve, **config.middleware_options)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -152,7 +146,9 @@ class WSGIProxy:
 
         try:
             if self._shutdown_code is not None:
-                watch_process(server.stopping)  # before there is a relay, which the process must close when it stops
+                # Before there is a relay, which the process must close when it stops.
+                handle_signals = self._config.middleware_options["install_signal_handlers"]
+                watch_process(server, handle_signals=handle_signals)
             sock = upgrade.hand_over(fields, others)
             relayed = run_on_background_loop(begin(sock))
         except BaseException:

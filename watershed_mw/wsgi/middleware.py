@@ -25,7 +25,6 @@ from .responses import (
     close_body,
     started_body,
 )
-from .shutdown import catch_signals
 from .upgrade import EmptyBody, WSGIUpgrade
 
 __all__ = ["WatershedWSGI", "asks_for_upgrade"]
@@ -47,8 +46,6 @@ class WatershedWSGI:
         self.options = options
         self.shed = Watershed(**options)
         self.connection_limit = ConnectionLimit(self.shed.settings.max_connections)
-        if self.shed.settings.shutdown_code is not None:
-            catch_signals()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""

@@ -39,6 +39,7 @@ class WSGIServer:
         stopping: gives what tells whether the server is stopping, where there is such a thing.
         client: gives the client's socket, or its descriptor, which stays the server's.
         target: gives the request target as the client sent it; None where the server keeps it nowhere.
+        handles_signals: whether it has signal handlers in C, which Python does not know and must not replace.
     """
 
     name: str
@@ -48,6 +49,7 @@ class WSGIServer:
     stopping: Callable[[], Callable[[], bool] | None] = lambda: None
     client: Callable[[Environ, Any], Any] = lambda environ, start_response: -1
     target: Callable[[Environ, Any], str | None] = lambda environ, start_response: _target_in_environ(environ)
+    handles_signals: bool = False
 
     def no_background(self, environ: Environ) -> str:
         """Why a connection cannot outlive its request here; empty where it can."""
@@ -278,7 +280,7 @@ _SERVERS: Final = (
         "another middleware hides its start_response: make WatershedWSGI the outermost one",
     ),
     WSGIServer("eventlet", _has("eventlet.input"), _eventlet, client=_of_eventlet, target=_target_of_eventlet),
-    WSGIServer("uWSGI", _has("uwsgi.version"), _uwsgi, client=_of_uwsgi),
+    WSGIServer("uWSGI", _has("uwsgi.version"), _uwsgi, client=_of_uwsgi, handles_signals=True),
     WSGIServer(
         "mod_wsgi", _has("mod_wsgi.version"), None, f"Apache keeps the client's connection to itself: {_INSTEAD}"
     ),

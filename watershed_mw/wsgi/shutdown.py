@@ -1,8 +1,8 @@
-"""The end of a WSGI worker process: every connection gets its Close, and nobody waits for long.
+"""The end of a WSGI worker process: every connection gets its Close, within a bounded time.
 
-A server that stops knows nothing of sockets that it gave away, and of those in its threads only that they
-are busy. So the process watches for its own end: gunicorn's worker says when it stops; others die of a
-signal, unless that is caught here; and the interpreter's exit is the last moment for all of them.
+A server that stops does not know the sockets that it gave away, and knows of its handler threads only that they are
+busy. So the first connection starts a watch for the end of the process: gunicorn's worker has a flag that is polled,
+other servers die of a signal, which is caught, and the interpreter's exit is the last chance.
 """
 
 from __future__ import annotations
@@ -21,25 +21,33 @@ from ..connection.base import WatershedConnection, live_connections
 from ..relay.api import Relay, live_relays
 from ..runtime.greenlets import threads_are_greenlets
 from ..runtime.loop_thread import start_thread
+from ..runtime.main_thread import call_in_main_thread
+from .servers import WSGIServer
 
-__all__ = ["catch_signals", "drain", "watch_process"]
+__all__ = ["install_signal_handlers", "watch_process"]
 
-# Seconds that peers have to answer the Close: a replacement may be waiting for this process to go.
+# Seconds for peers to answer the Close: a replacement may be waiting for this process to exit.
 _GRACE = 0.5
-# How often, in seconds, gunicorn's worker is asked whether it stops. Where it is to stop at once (SIGINT, SIGQUIT) it
-# breaks off its handlers 0.1 seconds after it has said so.
-_LOOK_EVERY = 0.05
-# Seconds that those have whose stream has been broken: so long does it take to notice.
-_NOTICE = 0.2
+# Seconds between two looks at gunicorn's worker. On a quick shutdown (SIGINT, SIGQUIT) it interrupts its handlers 0.1
+# seconds after it has set its flag.
+_POLL_INTERVAL = 0.05
+# Grace period in seconds after aborting a stream.
+_ABORT_GRACE = 0.2
+# Seconds that the first connection waits for the main thread to install the handlers. Servers whose main thread accepts
+# connections wake it at least this often.
+_MAIN_THREAD_TIMEOUT = 1.0
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 
 
 class _Process:
-    """What is known of this process's connections; a fork begins anew, as what was here before is the parent's."""
+    """The state of the watch in this process; a child process starts with a new one."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.watched = False
+        self.catches_signals = False
         self.draining = False
 
 
@@ -52,20 +60,51 @@ def _this_process() -> _Process:
     return _processes[-1]
 
 
-def watch_process(stopping: Callable[[], Callable[[], bool] | None]) -> None:
-    """See to it that connections with a ``shutdown_code`` are ended when this process stops.
+def watch_process(server: WSGIServer, *, handle_signals: bool) -> None:
+    """End connections and relays that have a ``shutdown_code`` when this process stops.
+
+    Called for each connection, from any thread, before its 101 goes out; only the first call of a process has work.
 
     Args:
-        stopping: gives what tells whether the server is stopping, or None where a signal or the interpreter's exit
-            will tell; asked once per process.
+        server: the server that runs here.
+        handle_signals: whether to catch the signals that would end the process.
     """
     process = _this_process()
     with process.lock:
         first, process.watched = not process.watched, True
+        catch = handle_signals and not server.handles_signals and not process.catches_signals
+        process.catches_signals |= catch
     if first:
         _at_exit(drain)
-    if first and (stops := stopping()) is not None:
+    if first and (stops := server.stopping()) is not None:
         threading.Thread(target=_watch, args=(stops,), name="watershed-drain", daemon=True).start()
+    if catch:
+        _install_from_here()
+
+
+def install_signal_handlers() -> None:
+    """End connections before SIGTERM, SIGHUP or SIGINT ends the process, where no other handler is installed.
+
+    The first connection calls it in the main thread. Call it yourself, in the main thread, where that waits for a lock
+    or in a system call for as long as the server runs, as in ``thread.join()``: it runs no Python code then.
+
+    Raises:
+        ValueError: this is not the main thread.
+    """
+    for number in filter(_is_unhandled, _SIGNALS):
+        signal.signal(number, _on_signal)
+
+
+def _install_from_here() -> None:
+    try:
+        install_signal_handlers()
+    except ValueError:  # this is a thread of the server
+        timeout = _MAIN_THREAD_TIMEOUT if _is_unhandled(signal.SIGTERM) else 0.0
+        call_in_main_thread(install_signal_handlers, timeout)
+
+
+def _is_unhandled(number: int) -> bool:
+    return signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def _at_exit(call: Callable[[], None]) -> None:
@@ -74,28 +113,28 @@ def _at_exit(call: Callable[[], None]) -> None:
     try:
         register(call)
     except RuntimeError:
-        pass  # The interpreter is on its way out already.
+        pass  # the interpreter is shutting down already
 
 
 def _watch(stops: Callable[[], bool]) -> None:
     while not stops():
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL_INTERVAL)
     drain()
 
 
 def drain() -> None:
     """End every connection and relay of this process that has a ``shutdown_code``, within half a second."""
-    connections = _to_be_ended()
+    connections = _affected()
     for connection in connections:
         connection.start_close("the server stops", code=connection.shutdown_code or 1001)
     _wait_until_gone(connections, _GRACE)
     for connection in connections:
         if not connection.gone:
             connection.abort()
-    _wait_until_gone(connections, _NOTICE)
+    _wait_until_gone(connections, _ABORT_GRACE)
 
 
-def _to_be_ended() -> list[WatershedConnection | Relay]:
+def _affected() -> list[WatershedConnection | Relay]:
     living: list[WatershedConnection | Relay] = [*live_connections(), *live_relays()]
     return [connection for connection in living if connection.shutdown_code is not None]
 
@@ -106,32 +145,16 @@ def _wait_until_gone(connections: list[WatershedConnection | Relay], timeout: fl
         time.sleep(0.01)
 
 
-def catch_signals(*, interrupt: bool = True) -> None:
-    """Drain before the process ends by a signal that nobody else has a handler for; from the main thread only.
-
-    Args:
-        interrupt: whether by SIGINT as well: a server that has the KeyboardInterrupt may wait for handlers in other
-            threads before it ends. asyncio has a better handler, but only where it finds Python's own.
-    """
-    for name in ("SIGTERM", "SIGHUP", "SIGINT")[: 3 if interrupt else 2]:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            try:
-                signal.signal(number, _on_signal)
-            except ValueError:
-                return  # not the main thread
-
-
 def _on_signal(number: int, frame: Any) -> None:
     process = _this_process()
-    if not process.draining and _to_be_ended():
+    if not process.draining and _affected():
         process.draining = True
-        # Not in this thread: it may be the one that has to see its connection's end through.
+        # In another thread: this one may be needed to finish the closing handshake of its own connection.
         if threads_are_greenlets():
-            # The hub may be waiting for sockets, and does not look at what is new until one of them wakes it.
+            # A real thread: the hub may be waiting for sockets, and starts no greenlet before one of them is ready.
             start_thread(partial(_drain_for, number))
         else:
-            # Started without waiting for it to run: that may take a lock that this very thread holds.
+            # threading.Thread.start() waits for the thread, and this handler may have interrupted it holding a lock.
             _thread.start_new_thread(_drain_for, (number,))
     elif number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
@@ -143,6 +166,6 @@ def _on_signal(number: int, frame: Any) -> None:
 def _drain_for(number: int) -> None:
     drain()
     if number == signal.SIGINT:
-        _this_process().draining = False  # who has caught the KeyboardInterrupt may go on
+        _this_process().draining = False  # code that catches the KeyboardInterrupt may go on
     else:
         os.kill(os.getpid(), number)

@@ -168,7 +168,8 @@ class WSGIUpgrade:
             server, way, head = self._take()
             settings = shed.settings
             if settings.shutdown_code is not None:
-                watch_process(server.stopping)  # first: the process may stop as soon as there is something to end
+                # First: the process may stop as soon as there is something to end.
+                watch_process(server, handle_signals=settings.install_signal_handlers)
             try:
                 way.write(response)
             except ConnectionClosed:

@@ -1,0 +1,195 @@
+"""The WSGI door and the signals of its process: handlers come with the first connection, or not at all.
+
+That servers end every connection when a signal stops them is in ``test_wsgi_process.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.peers import Peer, close, text
+from tests.support.programs import Program
+from tests.support.waiting import eventually
+from tests.support.wsgi_servers import SERVERS, start
+from watershed_mw import WatershedWSGI
+from watershed_mw.proxy import WebSocketProxy
+from watershed_mw.runtime.main_thread import call_in_main_thread
+from watershed_mw.wsgi import install_signal_handlers
+
+ALL = ["SIGTERM", "SIGHUP", "SIGINT"]
+
+
+@contextmanager
+def served(way: str) -> Iterator[tuple[Program, Callable[[], Peer]]]:
+    with Program(sys.executable, "-m", "tests.support.signals_app", way) as program:
+        port = program.port()
+        yield program, lambda: Peer(port)
+
+
+def ask(peer: Peer, question: str) -> Any:
+    peer.send(text(question))
+    return json.loads(peer.text())
+
+
+def before(program: Program) -> Any:
+    """The signals that have a handler once the application has been made."""
+    return json.loads(program.wait_for_line(re.compile(r"before (.*)"))[1])
+
+
+def test_no_constructor_installs_a_handler(run_python: Callable[..., str]) -> None:
+    shown = run_python(
+        "import signal\n"
+        "numbers = signal.SIGTERM, signal.SIGHUP, signal.SIGINT\n"
+        "before = [signal.getsignal(number) for number in numbers]\n"
+        "from flask import Flask\n"
+        "from watershed_mw import WatershedWSGI\n"
+        "from watershed_mw.flask import Shed\n"
+        "from watershed_mw.proxy import WebSocketProxy\n"
+        "things = WatershedWSGI(print), Shed(Flask('app')), WebSocketProxy('ws://127.0.0.1:9')\n"
+        "print([signal.getsignal(number) for number in numbers] == before)"
+    )
+    assert shown == "True\n"
+
+
+def test_the_first_connection_installs_them_though_it_is_served_by_another_thread() -> None:
+    with served("plain") as (program, connect), connect() as peer:
+        assert before(program) == []
+        peer.open("/")
+        assert ask(peer, "state") == ALL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_the_only_connection_and_then_the_process(number: signal.Signals) -> None:
+    with served("plain") as (program, connect), connect() as peer:
+        peer.open("/")
+        assert ask(peer, "state") == ALL
+        os.kill(program.pid, number)
+        assert peer.close() == (1001, "the server stops")
+        peer.send(close(1001))
+        assert program.wait() == -number
+
+
+def test_an_interrupt_ends_connections_and_a_program_may_go_on() -> None:
+    with served("plain") as (program, connect):
+        with connect() as peer:
+            peer.open("/")
+            assert ask(peer, "state") == ALL
+            os.kill(program.pid, signal.SIGINT)
+            assert peer.close() == (1001, "the server stops")
+            peer.send(close(1001))
+            peer.end()
+        program.wait_for_line(re.compile("KeyboardInterrupt"))
+        with connect() as peer:
+            peer.open("/")
+            assert ask(peer, "state") == ALL
+
+
+def test_the_option_leaves_signals_alone() -> None:
+    with served("off") as (program, connect), connect() as peer:
+        peer.open("/")
+        assert ask(peer, "state") == before(program) == []
+        os.kill(program.pid, signal.SIGTERM)
+        assert program.wait() == -signal.SIGTERM
+        assert peer.rest() == b"", "the process has ended without a Close"
+
+
+def test_without_handlers_the_exit_of_the_interpreter_ends_connections() -> None:
+    with start(SERVERS["werkzeug"], install_signal_handlers=False) as server:
+        server.wait_until_it_serves()
+        with server.peer() as peer:
+            peer.open("/background")
+            peer.send(text("here"))
+            assert peer.text() == "here"
+            os.kill(server.program.pid, signal.SIGINT)
+            assert peer.close() == (1001, "the server stops")
+
+
+def test_a_handler_of_the_program_is_kept() -> None:
+    with served("own") as (program, connect), connect() as peer:
+        peer.open("/")
+        assert before(program) == ["SIGTERM"]
+        eventually(lambda: ask(peer, "state") == ALL, "the other handlers")
+        os.kill(program.pid, signal.SIGTERM)
+        program.wait_for_line(re.compile("own handler"))
+        assert ask(peer, "state") == ALL, "the connection goes on"
+
+
+def test_a_signal_to_a_child_ends_the_child_alone() -> None:
+    with served("plain") as (program, connect), connect() as peer:
+        peer.open("/")
+        assert ask(peer, "fork") == -signal.SIGTERM
+        os.kill(program.pid, signal.SIGTERM)
+        assert peer.close() == (1001, "the server stops")
+
+
+def test_a_main_thread_that_waits_for_ever_holds_up_no_connection() -> None:
+    with served("blocked") as (_, connect), connect() as peer:
+        began = time.monotonic()
+        peer.open("/")
+        assert time.monotonic() - began < 5.0
+        assert ask(peer, "state") == [], "it runs no code that could install them"
+
+
+def test_a_program_may_install_them_before_its_main_thread_waits() -> None:
+    with served("explicit") as (program, connect), connect() as peer:
+        peer.open("/")
+        assert ask(peer, "state") == ALL
+        os.kill(program.pid, signal.SIGTERM)
+        assert peer.close() == (1001, "the server stops")
+
+
+def test_a_server_with_handlers_in_c_keeps_them() -> None:
+    """Python does not know uWSGI's handlers, and would replace them."""
+    with start(SERVERS["uwsgi"]) as server:
+        server.wait_until_it_serves()
+        with server.peer() as peer:
+            peer.open("/background")
+            peer.send(text("here"))
+            assert peer.text() == "here"
+            os.kill(server.program.pid, signal.SIGTERM)
+            assert server.program.wait() == 30, "UWSGI_END_CODE"
+
+
+def test_they_are_installed_in_the_main_thread_alone() -> None:
+    errors: list[ValueError] = []
+
+    def install() -> None:
+        try:
+            install_signal_handlers()
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=install)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+
+
+def test_a_call_in_the_main_thread() -> None:
+    seen: list[threading.Thread] = []
+    results: list[bool] = []
+    call = lambda: seen.append(threading.current_thread())  # noqa: E731
+    thread = threading.Thread(target=lambda: results.append(call_in_main_thread(call, 10.0)))
+    thread.start()
+    eventually(lambda: results, "the call")
+    thread.join()
+    assert results == [True]
+    assert seen == [threading.main_thread()]
+
+
+@pytest.mark.parametrize("value", [None, 1, "yes"])
+def test_the_option_is_true_or_false(value: Any) -> None:
+    for door in (lambda **options: WatershedWSGI(lambda *_: [], **options), lambda **o: WebSocketProxy("ws://a", **o)):
+        with pytest.raises(ValueError, match="expected install_signal_handlers as True or False, got "):
+            door(install_signal_handlers=value)
