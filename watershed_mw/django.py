@@ -1,7 +1,7 @@
-"""A refused opening handshake, and a client that leaves, as Django's kind of exception.
+"""Refused opening handshakes and disconnected clients as Django exceptions.
 
-Django answers them and logs a warning. Otherwise it would log a crash of the application, with a
-traceback and a mail to its administrators, at any stranger's pleasure.
+Django turns these into responses and logs a warning. Without them, any client could make it log a crash of the
+application with a traceback and mail its administrators.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ __all__ = ["ClientLeft", "HandshakeForbidden", "HandshakeRefused", "refused"]
 
 
 class ClientLeft(ConnectionClosed, BadRequest):
-    """A :class:`~watershed_mw.ConnectionClosed` that leaves a view; its response goes nowhere."""
+    """A :class:`~watershed_mw.ConnectionClosed` that may leave a view; its response is discarded."""
 
 
 class HandshakeRefused(HandshakeError, BadRequest):
-    """A :class:`~watershed_mw.HandshakeError` that leaves a view: Django answers 400, whatever the status."""
+    """A :class:`~watershed_mw.HandshakeError` that may leave a view: Django responds with 400, whatever its status."""
 
 
 class HandshakeForbidden(HandshakeError, PermissionDenied):
-    """The same where the status is 403, which Django has a page for."""
+    """The same for status 403, for which Django has a page."""
 
 
 def refused(error: HandshakeError) -> HandshakeError:
-    """``error`` as Django understands it."""
+    """``error`` as an exception that Django handles."""
     kind = HandshakeForbidden if error.status == 403 else HandshakeRefused
     return kind(str(error), status=error.status, headers=error.headers)

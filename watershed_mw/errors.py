@@ -1,17 +1,16 @@
-"""Every exception that this package raises on purpose.
+"""The exceptions of this package.
 
 ::
 
     WatershedError
     ├── HandshakeError                the opening handshake was refused (HTTP status, headers, body)
-    ├── ProtocolError                 the rules of RFC 6455 or RFC 7692 were broken (close code)
+    ├── ProtocolError                 RFC 6455 or RFC 7692 was violated (close code)
     │   ├── RemoteProtocolError       ... by the peer
-    │   └── LocalProtocolError        ... by this program: a bug to mend (also a ValueError)
-    ├── ConnectionClosed              the connection has ended (also a ConnectionError, hence an OSError)
-    └── UnsupportedServerError        the server in front cannot do what was asked (also a RuntimeError)
+    │   └── LocalProtocolError        ... by this program: a bug (also a ValueError)
+    ├── ConnectionClosed              the connection is closed (also a ConnectionError, hence an OSError)
+    └── UnsupportedServerError        the server does not support what was asked for (also a RuntimeError)
 
-A local failure is never reported as the peer's, nor the other way round. Nothing in this module
-knows of sockets or of HTTP text.
+A local failure is never reported as the peer's, nor the other way round.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ class HandshakeError(WatershedError):
     """The opening handshake failed (RFC 6455 section 4).
 
     Args:
-        message: what was expected, what came, and what to do; it is also the body of the answer.
-        status: HTTP status with which a server answers, or that a server answered, e.g. 400.
-        headers: header fields that belong into that answer, e.g. ``Sec-WebSocket-Version``, or that came with it.
-        body: body of the answer; the message unless given.
-        response: the answer as the HTTP client has it.
+        message: what was expected, what came, and what to do; it is also the response body.
+        status: HTTP status of the response, sent or received, such as 400.
+        headers: header fields of the response, such as ``Sec-WebSocket-Version``.
+        body: response body; the message by default.
+        response: the response object of the HTTP client.
 
     Attributes:
         status: int.
         headers: tuple of (name, value) string pairs.
-        body: on a server the UTF-8 encoded message, ready to be sent as ``text/plain``; on a client what the server
-            sent, at most 64 KiB.
-        response: on a client that went through httpx the ``httpx.Response``; else None.
+        body: on a server, the UTF-8 encoded message, to be sent as ``text/plain``; on a client, what the server sent,
+            at most 64 KiB.
+        response: the ``httpx.Response`` on a client that uses httpx; else None.
     """
 
     def __init__(
@@ -69,11 +68,11 @@ class HandshakeError(WatershedError):
 
 
 class ProtocolError(WatershedError):
-    """A rule of the protocol was broken; ``close_code`` is the code that tells the peer (section 7.4).
+    """The protocol was violated; ``close_code`` is the code to close with (section 7.4).
 
     Args:
         message: what was expected and what came.
-        close_code: close code that fits the fault; 1002 (protocol error) unless given.
+        close_code: close code for the violation; 1002 (protocol error) by default.
     """
 
     def __init__(self, message: str, *, close_code: int = 1002) -> None:
@@ -82,20 +81,20 @@ class ProtocolError(WatershedError):
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke the protocol, or went past a limit of ours; the connection is being failed."""
+    """The peer violated the protocol or exceeded a limit; the connection is being failed."""
 
 
 class LocalProtocolError(ProtocolError, ValueError):
-    """This program asked for something that the protocol forbids; nothing was sent."""
+    """This program attempted something that the protocol forbids; nothing was sent."""
 
 
 class ConnectionClosed(WatershedError, ConnectionError):
-    """The connection has ended, or is ending: no message can be sent or received any more.
+    """The connection is closed or closing: messages can no longer be sent or received.
 
-    It is also a :class:`ConnectionError`, so that ``except OSError`` catches it, as ASGI asks for.
+    It is also a :class:`ConnectionError`, so that ``except OSError`` catches it, as ASGI requires.
 
     Args:
-        code: close code of section 7.4; 1005 when the peer gave none, 1006 when it vanished.
+        code: close code of section 7.4; 1005 if the peer sent none, 1006 if it disconnected without a Close.
         reason: close reason, at most 123 bytes in UTF-8; often empty.
     """
 
@@ -109,4 +108,4 @@ class ConnectionClosed(WatershedError, ConnectionError):
 
 
 class UnsupportedServerError(WatershedError, RuntimeError):
-    """The server that carries the request cannot do what was asked; the message names the way out."""
+    """The server does not support what was asked for; the message names alternatives."""

@@ -1,11 +1,11 @@
-"""Sugar for FastAPI: a dependency that gives an endpoint its accepted connection.
+"""A FastAPI dependency that provides the accepted connection.
 
-It composes with other dependencies and security schemes. A 101 cannot be taken back, so it has to
-be the last one: whoever another dependency refuses gets that one's HTTP answer.
+It composes with other dependencies and security schemes. A 101 cannot be taken back, so it must be the last one: a
+request that another dependency refuses gets an HTTP response.
 """
 
-# No `from __future__ import annotations` here: FastAPI reads the annotations of __call__, and finds no module to look
-# up their names in when a dependency is an object.
+# No `from __future__ import annotations` here: FastAPI evaluates the annotations of __call__, and has no module to look
+# names up in when a dependency is an object.
 import inspect
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Unpack
@@ -25,14 +25,15 @@ __all__ = ["Accepted", "upgrade"]
 class Accepted:
     """A dependency that accepts the upgrade: ``conn: Annotated[AsyncConnection, Depends(Accepted())]``.
 
-    What the endpoint leaves open is ended when it returns. ``app.add_middleware(WatershedASGI)`` must stand in front.
+    The connection is closed when the endpoint returns. ``app.add_middleware(WatershedASGI)`` is required.
 
     Args:
-        protocols: subprotocols that are supported here; those of the middleware in front unless given.
+        protocols: supported subprotocols; those of the middleware by default.
         options: options of these connections, such as ``ping_interval=5.0``.
 
     Raises:
-        TypeError, ValueError: an option is not one of a connection, or cannot have its value; at once.
+        TypeError, ValueError: an option is not a connection option, or has an invalid value; raised here, not when a
+            connection comes.
     """
 
     def __init__(self, protocols: Sequence[str] | None = None, **options: Unpack[ConnectionOptions]) -> None:
@@ -41,13 +42,13 @@ class Accepted:
         self._options = options
 
     async def __call__(self, websocket: WebSocket) -> AsyncConnection:
-        """Accept.
+        """Accept the upgrade.
 
         Raises:
-            HandshakeError: no subprotocol in common; the client has been told so.
-            TypeError: the endpoint is no coroutine function.
-            RuntimeError: another dependency comes after this one, or no ``WatershedASGI`` stands in front.
-            WebSocketRequestValidationError: a parameter of the request is not valid.
+            HandshakeError: no subprotocol in common; the client has got a response that says so.
+            TypeError: the endpoint is not a coroutine function.
+            RuntimeError: another dependency comes after this one, or there is no ``WatershedASGI`` in front.
+            WebSocketRequestValidationError: a parameter of the request is invalid.
         """
         _check_endpoint(websocket)
         self._check_last(websocket)
@@ -58,31 +59,31 @@ class Accepted:
         route = websocket.scope.get("route")
         calls = list(_in_order(getattr(route, "dependant", None)))
         if self not in calls:
-            return  # behind an override, or with a FastAPI that keeps its dependencies elsewhere
+            return  # overridden, or FastAPI keeps its dependencies elsewhere
         late = [call for call in calls[calls.index(self) + 1 :] if call not in calls[: calls.index(self) + 1]]
-        # What depends on the connection comes after it by nature.
+        # Dependencies that need the connection have to come after it.
         late = [call for call in late if not _needs(getattr(route, "dependant", None), call, self)]
         if late:
             name = getattr(late[0], "__name__", type(late[0]).__name__)
             raise RuntimeError(
                 f"expected the connection as the last dependency of {websocket.url.path}, got {name} after it, which "
-                "could not refuse any more once the 101 is sent: declare the connection last"
+                "cannot refuse once the 101 is sent: declare the connection last"
             )
 
 
 def _check_endpoint(websocket: WebSocket) -> None:
-    # FastAPI awaits what an endpoint for WebSockets returns, whatever it is: here the client still gets an answer.
+    # FastAPI awaits the result of a WebSocket endpoint without a check: here the client can still get a response.
     endpoint = getattr(websocket.scope.get("route"), "endpoint", None)
     if inspect.isroutine(endpoint) and not is_coroutine_function(endpoint):
         raise TypeError(
-            f"expected a coroutine function (async def) as the endpoint of {websocket.url.path}, got {endpoint!r}: "
-            "make it async def, or call what blocks by fastapi.concurrency.run_in_threadpool()"
+            f"expected a coroutine function as the endpoint of {websocket.url.path}, got {endpoint!r}: make it async "
+            "def, and run blocking code with fastapi.concurrency.run_in_threadpool()"
         )
 
 
 def _check_parameters(websocket: WebSocket) -> None:
-    # FastAPI calls an endpoint's dependencies before it judges the endpoint's own parameters, and goes on to the next
-    # dependency where those of one are wrong. It would find out after the 101.
+    # FastAPI validates the endpoint's parameters only after it has called its dependencies, and goes on to the next
+    # dependency when the parameters of one are invalid. It would report that after the 101.
     dependant = getattr(websocket.scope.get("route"), "dependant", None)
     overrides = getattr(websocket.scope.get("app"), "dependency_overrides", {})
     if dependant is not None and (errors := list(_invalid(dependant, websocket, overrides))):
@@ -90,7 +91,7 @@ def _check_parameters(websocket: WebSocket) -> None:
 
 
 def _invalid(dependant: Any, websocket: WebSocket, overrides: Container[Any]) -> Iterator[Any]:
-    """What FastAPI finds wrong with the parameters of ``dependant`` and of all below it that nobody has overridden."""
+    """Validation errors for the parameters of ``dependant`` and of its dependencies that are not overridden."""
     parameters = (
         (dependant.path_params, websocket.path_params),
         (dependant.query_params, websocket.query_params),
@@ -105,14 +106,14 @@ def _invalid(dependant: Any, websocket: WebSocket, overrides: Container[Any]) ->
 
 
 def _in_order(dependant: Any) -> Iterator[Any]:
-    """What FastAPI calls below ``dependant``, in its order."""
+    """The dependencies of ``dependant`` in the order in which FastAPI calls them."""
     for inner in getattr(dependant, "dependencies", ()):
         yield from _in_order(inner)
         yield inner.call
 
 
 def _needs(dependant: Any, call: Any, wanted: Any) -> bool:
-    """Whether ``call``, somewhere below ``dependant``, itself depends on ``wanted``."""
+    """Whether ``call``, a direct or indirect dependency of ``dependant``, depends on ``wanted``."""
     return any(
         (inner.call is call and wanted in _in_order(inner)) or _needs(inner, call, wanted)
         for inner in getattr(dependant, "dependencies", ())

@@ -1,7 +1,7 @@
-"""Sugar for Flask: a route whose handler gets the accepted connection, beside ordinary routes.
+"""WebSocket routes for Flask, whose handlers get the accepted connection.
 
-The request runs through Flask as every other: ``before_request``, the view, ``after_request``, the session's cookie,
-teardown. Only then is the 101 sent, with the response's header fields in it, and the handler called.
+A request runs through Flask like any other: ``before_request``, the view, ``after_request``, the session cookie,
+teardown. Only then is the 101 sent, with the response's header fields, and the handler called.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Flask gives every response a Content-Type.
 _DROPPED = RESPONSE_FIELDS | {"content-type"}
-# What can be called, and is a view's answer all the same: each is a WSGI application.
+# Callable, and yet a view's response rather than a handler: each is a WSGI application.
 _ANSWERS = (WerkzeugResponse, HTTPException, Rejection)
 
 
@@ -44,10 +44,10 @@ class Shed:
 
     Args:
         app: the application or blueprint; None to call :meth:`init_app` later.
-        options: see :class:`~watershed_mw.Options`; of one application, those of the first Shed hold.
+        options: see :class:`~watershed_mw.Options`; the first Shed of an application sets them.
 
     Raises:
-        TypeError, ValueError: an option is unknown or cannot have its value.
+        TypeError, ValueError: an option is unknown or has an invalid value.
     """
 
     def __init__(self, app: Flask | Blueprint | None = None, **options: Unpack[Options]) -> None:
@@ -59,7 +59,7 @@ class Shed:
             self.init_app(app)
 
     def init_app(self, app: Flask | Blueprint) -> None:
-        """Add the routes to an application or blueprint, and :class:`~watershed_mw.WatershedWSGI` around it."""
+        """Add the routes to an application or blueprint, and wrap the application in ``WatershedWSGI``."""
         self._place = app
         if isinstance(app, Blueprint):
             app.record(lambda state: self._wrap(state.app))
@@ -85,23 +85,24 @@ class Shed:
     ) -> Callable[[_F], _F]:
         """Call the decorated function as ``handler(connection, **parameters)`` for each upgrade of ``rule``.
 
-        A function blocks its worker's thread until it returns, unless it calls ``connection.run_in_background()``; a
-        coroutine function runs on the process's event loop and gets an :class:`~watershed_mw.AsyncConnection`.
-        What either leaves open is ended when it returns. ``connection.request`` is Flask's request.
+        A function blocks its worker thread until it returns, unless it calls ``connection.run_in_background()``; a
+        coroutine function runs on the process's event loop and gets an :class:`~watershed_mw.AsyncConnection`. A
+        connection that is still open when the function returns is closed. ``connection.request`` is Flask's request.
 
-        With ``accept=False`` the decision is the function's: it is an ordinary view, called as ``view(**parameters)``,
-        and returns a response, or a handler for the connection, which is then accepted.
+        With ``accept=False`` the function decides: it is an ordinary view, called as ``view(**parameters)``, and
+        returns either a response, or a handler for the connection, which is then accepted.
 
         Args:
-            rule: path of the route, with parameters as Flask writes them.
-            accept: whether to accept without asking the function.
-            protocols: subprotocols that are supported here; the Shed's own unless given.
-            endpoint: name for ``url_for``; the function's unless given.
+            rule: path of the route, with parameters in Flask's syntax.
+            accept: whether to accept before the function is called.
+            protocols: supported subprotocols; the Shed's by default.
+            endpoint: name for ``url_for``; the function's name by default.
             connection_options: options of these connections, such as ``{"ping_interval": 5.0}``.
             rule_options: as in ``Flask.route``.
 
         Raises:
-            TypeError, ValueError: an option is not one of a connection, or cannot have its value; at once.
+            TypeError, ValueError: an option is not a connection option, or has an invalid value; raised here, not when
+                a connection comes.
         """
         check_connection_options(connection_options or {}, "a connection")
 
@@ -126,7 +127,7 @@ class Shed:
         protocols: Sequence[str] | None,
         connection_options: ConnectionOptions | None,
     ) -> Callable[..., Any]:
-        """The view for Flask, which allows several rules of one endpoint where their view is the same."""
+        """The view for Flask; the same one for the same arguments, as several rules may share an endpoint."""
         settings = (function, accept, protocols, connection_options)
         for known, earlier in self._views:
             if known == settings:
@@ -147,15 +148,15 @@ class Shed:
 
 
 class UpgradeResponse(Response):
-    """What a Flask view returns to accept an upgrade: its header fields go with the 101, then the handler is called.
+    """A response that accepts the upgrade: its header fields go into the 101, then the handler is called.
 
     Args:
-        handler: called with the connection; a coroutine function is run on the process's event loop.
-        protocols: subprotocols that are supported here.
+        handler: called with the connection; a coroutine function runs on the process's event loop.
+        protocols: supported subprotocols.
         options: options of this connection.
 
     Raises:
-        TypeError, ValueError: an option is not one of a connection, or cannot have its value.
+        TypeError, ValueError: an option is not a connection option, or has an invalid value.
     """
 
     def __init__(
@@ -169,25 +170,23 @@ class UpgradeResponse(Response):
         self._connection_options = options
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """Answer, as soon as Flask is done with the request."""
+        """Send the 101 once Flask is done with the request."""
         upgrade = environ.get("watershed")
         if not isinstance(upgrade, WSGIUpgrade):
-            if not asks_for_upgrade(environ):  # Flask looks at Connection and Upgrade alone
+            if not asks_for_upgrade(environ):  # Flask checks Connection and Upgrade only
                 error = HandshakeError(
-                    "expected an upgrade by GET in HTTP/1.1, got "
-                    f"{environ['REQUEST_METHOD']} in {environ.get('SERVER_PROTOCOL')}"
+                    f"expected GET over HTTP/1.1, got {environ['REQUEST_METHOD']} over {environ.get('SERVER_PROTOCOL')}"
                 )
                 log_environ_refused(environ, error)
                 return BadRequest(str(error))(environ, start_response)
             raise RuntimeError(
-                "expected WatershedWSGI around the application, got a request that it has not seen: make a Shed of the "
-                "application, or wrap app.wsgi_app"
+                "the application is not wrapped in WatershedWSGI: create Shed(app), or wrap app.wsgi_app"
             )
         fields = [pair for pair in self.get_wsgi_headers(environ) if pair[0].lower() not in _DROPPED]
         return self._after_flask(upgrade, fields, _Context())
 
     def _after_flask(self, upgrade: WSGIUpgrade, fields: list[tuple[str, str]], context: _Context) -> Iterator[bytes]:
-        # A generator: its first step comes when Flask has let go of the request.
+        # A generator: its first step runs after Flask has torn down the request.
         connection = upgrade.accept(self._protocols, fields, **self._connection_options)
         connection.request = context.request
         handler: Any = self._handler
@@ -207,20 +206,20 @@ def _no_coroutine(result: Any, handler: Any) -> None:
     if inspect.iscoroutine(result):
         result.close()
         raise TypeError(
-            f"expected a handler that is a coroutine function (async def), or none, got {handler!r}, which has only "
-            "returned a coroutine: make it async def, and await there"
+            f"expected a plain function or a coroutine function, got {handler!r}, which returned a coroutine: make it "
+            "async def, and await there"
         )
 
 
 class _Context:
-    """The request's context once more, for a handler that begins when Flask has torn down the first.
+    """A copy of the request context, for a handler that starts after Flask has torn down the original.
 
-    It lives as long as the connection: what it takes, every idle one takes.
+    It lives as long as the connection: its size counts for every idle one.
 
     Attributes:
         request: Flask's request.
-        propagates: whether what a handler raises is the caller's, as it is with Flask's views in tests.
-        error: what the handler has raised.
+        propagates: whether a handler's exceptions propagate to the caller, as a view's do in tests.
+        error: the exception that the handler raised.
     """
 
     __slots__ = ("_app", "_connection", "_context", "_globals", "_handler", "_log", "error", "propagates", "request")
@@ -238,7 +237,7 @@ class _Context:
         self.error: Exception | None = None
 
     def runner(self, handler: AsyncHandler) -> AsyncHandler:
-        """A handler that is a coroutine function, to be run in this context."""
+        """Wrap a coroutine function, so that it runs in this context."""
         self._handler = handler
         return self._run
 
@@ -250,9 +249,9 @@ class _Context:
             connection.end(code=1011)
 
     def of_handler(self, connection: ThreadConnection | AsyncConnection, *, log: bool) -> _Context:
-        """The context of a connection's handler, to be entered; what that raises is kept, and reported.
+        """The context manager for a connection's handler; it stores and reports what the handler raises.
 
-        That its own connection has closed is no failure.
+        A ``ConnectionClosed`` of the handler's own connection is not a failure.
         """
         self._connection = connection
         self._log = log
@@ -260,7 +259,7 @@ class _Context:
 
     def __enter__(self) -> None:
         self._context.__enter__()
-        # What before_request has found out belongs to the handler as well.
+        # Handlers also see what before_request has stored.
         vars(g._get_current_object()).update(self._globals)
         self._globals.clear()
 
@@ -269,18 +268,18 @@ class _Context:
     ) -> bool:
         try:
             self._context.__exit__(kind, error, traceback)
-        except Exception as another:  # noqa: BLE001  # a teardown's is the handler's as well
+        except Exception as another:  # noqa: BLE001  # an error in a teardown function counts as the handler's
             error = another
         if not isinstance(error, Exception):
             return False
-        # Where the connection is open still, it tells of another one, such as one to a database.
+        # If this connection is still open, the error is about another one, such as one to a database.
         if not isinstance(error, ConnectionClosed) or (self._connection is not None and self._connection.sending):
             self.error = error
             self._report(error)
         return True
 
     def _report(self, error: Exception) -> None:
-        """As Flask does with a view that raises."""
+        """Report an exception as Flask does for views."""
         with self._app.app_context():
             got_request_exception.send(self._app, _async_wrapper=self._app.ensure_sync, exception=error)
             if self._log:

@@ -1,7 +1,7 @@
-"""Sugar for Starlette: a route whose handler gets the accepted connection, beside ordinary routes.
+"""A WebSocket route for Starlette, whose handler gets the accepted connection.
 
-The answer travels through whatever stands in front of the route (sessions, authentication, CORS), and
-the connection's ``request`` is Starlette's own ``HTTPConnection``.
+The response passes through the middleware in front of the route (sessions, authentication, CORS), and the connection's
+``request`` is Starlette's ``HTTPConnection``.
 """
 
 from __future__ import annotations
@@ -26,39 +26,38 @@ __all__ = ["WatershedRoute", "upgrade_of"]
 
 
 def upgrade_of(websocket: WebSocket) -> ASGIUpgrade:
-    """The upgrade object of a request, to be answered through Starlette's own ``websocket``.
+    """The upgrade object of a request; it responds through Starlette's ``websocket``.
 
     Raises:
-        RuntimeError: no :class:`~watershed_mw.WatershedASGI` stands in front.
+        RuntimeError: there is no :class:`~watershed_mw.WatershedASGI` in front.
     """
     upgrade = websocket.scope.get("watershed")
     if not isinstance(upgrade, ASGIUpgrade):
         raise RuntimeError(
-            "expected WatershedASGI in front of this handler, got a request that none has judged: wrap the application "
-            "in it, or call app.add_middleware(WatershedASGI)"
+            "there is no WatershedASGI in front of this handler: wrap the application in it, or call "
+            "app.add_middleware(WatershedASGI)"
         )
     return upgrade.through(websocket.receive, websocket.send, HTTPConnection(websocket.scope))
 
 
 class WatershedRoute(WebSocketRoute):
-    """A route that accepts, and calls ``endpoint(connection)``; what it leaves open is ended when it returns.
+    """A route that accepts and calls ``endpoint(connection)``; the connection is closed when the endpoint returns.
 
     ``connection.request`` is the ``HTTPConnection``: path parameters, cookies, session, user, ``app.state``. With
-    ``accept=False`` the decision is the endpoint's: it is called as ``endpoint(request, upgrade)`` and awaits
+    ``accept=False`` the endpoint decides: it is called as ``endpoint(request, upgrade)`` and awaits
     ``upgrade.accept(...)`` or ``upgrade.reject(...)``.
 
     Args:
-        path: path of the route, with parameters as Starlette writes them.
+        path: path of the route, with parameters in Starlette's syntax.
         endpoint: coroutine function.
         accept: whether to accept before the endpoint is called.
-        protocols: subprotocols that are supported here; those of the middleware in front unless given.
-        name: name for ``url_for``; the endpoint's unless given.
+        name: name for ``url_for``; the endpoint's name by default.
         middleware: as in Starlette's routes.
-        options: see :class:`~watershed_mw.Options`; they go before those of a ``WatershedASGI`` in front. Where
-            none stands in front, the route judges the request itself, with the same safe defaults.
+        options: see :class:`~watershed_mw.Options`, such as ``protocols``; they override those of a ``WatershedASGI``
+            in front. Without one in front, the route validates the request itself, with the same safe defaults.
 
     Raises:
-        TypeError, ValueError: an option is unknown or cannot have its value, or the endpoint is no coroutine function.
+        TypeError, ValueError: an option is unknown or has an invalid value, or the endpoint is no coroutine function.
     """
 
     @overload
@@ -95,7 +94,7 @@ class WatershedRoute(WebSocketRoute):
         middleware: Sequence[Middleware] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        # One that decides for itself may come to its end without anything to wait for: it is looked at when it returns.
+        # With accept=False it may be a plain function that returns an awaitable: what it returns is checked instead.
         if accept and inspect.isroutine(endpoint) and not is_coroutine_function(endpoint):
             raise _no_coroutine(endpoint)
         app = _Endpoint(endpoint, accept, options)
@@ -110,8 +109,8 @@ class _Endpoint:
         self._endpoint = endpoint
         self._accept = accept
         self._options = options
-        # The middleware of this route behind each one in front, with its options as well; there is hardly ever more
-        # than one. Made now where nobody stands in front, so that a bad option is an error at the start.
+        # This route's middleware for each one in front, whose options it inherits; there is hardly ever more than one.
+        # The one for None is made now, so that an invalid option is an error at startup.
         self._middlewares: dict[UpgradePolicy | None, WatershedASGI] = {None: WatershedASGI(self._serve, **options)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,12 +137,12 @@ class _Endpoint:
             return
         decision: Any = self._endpoint(request, upgrade)
         if not inspect.isawaitable(decision):
-            raise _no_coroutine(self._endpoint)  # nothing has been answered
+            raise _no_coroutine(self._endpoint)  # no response has been sent
         await decision
 
 
 def _no_coroutine(endpoint: Any) -> TypeError:
     return TypeError(
-        f"expected a coroutine function (async def) as the endpoint of a WatershedRoute, got {endpoint!r}: make it "
-        "async def, and call what blocks by starlette.concurrency.run_in_threadpool()"
+        f"expected a coroutine function as the endpoint of a WatershedRoute, got {endpoint!r}: make it async def, and "
+        "run blocking code with starlette.concurrency.run_in_threadpool()"
     )

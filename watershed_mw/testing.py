@@ -1,6 +1,7 @@
-"""Tests of a WSGI application's WebSockets without a server: the application runs in this process, on a socket pair.
+"""A test client for the WebSockets of a WSGI application, without a server.
 
-What comes back is what a client would get: the connection after a 101, or the refusal with its status and body.
+The application runs in this process, on a socket pair. The result is what a client would get: the connection, or the
+refusal with its status and body.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ _READ_SIZE = 64 * 2**10
 
 
 class TestConnection(ThreadConnection):
-    """A client's connection that does not wait for ever.
+    """A client connection with a default timeout.
 
     Attributes:
-        timeout: seconds that ``receive`` and iteration wait where no other time is given.
+        timeout: seconds that ``receive`` and iteration wait by default.
     """
 
-    __test__ = False  # pytest, this is no test
+    __test__ = False  # not a test class for pytest
     timeout: float
 
     def receive(self, timeout: float | None = None) -> str | bytes:
-        """As the base class says, with a :class:`TimeoutError` after :attr:`timeout` seconds."""
+        """As in the base class; raises :class:`TimeoutError` after :attr:`timeout` seconds by default."""
         return super().receive(self.timeout if timeout is None else timeout)
 
 
@@ -50,22 +51,22 @@ def connect(
     timeout: float = 5.0,
     **options: Unpack[ClientOptions],
 ) -> Iterator[TestConnection]:
-    """Open a WebSocket through a test client of werkzeug's or Flask's, with its cookies.
+    """Open a WebSocket through a werkzeug or Flask test client, with its cookies.
 
-    ``with connect(app.test_client(), "/echo") as connection: ...`` ends the connection, waits for the application to
-    return, and raises what it raised.
+    Leaving ``with connect(app.test_client(), "/echo") as connection:`` closes the connection, waits for the application
+    to return, and raises what it raised.
 
     Args:
         client: ``app.test_client()``, or ``werkzeug.test.Client(app)``.
         path: path and query string.
         protocols: subprotocols to offer.
-        headers: further header fields of the request.
-        timeout: seconds to wait for the answer, for a message, for the application's Close, and for it to return.
+        headers: additional header fields of the request.
+        timeout: seconds to wait for the response, a message, the application's Close, and for it to return.
         options: options of the connection at this end.
 
     Raises:
-        HandshakeError: the application refused; with the response's ``status``, ``headers`` and ``body``.
-        TimeoutError: something took too long.
+        HandshakeError: the application refused; it has the response's ``status``, ``headers`` and ``body``.
+        TimeoutError: one of these took too long.
     """
     check_options(options, ClientOptions.__optional_keys__, "connect()")
     options.setdefault("close_timeout", timeout)
@@ -82,7 +83,7 @@ def connect(
             try:
                 answer = client.open(path, headers=fields, environ_overrides=environ, buffered=True)
                 response.set_result(answer)
-            except BaseException as error:  # noqa: BLE001  # raised again in the test's own thread
+            except BaseException as error:  # noqa: BLE001  # raised in the test's thread
                 response.set_exception(error)
 
     thread = threading.Thread(target=serve, name="watershed-test", daemon=True)
@@ -105,7 +106,7 @@ def connect(
         except ConnectionClosed as closed:
             connection.end()
             if (error := response.exception(timeout)) is not None:
-                raise error from closed  # why it has closed
+                raise error from closed  # the reason for the close
             raise
         finally:
             connection.end()
@@ -113,9 +114,9 @@ def connect(
 
 
 def _of_another_thread(client: Client) -> Client:
-    """``client`` with the same cookies, for a request that this thread does not make.
+    """A copy of ``client`` with the same cookies, for a request from another thread.
 
-    Flask's, in a ``with`` block, keeps the context of its last request, in the thread that has made it.
+    Within a ``with`` block, Flask's client keeps the context of its last request, in the thread that made it.
     """
     client = copy.copy(client)
     if hasattr(client, "preserve_context"):

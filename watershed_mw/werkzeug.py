@@ -1,7 +1,7 @@
-"""A refused opening handshake, and a client that leaves, as werkzeug's kind of exception.
+"""Refused opening handshakes and disconnected clients as werkzeug exceptions.
 
-Flask turns such exceptions into a response. Otherwise it would log a crash of the application, with a
-traceback, at any stranger's pleasure.
+Flask turns these into responses. Without them, any client could make it log a crash of the application with a
+traceback.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["ClientLeft", "HandshakeRefused"]
 
 
 class ClientLeft(ConnectionClosed, HTTPException):  # type: ignore[misc]  # two meanings of `code`
-    """A :class:`~watershed_mw.ConnectionClosed` that leaves a Flask view without being logged as a crash.
+    """A :class:`~watershed_mw.ConnectionClosed` that may leave a Flask view without being logged as a crash.
 
-    Its response goes nowhere, as the 101 was sent long ago; ``code`` is the close code.
+    Its response is discarded, as the 101 has been sent; ``code`` is the close code.
     """
 
     def __init__(self, code: int, reason: str = "") -> None:
@@ -31,7 +31,7 @@ class ClientLeft(ConnectionClosed, HTTPException):  # type: ignore[misc]  # two 
 
 
 class HandshakeRefused(HandshakeError, HTTPException):
-    """A :class:`~watershed_mw.HandshakeError` that Flask's error handling answers.
+    """A :class:`~watershed_mw.HandshakeError` that Flask's error handling turns into a response.
 
     Args:
         error: why the request was refused.

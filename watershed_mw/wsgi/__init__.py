@@ -1,4 +1,4 @@
-"""The door of every WSGI server that gives up its socket."""
+"""WebSockets for WSGI applications, on every server that gives access to its socket."""
 
 from __future__ import annotations
 

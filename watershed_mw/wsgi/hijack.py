@@ -1,9 +1,9 @@
-"""Taking a server's socket over for good, without the server noticing.
+"""Hijacking a server's socket without the server noticing.
 
-WSGI has no word for an upgrade. So the server keeps its own socket object, alive on a dummy: one
-end of a socket pair that reads as ended and swallows what is written. Whatever the server still
-does (write a 101 of its own, shut down, close, log) it does to the dummy. How a server's object can be
-turned to the dummy depends on what it is; which server has what, :mod:`watershed_mw.wsgi.servers` knows.
+WSGI does not specify upgrades. The server's socket object is therefore redirected to a dummy: one end of a socket pair
+that reads as closed and discards what is written. Whatever the server still does (send its own response, shut down,
+close, log) happens to the dummy. How an object is redirected depends on its type; which server has which type is in
+:mod:`watershed_mw.wsgi.servers`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _GEVENT_TLS = (
     *("do_handshake_on_connect", "suppress_ragged_eofs"),
 )
 
-# Where a server waits with select(), which knows no number above 1,023, a socket must not hold a low one for long.
+# select() supports descriptors up to 1,023 only: leave the low ones to servers that use it.
 _LOW_NUMBERS = 2048
 
-# Windows knows sockets by handles, which are no numbers that dup2() could replace.
+# On Windows, sockets are handles, which dup2() cannot replace.
 _SOCKETS_ARE_DESCRIPTORS = sys.platform != "win32"
 
 
 class Hijack:
-    """The socket that was taken.
+    """A hijacked socket.
 
     Attributes:
-        sock: the client's socket, ours from now on.
+        sock: the client's socket, which now belongs to this package.
         head: bytes that the server had read past the request head.
     """
 
@@ -51,15 +51,15 @@ class Hijack:
         self._writes_late = writes_late
 
     def revive_dummy(self) -> None:
-        """The server is about to go on: from now on its dummy swallows what is written."""
+        """Let the dummy discard what the server is about to write."""
         if self._other_end is None:
             self._other_end = self._dummy.revive()
 
     def close_dummy(self) -> None:
-        """The server is done with its side, or about to be: close the other end of the dummy.
+        """Close the other end of the dummy, as the server is done with its side or about to be.
 
-        While an exception is on its way to the server, which may have a long page to write about it, the other end
-        reads instead, until the server has closed: one that cannot write would log that instead of the exception.
+        While an exception propagates to the server, which may write a long error page, the other end keeps reading
+        until the server has closed its side: a failed write would be logged instead of the exception.
         """
         if self._other_end is None:
             return
@@ -75,10 +75,10 @@ class Hijack:
 
 
 def _discard(other_end: _socket.socket) -> bool:
-    """Read what a server has written to its dummy; whether it has closed its side.
+    """Read what a server has written to its dummy; returns whether it has closed its side.
 
-    A socket that is closed with unread bytes resets the connection: a server that looks for a next request would find
-    an error there in place of the end.
+    Closing a socket with unread bytes resets the connection: a server that waits for another request would get an
+    error instead of the end of the stream.
     """
     other_end.setblocking(False)
     try:
@@ -91,12 +91,12 @@ def _discard(other_end: _socket.socket) -> bool:
     return True
 
 
-# Seconds of silence after which a server has nothing more to say, though it has not closed its side.
+# Seconds without a byte after which a server that has not closed its side is taken to be done.
 _SILENCE = 30.0
 
 
 def _swallow(other_end: _socket.socket) -> None:
-    # As the threads of this process wait: under gevent and eventlet this is a greenlet's socket.
+    # Under gevent and eventlet this must be a cooperative socket.
     sink = _as_threads_wait(other_end)
     sink.settimeout(_SILENCE)
 
@@ -108,16 +108,16 @@ def _swallow(other_end: _socket.socket) -> None:
     try:
         threading.Thread(target=read, name="watershed-dummy", daemon=True).start()
     except RuntimeError:
-        sink.close()  # the interpreter is on its way out, and starts no thread any more
+        sink.close()  # the interpreter is shutting down, and starts no thread
 
 
-# Other ends of dummies that their servers may still write to.
+# Other ends of dummies that servers may still write to.
 _lingering: list[_socket.socket] = []
 _lingering_lock = threading.Lock()
 
 
 def _close_lingering() -> None:
-    """Close those whose server has closed its side; the last one waits for the next connection's end."""
+    """Close those whose server has closed its side; any other is looked at when the next connection ends."""
     for other_end in tuple(_lingering):
         if _discard(other_end):
             _lingering.remove(other_end)
@@ -125,14 +125,14 @@ def _close_lingering() -> None:
 
 
 def take_socket(sock: Any, head: bytes = b"") -> Hijack:
-    """Take what the server's socket object stands for, plain or TLS; the object itself lives on.
+    """Take the connection behind the server's socket object, plain or TLS; the object stays usable.
 
     Args:
         sock: a ``socket.socket``, an ``ssl.SSLSocket``, or gevent's socket of either kind.
-        head: bytes that the server has read already.
+        head: bytes that the server has already read.
 
     Raises:
-        UnsupportedServerError: it is a TLS socket of another kind; nothing has changed.
+        UnsupportedServerError: it is another kind of TLS socket; nothing has changed.
     """
     take = _how(sock)
     dummy = _Dummy()
@@ -140,20 +140,20 @@ def take_socket(sock: Any, head: bytes = b"") -> Hijack:
 
 
 def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False) -> Hijack:
-    """Take a socket from a server that knows it by its number, which lives on as the dummy's.
+    """Take a socket from a server that uses its descriptor, which then refers to the dummy.
 
     Args:
         number: descriptor of a plain socket.
-        head: bytes that the server has read already.
-        writes_late: whether the server writes its answer only when it has closed the body.
+        head: bytes that the server has already read.
+        writes_late: whether the server writes its response only after it has closed the body.
 
     Raises:
-        UnsupportedServerError: sockets have no such number here (Windows); nothing has changed.
+        UnsupportedServerError: sockets are not descriptors on this platform (Windows); nothing has changed.
     """
     if not _SOCKETS_ARE_DESCRIPTORS:
         raise UnsupportedServerError(
-            "expected a platform whose sockets are file descriptors, where this server's could be replaced behind its "
-            "back, got Windows: use werkzeug, cheroot or Django's development server there, or serve by ASGI"
+            "this server's socket cannot be taken over on Windows, where sockets are not file descriptors: use "
+            "werkzeug, cheroot, Django's development server, or ASGI"
         )
     dummy = _Dummy(number)
     try:
@@ -165,19 +165,19 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
 
 
 class _Dummy:
-    """What a server has instead of its socket: one end of a pair, which reads as ended.
+    """What the server has instead of its socket: one end of a socket pair, which reads as closed.
 
-    The other end is closed while the connection is served, so that it takes no descriptor. When the server is to write
-    its answer, a new pair takes the place of the old one, where sockets are descriptors that can be replaced.
+    To save a descriptor, the other end is closed while the connection is served. Before the server writes its response,
+    a new pair replaces the old one, where sockets are descriptors.
 
     Args:
-        number: the descriptor that it is going to have; its own unless given.
+        number: the descriptor that the dummy is going to have; its own by default.
 
     Attributes:
         end: the server's end.
 
     Raises:
-        OSError: the process has no descriptors for a pair.
+        OSError: the process has no descriptors left.
     """
 
     def __init__(self, number: int | None = None) -> None:
@@ -188,15 +188,15 @@ class _Dummy:
             self._identity = _identity(self.end.fileno())
 
     def revive(self) -> _socket.socket | None:
-        """Have it swallow what is written; returns the other end, or None where the server's has gone."""
+        """Discard what is written from now on; returns the other end, or None if the server's end is closed."""
         if not _SOCKETS_ARE_DESCRIPTORS:
             return self._other_end
         try:
             if _identity(self._number) != self._identity:
-                return None  # the server has closed it, and the number may be another's
+                return None  # the server has closed it, and the descriptor may have been reused
             end, other_end = _pair()
         except OSError:
-            return None  # writing fails, as to any client that has gone
+            return None  # writing fails, as for a client that has disconnected
         os.dup2(end.fileno(), self._number, inheritable=False)
         end.close()
         return other_end
@@ -208,14 +208,14 @@ def _identity(number: int) -> tuple[int, int]:
 
 
 def _pair() -> tuple[_socket.socket, _socket.socket]:
-    # Made by the C module: no monkey patching turns these into something else.
+    # From the C module, which monkey patching does not replace.
     end, other_end = _socket.socketpair() if hasattr(_socket, "socketpair") else _pair_by_tcp()
     other_end.shutdown(_socket.SHUT_WR)
     return end, other_end
 
 
 def _pair_by_tcp() -> tuple[_socket.socket, _socket.socket]:
-    """Two connected sockets where the C module makes none (Windows), as the socket module makes them there."""
+    """A socket pair where the C module has none (Windows), made as the socket module makes it there."""
     listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     dummy = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
@@ -226,7 +226,7 @@ def _pair_by_tcp() -> tuple[_socket.socket, _socket.socket]:
         other_end = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fileno=number)
         if address != dummy.getsockname():
             other_end.close()
-            raise ConnectionError("expected a connection from this process to itself, got another program's")
+            raise ConnectionError("expected this process's own connection, got one from another program")
     except BaseException:
         dummy.close()
         raise
@@ -236,7 +236,7 @@ def _pair_by_tcp() -> tuple[_socket.socket, _socket.socket]:
 
 
 def _as_threads_wait(sock: _socket.socket) -> socket.socket:
-    """The same socket as the socket module's, which under gevent and eventlet is a greenlet's."""
+    """The same socket as a ``socket.socket``, which is cooperative under gevent and eventlet."""
     family, kind, proto = sock.family, sock.type, sock.proto
     return socket.socket(family, kind, proto, fileno=sock.detach())
 
@@ -247,17 +247,17 @@ def _moved_up(number: int) -> int:
 
         return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOW_NUMBERS)
     except (ImportError, OSError):
-        return os.dup(number)  # no such call here, or the limit on descriptors is lower
+        return os.dup(number)  # no fcntl, or a lower limit on descriptors
 
 
 def _how(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
-    # gevent's monkey patching makes its TLS sockets pass for the standard library's: ask for them first.
+    # Monkey patching makes gevent's TLS sockets instances of the standard library's class: check for them first.
     gevent_ssl = sys.modules.get("gevent.ssl")
     if gevent_ssl is not None and isinstance(sock, gevent_ssl.SSLSocket):
         if not issubclass(gevent_ssl.SSLSocket, ssl.SSLSocket):
             raise UnsupportedServerError(
-                "expected gevent's monkey patching where its own server speaks TLS, got a TLS socket that only gevent "
-                "can wait for: call gevent.monkey.patch_all() first, or end TLS in front of the server"
+                "TLS on gevent's server requires monkey patching: call gevent.monkey.patch_all() first, or terminate "
+                "TLS in front of the server"
             )
         return _take_gevent_tls
     if isinstance(sock, ssl.SSLSocket):
@@ -265,15 +265,15 @@ def _how(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
     if hasattr(sock, "detach") and hasattr(sock, "proto"):
         return _take_plain
     raise UnsupportedServerError(
-        f"expected a plain socket or one of the ssl module, got {type(sock).__module__}.{type(sock).__name__}, which "
-        "cannot be taken over: use the server's built-in TLS, or end TLS in front of it"
+        f"expected a plain socket or an ssl.SSLSocket, got {type(sock).__module__}.{type(sock).__name__}: use the "
+        "server's built-in TLS, or terminate TLS in front of it"
     )
 
 
 def _take_plain(sock: Any, dummy: _socket.socket) -> socket.socket:
     timeout = sock.gettimeout()
     taken = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-    # The same object, so that every reference that the server holds (files made of it too) meets the dummy.
+    # The same object, so that every reference that the server holds, its files included, leads to the dummy.
     family, kind, proto = dummy.family, dummy.type, dummy.proto
     type(sock).__init__(sock, family, kind, proto, dummy.detach())
     sock.settimeout(timeout)
@@ -281,8 +281,8 @@ def _take_plain(sock: Any, dummy: _socket.socket) -> socket.socket:
 
 
 def _take_tls(sock: ssl.SSLSocket, dummy: _socket.socket) -> socket.socket:
-    # OpenSSL's state refers to this very object and cannot move: the object keeps it, for us, and turns a face to the
-    # server that knows the dummy only.
+    # OpenSSL's state refers to this object and cannot move: the object keeps it, and its class is changed so that the
+    # server sees the dummy only.
     sock.settimeout(0.0)
     taken = TakenTLSSocket.of(sock)
     sock.__class__ = ServersTLSSocket
@@ -293,7 +293,7 @@ def _take_tls(sock: ssl.SSLSocket, dummy: _socket.socket) -> socket.socket:
 
 
 def _take_gevent_tls(sock: Any, dummy: _socket.socket) -> socket.socket:
-    # Here OpenSSL's state refers to the C socket inside, which can move to another object of gevent's.
+    # Here OpenSSL's state refers to the inner C socket, which can move to another gevent socket.
     gevent_socket: Any = sys.modules["gevent.socket"].socket
     inner, timeout = sock._sock, sock.gettimeout()
     number = inner.fileno()
@@ -307,6 +307,6 @@ def _take_gevent_tls(sock: Any, dummy: _socket.socket) -> socket.socket:
     sock._drop_events_and_close(closefd=False)
     family, kind, proto = dummy.family, dummy.type, dummy.proto
     gevent_socket.__init__(sock, family, kind, proto, dummy.detach())
-    sock._sslobj = None  # what follows is plain, and goes to the dummy
+    sock._sslobj = None  # from here on plain, and to the dummy
     sock.settimeout(timeout)
     return cast(socket.socket, taken)

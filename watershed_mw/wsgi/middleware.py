@@ -1,8 +1,7 @@
-"""The WSGI door: a middleware that gives the application an upgrade object, and the socket with it.
+"""The WSGI middleware: it gives the application an upgrade object.
 
-Everything but upgrade requests passes untouched, and nothing is answered before the application
-decides: one that ignores the upgrade answers as ever. How the socket is taken from the server is
-:mod:`watershed_mw.wsgi.hijack`'s business.
+Other requests pass through untouched. Nothing is sent before the application decides; an application that ignores the
+upgrade object answers as usual. :mod:`watershed_mw.wsgi.hijack` takes the socket from the server.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class WatershedWSGI:
         options: see :class:`~watershed_mw.Options`.
 
     Raises:
-        TypeError, ValueError: an option is unknown or cannot have its value.
+        TypeError, ValueError: an option is unknown or has an invalid value.
     """
 
     def __init__(self, app: WSGIApp, **options: Unpack[Options]) -> None:
@@ -61,7 +60,7 @@ class WatershedWSGI:
                 return body
             try:
                 for _ in body:
-                    pass  # An application may be a generator, whose code this is.
+                    pass  # a generator's code runs here
             finally:
                 close_body(body)
         except ConnectionClosed:
@@ -74,36 +73,36 @@ class WatershedWSGI:
             if _is_timeout(error):
                 upgrade.end(code=1011, wait=False)
             elif interrupted:
-                # The process is on its way out, and must not be held up.
+                # The process is shutting down: do not delay it.
                 upgrade.end("the server stops", code=self.shed.settings.shutdown_code or 1001, wait=False)
             else:
                 upgrade.end(code=1011)
-            # What the server makes of the exception goes nowhere, and must not fill a dummy that nobody reads.
+            # The server's error response is discarded; it must not fill a dummy that nobody reads.
             upgrade.revive_dummy()
             upgrade.close_dummy()
             if interrupted or not upgrade.accepted:
                 raise
-            raised = failure(error)  # a sys.exit() must end neither the server nor one of its threads
+            raised = failure(error)  # sys.exit() in a handler must not end the server or a thread of it
             if raised is error:
                 raise
             raise raised from error
         upgrade.end(code=1011 if upgrade.failed else 1000)
-        # To the server this was a request like any other; it writes its answer to the dummy, and logs it.
+        # To the server this is an ordinary request: it logs it, and writes its response to the dummy.
         upgrade.revive_dummy()
         start_response("101 Switching Protocols", upgrade.sent)
         return EmptyBody(upgrade)
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Whether it is a timeout of gevent's or eventlet's, which are no Exceptions and concern one request alone."""
+    """Whether ``error`` is a gevent or eventlet timeout: not an ``Exception``, but it ends this request alone."""
     kind = type(error)
     return kind.__name__ == "Timeout" and kind.__module__.partition(".")[0] in ("gevent", "eventlet")
 
 
 def asks_for_upgrade(environ: Environ) -> bool:
-    """Whether this could be an opening handshake at all; ``accept`` is the judge of the rest.
+    """Whether this looks like an opening handshake; ``accept`` validates it.
 
-    HTTP/2 requests never are: their socket carries others' requests, too.
+    HTTP/2 requests never do: other requests share their socket.
     """
     tokens = environ.get("HTTP_UPGRADE", "").lower().split(",")
     return (

@@ -1,4 +1,4 @@
-"""What a WSGI application answers with: a rejection, its own body, or an error as its framework takes it."""
+"""Responses of a WSGI application: rejections, its own body, and errors in the form that its framework handles."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
 
-# Flask and whatever else is made of werkzeug leaves its mark in the environ; Django is known by being there.
+# werkzeug, and so Flask, puts its request into the environ; Django is detected by its imported module.
 _DJANGO = "django.core.handlers.wsgi"
 
 
 def close_body(body: Iterable[bytes]) -> None:
-    """Close a body that can be closed (PEP 3333)."""
+    """Call the body's ``close()``, if it has one (PEP 3333)."""
     close = getattr(body, "close", None)
     if close is not None:
         close()
 
 
 class StartedBody:
-    """The body of an application that has produced its first item already."""
+    """A response body whose first item has already been produced."""
 
     def __init__(self, first: list[bytes], rest: Iterator[bytes], body: Iterable[bytes]) -> None:
         self._items = itertools.chain(first, rest)
@@ -58,12 +58,12 @@ class StartedBody:
         return self._items
 
     def close(self) -> None:
-        """As the application's own body."""
+        """Close the application's body."""
         close_body(self._body)
 
 
 def started_body(body: Iterable[bytes]) -> Iterable[bytes]:
-    """``body`` with its first item asked for, as an application that is a generator does nothing before."""
+    """``body`` with its first item already produced: an application that is a generator does nothing before that."""
     try:
         rest = iter(body)
         first = list(itertools.islice(rest, 1))
@@ -74,7 +74,7 @@ def started_body(body: Iterable[bytes]) -> Iterable[bytes]:
 
 
 class Rejection:
-    """A WSGI application that answers with one plain response; Flask takes it as a view's result.
+    """A WSGI application that sends one fixed response; a Flask view may return it.
 
     Args:
         status: HTTP status.
@@ -82,7 +82,7 @@ class Rejection:
         headers: header fields; Content-Length is added.
 
     Raises:
-        ValueError: there is no such status, or a header field cannot be written.
+        ValueError: the status or a header field is invalid.
     """
 
     def __init__(self, status: int, body: bytes = b"", headers: Fields = ()) -> None:
@@ -94,15 +94,15 @@ class Rejection:
 
     @classmethod
     def of(cls, error: HandshakeError) -> Rejection:
-        """The response that tells of ``error``."""
-        # Hop-by-hop fields are the server's alone to send (PEP 3333).
+        """The response for ``error``."""
+        # An application must not send hop-by-hop fields (PEP 3333).
         fields = [pair for pair in error.headers if pair[0].lower() not in ("connection", "upgrade")]
-        # An error of another connection, that the application opens, may hold the 101 that was wrong there.
+        # An error from a client connection that the application opened may carry an invalid 101.
         status = error.status if error.status >= 200 else 502
         return cls(status, error.body, [*fields, ("Content-Type", "text/plain; charset=utf-8")])
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer."""
+        """Send the response."""
         fields = [pair for pair in self.headers if pair[0].lower() != "content-length"]
         if self.status in (204, 304):  # no body, and no length of one (RFC 9110 section 8.6)
             start_response(status_line(self.status), fields)
@@ -112,7 +112,7 @@ class Rejection:
 
 
 def as_answer(error: HandshakeError, environ: Environ) -> HandshakeError:
-    """``error`` as the application's framework understands it: as an answer, not as a crash to log."""
+    """``error`` as an exception that the application's framework turns into a response instead of logging a crash."""
     if "werkzeug.request" in environ:
         from ..werkzeug import HandshakeRefused
 
@@ -125,7 +125,7 @@ def as_answer(error: HandshakeError, environ: Environ) -> HandshakeError:
 
 
 def closed_class(environ: Environ) -> type[ConnectionClosed]:
-    """What ``send`` and ``receive`` raise after the end: to a framework, too, a client that leaves is no crash."""
+    """The exception for ``send`` and ``receive`` after the close: frameworks must not log a disconnect as a crash."""
     if "werkzeug.request" in environ:
         from ..werkzeug import ClientLeft
 

@@ -1,7 +1,7 @@
-"""Which WSGI server this is, how it lets go of a client's socket, and what cannot work with it.
+"""The WSGI servers: how each is recognized, how its client socket is taken, and what does not work on it.
 
-What is listed here was found by running each server (tests/doors/test_wsgi_servers.py). WSGI itself has no
-word for any of it, so every row reaches for something that its server has put into the environ, or behind it.
+WSGI specifies none of this, so every row uses something that its server puts into the environ, or an object behind it.
+All of it was found by running the servers, as the tests do.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class WSGIServer:
     """One row of the table.
 
     Attributes:
-        name: what to call it in an error.
-        knows: whether an environ, and the start_response that came with it, are this server's.
-        take: takes the socket over; None where it cannot be had.
-        reason: why it cannot, and what to do instead.
-        stopping: gives what tells whether the server is stopping, where there is such a thing.
-        client: gives the client's socket, or its descriptor, which stays the server's.
-        target: gives the request target as the client sent it; None where the server keeps it nowhere.
+        name: its name in errors.
+        knows: whether an environ and its ``start_response`` come from this server.
+        take: takes the socket; None if the server does not give access to it.
+        reason: why not, and what to use instead.
+        stopping: returns a callable that reports whether the server is stopping; None if there is no way to know.
+        client: returns the client's socket or descriptor, which still belongs to the server.
+        target: returns the request target as the client sent it; None if the server does not keep it.
         handles_signals: whether it has signal handlers in C, which Python does not know and must not replace.
     """
 
@@ -52,59 +52,57 @@ class WSGIServer:
     handles_signals: bool = False
 
     def no_background(self, environ: Environ) -> str:
-        """Why a connection cannot outlive its request here; empty where it can."""
+        """Why a connection cannot outlive its request on this server; empty if it can."""
         if self.take is _werkzeug and environ.get("wsgi.multiprocess"):
             return (
-                "expected a server whose process outlives the request to run in the background, got werkzeug with "
-                "processes=: use threads (threaded=True), or stay in the handler with run() or a loop"
+                "werkzeug with processes= ends each process with its request, so nothing can run in the background: "
+                "use threaded=True, or stay in the handler with run() or a loop"
             )
         return ""
 
 
 def server_of(environ: Environ, start_response: Any) -> WSGIServer:
-    """The row of the server that made ``environ``."""
+    """The server that ``environ`` comes from."""
     for server in _SERVERS:
         if server.knows(environ, start_response):
             return server
     name = str(environ.get("SERVER_SOFTWARE") or "an unknown WSGI server")
-    return WSGIServer(name, lambda environ, start_response: True, None, f"nobody knows how to: {_INSTEAD}")
+    return WSGIServer(name, lambda environ, start_response: True, None, f"it is not a known server: {_INSTEAD}")
 
 
 def hijack(server: WSGIServer, environ: Environ, start_response: Any) -> Hijack:
-    """Take the client's socket from the server that made ``environ``.
+    """Take the client's socket from the server.
 
     Args:
-        server: its row.
-        environ: the request's.
-        start_response: as the server gave it.
+        server: the server that ``environ`` comes from.
+        environ: the request's environ.
+        start_response: the server's own.
 
     Raises:
-        UnsupportedServerError: the server does not give it; nothing has changed.
+        UnsupportedServerError: the server does not give access to it; nothing has changed.
     """
     if server.take is None:
-        raise UnsupportedServerError(
-            f"expected a WSGI server whose client socket can be taken over, got {server.name}: {server.reason}"
-        )
+        raise UnsupportedServerError(f"the client socket of {server.name} cannot be taken over: {server.reason}")
     return server.take(environ, start_response)
 
 
-# Entries of an environ that hold on to a server's socket, parser or connection.
+# Environ entries that refer to the server's socket, parser or connection.
 _SERVERS_OWN: Final = ("gunicorn.", "werkzeug.socket", "waitress.", "eventlet.input", "wsgi.input", "wsgi.early_hints")
 
 
 def release_environ(environ: dict[str, Any]) -> None:
-    """Take out of ``environ`` what its server, which is done with the request, has put there of itself.
+    """Remove the server's own objects from ``environ`` once the request is over.
 
-    An idle connection would cost twice the memory with it, and reading from what it stands for is nobody's any more.
+    They would double the memory of an idle connection, and the server may have reused them.
     """
-    # Filled anew, it takes no more room than it needs, and the names are the same for all connections.
+    # A refilled dict has the smallest size, and the interned keys are shared by all connections.
     kept = [(sys.intern(key), value) for key, value in environ.items() if not key.startswith(_SERVERS_OWN)]
     environ.clear()
     environ.update(kept)
-    environ["wsgi.input"] = io.BytesIO()  # one of its own, which an application may close
+    environ["wsgi.input"] = io.BytesIO()  # not shared: an application may close it
 
 
-# --- where each has the client's socket, and how it lets go --------------------------------------------------
+# --- where each server keeps the client's socket --------------------------------------------------
 
 
 def _entry(key: str) -> Callable[[Environ, Any], Any]:
@@ -116,18 +114,18 @@ def _is_reader(stream: Any) -> bool:
     return isinstance(raw, socket.SocketIO) and hasattr(raw, "_sock")
 
 
-# Where a stream that bounds how much of a body can be read keeps the one below: gevent, werkzeug and Paste the stream
-# itself, Django's LimitedStream nothing but its methods.
+# Where a stream that limits the body keeps the stream below: gevent, werkzeug and Paste keep the stream itself,
+# Django's LimitedStream keeps its methods.
 _BELOW: Final = ("rfile", "_stream", "file", "_read")
 
 
 def _reader(environ: Environ) -> Any:
-    """The connection's own buffered reader, by itself or below what bounds the body; None where there is none.
+    """The connection's buffered reader, which may be wrapped to limit the body; None if there is none.
 
-    It is known by what it is, whatever its server calls itself.
+    It is recognized by its type, not by the server's name.
     """
     stream: Any = environ.get("wsgi.input")
-    for _ in _BELOW:  # a chain that is longer than that goes round in a circle
+    for _ in _BELOW:  # a longer chain is a cycle
         if _is_reader(stream):
             return stream
         below = next((part for name in _BELOW if (part := getattr(stream, name, None)) is not None), None)
@@ -180,7 +178,7 @@ def _file(environ: Environ, start_response: Any) -> Hijack:
 
 def _waitress(environ: Environ, start_response: Any) -> Hijack:
     channel = environ["waitress.client_disconnected"].__self__
-    # What came behind the head, waitress has begun to parse as a next request.
+    # waitress has begun to parse the bytes after the head as the next request.
     following = channel.request
     head = b"" if following is None else bytes(following.header_plus)
     return take_descriptor(channel.socket.fileno(), head)
@@ -193,7 +191,7 @@ def _cheroot(environ: Environ, start_response: Any) -> Hijack:
 
 def _eventlet(environ: Environ, start_response: Any) -> Hijack:
     green = _of_eventlet(environ, start_response)
-    # A TLS socket of eventlet's is one of the ssl module's, changed; a plain one goes round the real one.
+    # eventlet's TLS sockets subclass ssl.SSLSocket; its plain sockets wrap the real one.
     return take_socket(getattr(green, "fd", green), drain_file(environ["eventlet.input"].rfile, green))
 
 
@@ -202,7 +200,7 @@ def _uwsgi(environ: Environ, start_response: Any) -> Hijack:
 
 
 def _target_in_environ(environ: Environ) -> str | None:
-    """The target as most servers put it into the environ, though WSGI has no name for it (PEP 3333)."""
+    """The target under the keys that most servers use; PEP 3333 has none."""
     told = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     return str(told) if told else None
 
@@ -212,7 +210,7 @@ def _target_of_eventlet(environ: Environ, start_response: Any) -> str | None:
 
 
 def _target_of_handler(environ: Environ, start_response: Any) -> str | None:
-    """The target of a server that keeps it in the handler of the request: wsgiref's family, and gevent's pywsgi."""
+    """The target from the request handler, for servers based on wsgiref and for gevent's pywsgi."""
     told = _target_in_environ(environ)
     if told is not None:
         return told
@@ -222,12 +220,12 @@ def _target_of_handler(environ: Environ, start_response: Any) -> str | None:
 
 
 def _gunicorn_stopping() -> Callable[[], bool] | None:
-    """Whether this process's worker has been told to stop; it says so nowhere but in itself."""
+    """Whether this process's worker is stopping, which only the worker object itself records."""
     base: Any = sys.modules.get("gunicorn.workers.base")
     if base is None:
         return None
     for found in gc.get_objects():
-        # By its type: to ask a proxy for its class may raise.
+        # By its type: a proxy's __class__ may raise.
         if issubclass(type(found), base.Worker) and found.pid == os.getpid():
             worker = found
             return lambda: not worker.alive
@@ -277,13 +275,11 @@ _SERVERS: Final = (
         "cheroot",
         _calls_itself("cheroot/"),
         None,
-        "another middleware hides its start_response: make WatershedWSGI the outermost one",
+        "another middleware hides its start_response: make WatershedWSGI the outermost middleware",
     ),
     WSGIServer("eventlet", _has("eventlet.input"), _eventlet, client=_of_eventlet, target=_target_of_eventlet),
     WSGIServer("uWSGI", _has("uwsgi.version"), _uwsgi, client=_of_uwsgi, handles_signals=True),
-    WSGIServer(
-        "mod_wsgi", _has("mod_wsgi.version"), None, f"Apache keeps the client's connection to itself: {_INSTEAD}"
-    ),
+    WSGIServer("mod_wsgi", _has("mod_wsgi.version"), None, f"Apache does not pass the connection on: {_INSTEAD}"),
     WSGIServer("bjoern", _calls_itself("bjoern"), None, f"it has no Python object for a connection: {_INSTEAD}"),
     WSGIServer(
         "hypercorn's WSGI bridge",
@@ -303,10 +299,10 @@ _SERVERS: Final = (
         "tornado's WSGIContainer",
         _came_from("tornado"),
         None,
-        "it reads the request whole and keeps the connection to itself: " + _INSTEAD,
+        "it buffers the whole request and does not pass the connection on: " + _INSTEAD,
     ),
-    # wsgiref, Django's runserver, gevent's pywsgi, and every other server whose application reads the connection's own
-    # buffered file.
+    # wsgiref, Django's runserver, gevent's pywsgi, and every other server that hands the connection's buffered reader
+    # to the application.
     WSGIServer(
         "this WSGI server",
         _reads_a_socket,

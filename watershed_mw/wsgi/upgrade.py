@@ -1,4 +1,4 @@
-"""One WSGI request that may become a WebSocket connection."""
+"""A WSGI request that may become a WebSocket connection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["EmptyBody", "WSGIUpgrade"]
 
 
 class EmptyBody:
-    """The empty body of a request whose socket has gone; the server closes it when it is done."""
+    """The empty body of an upgraded request; the server closes it when the request is over."""
 
     def __init__(self, upgrade: WSGIUpgrade) -> None:
         self._upgrade = upgrade
@@ -44,13 +44,13 @@ class EmptyBody:
         return iter(())
 
     def close(self) -> None:
-        """The server is done."""
+        """Release the server's side of the request."""
         self._upgrade.close_dummy()
         self._upgrade.forget_server()
 
 
 def _check_resources() -> None:
-    """Refuse what would hang after its 101. Raises HandshakeError."""
+    """Refuse a connection that could not be served after its 101. Raises HandshakeError."""
     try:
         check_background_loop()
     except (OSError, RuntimeError, MemoryError) as error:
@@ -58,12 +58,12 @@ def _check_resources() -> None:
 
 
 class WSGIUpgrade:
-    """One upgrade request that waits for the application's decision.
+    """An upgrade request that waits for the application's decision.
 
     Attributes:
-        accepted: whether it has been answered with the 101.
-        failed: whether the application said, after that, that it had failed.
-        sent: the application's header fields of the 101.
+        accepted: whether the 101 has been sent.
+        failed: whether the application then answered with a 5xx status.
+        sent: the application's header fields in the 101.
     """
 
     __slots__ = (
@@ -127,25 +127,25 @@ class WSGIUpgrade:
         detached: bool = False,
         **options: Unpack[ConnectionOptions],
     ) -> ThreadConnection | socket.socket:
-        """Answer with the 101, on the socket that is taken from the server.
+        """Take the socket from the server and send the 101 on it.
 
         Args:
-            protocols: subprotocols that are supported here; the middleware's own unless given.
-            headers: further header fields of the answer.
-            detached: return the raw socket, which is then the caller's own.
-            options: options of this connection alone, such as ``ping_interval=5.0``.
+            protocols: supported subprotocols; the middleware's by default.
+            headers: additional header fields of the response.
+            detached: return the raw socket, which the caller then owns.
+            options: options of this connection, such as ``ping_interval=5.0``.
 
         Returns:
-            the connection, or the ``socket.socket``. When the application returns, a connection that
-            does not run in the background is ended.
+            The connection, or the ``socket.socket``. A connection that does not run in the background is closed when
+            the application returns.
 
         Raises:
-            HandshakeError: the request is refused, or there is no room for it (503); where it is not caught, the
-                client is told why.
-            ConnectionClosed: the client has gone.
-            LocalProtocolError: the request has been accepted before, or a response to it has begun.
-            UnsupportedServerError: the server cannot give its socket; nothing has been answered.
-            TypeError, ValueError: an option is unknown or cannot have its value.
+            HandshakeError: the request is refused, or no connection is free (503). If it is not caught, the client
+                gets a response with the reason.
+            ConnectionClosed: the client has disconnected.
+            LocalProtocolError: the request is already accepted, or the response has started.
+            UnsupportedServerError: the server does not give access to its socket; nothing has been sent.
+            TypeError, ValueError: an option is unknown or has an invalid value.
         """
         self._check_unanswered()
         shed, connection_limit = self._shed, self._connection_limit
@@ -183,7 +183,7 @@ class WSGIUpgrade:
                 self._environ,
                 head,
                 closed_class(self._environ),
-                place.leave,  # it may live on when the request is over
+                place.leave,  # the connection may outlive the request
                 settings.shutdown_code if settings.shutdown_code != 0 else 1001,
             )
             self._connection.no_background = server.no_background(self._environ)
@@ -193,17 +193,17 @@ class WSGIUpgrade:
         return self._connection
 
     def check(self) -> tuple[Request, str]:
-        """Judge the request, and return it with its key, before a proxy forwards it. Raises HandshakeError."""
+        """Validate the request before a proxy forwards it; returns it with its key. Raises HandshakeError."""
         try:
             return self._shed.check(self._environ)
         except HandshakeError as error:
             raise as_answer(error, self._environ) from None
 
     def hand_over(self, answer: list[tuple[str, str]], headers: Fields) -> socket.socket:
-        """Answer with the 101 that another server has given, and return the raw socket (proxy mode).
+        """Send the 101 that another server has sent, and return the raw socket (proxy mode).
 
         Args:
-            answer: fields of the opening handshake itself, such as ``Sec-WebSocket-Accept``.
+            answer: header fields of the opening handshake, such as ``Sec-WebSocket-Accept``.
             headers: the other header fields.
 
         Raises:
@@ -225,20 +225,20 @@ class WSGIUpgrade:
 
     @property
     def target(self) -> str | None:
-        """The request target as the client sent it, where the server keeps it; the environ's path is decoded."""
+        """The request target as the client sent it, or None; the path in the environ is percent-decoded."""
         return self.server.target(self._environ, self._start_response)
 
     def client_descriptor(self) -> int:
-        """The client's socket by a descriptor of its own, which the caller closes; -1 where it cannot be had."""
+        """A duplicate descriptor of the client's socket, which the caller closes; -1 if there is none."""
         client = self.server.client(self._environ, self._start_response)
         number = client if isinstance(client, int) else client.fileno()
         return socket.dup(number) if number >= 0 else -1
 
     def _check_unanswered(self) -> None:
         if self.accepted:
-            raise LocalProtocolError("expected one accept for a request, got a second one")
+            raise LocalProtocolError("the request is already accepted: call accept() once")
         if self.started_body:
-            raise LocalProtocolError("expected accept before the first item of the response, got it afterwards")
+            raise LocalProtocolError("the response has started: call accept() before its first item")
 
     def _take(self) -> tuple[WSGIServer, BlockingTransport, bytes]:
         server = server_of(self._environ, self._start_response)
@@ -266,32 +266,32 @@ class WSGIUpgrade:
             raise
 
     def reject(self, status: int, body: bytes = b"", headers: Fields = ()) -> Rejection:
-        """The HTTP response to give instead of the 101, as a WSGI application to return or to call.
+        """An HTTP response instead of the 101, as a WSGI application to return or to call.
 
         Args:
-            status: HTTP status, e.g. 403.
-            body: body of the response.
+            status: HTTP status, such as 403.
+            body: response body.
             headers: header fields of the response.
 
         Raises:
-            ValueError: there is no such status, or a header field cannot be written.
+            ValueError: the status or a header field is invalid.
         """
         return Rejection(status, body, headers)
 
     def guard(self, start_response: StartResponse) -> StartResponse:
-        """``start_response`` as the application gets it: held back until the response begins, as an accept may follow.
+        """``start_response`` for the application: deferred until the response starts, as ``accept`` may still follow.
 
-        Once the socket has gone it has no effect.
+        It has no effect after ``accept``.
         """
 
         def guarded(*args: Any) -> Any:
             if self.accepted:
-                # Flask and Django turn an exception of the handler into such a response.
+                # Flask and Django turn an exception in the handler into such a response.
                 self.failed = str(args[0]).startswith("5")
                 return lambda data: None
             if self.started_body or (self._held is not None and len(args) < 3):
                 self.begin_response()
-                return start_response(*args)  # the server is the judge of a second call
+                return start_response(*args)  # the server checks a second call
             self._held = functools.partial(start_response, *args)
             return write
 
@@ -301,7 +301,7 @@ class WSGIUpgrade:
         return guarded
 
     def begin_response(self) -> Any:
-        """An HTTP response goes out, so nothing can be accepted any more; the server's ``write``."""
+        """Start the HTTP response, after which ``accept`` is refused; returns the server's ``write``."""
         if not self.started_body:
             self.started_body = True
             if self._held is not None:
@@ -309,7 +309,7 @@ class WSGIUpgrade:
         return self._write
 
     def end(self, reason: str = "", *, code: int, wait: bool = True) -> None:
-        """The application has returned or raised: end the connection unless it lives on elsewhere."""
+        """Close the connection when the application has returned or raised, unless it runs in the background."""
         connection = self._connection
         if connection is not None and not connection.in_background:
             if code == 1000:
@@ -320,25 +320,25 @@ class WSGIUpgrade:
                     connection.end(reason, code=code)
                     ended = True
             except ConnectionClosed:
-                ended = True  # It had ended by itself.
+                ended = True  # it is closed already
             finally:
                 if not ended:
-                    # This thread must not wait, or has been interrupted: the end and the place are due all the same.
+                    # This thread must not wait, or was interrupted: close, and free the place, in another one.
                     connection.end_in_thread(reason, code=code)
 
     def revive_dummy(self) -> None:
-        """The server is about to go on."""
+        """Prepare the dummy for what the server is about to write."""
         if self._taken is not None:
             self._taken.revive_dummy()
 
     def close_dummy(self) -> None:
-        """The server has closed its side, or is about to."""
+        """Close the dummy, whose server side is closed or about to be."""
         if self._taken is not None:
             self._taken.close_dummy()
 
     def forget_server(self) -> None:
-        """The server is done with the request, whose connection may live on: let go of all that is the server's."""
+        """Drop references to the server's objects: the request is over, and the connection may outlive it."""
         release_environ(self._environ)
-        # It was all in a circle, which only the garbage collector would break.
+        # These form a reference cycle, which only the garbage collector would break.
         self._environ, self._start_response, self._held, self._write = {}, None, None, None
         self._taken = self._connection = self._place = None

@@ -204,7 +204,7 @@ def test_a_view_may_return_the_response_itself() -> None:
 def test_without_the_middleware_it_is_a_clear_error() -> None:
     app = Flask(__name__)
     app.add_url_rule("/", view_func=lambda: UpgradeResponse(lambda connection: None), websocket=True)
-    with pytest.raises(RuntimeError, match="expected WatershedWSGI around the application"):
+    with pytest.raises(RuntimeError, match="the application is not wrapped in WatershedWSGI"):
         app.test_client().get("/", headers={"Upgrade": "websocket", "Connection": "Upgrade"})
 
 
@@ -352,7 +352,7 @@ def test_what_flask_takes_for_an_upgrade_and_is_none_is_no_crash(
             peer.send(head(path, first=first))
             answer = peer.rest()  # an answer to HEAD has no body, whatever its length says
             assert answer.startswith(b"HTTP/1.1 400 ")
-            said = b"expected an upgrade by GET in HTTP/1.1, got GET in HTTP/1.0"
+            said = b"expected GET over HTTP/1.1, got GET over HTTP/1.0"
             assert (said in answer) is first.startswith("GET")
         assert [line[-3:] for line in server.access_log(1)] == ["400"]
         assert_quiet(server, caplog)
