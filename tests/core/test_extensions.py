@@ -271,11 +271,11 @@ def test_no_extension_in_the_answer_means_no_compression() -> None:
 @pytest.mark.parametrize(
     "offer, answer, message",
     [
-        ("", NAME, "expected no extension that was not offered, got 'permessage-deflate'"),
-        (NAME, "unknown", "expected no extension that was not offered, got 'unknown'"),
-        ("unknown", "unknown", "expected no extension that was not offered, got 'unknown'"),
-        (NAME, "Permessage-Deflate", "expected no extension that was not offered, got 'Permessage-Deflate'"),
-        (NAME, f"{NAME}, {NAME}", "expected at most one extension in the answer, got 2"),
+        ("", NAME, "expected an extension that was offered, got 'permessage-deflate'"),
+        (NAME, "unknown", "expected an extension that was offered, got 'unknown'"),
+        ("unknown", "unknown", "expected an extension that was offered, got 'unknown'"),
+        (NAME, "Permessage-Deflate", "expected an extension that was offered, got 'Permessage-Deflate'"),
+        (NAME, f"{NAME}, {NAME}", "expected at most one extension in the response, got 2"),
         (NAME, f"{NAME}; unknown", "expected a parameter of permessage-deflate, got 'unknown'"),
         (
             NAME,
@@ -300,28 +300,28 @@ def test_no_extension_in_the_answer_means_no_compression() -> None:
         (
             NAME,
             f"{NAME}; client_max_window_bits=15",
-            "expected no client_max_window_bits in the answer, as it was not offered",
+            "client_max_window_bits in the response was not offered",
         ),
         (
             f"{NAME}; server_max_window_bits=10",
             f"{NAME}; server_max_window_bits=11",
-            "expected server_max_window_bits of at most 10 in the answer, got 11",
+            "expected server_max_window_bits of at most 10 in the response, got 11",
         ),
         (
             f"{NAME}; server_max_window_bits=10",
             NAME,
-            "expected server_max_window_bits of at most 10 in the answer, got None",
+            "expected server_max_window_bits of at most 10 in the response, got None",
         ),
         (
             f"{NAME}; server_no_context_takeover",
             NAME,
-            "expected server_no_context_takeover in the answer, as it was offered; got none",
+            "expected server_no_context_takeover in the response, as offered, got none",
         ),
         (
             # The first refusal is told: it is the offer that was wanted most.
             f"{NAME}; server_max_window_bits=10, {NAME}; server_max_window_bits=9",
             f"{NAME}; server_max_window_bits=12",
-            "expected server_max_window_bits of at most 10 in the answer, got 12",
+            "expected server_max_window_bits of at most 10 in the response, got 12",
         ),
     ],
 )

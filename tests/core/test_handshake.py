@@ -143,7 +143,7 @@ def test_a_control_character_in_a_value_is_refused(name: str, character: str) ->
     """RFC 9110 section 5.5: such values are invalid. Some HTTP parsers let them pass, and no proxy can send them on."""
     error = refused(request({name: f"http://server{character}.example.com"}))
     assert error.status == 400
-    assert f"without control characters in header '{name.lower()}'" in str(error)
+    assert f"control character in the value of header '{name.lower()}'" in str(error)
     assert "server" not in str(error), "what it holds may be a secret"
 
 
@@ -235,14 +235,14 @@ def test_all_else_is_asked_of_http_2_as_well(changes: dict[str, str | None], sta
 def test_older_http_is_refused(version: str) -> None:
     error = refused(request(version=version))
     assert error.status == 400
-    assert str(error) == f"expected HTTP/1.1 or later for a WebSocket upgrade, got HTTP/{version[:8]}"
+    assert str(error) == f"expected HTTP/1.1 or later, got HTTP/{version[:8]}"
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "CONNECT", "get", "OPTIONS", "", "G\r\nET"])
 def test_other_methods_are_refused_with_405(method: str) -> None:
     error = refused(request(method=method))
     assert (error.status, error.headers) == (405, (("Allow", "GET"),))
-    assert str(error) == f"expected method GET for a WebSocket upgrade, got {method!a}"
+    assert str(error) == f"expected method GET, got {method!a}"
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_token_must_match_as_a_whole(name: str, value: str) -> None:
 def test_a_malformed_token_list_is_refused(name: str, value: str) -> None:
     error = refused(request({name: value}))
     assert error.status == 400
-    assert str(error) == f"expected tokens separated by commas in header {name.lower()}, got {value!a}"
+    assert str(error) == f"expected comma-separated tokens in header {name.lower()}, got {value!a}"
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_what_is_no_base64_of_16_bytes_is_refused(key: str) -> None:
 def test_a_request_with_a_body_is_refused(name: str, value: str) -> None:
     error = refused(request({name: value}))
     assert error.status == 400
-    assert str(error).startswith("expected a WebSocket upgrade without a body")
+    assert str(error).startswith("expected an upgrade request without a body")
 
 
 def test_two_content_lengths_are_refused() -> None:
@@ -458,7 +458,7 @@ def test_the_clients_order_decides(offered: list[str], supported: Sequence[str],
         (
             ["chat", "x"],
             [],
-            "no subprotocol in common: the client offers 'chat, x', this server was given none to support",
+            "no subprotocol in common: the client offers 'chat, x', this server supports none",
         ),
     ],
 )
@@ -476,7 +476,7 @@ def test_subprotocols_may_come_in_several_fields() -> None:
 @pytest.mark.parametrize("value", ["chat, chat", "a, b, a"])
 def test_a_subprotocol_offered_twice_is_refused(value: str) -> None:
     # Section 4.1: "MUST all be unique strings".
-    with pytest.raises(HandshakeError, match="expected each subprotocol once in header Sec-WebSocket-Protocol") as c:
+    with pytest.raises(HandshakeError, match="repeated subprotocol in header Sec-WebSocket-Protocol") as c:
         offered_subprotocols(Headers({"Sec-WebSocket-Protocol": value}))
     assert c.value.status == 400
 
@@ -489,7 +489,7 @@ def test_subprotocols_that_differ_in_case_are_two() -> None:
 @pytest.mark.parametrize("value", ["\x80\xff", "b" + " " * 32_000 + "x", 'a"b', "a b", "a\x85b"])
 def test_a_malformed_subprotocol_is_refused(value: str) -> None:
     # CVE-2026-42544 and CVE-2021-32640
-    with pytest.raises(HandshakeError, match="expected tokens separated by commas") as caught:
+    with pytest.raises(HandshakeError, match="expected comma-separated tokens") as caught:
         offered_subprotocols(Headers({"Sec-WebSocket-Protocol": value}))
     assert caught.value.status == 400
     assert len(str(caught.value)) < 200
@@ -504,7 +504,7 @@ def test_the_servers_own_subprotocols_are_checked_early() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a,b", "é", None, b"chat", 5])
 def test_a_subprotocol_that_is_no_token_is_refused_early(name: Any) -> None:
-    with pytest.raises(ValueError, match="expected subprotocol names made of token characters, got "):
+    with pytest.raises(ValueError, match="expected a token as the name of a subprotocol, got "):
         check_subprotocols(["chat", name])
 
 
@@ -564,7 +564,7 @@ def test_another_status_is_refused_and_passed_on(status: int) -> None:
         ("Upgrade", "h2c", "expected the token 'websocket' in header Upgrade, got 'h2c'"),
         ("Connection", None, "expected the token 'upgrade' in header Connection, got none"),
         ("Connection", "notupgrade", "expected the token 'upgrade' in header Connection, got 'notupgrade'"),
-        ("Connection", "a b", "expected tokens separated by commas in header connection, got 'a b'"),
+        ("Connection", "a b", "expected comma-separated tokens in header connection, got 'a b'"),
         ("Sec-WebSocket-Accept", None, f"expected Sec-WebSocket-Accept: {ACCEPT}, got none"),
         ("Sec-WebSocket-Accept", "", f"expected Sec-WebSocket-Accept: {ACCEPT}, got none"),
         ("Sec-WebSocket-Accept", KEY, f"expected Sec-WebSocket-Accept: {ACCEPT}, got '{KEY}'"),
@@ -580,12 +580,12 @@ def test_another_status_is_refused_and_passed_on(status: int) -> None:
         ),
         ("Sec-WebSocket-Accept", f"{ACCEPT}x", f"expected Sec-WebSocket-Accept: {ACCEPT}, got '{ACCEPT}x'"),
         ("Sec-WebSocket-Accept", "\u20ac", f"expected Sec-WebSocket-Accept: {ACCEPT}, got '\\u20ac'"),
-        ("Sec-WebSocket-Protocol", "chat", "expected a subprotocol that was offered (none was), got 'chat'"),
-        ("Sec-WebSocket-Protocol", "", "expected a subprotocol that was offered (none was), got ''"),
+        ("Sec-WebSocket-Protocol", "chat", "expected an offered subprotocol (none), got 'chat'"),
+        ("Sec-WebSocket-Protocol", "", "expected an offered subprotocol (none), got ''"),
         (
             "Sec-WebSocket-Extensions",
             "permessage-deflate",
-            "expected no extension that was not offered, got 'permessage-deflate'",
+            "expected an extension that was offered, got 'permessage-deflate'",
         ),
     ],
 )
@@ -614,7 +614,7 @@ def test_a_subprotocol_must_be_one_that_was_offered() -> None:
     assert judged(answer(), offered) == Agreement(None)
     for wrong in ("Superchat", "chat, superchat", "other"):
         message = refused_answer(answer({"Sec-WebSocket-Protocol": wrong}), offered)
-        assert message == f"expected a subprotocol that was offered (chat, superchat), got '{wrong}'"
+        assert message == f"expected an offered subprotocol (chat, superchat), got '{wrong}'"
 
 
 def test_compression_is_agreed_on() -> None:

@@ -88,7 +88,7 @@ def one_warning(caplog: pytest.LogCaptureFixture) -> str:
     [
         ({"Origin": "http://evil.example"}, "got 'http://evil.example'"),
         ({"Host": "a@evil"}, "expected a Host header"),
-        ({"Sec_WebSocket_Protocol": "a, a"}, "expected each subprotocol once"),
+        ({"Sec_WebSocket_Protocol": "a, a"}, "repeated subprotocol"),
     ],
     ids=["origin", "host", "subprotocols"],
 )

@@ -1,8 +1,7 @@
 """Negotiating permessage-deflate (RFC 7692 section 7.1): the four parameters, on both sides.
 
-The server takes the first offer that it can serve and silently passes over those that it cannot
-(section 5.1); the client refuses every answer that its offer does not allow. No compression
-happens here: what was agreed on is handed to :mod:`~watershed_mw.core.deflate`.
+The server accepts the first offer that it supports and skips the others (section 5.1); the client refuses a response
+that its offer does not allow. The compression itself is in :mod:`~watershed_mw.core.deflate`.
 """
 
 from __future__ import annotations
@@ -21,29 +20,17 @@ NAME = "permessage-deflate"
 
 @dataclass(frozen=True, slots=True)
 class DeflateOptions:
-    """What this end wants of permessage-deflate; the defaults suit many small messages.
+    """Settings of this end for permessage-deflate; the defaults suit many small messages.
 
     Args:
-        window_bits: largest LZ77 window that either end may use, base-2 logarithm of bytes,
-            9 to 15; default 12 (4 KiB): some 50 KiB of memory where both directions are compressed, and some 80 where
-            the client does not let its own window be limited (``client_max_window_bits``).
+        window_bits: largest LZ77 window of either end, base-2 logarithm of bytes, 9 to 15; default 12 (4 KiB). A
+            connection that compresses in both directions takes about 50 KiB of memory, or 80 KiB if the client does not
+            support ``client_max_window_bits``.
         memory_level: zlib's ``memLevel``, 1 to 9; default 5.
-        level: zlib's compression level, 0 to 9, or -1 for zlib's own choice, which is 6; default 2. Measured with the
-            other defaults, as microseconds for each message and bytes before to bytes after:
-
-            =====================  =========  =========  =========  =========
-            messages               level 1    level 2    level 3    level 6
-            =====================  =========  =========  =========  =========
-            JSON of 60 B           2.2, 2.40  2.2, 2.47  2.3, 2.59  2.6, 2.78
-            JSON of 170 B          3.6, 2.88  3.7, 2.96  3.8, 3.01  4.9, 3.19
-            JSON of 512 B          7.3, 3.48  7.2, 3.70  7.5, 3.80  8.9, 4.30
-            JSON of 4 KiB          24, 4.20   24, 4.53   27, 4.66   39, 5.35
-            JSON of 64 KiB         316, 4.29  311, 4.64  348, 4.79  550, 5.48
-            words, 1 KiB           12, 2.56   14, 2.63   16, 2.70   28, 2.77
-            Python source, 8 KiB   72, 3.42   75, 3.55   83, 3.61   133, 4.02
-            =====================  =========  =========  =========  =========
-        context_takeover: keep the window between messages for a better ratio; default True.
-        threshold: messages shorter than this many bytes go uncompressed; default 64.
+        level: zlib's compression level, 0 to 9, or -1 for zlib's default, which is 6; default 2. The performance page
+            shows times and ratios.
+        context_takeover: whether to keep the window between messages, for a better ratio; default True.
+        threshold: messages shorter than this many bytes are sent uncompressed; default 64.
     """
 
     window_bits: int = 12
@@ -53,7 +40,7 @@ class DeflateOptions:
     threshold: int = 64
 
     def __post_init__(self) -> None:
-        # zlib cannot deflate with a window of 256 bytes: it silently takes 512 instead.
+        # zlib does not support deflating with a window of 256 bytes: it silently uses 512 instead.
         if not 9 <= self.window_bits <= 15:
             raise ValueError(f"expected window_bits from 9 to 15, got {self.window_bits!r}")
         if not 1 <= self.memory_level <= 9:
@@ -66,10 +53,10 @@ class DeflateOptions:
 
 @dataclass(frozen=True, slots=True)
 class DeflateParameters:
-    """What both ends agreed on (RFC 7692 section 7.1), seen from this end.
+    """The negotiated parameters (RFC 7692 section 7.1), from the point of view of this end.
 
-    ``local_*`` governs what this end compresses, ``remote_*`` what the peer does. A ``local_max_window_bits`` of 8 is
-    more than zlib can do: this end then sends uncompressed, as it may with any message (section 6).
+    ``local_*`` applies to what this end compresses, ``remote_*`` to what the peer compresses. zlib does not support a
+    ``local_max_window_bits`` of 8: this end then sends uncompressed, which is always allowed (section 6).
     """
 
     local_no_context_takeover: bool = False
@@ -79,13 +66,13 @@ class DeflateParameters:
     options: DeflateOptions = DeflateOptions()
 
 
-# Thousands of connections agree on the same.
+# Connections with the same parameters share one object.
 _agreed = lru_cache(64)(DeflateParameters)
 
 
 @dataclass(frozen=True, slots=True)
 class _Parameters:
-    """One offer or answer, parsed. A window of 0 means that the parameter came without a value."""
+    """A parsed offer or response. A window of 0 means that the parameter has no value."""
 
     server_no_context_takeover: bool = False
     client_no_context_takeover: bool = False
@@ -97,10 +84,9 @@ _VALUELESS = 0
 
 
 def accept_offer(offers: Sequence[ExtensionOffer], options: DeflateOptions) -> tuple[DeflateParameters, str] | None:
-    """What a server agrees on, and its Sec-WebSocket-Extensions value; None when no offer fits.
+    """The parameters that a server accepts, and its Sec-WebSocket-Extensions value; None if no offer is acceptable.
 
-    An offer with an unknown, repeated or out-of-range parameter is declined, not an error:
-    section 7.1 has the server decline it.
+    An offer with an unknown, repeated or out-of-range parameter is declined and not an error (section 7.1).
     """
     for name, pairs in offers:
         if name != NAME:
@@ -111,7 +97,7 @@ def accept_offer(offers: Sequence[ExtensionOffer], options: DeflateOptions) -> t
             continue
         local_bits = min(options.window_bits, offer.server_max_window_bits or 15)
         if local_bits < 9:
-            continue  # zlib cannot deflate with 2**8; declining is all that section 7.1.2.1 leaves.
+            continue  # zlib does not support 2**8: section 7.1.2.1 requires to decline
         remote_bits = 15
         answer = [NAME]
         local_no_takeover = offer.server_no_context_takeover or not options.context_takeover
@@ -121,8 +107,8 @@ def accept_offer(offers: Sequence[ExtensionOffer], options: DeflateOptions) -> t
         if remote_no_takeover:
             answer.append("client_no_context_takeover")
         if offer.server_max_window_bits is not None:
-            # Section 7.1.2.1 lets a server say so unasked, for the client's inflater to be small, but some clients
-            # refuse each parameter that they have not offered: without it they inflate with 2**15, which is fine.
+            # Section 7.1.2.1 allows this parameter without an offer, so that the client can use a small window. Some
+            # clients refuse parameters that they have not offered; without it they use 2**15, which works as well.
             answer.append(f"server_max_window_bits={local_bits}")
         if offer.client_max_window_bits is not None:
             remote_bits = min(options.window_bits, offer.client_max_window_bits or 15)
@@ -132,10 +118,10 @@ def accept_offer(offers: Sequence[ExtensionOffer], options: DeflateOptions) -> t
 
 
 def make_offer(options: DeflateOptions) -> str:
-    """The Sec-WebSocket-Extensions value with which a client offers permessage-deflate.
+    """The Sec-WebSocket-Extensions value that a client sends to offer permessage-deflate.
 
-    Where ``options`` ask something of the server, an offer without that comes second: some servers take the first one
-    and answer without what it asks for, which then is the answer to the second (RFC 7692 section 5).
+    If ``options`` demand something of the server, a second offer follows without it: some servers accept the first
+    offer but omit what it demands, which is then a response to the second (RFC 7692 section 5).
     """
     anything = f"{NAME}; client_max_window_bits"
     offer = [NAME]
@@ -151,9 +137,9 @@ def make_offer(options: DeflateOptions) -> str:
 
 
 def with_plain_offer(fields: Sequence[tuple[str, str]]) -> list[tuple[str, str]] | None:
-    """The header fields of a request with an offer that has no parameters in place of one that has; None without one.
+    """The header fields of a request with its offer's parameters removed; None if it has none.
 
-    Section 5.1 has a server decline a parameter that it does not know. Some refuse the request instead, with a 400.
+    A server has to decline a parameter that it does not know (section 5.1). Some refuse the request instead, with 400.
     """
     plain = [(name, NAME if name.lower() == "sec-websocket-extensions" else value) for name, value in fields]
     return None if plain == list(fields) else plain
@@ -162,26 +148,26 @@ def with_plain_offer(fields: Sequence[tuple[str, str]]) -> list[tuple[str, str]]
 def check_answer(
     answers: Sequence[ExtensionOffer], offers: Sequence[ExtensionOffer], options: DeflateOptions
 ) -> DeflateParameters | None:
-    """What a client agreed on by the server's answer; None when the server chose no extension.
+    """The parameters that result from the server's response; None if the server chose no extension.
 
     Raises:
-        HandshakeError: an extension or parameter that was not offered, or that is out of range.
+        HandshakeError: an extension or parameter was not offered, or is out of range.
     """
     if not answers:
         return None
     if len(answers) > 1:
-        raise HandshakeError(f"expected at most one extension in the answer, got {len(answers)}")
+        raise HandshakeError(f"expected at most one extension in the response, got {len(answers)}")
     name, pairs = answers[0]
     offered = [parameters for offered_name, parameters in offers if offered_name == name == NAME]
     if not offered:
-        raise HandshakeError(f"expected no extension that was not offered, got {shown(name)}")
+        raise HandshakeError(f"expected an extension that was offered, got {shown(name)}")
     answer = _parse(pairs, client_bits_need_value=True)
     refusals = []
     for parameters in offered:
         try:
             offer = _parse(parameters, client_bits_need_value=False)
         except HandshakeError as error:
-            refusals.append(str(error))  # an application's own, which a server can only decline
+            refusals.append(str(error))  # from the application; a server can only decline it
             continue
         refusal = _not_allowed(answer, offer)
         if refusal is None:
@@ -192,7 +178,7 @@ def check_answer(
     return DeflateParameters(
         local_no_context_takeover=answer.client_no_context_takeover or not options.context_takeover,
         remote_no_context_takeover=answer.server_no_context_takeover,
-        # What the offer promised is kept, whether the answer repeats it or not (section 7.1.2.2).
+        # The offer is binding, whether or not the response repeats it (section 7.1.2.2).
         local_max_window_bits=min(
             options.window_bits, offer.client_max_window_bits or 15, answer.client_max_window_bits or 15
         ),
@@ -202,19 +188,19 @@ def check_answer(
 
 
 def _not_allowed(answer: _Parameters, offer: _Parameters) -> str | None:
-    """Why ``offer`` does not allow ``answer`` (RFC 7692 section 7.1), or None where it does."""
+    """Why ``offer`` does not allow ``answer`` (RFC 7692 section 7.1), or None if it does."""
     if offer.server_no_context_takeover and not answer.server_no_context_takeover:
-        return "expected server_no_context_takeover in the answer, as it was offered; got none"
+        return "expected server_no_context_takeover in the response, as offered, got none"
     if offer.server_max_window_bits is not None and (
         answer.server_max_window_bits is None or answer.server_max_window_bits > offer.server_max_window_bits
     ):
         return (
-            f"expected server_max_window_bits of at most {offer.server_max_window_bits} in the answer, "
+            f"expected server_max_window_bits of at most {offer.server_max_window_bits} in the response, "
             f"got {answer.server_max_window_bits}"
         )
-    # More than was offered is harmless: section 7.1.2.2 lets the server ignore our value.
+    # A larger value than offered is harmless: the server may ignore ours (section 7.1.2.2).
     if answer.client_max_window_bits is not None and offer.client_max_window_bits is None:
-        return "expected no client_max_window_bits in the answer, as it was not offered"
+        return "client_max_window_bits in the response was not offered"
     return None
 
 

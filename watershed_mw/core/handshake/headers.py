@@ -1,8 +1,8 @@
-"""Header fields as the handshake reads them: a small multi-mapping and the grammars it needs.
+"""Header fields for the handshake: a small multi-mapping, and the grammars of the values.
 
-Values are taken exactly as the HTTP layer parsed them and are split on nothing but their own
-grammar (RFC 9110 section 5.6, RFC 6455 section 9.1), in linear time. Whatever does not fit the
-grammar raises :class:`~watershed_mw.errors.HandshakeError`; this module never guesses.
+Values are taken as the HTTP layer parsed them, and parsed by their grammar alone (RFC 9110 section 5.6, RFC 6455
+section 9.1), in linear time. A value that does not match the grammar raises
+:class:`~watershed_mw.errors.HandshakeError`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "shown",
 ]
 
-# Fields that the opening handshake decides, whatever an application gives (RFC 6455 sections 4.1 and 4.2.2).
+# Fields that the opening handshake sets; an application's are dropped (RFC 6455 sections 4.1 and 4.2.2).
 REQUEST_FIELDS: Final = frozenset(
     {"connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"}
 )
@@ -43,19 +43,19 @@ RESPONSE_FIELDS: Final = frozenset(
 HeadersLike: TypeAlias = "Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]"
 
 ExtensionOffer: TypeAlias = "tuple[str, tuple[tuple[str, str | None], ...]]"
-"""An extension's name and its parameters in order, each with its value or None (RFC 6455 section 9.1)."""
+"""An extension's name and its ordered parameters, each with its value or None (RFC 6455 section 9.1)."""
 
-# RFC 9110 section 5.6.2. Every alternative below starts with another character, so a match
-# never has to back up: the time is linear in the value's length.
+# RFC 9110 section 5.6.2. Every alternative below starts with a different character, so that matching never backtracks
+# and takes linear time.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SPACE = re.compile(r"[ \t]*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _BACKSLASH = re.compile(r"\\(.)")
-# A value that could end its own line would start a header of somebody else's choosing.
+# A line end within a value would inject a header field.
 _BEYOND_LATIN_1 = re.compile(r"[^\x00-\xff]")
 _FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# RFC 9110 section 7.2: uri-host [ ":" port ], of RFC 3986 section 3.2.2. The zone of an IPv6 address (RFC 6874) is of
-# no use to a server, but some clients send it. No name has a comma here, as WSGI servers join by it what came twice.
+# RFC 9110 section 7.2: uri-host [ ":" port ], of RFC 3986 section 3.2.2. The zone of an IPv6 address (RFC 6874) means
+# nothing to a server, but some clients send it. Commas are not allowed: WSGI servers join repeated fields with them.
 _HOST = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+(?:%[\w.~%-]+)?)\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\]"
     r"|(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?",
@@ -64,17 +64,17 @@ _HOST = re.compile(
 
 
 def shown(value: str) -> str:
-    """``value`` as an error message may show it: quoted, printable, and short."""
+    """``value`` for an error message: quoted, printable and short."""
     return ascii(value if len(value) <= 60 else value[:60] + "...")
 
 
 def is_token(value: str) -> bool:
-    """Whether ``value`` is a token of RFC 9110 section 5.6.2, as every subprotocol's name must be."""
+    """Whether ``value`` is a token (RFC 9110 section 5.6.2), as every subprotocol name must be."""
     return _TOKEN.fullmatch(value) is not None
 
 
 def is_host(value: str) -> bool:
-    """Whether ``value`` is a host with or without a port, as a Host field has it (RFC 9110 section 7.2)."""
+    """Whether ``value`` is a valid Host field: a host with an optional port (RFC 9110 section 7.2)."""
     match = _HOST.fullmatch(value)
     if match is None or match["address"] is None:
         return match is not None
@@ -86,19 +86,19 @@ def is_host(value: str) -> bool:
 
 
 class Headers:
-    """An immutable list of header fields, looked up by name in any case; fields may repeat.
+    """An immutable list of header fields, looked up by case-insensitive name; fields may repeat.
 
     Args:
-        fields: a mapping of names to values, or (name, value) pairs; ``str``, or ``bytes`` which
-            are read as ISO-8859-1 so that no byte is lost.
+        fields: a mapping of names to values, or (name, value) pairs, as ``str`` or as ``bytes``, which are decoded as
+            ISO-8859-1 so that no byte is lost.
     """
 
     __slots__ = ("_extensions", "_fields", "_repeated", "_values")
 
     def __init__(self, fields: HeadersLike = ()) -> None:
-        # A list is what most callers have, and to ask whether it is a Mapping costs more than to see that it is a list.
+        # Most callers pass a list, for which isinstance() is much cheaper than for the abstract Mapping.
         pairs = fields.items() if not isinstance(fields, (list, tuple)) and isinstance(fields, Mapping) else fields
-        # Every handshake comes through here: the conversions stand in the line, as calls would double their cost.
+        # Every handshake runs this: the conversions are inline, as calls would double their cost.
         self._fields = tuple(
             [
                 (
@@ -108,7 +108,7 @@ class Headers:
                 for name, value in pairs
             ]
         )
-        # A handshake asks some fifteen questions: one pass makes what all of them are answered from.
+        # A handshake looks up some fifteen names: one pass builds the table for all of them.
         self._values = dict(self._fields)
         self._repeated: dict[str, list[str]] = {}
         if len(self._values) < len(self._fields):
@@ -164,53 +164,53 @@ def _text(value: str | bytearray | memoryview) -> str:
 
 
 def check_outgoing(fields: HeadersLike) -> Headers:
-    """``fields`` as headers that may be written into a response or request.
+    """Validate header fields that are to be sent.
 
     Raises:
-        ValueError: a name is no token, or a value holds a control character such as CR or LF.
+        ValueError: a name is not a token, or a value contains a control character such as CR or LF.
     """
     headers = Headers(fields)
     for name, value in headers:
         if not is_token(name):
-            raise ValueError(f"expected a header name made of token characters, got {shown(name)}")
+            raise ValueError(f"expected a token as the name of a header, got {shown(name)}")
         if value.isascii() and value.isprintable():
-            continue  # as nearly all are, which costs less to see than what is wrong with the others
+            continue  # the usual case, which is cheap to detect
         if _FORBIDDEN_IN_VALUE.search(value):
-            raise ValueError(f"expected a value without control characters in header {name}, got {shown(value)}")
+            raise ValueError(f"control character in the value of header {name}: {shown(value)}")
         if _BEYOND_LATIN_1.search(value):
-            raise ValueError(f"expected characters of ISO-8859-1 in header {name}, got {shown(value)}")
+            raise ValueError(f"expected ISO-8859-1 characters in header {name}, got {shown(value)}")
     return headers
 
 
 def check_incoming(headers: Headers) -> None:
-    """Refuse what some HTTP parsers let pass, and what cannot be forwarded (RFC 9110 section 5.5).
+    """Refuse control characters, which some HTTP parsers let pass and which cannot be forwarded (RFC 9110 section 5.5).
 
     Raises:
-        HandshakeError: a value holds a control character, status 400.
+        HandshakeError: a value contains a control character, status 400.
     """
-    # One look at all of them: nearly every request is printable ASCII throughout.
+    # One check for all values: nearly every request is printable ASCII.
     values = "".join([value for _, value in headers])
     if (values.isascii() and values.isprintable()) or not _FORBIDDEN_IN_VALUE.search(values):
         return
     name = next(name for name, value in headers if _FORBIDDEN_IN_VALUE.search(value))
-    raise HandshakeError(f"expected a value without control characters in header {shown(name)}, got one with them")
+    raise HandshakeError(f"control character in the value of header {shown(name)}")
 
 
 def parse_tokens(headers: Headers, name: str) -> list[str]:
     """The comma-separated tokens of every field called ``name`` (lower case), in order.
 
     Raises:
-        HandshakeError: an element is no token, status 400.
+        HandshakeError: an element is not a token, status 400.
     """
     tokens = []
     for value in headers.get_all(name):
-        # A comma cannot be part of a token, hence splitting on it is the grammar (RFC 9110 section 5.6.1).
+        # A token cannot contain a comma, so splitting implements the grammar (RFC 9110 section 5.6.1).
         for element in value.split(","):
             token = element.strip(" \t")
             if not token:
                 continue  # Section 5.6.1.2: "A recipient MUST parse and ignore [...] empty list elements".
             if not is_token(token):
-                raise HandshakeError(f"expected tokens separated by commas in header {name}, got {shown(token)}")
+                raise HandshakeError(f"expected comma-separated tokens in header {name}, got {shown(token)}")
             tokens.append(token)
     return tokens
 
@@ -219,9 +219,9 @@ def parse_extensions(headers: Headers) -> list[ExtensionOffer]:
     """The Sec-WebSocket-Extensions fields as (name, parameters) in order (RFC 6455 section 9.1).
 
     Raises:
-        HandshakeError: a value does not fit the grammar, status 400.
+        HandshakeError: a value does not match the grammar, status 400.
     """
-    # A handshake is checked before an application sees it, and agreed on later.
+    # Parsed once: the request is validated first, and negotiated later.
     if headers._extensions is None:
         offers: list[ExtensionOffer] = []
         for value in headers.get_all("sec-websocket-extensions"):

@@ -1,8 +1,7 @@
-"""The opening handshake of RFC 6455 section 4, for both sides, on requests that HTTP has parsed.
+"""The opening handshake of RFC 6455 section 4, for both sides, on parsed requests and responses.
 
-It trusts the HTTP layer for the syntax of the head, and nobody for its contents. It never reads
-or writes HTTP text, and answers nothing itself: a refusal is a
-:class:`~watershed_mw.errors.HandshakeError` that carries the status, headers and body to send.
+It relies on the HTTP layer for the syntax of the head and validates the contents. It neither parses nor writes HTTP: a
+refusal is a :class:`~watershed_mw.errors.HandshakeError` with the status, headers and body to send.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Request:
     Attributes:
         headers: the header fields as the HTTP layer parsed them.
         method: HTTP method, upper case.
-        target: request target with its query string in origin form, e.g. ``/chat?room=1``.
+        target: request target in origin form, with the query string, such as ``/chat?room=1``.
         http_version: ``"1.1"`` for HTTP/1.1.
     """
 
@@ -55,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A server's answer to the opening handshake: HTTP status and header fields."""
+    """A server's response to the opening handshake: HTTP status and header fields."""
 
     status: int
     headers: Headers = field(default_factory=Headers)
@@ -63,32 +62,32 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the opening handshake settled: the subprotocol and the compression, None for neither."""
+    """The result of the opening handshake: subprotocol and compression, or None."""
 
     subprotocol: str | None = None
     deflate: DeflateParameters | None = None
 
 
-# What is agreed on without a subprotocol and without compression: most often, and a frozen class is slow to make.
+# The usual result, shared because creating a frozen dataclass is slow.
 _NOTHING = Agreement()
 
 
 def accept_key(key: str) -> str:
-    """The Sec-WebSocket-Accept value that answers ``key`` (RFC 6455 section 4.2.2, point 5.4)."""
-    # The handshake proves that the peer speaks WebSocket; it is no signature, hence SHA-1 will do.
+    """The Sec-WebSocket-Accept value for ``key`` (RFC 6455 section 4.2.2, point 5.4)."""
+    # It proves that the server speaks WebSocket and is not a signature, so SHA-1 is sufficient.
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
     return binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
 def check_request(request: Request, origins: str | Sequence[str] | None = None) -> str:
-    """Check a client's opening handshake (RFC 6455 section 4.2.1) and return its key.
+    """Validate a client's opening handshake (RFC 6455 section 4.2.1) and return its key.
 
-    Over HTTP/2 and later it is an extended CONNECT that the HTTP layer has recognised, with neither key nor upgrade
-    (RFC 8441 section 5): the key returned is then empty.
+    Over HTTP/2 and later it is an extended CONNECT, which the HTTP layer recognizes; it has no key and no upgrade
+    (RFC 8441 section 5), and the returned key is empty.
 
     Args:
         request: the request.
-        origins: origins allowed besides the request's own host; ``"*"`` allows every one.
+        origins: origins allowed in addition to the request's host; ``"*"`` allows every origin.
 
     Raises:
         HandshakeError: with status 400, 403 (origin), 405 (method), 426 (no upgrade, other version).
@@ -96,13 +95,13 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
     headers = request.headers
     if request.method != "GET":
         raise HandshakeError(
-            f"expected method GET for a WebSocket upgrade, got {shown(request.method)}",
+            f"expected method GET, got {shown(request.method)}",
             status=405,
             headers=[("Allow", "GET")],
         )
     version = _version(request.http_version)
     if version < (1, 1):
-        raise HandshakeError(f"expected HTTP/1.1 or later for a WebSocket upgrade, got HTTP/{request.http_version[:8]}")
+        raise HandshakeError(f"expected HTTP/1.1 or later, got HTTP/{request.http_version[:8]}")
     if not request.target.startswith("/"):
         raise HandshakeError(f"expected a path as the request target, got {shown(request.target)}")
     extended_connect = version >= (2, 0)
@@ -114,9 +113,9 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
             raise HandshakeError("expected a Host header, got none")
         _check_upgrade_tokens(headers, status=426)
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
-        # Its body would be read as frames: section 4.1 has the request end with its head.
+        # The request has no body (section 4.1); one would be parsed as frames.
         raise HandshakeError(
-            "expected a WebSocket upgrade without a body, got a Content-Length or Transfer-Encoding header"
+            "expected an upgrade request without a body, got a Content-Length or Transfer-Encoding header"
         )
     spoken = headers.get("sec-websocket-version")
     if spoken != VERSION:
@@ -128,7 +127,7 @@ def check_request(request: Request, origins: str | Sequence[str] | None = None) 
     key = "" if extended_connect else _check_key(headers)
     check_incoming(headers)
     check_origin(headers, origins)
-    # What is negotiated later is judged now, before an application is troubled with it.
+    # Negotiated later, but validated now, before the application sees the request.
     offered_subprotocols(headers)
     parse_extensions(headers)
     return key
@@ -138,8 +137,8 @@ def _check_upgrade_tokens(headers: Headers, *, status: int) -> None:
     for name, expected in (("upgrade", "websocket"), ("connection", "upgrade")):
         value = headers.get(name)
         if value.isascii() and value.lower() == expected:
-            continue  # the only token, as nearly always: no list to take apart
-        # Section 4.2.1: both are token lists, compared as ASCII in any case.
+            continue  # the usual case: a single token
+        # Section 4.2.1: both are lists of tokens, compared case-insensitively.
         if expected not in (token.lower() for token in parse_tokens(headers, name)):
             got = headers.get(name)
             raise HandshakeError(
@@ -173,64 +172,64 @@ def _check_key(headers: Headers) -> str:
 
 
 def offered_subprotocols(headers: Headers) -> list[str]:
-    """The subprotocols that a request offers, the most wanted first (section 4.1, point 10).
+    """The subprotocols that a request offers, in order of preference (section 4.1, point 10).
 
     Raises:
-        HandshakeError: an element is no token, or one is offered twice; status 400.
+        HandshakeError: an element is not a token, or is repeated; status 400.
     """
     offered = parse_tokens(headers, "sec-websocket-protocol")
     if len(set(offered)) != len(offered):
-        raise HandshakeError("expected each subprotocol once in header Sec-WebSocket-Protocol, got one twice")
+        raise HandshakeError("repeated subprotocol in header Sec-WebSocket-Protocol: offer each once")
     return offered
 
 
 def check_subprotocols(protocols: Sequence[object]) -> tuple[str, ...]:
-    """``protocols`` as a tuple, when they can be offered or supported.
+    """Validate the names of subprotocols that are to be offered or supported.
 
     Raises:
-        ValueError: a name is no token; or a plain string was given where a list belongs.
+        ValueError: a name is not a token, or ``protocols`` is a string instead of a list.
     """
     if isinstance(protocols, str):
         raise ValueError(f"expected a list of subprotocols, got the string {protocols!r}: write [{protocols!r}]")
     names = []
     for name in protocols:
         if not isinstance(name, str) or not is_token(name):
-            raise ValueError(f"expected subprotocol names made of token characters, got {name!r}")
+            raise ValueError(f"expected a token as the name of a subprotocol, got {name!r}")
         names.append(name)
     return tuple(names)
 
 
 def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
-    """The first of ``offered``, in the client's order, that is in ``supported``; compared case-sensitively.
-
-    None when the client offered none: it then speaks without a subprotocol.
+    """The first supported subprotocol in the client's order, compared case-sensitively; None if it offered none.
 
     Raises:
-        HandshakeError: the client offered some and none is supported; status 400. A browser
-            would drop such a connection anyway; here both sides learn why.
+        HandshakeError: the client offered some and none is supported; status 400. A browser would fail the connection
+            anyway, without a reason.
     """
     if not offered:
         return None
     for name in offered:
         if name in supported:
             return name
-    have = f"this server supports {', '.join(supported)}" if supported else "this server was given none to support"
-    raise HandshakeError(f"no subprotocol in common: the client offers {shown(', '.join(offered))}, {have}")
+    have = ", ".join(supported) or "none"
+    raise HandshakeError(
+        f"no subprotocol in common: the client offers {shown(', '.join(offered))}, this server supports {have}"
+    )
 
 
 def negotiate(
     request: Request, key: str, *, subprotocol: str | None, deflate: DeflateOptions | None
 ) -> tuple[Agreement, list[tuple[str, str]]]:
-    """What a server agrees on, and the header fields of its 101 answer (section 4.2.2).
+    """The agreement of a server, and the header fields of its 101 (section 4.2.2).
 
     Args:
-        request: a request that :func:`check_request` let pass.
+        request: a request that :func:`check_request` has accepted.
         key: the key that it returned.
-        subprotocol: the subprotocol chosen, or None.
-        deflate: what this end wants of permessage-deflate, or None for no compression.
+        subprotocol: the selected subprotocol, or None.
+        deflate: settings for permessage-deflate, or None for no compression.
 
     Raises:
-        HandshakeError: the extensions that the client offers are malformed; status 400.
+        HandshakeError: the client's extensions are malformed; status 400.
     """
     fields = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept_key(key))]
     if subprotocol is not None:
@@ -247,17 +246,17 @@ def negotiate(
 def check_response(
     response: Response, key: str, *, offered: Headers, protocols: Sequence[str] = (), deflate: DeflateOptions
 ) -> Agreement:
-    """Check a server's answer (section 4.2.2, seen from section 4.1's end) and return what was agreed on.
+    """Validate a server's response (section 4.1) and return the agreement.
 
     Args:
-        response: the answer.
+        response: the response.
         key: the Sec-WebSocket-Key that was sent.
-        offered: the request's headers as they were sent; what they do not offer is refused.
-        protocols: subprotocols that count as offered besides those in ``offered``.
-        deflate: what this end wants of permessage-deflate.
+        offered: the request's headers as sent; a response must not contain what they do not offer.
+        protocols: subprotocols that count as offered in addition to those in ``offered``.
+        deflate: settings for permessage-deflate.
 
     Raises:
-        HandshakeError: carrying the status that the server sent.
+        HandshakeError: the response is invalid; it has the server's status.
     """
     try:
         return _check_response(response, key, offered, protocols, deflate)
@@ -267,10 +266,10 @@ def check_response(
 
 
 def check_switch(response: Response, key: str) -> None:
-    """Check that an answer switches to WebSocket for the very request that had ``key``, and nothing else of it.
+    """Check only that a response switches to WebSocket, and that it belongs to the request with ``key``.
 
     Raises:
-        HandshakeError: it does not: what follows are no frames.
+        HandshakeError: it does not, so frames do not follow.
     """
     headers = response.headers
     if response.status != 101:
@@ -291,7 +290,7 @@ def _check_response(
     names = [*protocols, *parse_tokens(offered, "sec-websocket-protocol")]
     if subprotocol is not None and subprotocol not in names:
         raise HandshakeError(
-            f"expected a subprotocol that was offered ({', '.join(names) or 'none was'}), got {shown(subprotocol)}"
+            f"expected an offered subprotocol ({', '.join(names) or 'none'}), got {shown(subprotocol)}"
         )
     answers = parse_extensions(headers)
     # Without an answer the offer does not matter, whatever an application has written into it.

@@ -1,8 +1,8 @@
-"""Whether a page may open a connection: the defence against cross-site WebSocket hijacking.
+"""The Origin check, which prevents cross-site WebSocket hijacking.
 
-Browsers send an Origin header that pages cannot change (RFC 6455 sections 4.1 and 10.2), and send
-cookies along with every upgrade. So by default only a page of the request's own host may connect;
-programs that send no Origin are let through, as they carry nobody's cookies.
+Browsers send cookies with every upgrade, and an Origin header that pages cannot change (RFC 6455 sections 4.1 and
+10.2). By default, only pages from the request's own host may connect. Requests without an Origin are accepted: they do
+not come from a browser.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["check_origin", "check_origins"]
 
 _ORIGIN = re.compile(r"[a-z]+://[^\x00-\x20\x7f-\U0010ffff/?#@]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-# Pages of extensions (chrome-extension, safari-web-extension) and of applications (capacitor, ionic, tauri, app, file,
-# vscode-webview, and each other name that an application registers) have origins as well, in which the host is opaque
-# (WHATWG URL section 3.5), and may be empty, as in "file://": they are compared to the letter.
+# Pages of extensions (chrome-extension, safari-web-extension) and applications (capacitor, ionic, tauri, app, file,
+# vscode-webview, and other names that applications register) also have origins. Their host is opaque (WHATWG URL
+# section 3.5) and may be empty, as in "file://": they are compared literally.
 _APPLICATION = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://[A-Za-z0-9._~-]*(:[0-9]{1,5})?")
-# Those of the web's own special schemes (WHATWG URL section 3.1) are compared part by part, or are none.
+# Origins with the special schemes of the web (WHATWG URL section 3.1) are compared by their parts.
 _NO_APPLICATIONS = frozenset({*_DEFAULT_PORTS, "ftp"})
 
 
 def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
-    """``origins`` as an option of this package, checked early so that a typing error cannot open a door.
+    """Validate the ``origins`` option, so that a misspelt pattern is an error at startup.
 
     Raises:
-        ValueError: it is neither None, nor ``"*"``, nor a list of patterns such as
+        ValueError: it is not None, ``"*"`` or a list of patterns such as
             ``"https://a.example"``, ``"https://a.example:8443"``, ``"*.b.example"``, ``"localhost:*"``,
             ``"chrome-extension://abc"``, ``"capacitor://localhost"``, ``"file://"`` or ``"null"``.
     """
@@ -41,7 +41,7 @@ def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] 
         raise ValueError(f"expected a list of origins or '*', got the string {origins!r}: write [{origins!r}]")
     for pattern in origins:
         if pattern == "*":
-            raise ValueError("expected origins='*' to allow every origin, got '*' inside a list")
+            raise ValueError("got '*' inside a list: write origins='*' to allow every origin")
         if pattern == "null" or (_is_application(pattern) and not _misspelt(pattern)):
             continue
         if _pattern(pattern) is None:
@@ -53,18 +53,18 @@ def check_origins(origins: str | Sequence[str] | None) -> str | tuple[str, ...] 
 
 
 def _is_application(pattern: str) -> bool:
-    """Whether this is the origin of an application's or an extension's pages."""
+    """Whether this is the origin of an application or an extension."""
     match = _APPLICATION.fullmatch(pattern)
     return match is not None and match["scheme"] not in _NO_APPLICATIONS
 
 
 def _misspelt(pattern: str) -> bool:
-    """Whether "htps://a.example" or the like was meant for a web page; as an application's it would never match."""
+    """Whether this is probably a misspelt web origin, such as "htps://a.example", which would never match."""
     return bool(get_close_matches(pattern.partition("://")[0], ("http", "https"), cutoff=0.8))
 
 
 def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
-    """Let requests pass that come from no page, from the same host, or from an origin in ``allowed``.
+    """Accept requests without an Origin, from the same host, or from an origin in ``allowed``.
 
     Raises:
         HandshakeError: with status 403.
@@ -75,7 +75,7 @@ def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
     parts = _split(origin)
     if parts is not None:
         scheme, host, port = parts
-        # A proxy that ends TLS hides the scheme; the page's host and port are what browsers vouch for.
+        # A proxy that terminates TLS hides the request's scheme: compare host and port only.
         own = _split(f"{scheme}://{headers.get('host')}")
         if own is not None and own[1:] == (host, port):
             return
@@ -86,15 +86,15 @@ def check_origin(headers: Headers, allowed: str | Sequence[str] | None) -> None:
         elif parts is not None and _matches(pattern, *parts):
             return
     raise HandshakeError(
-        f"expected the origin of host {shown(headers.get('host'))} or one that this server allows, got {shown(origin)}"
-        ": add it to the server's origins option if its pages may connect",
+        f"expected the origin of host {shown(headers.get('host'))} or an allowed one, got {shown(origin)}: add it to "
+        "the server's origins option if its pages may connect",
         status=403,
     )
 
 
 def _split(origin: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port of an origin (RFC 6454 section 4), None when it is none."""
-    # urlsplit passes over tabs and line ends, and cannot tell "?" alone from nothing: an origin has none of these.
+    """Scheme, host and port of an origin (RFC 6454 section 4), or None if it is not one."""
+    # urlsplit ignores tabs, line ends and a lone "?", which an origin must not contain.
     if not _ORIGIN.fullmatch(origin):
         return None
     try:
@@ -106,14 +106,14 @@ def _split(origin: str) -> tuple[str, str, int] | None:
 
 
 def _pattern(pattern: str) -> tuple[str, str, int | None] | None:
-    """Scheme (may be empty), host and port (None: any) of a pattern, None when it is none."""
+    """Scheme (may be empty), host and port (None for any) of a pattern, or None if it is not one."""
     scheme, separator, rest = pattern.rpartition("://")
     if separator and scheme not in _DEFAULT_PORTS:
         return None
     any_port = rest.endswith(":*")
     rest = rest.removesuffix(":*")
     parts = _split(f"{scheme or 'http'}://{rest}")
-    # "*." stands for whole names in front, and for nothing else.
+    # A wildcard is allowed only as the leading "*.", for one or more labels.
     if parts is None or "*" in (bare := parts[1].removeprefix("*.")) or not bare:
         return None
     if any_port:
@@ -129,7 +129,7 @@ def _matches(pattern: str, scheme: str, host: str, port: int) -> bool:
     wanted_scheme, wanted_host, wanted_port = wanted
     if wanted_scheme and wanted_scheme != scheme:
         return False
-    # Port 0 stands for "the scheme's own", when the pattern names neither scheme nor port.
+    # Port 0 means the scheme's default, for a pattern with neither scheme nor port.
     if wanted_port is not None and port != (wanted_port or _DEFAULT_PORTS.get(scheme)):
         return False
     if wanted_host.startswith("*."):
