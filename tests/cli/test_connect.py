@@ -85,7 +85,7 @@ def test_the_pipes_of_the_page_do_what_it_says(echo: int, tmp_path: Path) -> Non
 def test_the_exit_status_tells_how_it_ended(server: tuple[Server, int]) -> None:
     _, port = server
     refused = f"expected status 101 (Switching Protocols), got 403 Forbidden from http://127.0.0.1:{port}/refused"
-    too_big = "expected a message of at most 10 bytes (max_message_size), got 11 or more"
+    too_big = "message too large: at most 10 bytes (max_message_size), got 11 or more"
     expected = {
         "/close/4000": (1, f"closed with 4000 (application) {HARMLESS}\n"),
         "/large": (1, f"closed with 1009 (too big) {too_big}\n"),
@@ -210,7 +210,7 @@ def test_a_conversation_at_the_prompt_and_its_history(echo: int, tmp_path: Path)
             ("/nonsense", "expected one of /text, /binary, /ping, /close, /help"),
             ("/binary xyz", "non-hexadecimal number"),
             ("/text @/nowhere", "No such file"),
-            ("/close 1006", "expected a close code that may be sent"),
+            ("/close 1006", "expected a close code from 1000 to 1003"),
             ("/help", "Ctrl-D, Ctrl-C"),
             ("/close 4001 see you", "closed with 4001 (application) see you"),
         ):

@@ -82,7 +82,7 @@ def test_half_messages_end_the_largest_with_1009_and_nobody_else_notices(
     small.log.wait_for("text", "and another")
     assert other.conn.close_code is None
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert any("the largest end, 1 of them with 2." in line for line in lines), lines
+    assert any("the largest are closed, 1 with 2." in line for line in lines), lines
 
 
 @pytest.mark.need(6)

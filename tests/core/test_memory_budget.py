@@ -66,8 +66,8 @@ def test_the_largest_pause_at_three_quarters_and_the_small_go_on(bank: Bank) -> 
     assert not any(account.ending for account in (small, large, other))
     assert bank.lines == [
         (
-            "connections hold 76.0 MiB, and may hold 100.0 MiB (max_memory), in 3 that hold more than 4 KiB each: "
-            "reading pauses where most is held"
+            "connections hold 76.0 MiB of 100.0 MiB (max_memory), 3 of them more than 4 KiB: "
+            "reading pauses on those that hold the most"
         )
     ]
 
@@ -102,7 +102,7 @@ def test_past_all_of_it_the_largest_end_until_a_sixteenth_is_free(bank: Bank) ->
     assert [account.ending for account in accounts] == [False] * 8
     accounts[6].report(3 * MIB, 0, 0, NOW)
     assert [account.ending for account in accounts] == [False] * 7 + [True]
-    assert bank.lines[-1].endswith("the largest end, 1 of them with 28.0 MiB")
+    assert bank.lines[-1].endswith("the largest are closed, 1 with 28.0 MiB")
     # What is ending counts until it has let go, and no more of them end for it.
     accounts[0].report(11 * MIB, 0, 0, NOW)
     assert sum(account.ending for account in accounts) == 1
@@ -130,8 +130,8 @@ def test_what_it_ends_with(parts: tuple[int, int, int], kind: type[Any], code: i
     assert error.close_code == code
     assert account.unsent_most is (parts[2] == 30)
     assert str(error).startswith(
-        f"expected the connections of this process to hold at most {20 * MIB} bytes (max_memory), got more: this one "
-        f"held {parts[0] * MIB} of an arriving message"
+        f"connections of this process hold more than {20 * MIB} bytes (max_memory); this one held {parts[0] * MIB} of "
+        "an incomplete message"
     )
 
 

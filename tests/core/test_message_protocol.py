@@ -24,8 +24,8 @@ from watershed_mw.core.message_protocol import MessageProtocol, Outgoing
 from watershed_mw.core.states import TRANSITIONS, State
 from watershed_mw.errors import ConnectionClosed, LocalProtocolError
 
-TOO_LARGE = "expected a message of at most 10 bytes (max_message_size), got 11 or more"
-TOO_MANY = "expected at most 2 messages a second (max_message_rate), got more"
+TOO_LARGE = "message too large: at most 10 bytes (max_message_size), got 11 or more"
+TOO_MANY = "too many messages: at most 2 per second (max_message_rate)"
 
 
 def make(**limits: Any) -> MessageProtocol:
@@ -242,7 +242,7 @@ def test_an_abort_throws_away_what_is_queued(way: Way) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_pings_are_the_servers(way: Way) -> None:
     subject = way()
-    with pytest.raises(LocalProtocolError, match="expected a connection whose frames are our own for a PING"):
+    with pytest.raises(LocalProtocolError, match="ASGI has no message for a PING"):
         subject.ping(b"", START)
 
 

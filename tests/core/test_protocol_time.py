@@ -325,8 +325,8 @@ MASKED_TEXT = frame(TEXT, b"x" * 1000, key=wire.KEY)
 def too_slow(size: int, seconds: int, timeout: str = "30") -> tuple[str, int]:
     return (
         (
-            f"expected a message to arrive at 512 bytes a second or faster after {timeout} seconds (message_timeout), "
-            f"got {size} bytes of it in {seconds} seconds"
+            f"message too slow: at least 512 bytes per second after {timeout} seconds (message_timeout), got {size} "
+            f"bytes in {seconds} seconds"
         ),
         1008,
     )

@@ -50,7 +50,7 @@ def test_one_too_many_is_refused_with_1008_and_says_what_was_expected() -> None:
     subject = MessageRate(2.5, 0.0)
     assert spent_at(subject, 0.0) == 2
     with pytest.raises(
-        RemoteProtocolError, match=r"^expected at most 2.5 messages a second \(max_message_rate\)"
+        RemoteProtocolError, match=r"^too many messages: at most 2.5 per second \(max_message_rate\)"
     ) as caught:
         subject.spend(0.0)
     assert caught.value.close_code == 1008

@@ -124,7 +124,7 @@ def test_the_connection_itself_does_not_cut_a_reason(uvicorns: Uvicorn) -> None:
     with Peer(uvicorns.port) as peer:
         peer.open()
         assert peer.close() == (4001, "")
-    assert "at most 123 bytes in UTF-8, got 124: shorten it" in errors.get()
+    assert "at most 123 UTF-8 bytes, got 124: shorten it" in errors.get()
 
 
 # --- copies of the scope --------------------------------------------------------------------------------------

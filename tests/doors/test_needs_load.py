@@ -269,7 +269,7 @@ def test_over_asgi_messages_the_size_is_limited_as_well(doors: Uvicorn) -> None:
         peer.send(binary(bytes(1001)))
         code, reason = peer.close()
         assert code == 1009
-        assert reason.startswith("expected a message of at most 1000 bytes (max_message_size), got 1001")
+        assert reason.startswith("message too large: at most 1000 bytes (max_message_size), got 1001")
 
 
 # --- 18: compression -----------------------------------------------------------------------------------------
@@ -360,4 +360,4 @@ def test_one_message_too_many_ends_the_connection_with_1008(doors: Uvicorn) -> N
             while (frame := peer.frame()).opcode is Opcode.TEXT:  # time has passed: perhaps one more was allowed
                 assert bytes(frame.data) == b"x"
             assert bytes(frame.data)[:2] == (1008).to_bytes(2, "big")
-            assert b"expected at most 5 messages a second (max_message_rate), got more" in bytes(frame.data)
+            assert b"too many messages: at most 5 per second (max_message_rate)" in bytes(frame.data)

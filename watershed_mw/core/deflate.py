@@ -1,8 +1,7 @@
-"""permessage-deflate's transformation of payloads (RFC 7692 section 7.2), with the limit inside.
+"""Compression and decompression of messages (RFC 7692 section 7.2), with limits enforced during decompression.
 
-This file is compiled as well as interpreted. It trusts the parameters that were negotiated and
-no byte of the peer's: inflating stops at the first byte past the limit. zlib's contexts exist only once a
-compressed message has travelled in their direction, and can be given back between any two messages.
+Decompression stops at the first byte above the limit. A zlib context is created with the first compressed message of
+its direction, and can be released between any two messages. This file is compiled as well as interpreted.
 """
 
 from __future__ import annotations
@@ -19,41 +18,39 @@ __all__ = ["Contexts", "Deflate"]
 
 # Section 7.2.1: the sender removes these 4 bytes from the end of each message.
 _TAIL = b"\x00\x00\xff\xff"
-# A block with BFINAL ends a zlib stream and costs a new context; no sender has a reason for many.
+# A block with BFINAL ends a zlib stream, and the next one needs a new context; no sender has a reason for many.
 _MAX_STREAMS_PER_MESSAGE = 64
-# Seconds after which contexts that nobody has used are given back, where somebody asks.
+# Seconds without use after which release_if_idle() releases contexts.
 _IDLE_AFTER = 1.0
-# A few bytes stand for megabytes: so many are inflated by one call, in a millisecond or two, and then others have their
-# turn.
+# A few bytes may inflate to megabytes: one call produces at most this many, so that other connections are not delayed.
 _MOST_AT_ONCE = 2**20
 
-# How many connections of one event loop may hold contexts: some 55 KiB each with the default options, of which the
-# sender's are 38. Connections that have compressed one message each way, and may never do so again, go through a small
-# pool; those that come back for more share a large one, 55 MiB at the most. To make both contexts anew takes 0.7 us, a
-# fiftieth of what a message of 4 KiB takes; but what is sent next cannot refer to what was sent before, so the large
-# pool has to hold those that are busy: JSON messages of 170 bytes take twice the bytes without a context.
+# How many connections of one event loop may hold contexts, which take some 55 KiB each with the default options (38 of
+# them for sending). Connections that have compressed one message each way, and may never do so again, go through a
+# small pool; those that come back share a large one of at most 55 MiB. Creating contexts is cheap, but a new one cannot
+# refer to earlier messages: the large pool has to hold all busy connections, for the sake of the compression ratio.
 _NEWCOMERS = 16
 _REGULARS = 1024
-# Shorter histories are kept as they are. To pack 4 KiB of JSON takes 23 us and leaves 1 KiB, to unpack it 5 us.
-# Clients that do not let their window be limited, such as Firefox, leave up to 32 KiB: 0.4 ms to pack, 7.5 KiB packed.
+# Shorter histories are not packed. Clients that do not support client_max_window_bits, such as Firefox, leave histories
+# of up to 32 KiB.
 _WORTH_PACKING = 512
 _PACK_BITS = -12
-# What zlib's inflater takes besides its window.
+# Bytes of zlib's inflater without its window.
 _INFLATER = 8 * 2**10
 
 
 class Contexts:
-    """The connections of one event loop that hold contexts of zlib's: so many at the most.
+    """The connections of one event loop that hold zlib contexts; their number is bounded.
 
-    Who is to give them back is decided as in S3-FIFO: of the newcomers the oldest, unless it has used them again and
-    so becomes a regular; of the regulars the oldest that has not used them since it was looked at. A use costs the
-    setting of a flag, which an order of last use would not.
+    Eviction follows S3-FIFO: the oldest newcomer is evicted, unless it has used its contexts again and so becomes a
+    regular; of the regulars, the oldest that has not used them since it was last examined. A use only sets a flag,
+    which is cheaper than maintaining an LRU order.
     """
 
     def __init__(self, newcomers: int = _NEWCOMERS, regulars: int = _REGULARS) -> None:
         self._most_newcomers = newcomers
         self._most_regulars = regulars
-        # Queues that anybody may leave; a plain dictionary is slow where the oldest leave.
+        # Queues with removal of any item; a plain dict is slow when its oldest items are removed.
         self._newcomers: OrderedDict[Deflate, None] = OrderedDict()
         self._regulars: OrderedDict[Deflate, None] = OrderedDict()
 
@@ -61,7 +58,7 @@ class Contexts:
         return len(self._newcomers) + len(self._regulars)
 
     def add(self, deflate: Deflate) -> None:
-        """Take note of one that has made a context; another may have to give its own back."""
+        """Add one that has created a context; another one's may be evicted."""
         if deflate.returned:
             self._add_regular(deflate)
             return
@@ -80,42 +77,42 @@ class Contexts:
                 oldest.used = False
                 self._regulars[oldest] = None
             else:
-                oldest.give_back(False)  # There are more than there is room for: it may be back at once.
+                oldest.give_back(False)  # not packed, as it may be back soon
         deflate.used = False
         self._regulars[deflate] = None
 
     def discard(self, deflate: Deflate) -> None:
-        """Forget one that has no context any more."""
+        """Remove one that has no context any more."""
         self._newcomers.pop(deflate, None)
         self._regulars.pop(deflate, None)
 
 
 class Deflate:
-    """Compresses outgoing messages and inflates incoming ones, for one connection.
+    """Compresses outgoing messages and decompresses incoming ones, for one connection.
 
-    Between two messages the contexts can be given back. The sender's then begins anew, which refers to nothing before
-    and which section 7.2.1 leaves to it; of the receiver's there remains the last window of what was inflated, as far
-    as there was that much, from which it is made again.
+    Between two messages, contexts can be released. The sending side then starts with an empty window, as section 7.2.1
+    allows at any time. Of the receiving side, the last window of decompressed data is kept, from which the context is
+    restored.
 
     Args:
-        parameters: what the opening handshake agreed on.
+        parameters: the negotiated parameters.
         now: current time in seconds, for :meth:`release_if_idle`.
 
     Attributes:
-        threshold: messages shorter than so many bytes are to go uncompressed.
-        salvaged: what came out of the piece before its fault, as far as zlib tells.
-        active: whether there was a message since somebody set it to False.
-        within_message: whether a message has begun, and has not been inflated to its end.
-        pending: whether the last piece stands for more than has been inflated: :meth:`inflate_more` is to be called
-            before anything else is inflated.
-        contexts: the pool that it belongs to; None where contexts are kept until :meth:`release`.
-        used, returned: for the pool: whether a context has been used again, and whether one had been given back before.
+        threshold: messages shorter than this many bytes are sent uncompressed.
+        salvaged: bytes decompressed from a piece before an error in it, as far as zlib reports them.
+        active: whether there was a message since it was last set to False.
+        within_message: whether a message has started and is not completely decompressed.
+        pending: whether the last piece contains more data: call :meth:`inflate_more` before anything else is
+            decompressed.
+        contexts: the pool that it belongs to; None if contexts are kept until :meth:`release`.
+        used, returned: for the pool: whether a context has been used again, and whether one was released before.
     """
 
     def __init__(self, parameters: DeflateParameters, now: float = 0.0) -> None:
         self._idle_since = now
         options = parameters.options
-        # zlib cannot deflate with 2**8: no message is long enough then.
+        # zlib does not support deflating with 2**8: nothing is compressed then.
         self.threshold = options.threshold if parameters.local_max_window_bits > 8 else sys.maxsize
         self.level = options.level
         self.memory_level = options.memory_level
@@ -123,12 +120,12 @@ class Deflate:
         self._remote_bits = max(9, parameters.remote_max_window_bits)
         self._local_takeover = not parameters.local_no_context_takeover
         self._remote_takeover = not parameters.remote_no_context_takeover
-        self._deflater: Any = None  # zlib does not name the types of its contexts
+        self._deflater: Any = None  # zlib does not export the types of its contexts
         self._inflater: Any = None
-        # Without an inflater: the end of what was inflated before, as it was or packed.
+        # Without an inflater: the last window of decompressed data, possibly packed.
         self._history = b""
         self._packed = False
-        # With an inflater: pieces of what was inflated, which hold at least a window if there was one.
+        # With an inflater: recent pieces of decompressed data, at least a window if there was that much.
         self._recent: list[bytes] | None = None
         self._recent_size = 0
         self.within_message = False
@@ -160,22 +157,22 @@ class Deflate:
         return compress_with(deflater, payload)
 
     def reset_context(self) -> None:
-        """Somebody else has compressed a message for the peer: the next one must not refer to what went before."""
+        """Start anew, as a message for the peer was compressed elsewhere: the next must not refer to earlier ones."""
         self._deflater = None
 
     # --- receiving -----------------------------------------------------------------------------------
 
     def inflate(self, piece: bytes, remaining: int, last: bool) -> bytes:
-        """The next piece of a compressed message, inflated (section 7.2.2); 1 MiB of it where it stands for more.
+        """Decompress the next piece of a message (section 7.2.2), up to 1 MiB at a time.
 
         Args:
-            piece: compressed bytes as they came.
-            remaining: how many inflated bytes the message may still have; negative for any number.
+            piece: compressed bytes as received.
+            remaining: how many decompressed bytes the message may still have; negative for no limit.
             last: whether the message ends with this piece.
 
         Raises:
-            RemoteProtocolError: no valid DEFLATE data (1007), more than ``remaining`` bytes (1009), too many
-                streams (1008); nothing can be inflated any more.
+            RemoteProtocolError: invalid DEFLATE data (1007), more than ``remaining`` bytes (1009), or too many streams
+                (1008); the instance cannot be used for decompression any more.
         """
         self.active = True
         if self._inflater is not None:
@@ -186,7 +183,7 @@ class Deflate:
         return self.inflate_more(remaining)
 
     def inflate_more(self, remaining: int) -> bytes:
-        """What follows of the piece that :meth:`inflate` was given. Raises as that does."""
+        """Continue with the piece that :meth:`inflate` was given. Raises as :meth:`inflate`."""
         inflated = self._inflate(remaining)
         if self._last and not self.pending:
             self.within_message = False
@@ -200,7 +197,7 @@ class Deflate:
     def _inflate(self, remaining: int) -> bytes:
         inflated = b""
         piece = self._rest
-        # One byte more than there is room for tells "exactly full" from "too much".
+        # One byte above the limit distinguishes "exactly full" from "too much".
         most = remaining + 1 if 0 <= remaining < _MOST_AT_ONCE else _MOST_AT_ONCE
         more = self.pending or len(piece) > 0
         while more and len(inflated) < most:
@@ -211,25 +208,22 @@ class Deflate:
             try:
                 part: bytes = inflater.decompress(piece, limit)
             except zlib.error:
-                raise self._fault(
-                    inflated, "expected DEFLATE data in a compressed message, got other bytes", 1007
-                ) from None
+                raise self._fault(inflated, "invalid DEFLATE data in a compressed message", 1007) from None
             inflated = inflated + part if inflated else part
             if 0 <= remaining < len(inflated):
-                raise self._fault(
-                    inflated, "expected a message within max_message_size, got more while inflating", 1009
-                )
+                raise self._fault(inflated, "message exceeds max_message_size during decompression", 1009)
             piece = inflater.unconsumed_tail
-            # zlib may have taken all of the piece, and yet hold back what did not fit.
+            # zlib may have consumed the piece and still hold output that did not fit.
             more = len(piece) > 0 or len(part) == limit
             if inflater.eof:
-                # Section 7.2.3.4: a block with BFINAL is allowed; what follows starts a new stream.
+                # Section 7.2.3.4 allows a block with BFINAL; a new stream follows.
                 piece = inflater.unused_data
                 more = len(piece) > 0
                 self._forget_inflater()
                 self._streams += 1
                 if self._streams > _MAX_STREAMS_PER_MESSAGE:
-                    raise self._fault(inflated, "expected few DEFLATE streams in a message, got too many", 1008)
+                    message = f"too many DEFLATE streams in one message (max {_MAX_STREAMS_PER_MESSAGE})"
+                    raise self._fault(inflated, message, 1008)
             elif self._remote_takeover:
                 self._record(part)
         self.pending = more
@@ -249,7 +243,7 @@ class Deflate:
         return inflater
 
     def _record(self, part: bytes) -> None:
-        """Keep what an inflater made anew would need: the last window of what was inflated."""
+        """Keep what a restored inflater needs: the last window of decompressed data."""
         recent = self._recent
         assert recent is not None  # there is an inflater
         size = len(part)
@@ -260,7 +254,7 @@ class Deflate:
         elif size:
             recent.append(part)
             self._recent_size += size
-            # Many small pieces are put together now and then: each costs an object.
+            # Join many small pieces, as each is an object.
             if self._recent_size > 2 * window or len(recent) > 64:
                 self._recent = [self._joined()]
                 self._recent_size = len(self._recent[0])
@@ -286,28 +280,28 @@ class Deflate:
     # --- memory --------------------------------------------------------------------------------------
 
     def unfinished(self) -> int:
-        """Bytes of the context of a message that has begun, which cannot be given back; 0 between two messages."""
+        """Bytes of the context of an incomplete message, which cannot be released; 0 between messages."""
         if not self.within_message or self._inflater is None:
             return 0
         return _INFLATER + (1 << self._remote_bits) + self._recent_size
 
     @property
     def holding(self) -> bool:
-        """Whether there is a context that could be given back."""
+        """Whether there is a context that can be released."""
         return self._deflater is not None or (self._inflater is not None and not self.within_message)
 
     def share(self, contexts: Contexts) -> None:
-        """Belong to a pool from now on."""
+        """Join a pool."""
         self.contexts = contexts
         if self.holding:
             self._register()
 
     def release_due(self) -> float | None:
-        """The time from which on :meth:`release_if_idle` may give something back; None where there is nothing."""
+        """The time from which :meth:`release_if_idle` may release something; None if there is nothing to release."""
         return self._idle_since + _IDLE_AFTER if self.holding else None
 
     def release_if_idle(self, now: float) -> None:
-        """Give all back, unless it was used since this was called a second ago or earlier."""
+        """Release contexts that were not used since the last call, which was at least a second ago."""
         if now < self._idle_since + _IDLE_AFTER:
             return
         self._idle_since = now
@@ -317,14 +311,14 @@ class Deflate:
             self.release()
 
     def release(self) -> None:
-        """Give back all that can be given back, as the connection is idle: it comes back as a newcomer."""
+        """Release everything that can be released, as the connection is idle; it rejoins its pool as a newcomer."""
         if self._listed and self.contexts is not None:
             self.contexts.discard(self)
         self.give_back(True)
         self.returned = False
 
     def close(self) -> None:
-        """Let go of everything, as no message comes or goes any more."""
+        """Release everything for good, at the end of the connection."""
         if self._listed and self.contexts is not None:
             self.contexts.discard(self)
         self._listed = False
@@ -334,10 +328,10 @@ class Deflate:
         self._forget_inflater()
 
     def give_back(self, pack: bool) -> None:
-        """Do without contexts until they are needed again; the pool has forgotten them.
+        """Release contexts until they are needed again; the pool has already removed this instance.
 
         Args:
-            pack: whether what remains is worth the time to make it small.
+            pack: whether to compress the history that is kept.
         """
         self._listed = False
         self.used = False
@@ -353,7 +347,7 @@ class Deflate:
             if len(packed) < len(history):
                 history = packed
                 self._packed = True
-        # Only now: what stays is not to lie in the middle of what becomes free, which others could not use as a whole.
+        # Only now, so that the history is not allocated within the freed memory, which would fragment it.
         self._deflater = None
         if resting:
             self._inflater = self._recent = None
@@ -366,21 +360,21 @@ class Deflate:
 
 
 def new_deflater(level: int, window_bits: int, memory_level: int) -> Any:
-    """A compressor without a past; it may take the place of any other at the begin of a message."""
+    """A compressor with an empty window; it may replace any other at the start of a message."""
     return zlib.compressobj(level, zlib.DEFLATED, -window_bits, memory_level)
 
 
 def compress_with(deflater: Any, payload: bytes) -> bytes:
-    """One message's payload, compressed (section 7.2.1) by what :func:`new_deflater` made."""
+    """One message's payload, compressed (section 7.2.1) with a compressor of :func:`new_deflater`."""
     compressed = deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH)
-    # Never a negative index: the compiled form has none.
+    # Not [:-4]: negative indices are disabled in the compiled build.
     return bytes(compressed[: len(compressed) - 4])
 
 
 def _between_blocks(inflater: Any) -> bool:
-    """Whether the next bit begins a block, as it does after the message of any peer that keeps to section 7.2.1.
+    """Whether the next bit starts a block, as it does after a message of a peer that complies with section 7.2.1.
 
-    One that does not has left zlib within a block, and is understood as before only by the same context.
+    A peer that does not has left zlib within a block, and its next message needs the same context.
     """
     probe = inflater.copy()
     try:

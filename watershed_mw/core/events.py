@@ -1,7 +1,7 @@
-"""What a :class:`~watershed_mw.core.protocol.Protocol` reports, the same for servers and clients.
+"""Events of a :class:`~watershed_mw.core.protocol.Protocol`, the same for servers and clients.
 
-A TEXT message is a ``str`` and a BINARY message is ``bytes``: the type is the event, and the path
-of a message costs no wrapper. Everything else is one of the frozen classes below.
+A TEXT message is a ``str`` and a BINARY message is ``bytes``, without a wrapper object. Everything else is one of the
+frozen classes below.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ __all__ = ["CloseReceived", "Event", "Failed", "Ping", "Pong"]
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A PING came (RFC 6455 section 5.5.2); its PONG has been queued already."""
+    """A PING was received (RFC 6455 section 5.5.2); its PONG is already queued."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """A PONG came, asked for or not (section 5.5.3)."""
+    """A PONG was received, solicited or not (section 5.5.3)."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class CloseReceived:
-    """The peer's Close came (section 5.5.1): it will send no more messages."""
+    """The peer's Close was received (section 5.5.1): no more messages follow."""
 
     code: int
     reason: str
@@ -38,7 +38,7 @@ class CloseReceived:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The connection is being failed (section 7.1.7), because of the peer or of a timeout."""
+    """The connection is being failed (section 7.1.7), because of a violation or a timeout."""
 
     error: ProtocolError
 

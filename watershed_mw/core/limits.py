@@ -1,7 +1,7 @@
-"""Every limit and time-out of a connection, in one place, all on by default.
+"""Every limit and timeout of a connection; nearly all are on by default.
 
-The protocol enforces them before it buffers and while it inflates; the drivers only ask it when to
-call again. Sizes are bytes, times are seconds.
+The protocol enforces them before buffering and during decompression; the drivers call it when a deadline is due. Sizes
+are in bytes, times in seconds.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from ..errors import RemoteProtocolError
 __all__ = ["INFLATE_ALLOWANCE", "SLOWEST_MESSAGE", "Limits", "inflates_too_much", "too_large", "too_slow"]
 
 SLOWEST_MESSAGE = 512
-"""Bytes per second at which a message has to come, once ``message_timeout`` seconds have passed."""
+"""Bytes per second at which a message must arrive once ``message_timeout`` seconds have passed."""
 
 INFLATE_ALLOWANCE = 4096
-"""Bytes that each compressed message may inflate to, whatever its size, before ``max_compression_ratio`` counts."""
+"""Bytes that any compressed message may inflate to, whatever its ratio (``max_compression_ratio``)."""
 
 _OPTIONAL = (
     "max_message_size",
@@ -27,54 +27,52 @@ _OPTIONAL = (
     "ping_interval",
     "ping_timeout",
 )
-_HINT = f"only {', '.join(_OPTIONAL[:-1])} and {_OPTIONAL[-1]} may be switched off, with None"
-# Nothing larger fits a frame (RFC 6455 section 5.2), nor an event loop's timer.
+_HINT = f"only {', '.join(_OPTIONAL[:-1])} and {_OPTIONAL[-1]} may be None"
+# The maximum of a frame (RFC 6455 section 5.2), and of an event loop's timer.
 _MOST = 2**63 - 1
 _MOST_SECONDS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one connection; None switches off those that say so.
+    """Limits of one connection; None disables a limit where the list says so.
 
     Args:
-        max_message_size: largest message accepted, in bytes after inflating; default 16 MiB
-            (uvicorn's default); None for no limit.
-        max_fragments: most frames that one message may come in, empty ones included; default
-            131,072 (node ws has the same, and it lets a 4 MiB message come in 64-byte frames).
-        max_message_rate: messages, PINGs and PONGs per second that the peer may send, on average; one
-            second's worth may come at once. Past it the connection is failed with 1008. Default None,
-            as any number would break somebody's honest peer, and memory is bounded without it: a
-            peer that is faster than the application has to wait (max_queued_messages).
-        message_timeout: seconds after which a message (or a control frame) that has begun to arrive must have come at
-            512 bytes per second or faster; default 30. It needs that many seconds and its size divided by 512, at
-            most: 62 s for 16 KiB. Time in which this end does not read does not count. Past it the connection is
-            failed with 1008. None for messages that may trickle in for ever.
-        max_compression_ratio: bytes that one byte of compressed data may inflate to at any speed, averaged over a
-            message; default 64, where JSON and logs come to 5 to 50. Each message has 4 KiB besides. What goes beyond
-            that is limited by ``max_inflate_rate``. None for no limit of either kind.
+        max_message_size: largest message accepted, in bytes after decompression; default 16 MiB (uvicorn's default);
+            None for no limit.
+        max_fragments: maximum number of frames of a message, empty ones included; default 131,072 (as node ws), which
+            allows a 4 MiB message in 64-byte frames.
+        max_message_rate: messages, PINGs and PONGs per second that the peer may send on average, with bursts of one
+            second's worth. When exceeded, the connection is failed with 1008. Default None: no number suits every
+            application, and memory is bounded without it, as a peer that is faster than the application is throttled
+            (``max_queued_messages``).
+        message_timeout: seconds after which an incomplete message or control frame must have arrived at 512 bytes per
+            second or faster; default 30. A message of 16 KiB may thus take 62 s. Time in which this end does not read
+            does not count. When exceeded, the connection is failed with 1008. None for no limit.
+        max_compression_ratio: bytes that a compressed byte may inflate to at any speed, averaged over a message;
+            default 64 (JSON and logs have 5 to 50). The first 4 KiB of each message are free. ``max_inflate_rate``
+            limits what exceeds it. None for no limit of either kind.
         max_inflate_rate: bytes per second, on average, that may be inflated beyond ``max_compression_ratio``; default
-            64 MiB. One second's worth or ``max_message_size`` may come at once, the larger of the two: a message of
-            zeros is fine, one after the other is not. Past it the connection is failed with 1008.
-        ping_interval: seconds between keepalive PINGs; default 20, under the 60 seconds after
-            which nginx drops a silent connection; None for no keepalive.
-        ping_timeout: seconds without any byte from the peer, after such a PING, until the
-            connection is given up; default 20; None to never give up.
-        close_timeout: seconds to wait for the peer's Close, and for the end of the TCP stream;
-            default 10.
-        reply_timeout: seconds that the application has, once the peer's Close or a violation
-            has come, to reply to the messages before it; default 1.
-        max_queued_messages: messages received and not yet taken by the application, above which
-            reading pauses; default 32.
-        max_queued_bytes: the same in bytes of payload; default 256 KiB. One message may exceed it.
-        max_memory: bytes that all connections of the process may hold together of messages that are arriving, received
-            and not taken, or unsent; a number below 1 is a share of the memory that the process may have (its control
-            group's limit, else the machine's). Default 0.25. At three quarters of it, reading pauses for those that
-            hold most; past it they end, with 1009 for a message that was arriving and 1013 for the rest. Where
-            connections differ in it, the lowest of those that hold something counts for all. None leaves a connection
-            out of the account.
-        max_unsent_bytes: bytes sent and not taken by the peer, above which an asyncio connection
-            whose application does not wait for ``send`` is given up; default 64 MiB.
+            64 MiB. Bursts of one second's worth, or of ``max_message_size`` if that is larger, are allowed: a message
+            of zeros is accepted, a stream of them is not. When exceeded, the connection is failed with 1008.
+        ping_interval: seconds between keepalive PINGs; default 20, below the 60 seconds after which nginx drops an idle
+            connection; None for no keepalive.
+        ping_timeout: seconds without a byte from the peer, after such a PING, until the connection is dropped; default
+            20; None for no limit.
+        close_timeout: seconds to wait for the peer's Close, and for the end of the TCP stream; default 10.
+        reply_timeout: seconds that the application has, after the peer's Close or a violation, to reply to earlier
+            messages; default 1.
+        max_queued_messages: number of messages received but not taken by the application above which reading pauses;
+            default 32.
+        max_queued_bytes: the same in bytes of payload; default 256 KiB. A single message may exceed it.
+        max_memory: bytes that all connections of the process together may hold in messages that are incomplete, not
+            taken, or unsent; a number below 1 is a share of the memory available to the process (the limit of its
+            control group, else the machine's). Default 0.25. At three quarters of it, reading pauses on the connections
+            that hold the most; above it they are closed, with 1009 for an incomplete message and 1013 otherwise. If
+            connections have different values, the lowest among those that hold something applies. None excludes a
+            connection.
+        max_unsent_bytes: unsent bytes above which an asyncio connection is dropped whose application does not await
+            ``send``; default 64 MiB.
     """
 
     max_message_size: int | None = 16 * 2**20
@@ -106,7 +104,7 @@ class Limits:
                 kind = "a number per second"
             elif item.name.endswith("_ratio"):
                 kind = "a number"
-            # bool is an int to Python, never to a reader of max_message_size=True.
+            # bool is a subclass of int, but max_message_size=True is a mistake.
             fits = isinstance(value, int if kind == "a whole number" else (int, float)) and not isinstance(value, bool)
             if not fits or not 0 < value <= most:
                 if item.name == "max_memory":
@@ -115,25 +113,25 @@ class Limits:
 
 
 def too_large(limit: int, got: int) -> RemoteProtocolError:
-    """The error that fails a connection whose peer sends a larger message than ``max_message_size`` allows."""
+    """The error for a message that exceeds ``max_message_size``."""
     return RemoteProtocolError(
-        f"expected a message of at most {limit} bytes (max_message_size), got {got} or more", close_code=1009
+        f"message too large: at most {limit} bytes (max_message_size), got {got} or more", close_code=1009
     )
 
 
 def too_slow(timeout: float, seconds: float, size: int) -> RemoteProtocolError:
-    """The error that fails a connection whose peer sends a message more slowly than ``message_timeout`` allows."""
+    """The error for a message that arrives more slowly than ``message_timeout`` allows."""
     return RemoteProtocolError(
-        f"expected a message to arrive at {SLOWEST_MESSAGE} bytes a second or faster after {timeout:g} seconds "
-        f"(message_timeout), got {size} bytes of it in {seconds:.0f} seconds",
+        f"message too slow: at least {SLOWEST_MESSAGE} bytes per second after {timeout:g} seconds (message_timeout), "
+        f"got {size} bytes in {seconds:.0f} seconds",
         close_code=1008,
     )
 
 
 def inflates_too_much(ratio: float, rate: float) -> RemoteProtocolError:
-    """The error that fails a connection whose peer's messages inflate to more than the two limits on it allow."""
+    """The error for messages that exceed ``max_compression_ratio`` and ``max_inflate_rate``."""
     return RemoteProtocolError(
-        f"expected compressed data to inflate to at most {ratio:g} times its size (max_compression_ratio) and {rate:g} "
-        "bytes a second beyond that (max_inflate_rate), got more",
+        f"compressed data inflates to more than {ratio:g} times its size (max_compression_ratio) plus {rate:g} bytes "
+        "per second (max_inflate_rate)",
         close_code=1008,
     )

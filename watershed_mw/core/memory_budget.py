@@ -1,11 +1,10 @@
-"""What the connections of a process hold together, and which of them wait or end when it is too much.
+"""The memory of all connections of a process: which of them pause or close when they hold too much (``max_memory``).
 
-A connection has an account once it holds more than a small amount, and reports in steps, so that messages that come
-whole and are taken at once are never counted. Figures go in, orders come out: nothing here reads a clock, measures
-memory, or touches a connection. Reports come from any thread; orders are given while no lock is held.
+A connection has an account once it holds more than a small amount, and reports in steps, so that messages that arrive
+whole and are taken at once are never counted. The module only does the accounting: it reads no clock, measures no
+memory, and does not touch connections. Reports may come from any thread; callbacks are called without the lock.
 
-This file is compiled as well as interpreted: each message of 64 KiB or more is reported twice, and interpreted that
-took a fifteenth of what the echo of one of 1 MiB takes.
+This file is compiled as well as interpreted, as each message of 64 KiB or more is reported twice.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 __all__ = ["MAX_PAUSE", "STEP", "Account", "MemoryBudget", "Meter"]
 
 STEP: Final = 4 * 2**10
-"""Bytes below which a connection is not counted, and by which what it holds changes until it reports again."""
+"""Bytes below which a connection is not counted, and the smallest change that it reports."""
 
 MAX_PAUSE: Final = 5.0
-"""Seconds that reading may be paused for want of memory until :meth:`Account.overdue` is to be called."""
+"""Seconds that reading may be paused to save memory until :meth:`Account.overdue` has to be called."""
 
-# C numbers where this is compiled.
+# C integers in the compiled build.
 _STEP = STEP
-# The step of a connection that holds more than 16 KiB: a quarter of what it holds, and at most this many bytes.
+# The step of a connection that holds more than 16 KiB is a quarter of what it holds, and at most this many bytes.
 _LARGEST_STEP = 64 * 2**10
 
 
 class Account:
-    """What one connection holds.
+    """The memory that one connection holds.
 
     Args:
-        budget: of the process.
+        budget: the budget of the process.
         limit: ``max_memory`` of this connection, in bytes.
         notify: called in any thread when ``paused`` or ``ending`` has changed; it must not block for long.
 
     Attributes:
-        paused: whether the connection should not read.
-        paused_at: when that was ordered.
-        ending: whether it should end, with :meth:`error`.
-        ending_size: bytes that it held when that was ordered.
-        held: bytes that it last reported.
+        paused: whether the connection must not read.
+        paused_at: when ``paused`` was set.
+        ending: whether the connection must close, with :meth:`error`.
+        ending_size: bytes that it held when ``ending`` was set.
+        held: bytes last reported.
     """
 
     __slots__ = (
@@ -73,50 +72,50 @@ class Account:
         self.ending_size = 0
 
     def report(self, making: int, queued: int, unsent: int, now: float) -> None:
-        """Say what the connection holds; less than ``STEP`` bytes count as nothing.
+        """Report what the connection holds; less than ``STEP`` bytes count as zero.
 
         Args:
-            making: bytes of the message that is being received.
+            making: bytes of the incomplete message.
             queued: bytes of messages that the application has not taken.
-            unsent: bytes that the peer has not taken.
-            now: current time in seconds, of a clock that never goes back.
+            unsent: bytes that are not sent.
+            now: current time in seconds, of a monotonic clock.
         """
         self._making, self._queued, self._unsent = making, queued, unsent
         held = making + queued + unsent
         self._budget.report(self, held if held >= _STEP else 0, now)
 
     def overdue(self) -> None:
-        """Reading has been paused for ``MAX_PAUSE`` seconds: what is held does not become less by waiting."""
+        """Report that reading has been paused for ``MAX_PAUSE`` seconds, so that waiting frees no memory."""
         self._budget.overdue(self)
 
     def close(self) -> None:
-        """The connection holds nothing any more."""
+        """Report that the connection holds nothing any more."""
         self._making = self._queued = self._unsent = 0
         self._budget.report(self, 0, 0.0)
 
     def recovered(self) -> bool:
-        """Whether, after a report, it need not end: it has let go of half by itself, as reports come in steps."""
+        """Whether the connection need not close, as it has released half of its memory since."""
         return self._budget.recover(self)
 
     def notify(self) -> None:
-        """Let the connection look at ``paused`` and ``ending``."""
+        """Make the connection check ``paused`` and ``ending``."""
         self._notify()
 
     @property
     def unsent_most(self) -> bool:
-        """Whether most of it is unsent: the peer does not read, and would not get a Close frame either."""
+        """Whether unsent data is the largest part: the peer does not read, and would not get a Close either."""
         return self._unsent >= self._making and self._unsent >= self._queued
 
     def error(self) -> ProtocolError:
-        """What the connection ends with.
+        """The error to close with.
 
-        The peer's message takes the memory: 1009, as a smaller one would do. Otherwise what we did not take or did not
-        get rid of: 1013, "try again later", as it is no fault of the peer's.
+        1009 if the peer's incomplete message takes the memory, as smaller messages would work. Otherwise 1013 ("try
+        again later"), as the peer is not at fault.
         """
         making, queued, unsent = self._making, self._queued, self._unsent
         text = (
-            f"expected the connections of this process to hold at most {self.limit} bytes (max_memory), got more: this "
-            f"one held {making} of an arriving message, {queued} not received by the application, {unsent} unsent"
+            f"connections of this process hold more than {self.limit} bytes (max_memory); this one held {making} of an "
+            f"incomplete message, {queued} not taken by the application, {unsent} unsent"
         )
         if making > max(queued, unsent):
             return RemoteProtocolError(text, close_code=1009)
@@ -124,11 +123,11 @@ class Account:
 
 
 class Meter:
-    """Decides when a connection reports to its account: whenever what it holds has changed by a step.
+    """Decides when a connection reports to its account: whenever the memory that it holds has changed by a step.
 
     Args:
-        account: the connection's account; it is kept while the connection holds nothing, since each large message
-            would open another.
+        account: the connection's account; kept while the connection holds nothing, as each large message would need
+            another one.
     """
 
     __slots__ = ("_above", "_below", "account")
@@ -139,11 +138,11 @@ class Meter:
         self._below = 0
 
     def is_due(self, held: int) -> bool:
-        """Whether ``held`` bytes are to be reported."""
+        """Whether ``held`` bytes have to be reported."""
         return held >= self._above or held < self._below
 
     def set_marks(self, held: int) -> bool:
-        """Note that ``held`` bytes are being reported, and return whether they count."""
+        """Set the marks for the next report, as ``held`` bytes are being reported; returns whether they count."""
         if held < _STEP:
             self._above, self._below = _STEP, 0
             return False
@@ -154,13 +153,14 @@ class Meter:
 
 
 class MemoryBudget:
-    """The accounts of a process, and how much they may hold in all: the smallest ``max_memory`` among them.
+    """The accounts of a process. Together they may hold the smallest ``max_memory`` among them.
 
-    At three quarters of it reading pauses where more is held than an equal share, and goes on below half. Past all of
-    it the largest end, until a sixteenth is free. What is ending counts until it has let go.
+    At three quarters of it, reading pauses on connections that hold more than an equal share; it resumes below half.
+    Above the limit the largest connections close, until a sixteenth is free. A closing connection counts until it has
+    released its memory.
 
     Args:
-        lock: guards everything; reentrant, as anything may run within an allocation.
+        lock: protects all state; reentrant, as an allocation may run arbitrary code.
         warn: called with a line for the log.
     """
 
@@ -169,8 +169,8 @@ class MemoryBudget:
         self._warn = warn
         self._accounts: set[Account] = set()
         self._paused: set[Account] = set()
-        self._lowest = 0  # how many accounts have the limit that counts
-        self._higher: dict[int, int] = {}  # how many have each other one
+        self._lowest = 0  # number of accounts with the effective limit
+        self._higher: dict[int, int] = {}  # number of accounts with each higher limit
         self._limit = self._mark = 0
         self._gone: deque[Account] = deque()
         self._ending = 0
@@ -181,35 +181,35 @@ class MemoryBudget:
 
     @property
     def limit(self) -> int:
-        """Bytes that all may hold; 0 while nobody holds any."""
+        """Bytes that all accounts together may hold; 0 without accounts."""
         return self._limit if self._accounts else 0
 
     def forget(self, lock: AbstractContextManager[object]) -> None:
-        """Begin anew, in the child of a fork: the connections are the parent's, and its lock may be held for ever."""
+        """Start anew in a forked child: the connections are the parent's, and its lock may never be released."""
         self.__init__(lock, self._warn)  # type: ignore[misc]
 
     def lost(self, account: Account) -> None:
-        """The connection has been collected, wherever that happens: its account is closed with the next report."""
+        """Record that the connection was garbage-collected; its account is closed with the next report."""
         self._gone.append(account)
 
     # --- reports -----------------------------------------------------------------------------------------
 
     def report(self, account: Account, held: int, now: float) -> None:
-        """Count what ``account`` holds, and give the orders that follow from it."""
+        """Count what ``account`` holds, and notify the accounts that have to react."""
         with self._lock:
             while self._gone:
                 self._count(self._gone.popleft(), 0)
             paused = account.paused
             self._count(account, held)
             if self.total <= self._mark and not self._paused and not paused:
-                return  # as nearly always: where large messages come, each of them reports several times
+                return  # the usual case, several times for each large message
             line, orders = self._decide(account, now)
             if paused and held == 0 and account not in orders:
-                orders.append(account)  # it has let go of all at once, and reads on
+                orders.append(account)  # it has released everything, and may read
         self._deliver(line, orders)
 
     def overdue(self, account: Account) -> None:
-        """End the largest of those that are paused until half is free; where less than the mark is held they go on."""
+        """Close the largest paused connections until half is free; below the mark, let all of them read instead."""
         with self._lock:
             if not account.paused:
                 return
@@ -220,7 +220,7 @@ class MemoryBudget:
         self._deliver(line, orders)
 
     def recover(self, account: Account) -> bool:
-        """Whether ``account`` need not end, as it holds at most half of what it was told to end for."""
+        """Whether ``account`` need not close, as it holds at most half of what it held when ``ending`` was set."""
         with self._lock:
             if account.ending and account.held > account.ending_size // 2:
                 return False
@@ -235,7 +235,7 @@ class MemoryBudget:
         for account in orders:
             account.notify()
 
-    # --- with the lock -----------------------------------------------------------------------------------
+    # --- lock held ---------------------------------------------------------------------------------------
 
     def _count(self, account: Account, held: int) -> None:
         if account not in self._accounts:
@@ -298,12 +298,12 @@ class MemoryBudget:
             account.paused = True
             account.paused_at = now
             self._paused.add(account)
-            line = self._figures("reading pauses where most is held") if len(self._paused) == 1 else ""
+            line = self._figures("reading pauses on those that hold the most") if len(self._paused) == 1 else ""
             return line, [account]
         return "", self._resumed(self._limit // 2)
 
     def _resumed(self, most: int) -> list[Account]:
-        """Let all read on where at most so much is held."""
+        """Let all paused accounts read if at most ``most`` bytes are held; returns them."""
         if not self._paused or self.total - self._ending > most:
             return []
         resumed = list(self._paused)
@@ -328,13 +328,13 @@ class MemoryBudget:
                 self._ending += account.held
                 size += account.held
                 ended.append(account)
-        line = self._figures(f"the largest end, {len(ended)} of them with {_mebibytes(size)}") if ended else ""
+        line = self._figures(f"the largest are closed, {len(ended)} with {_mebibytes(size)}") if ended else ""
         return line, ended
 
     def _figures(self, what: str) -> str:
         return (
-            f"connections hold {_mebibytes(self.total)}, and may hold {_mebibytes(self._limit)} (max_memory), in "
-            f"{len(self._accounts)} that hold more than {STEP // 2**10} KiB each: {what}"
+            f"connections hold {_mebibytes(self.total)} of {_mebibytes(self._limit)} (max_memory), "
+            f"{len(self._accounts)} of them more than {STEP // 2**10} KiB: {what}"
         )
 
 

@@ -1,8 +1,7 @@
-"""One server's end of a connection whose frames somebody else reads and writes: whole messages in, whole messages out.
+"""The server side of a connection that exchanges whole messages with an ASGI server.
 
-An ASGI server without our door keeps the frames, the control frames and the closing handshake to
-itself. What is left to decide is decided here, by the same states, limits and errors as in
-:mod:`watershed_mw.core.protocol`, so that a connection looks the same to its application.
+An ASGI server handles frames, control frames and the closing handshake itself. This module does the rest with the same
+states, limits and errors as :mod:`watershed_mw.core.protocol`, so that a connection looks the same to the application.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from .states import State, Trigger
 __all__ = ["MessageProtocol", "Outgoing"]
 
 Outgoing: TypeAlias = "str | bytes | tuple[int, str]"
-"""What the server is to send: a TEXT message, a BINARY message, or a Close with its code and reason."""
+"""What the server has to send: a TEXT message, a BINARY message, or a Close with its code and reason."""
 
 
 class MessageProtocol(BaseProtocol):
-    """The state machine of a connection that travels as messages.
+    """The state machine of a connection that consists of whole messages.
 
     Args:
-        limits: those that bear on whole messages; frames and time are the server's own business.
-        now: current time in seconds, of a clock that never goes back.
+        limits: limits on whole messages apply; those on frames and time are up to the server.
+        now: current time in seconds, of a monotonic clock.
 
     Attributes:
-        items_queued, items_taken: how many messages and Closes there were for the server, and how many it has taken.
+        items_queued, items_taken: number of messages and Closes queued for the server, and taken by it.
     """
 
     def __init__(self, limits: Limits, now: float) -> None:
@@ -43,10 +42,10 @@ class MessageProtocol(BaseProtocol):
         self.items_queued = 0
         self.items_taken = 0
 
-    # --- what came from the server -------------------------------------------------------------------
+    # --- received from the server --------------------------------------------------------------------
 
     def receive_message(self, message: str | bytes, now: float) -> list[Event]:
-        """Take a message of the peer's, and return what it means: itself, or that it goes past a limit."""
+        """Process a message from the peer; returns the events: the message, or a failure if it exceeds a limit."""
         if self.state is not State.OPEN and self.state is not State.CLOSING:
             return []
         size = len(message) if isinstance(message, bytes) else len(message.encode("utf-8", "replace"))
@@ -61,9 +60,9 @@ class MessageProtocol(BaseProtocol):
         self.bytes_received += size
         return [message]
 
-    def fail(self, error: ProtocolError, now: float) -> list[Event]:  # no time limit follows from it
+    def fail(self, error: ProtocolError, now: float) -> list[Event]:  # now: no deadline follows
         """As :meth:`BaseProtocol.fail`."""
-        # Applications keep errors for their logs: the frames of a traceback would keep the message, too.
+        # Applications may keep the error; the frames of a traceback would keep the message alive.
         error.__traceback__ = None
         self._failure = error
         if self.state is State.OPEN:
@@ -78,15 +77,15 @@ class MessageProtocol(BaseProtocol):
         return [Failed(error)]
 
     def receive_disconnect(self, code: int, reason: str) -> None:
-        """Take note that the server has ended the connection, and how."""
+        """Record that the server has closed the connection, with its code and reason."""
         if self.state is not State.CLOSED:
             self._close_received = (code, reason)
             self._move(Trigger.EOF)
 
-    # --- what the application wants --------------------------------------------------------------------
+    # --- from the application --------------------------------------------------------------------------
 
     def send_text(self, message: str) -> None:
-        """Queue a TEXT message; raises as :class:`BaseProtocol` says, like all of these."""
+        """Queue a TEXT message. Raises as :class:`BaseProtocol`, like all of these methods."""
         self._send(message, len(encode_text(message)))
 
     def send_binary(self, message: bytes) -> None:
@@ -101,18 +100,18 @@ class MessageProtocol(BaseProtocol):
         self._queue(message)
 
     def ping(self, payload: bytes, now: float) -> None:
-        """Refuse: no ASGI message stands for a PING. Raises :class:`LocalProtocolError`."""
-        raise LocalProtocolError("expected a connection whose frames are our own for a PING; here the server has them")
+        """Refuse, as ASGI has no message for a PING. Raises :class:`LocalProtocolError`."""
+        raise LocalProtocolError("ASGI has no message for a PING: the server sends its own")
 
     def close(self, code: int, reason: str, now: float) -> None:
-        """Begin the closing handshake; nothing when the connection is ending already."""
+        """Start the closing handshake; no effect if the connection is already closing."""
         encode_close(code, reason)
         if self.sending:
             self._queue_close(code, reason)
             self._move(Trigger.LOCAL_CLOSE)
 
     def abort(self) -> None:
-        """Give up at once: nothing that is queued will be sent."""
+        """Drop the connection at once; queued items are discarded."""
         self._outgoing.clear()
         self.unsent_size = 0
         if self.state is not State.CLOSED:
@@ -126,16 +125,16 @@ class MessageProtocol(BaseProtocol):
         self.items_queued += 1
         self._outgoing.append(item)
 
-    # --- what goes to the server -----------------------------------------------------------------------
+    # --- to the server ---------------------------------------------------------------------------------
 
     def next_to_send(self) -> Outgoing | None:
-        """What the server is to send next, None for nothing; :meth:`taken` follows when it has taken it."""
+        """The next item for the server, or None; call :meth:`taken` when the server has taken it."""
         return self._outgoing[0] if self._outgoing else None
 
     def taken(self) -> None:
-        """The server has taken what :meth:`next_to_send` returned. After a Close the rest is its business."""
+        """Record that the server has taken the item of :meth:`next_to_send`; a Close ends this side's part."""
         if not self._outgoing:
-            return  # given up meanwhile
+            return  # aborted in the meantime
         item = self._outgoing.popleft()
         self.items_taken += 1
         if isinstance(item, tuple):
@@ -144,11 +143,11 @@ class MessageProtocol(BaseProtocol):
         else:
             self.unsent_size -= len(item) if isinstance(item, bytes) else len(item.encode())
 
-    # --- how it stands ---------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------
 
     @property
     def reset(self) -> bool:
-        """Whether the peer has vanished, and not because of a violation."""
+        """Whether the peer disconnected without a Close, and not because of a violation."""
         return self.state is State.CLOSED and self._failure is None and self._outcome()[0] == 1006
 
     def _outcome(self) -> tuple[int, str]:

@@ -1,7 +1,7 @@
-"""How fast messages may inflate, and how slowly they may come.
+"""Limits on the speed of messages: how fast they may inflate, and how slowly they may arrive.
 
-This file is compiled as well as interpreted; the C types stand in ``pace.pxd``. It reads no clock: the current time
-comes as an argument, in seconds of a clock that never goes back.
+This file is compiled as well as interpreted; the C types are in ``pace.pxd``. It reads no clock: the current time is an
+argument, in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from .limits import INFLATE_ALLOWANCE, SLOWEST_MESSAGE, Limits, inflates_too_muc
 
 __all__ = ["Arrival", "InflateRate"]
 
-_ALLOWANCE = INFLATE_ALLOWANCE  # numbers of C's where this is compiled
+_ALLOWANCE = INFLATE_ALLOWANCE  # C integers in the compiled build
 _SLOWEST = SLOWEST_MESSAGE
-# Stands for every larger number of bytes, with room for arithmetic in 64 bits.
+# Caps numbers of bytes, with room for 64-bit arithmetic.
 _HUGE = 2.0**60
 
 
 class InflateRate:
-    """How much a peer's compressed messages may still inflate to.
+    """How many bytes a peer's compressed messages may inflate to.
 
-    Every byte that comes pays for ``max_compression_ratio`` inflated ones, and every message brings a few KiB besides.
-    What inflates to more is taken from a token bucket, so that a single message that compresses extremely well is
-    accepted, and a stream of them is not.
+    Each compressed byte pays for ``max_compression_ratio`` decompressed ones, and the first few KiB of each message are
+    free. The excess is taken from a token bucket, so that a single message that compresses extremely well is accepted,
+    and a stream of them is not.
 
     Args:
-        limits: gives both limits and the size of the bucket; the ratio is a number.
+        limits: both limits, and the size of the bucket; the ratio is not None.
         now: current time.
     """
 
@@ -43,37 +43,37 @@ class InflateRate:
         self._paid = 0.0
 
     def begin(self) -> None:
-        """A message begins."""
+        """Start a message."""
         self._paid = _ALLOWANCE
 
     def allow(self, size: int, now: float) -> int:
-        """How many bytes the next ``size`` compressed bytes of the message may inflate to; :meth:`spend` follows."""
+        """How many bytes the message's next ``size`` bytes may inflate to; call :meth:`spend` afterwards."""
         self._bucket = min(self._burst, self._bucket + (now - self._at) * self._rate)
         self._at = now
         self._paid += size * self._ratio
         return int(min(_HUGE, self._paid + self._bucket))
 
     def spend(self, size: int) -> None:
-        """Take note of what they have inflated to."""
+        """Record how many bytes they inflated to."""
         self._paid -= size
         if self._paid < 0.0:
             self._bucket += self._paid
             self._paid = 0.0
 
     def error(self) -> RemoteProtocolError:
-        """What fails the connection when :meth:`allow` was not enough."""
+        """The error for data that inflates to more than :meth:`allow` returned."""
         return inflates_too_much(self._ratio, self._rate)
 
 
 class Arrival:
-    """Something that a peer has begun to send and not finished: a message, or a control frame.
+    """An incomplete message or control frame from the peer.
 
     Args:
         timeout: ``message_timeout``.
 
     Attributes:
-        number: which one it is, for the one who watches.
-        since: when it began; moved later by the time in which nothing was read.
+        number: identifies it for the caller.
+        since: when it started, plus the time in which nothing was read.
     """
 
     __slots__ = ("_position", "_timeout", "number", "since")
@@ -85,9 +85,9 @@ class Arrival:
         self.since = inf
 
     def watch(self, number: int, header: int, position: int, now: float) -> None:
-        """Watch the arrival of ``number``, which began after ``position`` bytes of the stream.
+        """Watch the arrival of ``number``, which starts after ``position`` bytes of the stream.
 
-        It may be watched already, or have been watched as ``header``, when no more of it had come.
+        It may be watched already, possibly as ``header`` while only its header had arrived.
         """
         if self.since == inf or (self.number != number and self.number != header):
             self._position = position
@@ -95,9 +95,9 @@ class Arrival:
         self.number = number
 
     def due(self, position: int) -> float:
-        """When it is too slow, if the stream is still at ``position`` by then."""
+        """The time at which it is too slow if the stream has not advanced beyond ``position``."""
         return self.since + self._timeout + (position - self._position) / _SLOWEST
 
     def error(self, position: int, now: float) -> RemoteProtocolError:
-        """What fails the connection then."""
+        """The error for an arrival that is too slow."""
         return too_slow(self._timeout, now - self.since, position - self._position)

@@ -1,15 +1,15 @@
-"""PINGs that wait for their PONG, for the latency of a connection (RFC 6455 sections 5.5.2 and 5.5.3)."""
+"""PINGs that await their PONG, for the latency of a connection (RFC 6455 sections 5.5.2 and 5.5.3)."""
 
 from __future__ import annotations
 
 __all__ = ["Pings"]
 
-# Older ones merely give no latency.
+# A peer that answers none must not use memory; for older PINGs no latency is measured.
 _MOST = 16
 
 
 class Pings:
-    """When which unanswered PING was sent."""
+    """Send times of unanswered PINGs, by payload."""
 
     __slots__ = ("waiting",)
 
@@ -17,17 +17,17 @@ class Pings:
         self.waiting: dict[bytes, float] = {}
 
     def sent(self, payload: bytes, now: float) -> None:
-        """Note that a PING with this payload goes out."""
+        """Record that a PING with this payload is sent."""
         self.waiting[payload] = now
         if len(self.waiting) > _MOST:
             del self.waiting[next(iter(self.waiting))]
 
     def answered(self, payload: bytes) -> float | None:
-        """When the PING was sent that a PONG with this payload answers; None for one that answers none."""
+        """Return when the PING that this PONG answers was sent; None for an unsolicited PONG."""
         sent = self.waiting.get(payload)
         if sent is None:
             return None
-        # A PONG may answer several PINGs at once: those before it get none.
+        # A PONG also answers all earlier PINGs.
         for earlier in list(self.waiting):
             del self.waiting[earlier]
             if earlier == payload:

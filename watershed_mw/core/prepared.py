@@ -1,7 +1,7 @@
-"""One message for many connections: what they send of it is made once.
+"""A message for many connections, encoded and compressed once.
 
-This file is compiled as well as interpreted. A frame of a server's has no mask, so its bytes are the same for every
-client, and so are those of a compressed message that refers to none before it (RFC 7692 section 7.2.1).
+A server's frames are not masked, so their bytes are the same for every client; so are those of a compressed message
+that does not refer to earlier ones (RFC 7692 section 7.2.1). This file is compiled as well as interpreted.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _FIN_RSV1 = 0xC0
 
 
 class PreparedMessage:
-    """A message, and the frames that were made of it so far.
+    """A message and its encoded frames.
 
     Args:
         message: ``str`` for TEXT, ``bytes`` for BINARY.
 
     Raises:
-        LocalProtocolError: the text holds a lone surrogate, which UTF-8 cannot encode.
+        LocalProtocolError: the text contains a lone surrogate, which UTF-8 cannot encode.
     """
 
     def __init__(self, message: str | bytes) -> None:
@@ -40,13 +40,13 @@ class PreparedMessage:
         self._compressed: dict[tuple[int, int, int], bytes] = {}
 
     def plain(self) -> bytes:
-        """A server's frame of the message as it is."""
+        """A server's frame of the uncompressed message."""
         if not self._plain:
             self._plain = encode_frame(self.opcode, self.payload, None, _FIN)
         return self._plain
 
     def compressed(self, deflate: Deflate) -> bytes:
-        """A server's frame of the message compressed as ``deflate`` would do it at first; its next one begins anew."""
+        """A server's frame of the message, compressed with the settings of ``deflate``, whose context is reset."""
         deflate.reset_context()
         settings = (deflate.level, deflate.local_bits, deflate.memory_level)
         frame = self._compressed.get(settings)

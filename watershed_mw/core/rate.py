@@ -1,4 +1,4 @@
-"""When a peer sends too often."""
+"""The rate limit for messages (``max_message_rate``)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["MessageRate"]
 
 
 class MessageRate:
-    """How many messages and control frames a peer may still send: an allowance that fills up with time.
+    """A token bucket for messages and control frames.
 
     Args:
-        rate: per second; one second's worth may come at once, and one message always.
-        now: current time in seconds, of the clock that :meth:`spend` is given.
+        rate: messages per second; the bucket holds one second's worth, and at least one message.
+        now: current time in seconds, of the clock used for :meth:`spend`.
     """
 
     __slots__ = ("_allowance", "_at", "_rate")
@@ -23,15 +23,15 @@ class MessageRate:
         self._at = now
 
     def spend(self, now: float) -> None:
-        """Count one that came at ``now``.
+        """Count a message received at ``now``.
 
         Raises:
-            RemoteProtocolError: it is one too many; close code 1008.
+            RemoteProtocolError: the rate is exceeded; close code 1008.
         """
         self._allowance = min(max(1.0, self._rate), self._allowance + (now - self._at) * self._rate)
         self._at = now
         if self._allowance < 1.0:
             raise RemoteProtocolError(
-                f"expected at most {self._rate:g} messages a second (max_message_rate), got more", close_code=1008
+                f"too many messages: at most {self._rate:g} per second (max_message_rate)", close_code=1008
             )
         self._allowance -= 1.0

@@ -1,8 +1,8 @@
-"""When to stop reading: what was received, and the application has not taken yet.
+"""Received events that the application has not taken, with marks for the read pause.
 
-Reading pauses above a high-water mark of messages or bytes and goes on below half of it, so that
-a busy connection does not pause and resume around every message. The queue only says so; to obey
-is the driver's part. This file is compiled as well as interpreted.
+Reading pauses above a high-water mark of messages or bytes and resumes below half of it, so that a busy connection does
+not pause and resume with every message. The queue only sets the flag; the driver pauses. This file is compiled as well
+as interpreted.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from .limits import Limits
 
 __all__ = ["ReceiveQueue"]
 
-# Characters from which on it is looked at how many bytes each takes; below, their number stands in for bytes, as exact
-# counting would cost an encoding.
+# From this number of characters on, the width of a character is taken into account; for shorter text the number of
+# characters is used, as an exact count would need an encoding.
 _LARGE = 4096
 
 
 class ReceiveQueue:
-    """Events in the order in which they came.
+    """A queue of events.
 
-    The first has a place of its own, as mostly there is no other. Those that come after it are put on one pile, and
-    taken from another that is the first one turned over: a deque that is empty takes 700 bytes.
+    The first event has its own attribute, as usually there is no other. The rest use two lists: one that events are
+    appended to, and a reversed one that they are popped from. An empty deque would take 700 bytes.
 
     Args:
         limits: gives ``max_queued_messages`` and ``max_queued_bytes``.
 
     Attributes:
         full: whether reading should pause.
-        size: bytes of the messages in it.
+        size: bytes of the queued messages.
     """
 
     __slots__ = ("_come", "_first", "_max_bytes", "_max_events", "_next", "count", "full", "size")
 
     def __init__(self, limits: Limits) -> None:
         self._first: Event | None = None
-        # Both at once, with the second event.
+        # Both are created with the second event.
         self._come: list[Event] | None = None
         self._next: list[Event] | None = None
         self.count = 0
@@ -47,7 +47,7 @@ class ReceiveQueue:
         self.full = False
 
     def put(self, event: Event) -> None:
-        """Add an event at the end; it is never refused, as what was read cannot be given back."""
+        """Append an event; it is never refused, as bytes that were read cannot be pushed back."""
         if self.count == 0:
             self._first = event
         else:
@@ -62,7 +62,7 @@ class ReceiveQueue:
             self.full = True
 
     def take(self) -> Event:
-        """Remove and return the event that came first.
+        """Remove and return the first event.
 
         Raises:
             IndexError: the queue is empty.
@@ -80,7 +80,7 @@ class ReceiveQueue:
         return event
 
     def first_size(self) -> int:
-        """Bytes by which :attr:`size` drops with the next :meth:`take`."""
+        """Bytes by which the next :meth:`take` reduces :attr:`size`."""
         event = self._first
         if not isinstance(event, (str, bytes)):
             return 0
@@ -96,12 +96,12 @@ class ReceiveQueue:
         return self._next.pop()
 
     def stay_full(self) -> None:
-        """Stay full, however much is taken: an event has been dropped, and none after it is to be received."""
+        """Stay full whatever is taken: an event was dropped, and no later one may be received."""
         self.full = True
         self._max_events = -1
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all events."""
         self._first = self._come = self._next = None
         self.count = self.size = 0
         self.full = False
@@ -114,5 +114,5 @@ class ReceiveQueue:
 
 
 def _memory_of(message: str | bytes) -> int:
-    """Bytes that a message takes: a single emoji makes four of every character."""
+    """Bytes that a message takes in memory: a single emoji makes every character take four."""
     return len(message) if isinstance(message, bytes) or message.isascii() else sys.getsizeof(message)

@@ -1,8 +1,7 @@
-"""The life of a connection as one table of enums: the only owner of every state transition.
+"""The state machine of a connection: a table of all transitions.
 
-:class:`~watershed_mw.core.protocol.Protocol` asks this table and never assigns a state of its own;
-``docs/design.md`` draws its diagram from it. The table trusts nobody: a pair that it does not
-hold is a bug and raises.
+:class:`~watershed_mw.core.protocol.Protocol` changes its state by this table only, and the diagram in
+``docs/design.md`` is generated from it. A transition that is not in the table is a bug and raises.
 """
 
 from __future__ import annotations
@@ -13,40 +12,40 @@ __all__ = ["TRANSITIONS", "Role", "State", "Trigger", "mermaid"]
 
 
 class Role(Enum):
-    """Which end of the connection this is; it decides who masks (RFC 6455 section 5.1)."""
+    """Which end of the connection this is; clients mask their frames (RFC 6455 section 5.1)."""
 
     SERVER = "server"
     CLIENT = "client"
 
 
 class State(Enum):
-    """Where a connection stands, from the opening handshake's end to the last byte."""
+    """States of a connection, from the end of the opening handshake to the last byte."""
 
-    __hash__ = object.__hash__  # there is one of each; an Enum's own hashes its name, in Python
+    __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python
 
     OPEN = "open"
-    """Messages travel both ways."""
+    """Messages are sent and received."""
 
     ANSWERING = "answering"
-    """The peer's Close has come; replies to the messages before it may still go out, then our Close."""
+    """The peer's Close was received; replies to earlier messages may be sent, then our Close."""
 
     FAILING = "failing"
-    """The peer broke the protocol; replies to the messages before that may still go out, then our Close."""
+    """The peer violated the protocol; replies to earlier messages may be sent, then our Close."""
 
     CLOSING = "closing"
-    """Our Close has gone out; the peer's is awaited."""
+    """Our Close was sent; waiting for the peer's."""
 
     ENDING = "ending"
-    """The closing handshake is over, or was given up; the end of the TCP stream is awaited."""
+    """The closing handshake is complete or was given up; waiting for the end of the TCP stream."""
 
     CLOSED = "closed"
-    """Nothing more is sent or received."""
+    """Nothing can be sent or received."""
 
 
 class Trigger(Enum):
-    """What moves a connection from one state to the next."""
+    """Events that change the state of a connection."""
 
-    __hash__ = object.__hash__  # there is one of each; an Enum's own hashes its name, in Python
+    __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python
 
     LOCAL_CLOSE = "the application ends it"
     PEER_CLOSE = "Close received"
@@ -99,7 +98,7 @@ def mermaid() -> str:
     """The table as a Mermaid state diagram, for ``docs/design.md``."""
     lines = ["stateDiagram-v2", f"    [*] --> {State.OPEN.name}: opening handshake"]
     for state, row in TRANSITIONS.items():
-        # One arrow per target keeps the drawing readable where several triggers lead to one state.
+        # One arrow per target keeps the diagram readable when several triggers lead to one state.
         targets: dict[State, list[str]] = {}
         for trigger, target in row.items():
             targets.setdefault(target, []).append(trigger.value)
