@@ -307,6 +307,17 @@ def test_extension_modules_are_used_where_they_are_built(run_python: RunPython) 
         assert expected == "compiled"
 
 
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded CPython")
+def test_extension_modules_enable_the_gil(run_python: RunPython) -> None:
+    shown = "import sys, warnings; warnings.simplefilter('ignore'); import watershed_mw; print(sys._is_gil_enabled())"
+    assert run_python(shown, PYTHON_GIL=None).strip() == str(bool(_compiled_here()))
+
+
+def test_no_extension_module_is_declared_to_run_without_the_gil() -> None:
+    """Before one is, the tests of the core and of connections must pass on a free-threaded CPython."""
+    assert not re.search(r"freethreading_compatible\W+True", (ROOT / "setup.py").read_text())
+
+
 def test_version_is_the_newest_of_the_changelog() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text()
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+[^\]]*)\]", changes, re.MULTILINE)
