@@ -27,14 +27,19 @@ _READ_SIZE = 64 * 2**10
 
 
 class TestConnection(ThreadConnection):
-    """A client connection with a default timeout.
+    """A client connection with a default timeout."""
 
-    Attributes:
-        timeout: seconds that ``receive`` and iteration wait by default.
-    """
-
+    __slots__ = ()  # a ThreadConnection becomes one
     __test__ = False  # not a test class for pytest
-    timeout: float
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that ``receive`` and iteration wait by default."""
+        return float(self.state.timeout)
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self.state.timeout = seconds
 
     def receive(self, timeout: float | None = None) -> str | bytes:
         """As in the base class; raises :class:`TimeoutError` after :attr:`timeout` seconds by default."""

@@ -232,7 +232,7 @@ def test_a_shutdown_can_be_left_to_the_application() -> None:
 @pytest.mark.parametrize("name", ["gunicorn-sync", "gunicorn-gthread", "werkzeug"])
 def test_a_peer_that_does_not_close_delays_no_shutdown(name: str, answer: bytes) -> None:
     """Neither one that does not answer the Close, nor one that does and leaves its end of the TCP stream open."""
-    assert shutdown._GRACE + shutdown._NOTICE < 1.0
+    assert shutdown._GRACE + shutdown._ABORT_GRACE < 1.0
     with start(SERVERS[name]) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         peers = open_connections(server, stack, ["/background", "/async", "/blocking"])
