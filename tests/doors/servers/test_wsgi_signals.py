@@ -27,6 +27,8 @@ from watershed_mw.proxy import WebSocketProxy
 from watershed_mw.runtime.main_thread import call_in_main_thread
 from watershed_mw.wsgi import install_signal_handlers
 
+pytestmark = pytest.mark.programs
+
 ALL = ["SIGTERM", "SIGHUP", "SIGINT"]
 
 
