@@ -327,7 +327,7 @@ class ThreadConnection(WatershedConnection):
     def _run_for_nobody(self) -> None:
         try:
             self.run()
-        except BaseException as error:  # noqa: BLE001  # there is nobody to raise it to
+        except BaseException as error:  # noqa: BLE001  # no caller is there to raise it to
             log_handler_failure(self, error)
             self.end(code=1011)  # it may have left run() before that had seen the end through
 

@@ -193,7 +193,9 @@ def take_event(stream: SharedStream) -> Event | None:
             return queue.take() if queue else None
     except BaseException:
         if not cython.compiled:
+            # The event may be lost, or the queue's order: nothing that came after it may be received.
             stream.core.abort()
+            queue.clear()
         raise
 
 
