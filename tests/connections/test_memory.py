@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import LIMIT
+from tests.support.memory import held_by_connections
 from tests.support.waiting import until
 from tests.support.ways import EACH, IN_THREADS, ON_LOOP, Opener, Way
 from tests.support.wire_peer import BINARY, TEXT, WirePeer
@@ -36,7 +37,7 @@ OFFER = (("Sec-WebSocket-Extensions", "permessage-deflate"),)
 @pytest.fixture(autouse=True)
 def nothing_is_held() -> None:
     """The budget is the process's: what other tests have left would count here."""
-    until(lambda: memory_budget().total == 0, "nothing is held by other tests")
+    until(lambda: held_by_connections() == 0, "nothing is held by other tests")
 
 
 def half(peer: WirePeer, size: int, whole: int = 32 * MIB) -> None:

@@ -16,14 +16,13 @@ from websockets.frames import Opcode
 from websockets.sync.client import ClientConnection
 
 from tests.support import LIMIT
+from tests.support.memory import held_by_connections
 from tests.support.peers import Peer, close, dial, text
 from tests.support.portable_servers import Server, echo, knows_close_codes
 from tests.support.threaded_servers import errors_in
 from tests.support.waiting import Gate, Inbox, eventually
 from watershed_mw import ConnectionClosed, LocalProtocolError, RemoteProtocolError, live_connections
 from watershed_mw.asgi.portable import PortableConnection
-from watershed_mw.connection.memory import memory_budget
-from watershed_mw.core.memory_budget import Account
 
 KIB = 2**10
 MIB = 2**20
@@ -340,18 +339,10 @@ def test_clients_that_vanish_leave_nothing(server: Server) -> None:
 # --- memory of all connections -------------------------------------------------------------------------------
 
 
-def held() -> int:
-    """Bytes that connections of this process hold."""
-    budget = memory_budget()
-    # The budget forgets a connection that has been collected with the next report of another one.
-    Account(budget, MIB, lambda: None).report(0, 0, 0, 0.0)
-    return budget.total
-
-
 @pytest.fixture
 def nothing_is_held() -> None:
     """The budget is the process's: what other tests have left would count here."""
-    eventually(lambda: held() == 0)
+    eventually(lambda: held_by_connections() == 0)
 
 
 class _Hoarder:
@@ -407,7 +398,7 @@ def test_the_one_that_holds_most_waits_and_goes_on_when_there_is_room(server: Se
         assert conn.stats.messages_received <= 1 + len(messages) + 1
         application.go_on()
         assert [large.recv(LIMIT) for _ in range(len(messages) + len(more))] == [*messages, *more]
-        eventually(lambda: held() == 0)
+        eventually(lambda: held_by_connections() == 0)
 
 
 @pytest.mark.need(6)
@@ -423,7 +414,7 @@ def test_the_last_of_it_that_is_taken_at_once_makes_room(server: Server) -> None
         large.send("the next")
         application.go_on()
         assert [large.recv(LIMIT) for _ in range(3)] == [*messages, "the next"]
-        eventually(lambda: held() == 0)
+        eventually(lambda: held_by_connections() == 0)
 
 
 @pytest.mark.need(6)
@@ -434,7 +425,7 @@ def test_past_max_memory_the_one_that_holds_most_ends_with_1013(server: Server) 
         application.begin(large)
         small.send("echo")
         large.send(bytes(int(2.9 * MIB)))
-        eventually(lambda: held() > 2.8 * MIB)
+        eventually(lambda: held_by_connections() > 2.8 * MIB)
         small.send(bytes(int(1.4 * MIB)))
         assert small.recv(LIMIT) == application.taken.get() == bytes(int(1.4 * MIB))
         with pytest.raises(ClientClosed) as caught:
@@ -446,4 +437,4 @@ def test_past_max_memory_the_one_that_holds_most_ends_with_1013(server: Server) 
         assert isinstance(error, ConnectionClosed)
         assert (error.code, type(error.__cause__)) == (1013, LocalProtocolError)
         assert "max_memory" in str(error.__cause__)
-        eventually(lambda: held() == 0)
+        eventually(lambda: held_by_connections() == 0)
