@@ -49,7 +49,7 @@ def replay(subject: Protocol, steps: Sequence[Step]) -> list[Seen]:
                 result = getattr(subject, name)(*arguments)
             except DOCUMENTED as refusal:
                 error = f"{type(refusal).__name__}: {refusal}"
-        size = subject.unsent_size
+        size = subject.outgoing.unsent_size
         events = result if isinstance(result, list) else []
         rest = (size, subject.sending, subject.ended, subject.half_close, subject.reset, subject.latency)
         seen.append((outcome(subject, events), error, rest))

@@ -282,13 +282,16 @@ def test_pieces_are_gathered(build: Build, masked: bool, step: int) -> None:
     payloads = [random.Random(size).randbytes(size) for size in sizes]
     data = b"".join(frame(wire.BINARY, payload, key=KEY if masked else None) for payload in payloads)
     reader = build.FrameReader(masked, False)
+    buffer = build.PayloadBuffer(0)
     gathered = []
     for start in range(0, len(data), step):
         reader.feed(data[start : start + step])
         while reader.read():
-            reader.gather()
+            if reader.first:
+                buffer = build.PayloadBuffer(reader.length)
+            reader.gather(buffer)
             if reader.last:
-                gathered.append(reader.take_gathered())
+                gathered.append(buffer.take())
     assert gathered == payloads
 
 
@@ -296,12 +299,13 @@ def test_a_declared_length_reserves_little_until_it_comes(build: Build) -> None:
     payload = bytes(2**20)
     data = frame(wire.BINARY, payload, key=KEY)
     reader = build.FrameReader(True, False)
+    buffer = build.PayloadBuffer(len(payload))
     come = 0
     for chunk in (100, 900, 9_000, 90_000):
         with measured() as memory:
             reader.feed(data[come : come + chunk])
             while reader.read():
-                reader.gather()
+                reader.gather(buffer)
         come += chunk
         assert memory.held < 17 * come + 5_000
 

@@ -149,7 +149,12 @@ def test_what_a_state_means(way: Way, state: State, code: int | None, reason: st
     assert subject.sending is (state is State.OPEN)
     assert subject.ended is (state in (State.ENDING, State.CLOSED))
     assert (subject.close_code, subject.close_reason, subject.reset) == (code, reason, reset)
-    assert (subject.latency, subject.write_paused, subject.frames_received, subject.frames_sent) == (None, False, 0, 0)
+    assert (subject.latency, subject.write_paused, subject.counts().frames_received, subject.counts().frames_sent) == (
+        None,
+        False,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -160,7 +165,7 @@ def test_messages_are_sent_while_it_is_open_alone(way: Way) -> None:
         subject.send_text("é")
         subject.send_binary(b"abc")
         assert take_all(subject) == ["é", b"abc"]
-        assert (subject.messages_sent, subject.bytes_sent) == (2, 5)
+        assert (subject.messages_sent, subject.counts().bytes_sent) == (2, 5)
         return
     late: list[Callable[[], None]] = [lambda: subject.send_text("late"), lambda: subject.send_binary(b"late")]
     for send in late:
@@ -177,14 +182,14 @@ def test_messages_are_sent_while_it_is_open_alone(way: Way) -> None:
 @pytest.mark.parametrize("message", ["héllo", b"hello"])
 def test_messages_are_received_until_the_end(way: Way, message: str | bytes) -> None:
     subject = way()
-    before = subject.messages_received, subject.bytes_received
+    before = subject.counts().messages_received, subject.counts().bytes_received
     if subject.ended:
         assert subject.receive_message(message, START) == []
-        assert (subject.messages_received, subject.bytes_received) == before
+        assert (subject.counts().messages_received, subject.counts().bytes_received) == before
         return
     assert subject.receive_message(message, START) == [message]
     size = 6 if isinstance(message, str) else 5
-    assert (subject.messages_received, subject.bytes_received) == (before[0] + 1, before[1] + size)
+    assert (subject.counts().messages_received, subject.counts().bytes_received) == (before[0] + 1, before[1] + size)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -270,7 +275,7 @@ def test_the_server_takes_everything_in_order_and_the_close_last() -> None:
 
 def test_the_close_counts_as_no_message() -> None:
     subject = closing_after_messages()
-    assert (subject.messages_sent, subject.bytes_sent, subject.unsent_size) == (1, 6, 6)
+    assert (subject.messages_sent, subject.counts().bytes_sent, subject.unsent_size) == (1, 6, 6)
 
 
 def test_text_that_cannot_be_encoded_is_our_own_fault_and_nothing_is_sent() -> None:
@@ -305,7 +310,7 @@ def test_a_message_that_just_fits_is_taken_and_one_byte_more_is_not(fits: str | 
     subject = make()
     assert subject.receive_message(fits, START) == [fits]
     assert refused(subject.receive_message(more, START)) == (TOO_LARGE, 1009)
-    assert (subject.messages_received, subject.bytes_received) == (1, 10)
+    assert (subject.counts().messages_received, subject.counts().bytes_received) == (1, 10)
     assert take_all(subject) == [(1009, TOO_LARGE)]
     assert (subject.state, subject.close_sent) == (State.CLOSED, (1009, TOO_LARGE))
 
@@ -347,7 +352,7 @@ def test_one_message_too_many_is_refused_with_1008() -> None:
     assert [subject.receive_message("x", START) for _ in range(2)] == [["x"], ["x"]]
     assert refused(subject.receive_message("x", START)) == (TOO_MANY, 1008)
     assert take_all(subject) == [(1008, TOO_MANY)]
-    assert (subject.close_code, subject.close_reason, subject.messages_received) == (1008, TOO_MANY, 2)
+    assert (subject.close_code, subject.close_reason, subject.counts().messages_received) == (1008, TOO_MANY, 2)
 
 
 @pytest.mark.need(27)

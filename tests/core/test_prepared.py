@@ -46,8 +46,8 @@ def test_what_waits_goes_first_and_counters_agree(build: Build) -> None:
     assert protocol.send_prepared(build.PreparedMessage("second")) == b""
     assert protocol.data_to_send() == wire.frame(wire.TEXT, b"first") + wire.frame(wire.TEXT, b"second")
     sent = protocol.send_prepared(build.PreparedMessage("third"))
-    assert (protocol.frames_sent, protocol.messages_sent, protocol.unsent_size) == (3, 3, 0)
-    assert protocol.bytes_sent == 7 + 8 + len(sent)
+    assert (protocol.counts().frames_sent, protocol.messages_sent, protocol.outgoing.unsent_size) == (3, 3, 0)
+    assert protocol.counts().bytes_sent == 7 + 8 + len(sent)
 
 
 def test_a_client_queues_a_frame_of_its_own(build: Build) -> None:

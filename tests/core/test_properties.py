@@ -68,9 +68,9 @@ def test_what_one_end_sends_the_other_receives(
         else:
             sender.send_binary(item)
     sender.close(end.code, end.reason, START)
-    wanted = sender.unsent_size
+    wanted = sender.outgoing.unsent_size
     sent = sender.data_to_send()
-    assert len(sent) == wanted == sender.bytes_sent
+    assert len(sent) == wanted == sender.counts().bytes_sent
     received = feed(receiver, data.draw(chunked(sent)))
     assert plain(received) == [*items, end]
     # Back go the PONGs and, once the messages are handed over, the Close.
@@ -81,6 +81,6 @@ def test_what_one_end_sends_the_other_receives(
     assert (sender.close_code, sender.close_reason) == (receiver.close_code, receiver.close_reason)
     assert sender.half_close is not receiver.half_close
     for mine, theirs in ((sender, receiver), (receiver, sender)):
-        assert mine.bytes_sent == theirs.bytes_received
-        assert mine.frames_sent == theirs.frames_received
-        assert mine.messages_sent == theirs.messages_received
+        assert mine.counts().bytes_sent == theirs.counts().bytes_received
+        assert mine.counts().frames_sent == theirs.counts().frames_received
+        assert mine.messages_sent == theirs.counts().messages_received

@@ -67,9 +67,9 @@ def test_messages_of_every_length_come(build: Build, size: int) -> None:
 
 def put(subject: Any, data: bytes, most: int) -> tuple[int, list[Any]]:
     """Put the begin of ``data`` where ``subject`` wants it; how much it took, and what came of it."""
-    space = subject.get_buffer()
+    space = subject.receiver.get_buffer()
     size = min(len(space), len(data), most)
-    assert 0 < size <= subject.payload_to_come()
+    assert 0 < size <= subject.receiver.payload_to_come()
     space[:size] = data[:size]
     return size, subject.receive_in_place(size, START)
 
@@ -87,17 +87,16 @@ def test_the_payload_of_a_large_message_may_come_in_place(build: Build, role: Ro
     events, position = [], 0
     while position < len(source):
         most = dice.choice((1, dice.randrange(1, 20), dice.randrange(1, 60_000)))
-        if subject.payload_to_come() and dice.random() < 0.6:
+        if subject.receiver.payload_to_come() and dice.random() < 0.6:
             taken, news = put(subject, source[position:], most)
         else:
             taken, news = most, subject.receive_data(source[position : position + most], START)
         position += taken
         events += news
     assert events == expected
-    assert subject.payload_to_come() == 0
+    assert subject.receiver.payload_to_come() == 0
     assert outcome(subject, events) == outcome(other, expected)
-    for count in ("bytes_received", "frames_received", "messages_received"):
-        assert getattr(subject, count) == getattr(other, count)
+    assert subject.counts() == other.counts()
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -112,24 +111,24 @@ def test_what_comes_in_place_is_checked_as_it_comes(build: Build, role: Role) ->
         position += taken
     assert position < 110_000
     assert [failure(event) for event in plain(events)] == [NOT_UTF8]
-    assert subject.payload_to_come() == 0
+    assert subject.receiver.payload_to_come() == 0
 
 
 def test_what_a_peer_declares_costs_no_memory_in_place(build: Build) -> None:
     subject = build.make(limits=Limits(max_message_size=None))
     subject.receive_data(frame(BINARY, b"", key=wire.KEY, declared=2**40), START)
-    assert subject.payload_to_come() == 2**40
-    assert len(subject.get_buffer()) <= 256 * 2**10
+    assert subject.receiver.payload_to_come() == 2**40
+    assert len(subject.receiver.get_buffer()) <= 256 * 2**10
 
 
 def test_what_comes_in_place_when_it_has_ended_is_dropped(build: Build) -> None:
     subject = build.make()
     subject.receive_data(frame(BINARY, bytes(1000), key=wire.KEY)[:500], START)
-    size = subject.payload_to_come()
-    subject.get_buffer()[:size] = bytes(size)
+    size = subject.receiver.payload_to_come()
+    subject.receiver.get_buffer()[:size] = bytes(size)
     subject.abort()
     assert subject.receive_in_place(size, START) == []
-    assert subject.messages_received == 0
+    assert subject.counts().messages_received == 0
 
 
 def test_what_interrupts_the_reading_of_borrowed_memory_ends_it(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +152,9 @@ def test_only_messages_in_one_frame_come_in_place(build: Build) -> None:
     ):
         subject = build.make(parameters=COMPRESSION)
         subject.receive_data(source[:50], START)
-        assert (subject.payload_to_come() > 0) is (source[:2] == b"\x82\xfe")
+        assert (subject.receiver.payload_to_come() > 0) is (source[:2] == b"\x82\xfe")
         subject.abort()
-        assert subject.payload_to_come() == 0
+        assert subject.receiver.payload_to_come() == 0
 
 
 @pytest.mark.parametrize("role", ROLES)

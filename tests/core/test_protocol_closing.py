@@ -508,7 +508,7 @@ def test_an_abort_throws_away_what_is_queued(build: Build, role: Role, state: St
     walk.subject.writing_resumed()
     assert walk.subject.state is State.CLOSED
     assert walk.subject.data_to_send() == b""
-    assert walk.subject.unsent_size == 0
+    assert walk.subject.outgoing.unsent_size == 0
     assert walk.subject.next_deadline() is None
 
 

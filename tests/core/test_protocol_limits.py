@@ -240,7 +240,7 @@ def test_a_flood_of_empty_fragments_is_refused_and_takes_no_memory(build: Build)
     with measured() as memory:
         (event,) = fragments(subject, b"", 200_000)
     assert event == ("RemoteProtocolError", "expected a message in at most 131072 frames, got more", 1008)
-    assert subject.frames_received == 131_073
+    assert subject.counts().frames_received == 131_073
     assert memory.peak < 20_000
 
 
@@ -464,7 +464,7 @@ def test_a_message_of_zeros_is_taken_and_a_stream_of_them_is_refused(build: Buil
     assert subject.receive_data(ZEROS, START) == [bytes(MEBIBYTE)]
     (event,) = plain(subject.receive_data(ZEROS, START + 0.5))
     assert failure(event) == TOO_MUCH
-    assert subject.messages_received == 1
+    assert subject.counts().messages_received == 1
 
 
 @pytest.mark.need(27)

@@ -109,9 +109,9 @@ def test_bytes_are_given_out_once_and_together(build: Build) -> None:
     subject.send_text("b")
     subject.send_text("c")
     assert wire.frames(first) == [wire.Frame(TEXT, b"a")]
-    assert subject.unsent_size == 6
+    assert subject.outgoing.unsent_size == 6
     assert sent(subject) == [wire.Frame(TEXT, b"b"), wire.Frame(TEXT, b"c")]
-    assert subject.unsent_size == 0
+    assert subject.outgoing.unsent_size == 0
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -138,9 +138,9 @@ def test_a_server_copies_no_large_payload_into_its_frame(build: Build, size: int
     subject = build.make(Role.SERVER)
     subject.send_text("before")
     subject.send_binary(payload)
-    unsent = subject.unsent_size
-    pieces = subject.pieces_to_send()
-    assert (sum(map(len, pieces)), subject.unsent_size, subject.data_to_send()) == (unsent, 0, b"")
+    unsent = subject.outgoing.unsent_size
+    pieces = subject.outgoing.pieces_to_send()
+    assert (sum(map(len, pieces)), subject.outgoing.unsent_size, subject.data_to_send()) == (unsent, 0, b"")
     assert wire.frames(b"".join(pieces)) == [wire.Frame(TEXT, b"before"), wire.Frame(BINARY, payload)]
     assert any(piece is payload for piece in pieces) is (size >= 2_048)
 
@@ -151,11 +151,11 @@ def test_what_could_not_be_written_goes_first(build: Build) -> None:
     rest = subject.data_to_send()[2:]
     subject.send_text("two")
     subject.put_back(rest)
-    assert subject.unsent_size == len(rest) + 5
+    assert subject.outgoing.unsent_size == len(rest) + 5
     assert subject.data_to_send() == rest + frame(TEXT, b"two")
     subject.abort()
     subject.put_back(rest)
-    assert (subject.unsent_size, subject.data_to_send()) == (0, b"")
+    assert (subject.outgoing.unsent_size, subject.data_to_send()) == (0, b"")
 
 
 def test_nothing_is_sent_after_the_end(build: Build) -> None:
@@ -180,8 +180,12 @@ def test_counts_tell_frames_messages_and_bytes(build: Build) -> None:
     subject.send_text("a" * 200)
     subject.ping(b"", START)
     data = subject.data_to_send()
-    assert (subject.frames_received, subject.messages_received, subject.bytes_received) == (4, 2, len(incoming))
-    assert (subject.frames_sent, subject.messages_sent, subject.bytes_sent) == (3, 1, len(data))
+    assert (subject.counts().frames_received, subject.counts().messages_received, subject.counts().bytes_received) == (
+        4,
+        2,
+        len(incoming),
+    )
+    assert (subject.counts().frames_sent, subject.messages_sent, subject.counts().bytes_sent) == (3, 1, len(data))
 
 
 # --- compression ---------------------------------------------------------------------------------------------

@@ -34,12 +34,12 @@ def deflated(payload: bytes) -> bytes:
 
 def steps_of(subject: Protocol, data: bytes) -> list[list[Event]]:
     """The events of each step in which ``data`` is taken, and the work of each stays within bounds."""
-    before = subject.work
+    before = subject.receiver.work
     steps = [subject.receive_step(data, len(data), START)]
     most = len(data) // 4096 + 512
-    while subject.backlog:
-        assert subject.work - before <= most
-        before, most = subject.work, 512
+    while subject.receiver.backlog:
+        assert subject.receiver.work - before <= most
+        before, most = subject.receiver.work, 512
         steps.append(subject.receive_more(START))
     return steps
 
@@ -110,7 +110,7 @@ def test_the_limit_holds_across_steps(build: Build) -> None:
     assert joined(steps_of(subject, masked(BINARY, deflated(bytes(3 * MEBIBYTE)), rsv=4))) == [bytes(3 * MEBIBYTE)]
     (event,) = joined(steps_of(subject, masked(BINARY, deflated(bytes(3 * MEBIBYTE + 1)), rsv=4)))
     assert failure(plain([event])[0])[1] == 1009
-    assert not subject.backlog
+    assert not subject.receiver.backlog
 
 
 def test_bad_utf_8_in_a_later_step_fails_the_connection_and_drops_the_rest(build: Build) -> None:
@@ -130,7 +130,7 @@ def test_bytes_that_come_while_there_is_a_backlog_wait_behind_it(build: Build) -
     assert subject.receive_step(memory[:7], 7, START) == []
     assert subject.receive_step(memory[7:], len(rest) - 7, START) == []
     memory[:] = b"\xff" * len(memory)
-    while subject.backlog:
+    while subject.receiver.backlog:
         events += subject.receive_more(START)
     assert events == [str(number) for number in range(20)]
 
@@ -142,7 +142,7 @@ def test_memory_that_was_lent_may_change_between_steps(build: Build, borrowed: t
     events = subject.receive_step(memory, len(memory), START)
     if isinstance(memory, bytearray):
         memory[:] = b"\xff" * len(memory)
-    while subject.backlog:
+    while subject.receiver.backlog:
         events += subject.receive_more(START)
     assert events == [str(number) for number in range(50)]
 
@@ -151,7 +151,7 @@ def test_a_close_in_a_backlog_ends_it(build: Build) -> None:
     subject = build.make(limits=Limits(max_queued_messages=2))
     data = masked(TEXT, b"x") * 10 + wire.close(1000, "bye", key=wire.KEY) + masked(TEXT, b"behind")
     assert joined(steps_of(subject, data)) == ["x"] * 10 + [CloseReceived(1000, "bye")]
-    assert not subject.backlog
+    assert not subject.receiver.backlog
 
 
 def test_the_end_of_the_connection_drops_a_backlog(build: Build) -> None:
@@ -160,7 +160,7 @@ def test_the_end_of_the_connection_drops_a_backlog(build: Build) -> None:
         data = masked(TEXT, b"x") * 10
         assert len(subject.receive_step(data, len(data), START)) == 3
         getattr(subject, end.__name__)()
-        assert not subject.backlog
+        assert not subject.receiver.backlog
         assert subject.receive_more(START) == []
 
 
@@ -168,8 +168,8 @@ def test_a_message_after_a_backlog_is_not_read_in_place_before_it(build: Build) 
     subject = build.make(limits=Limits(max_queued_messages=2))
     data = masked(TEXT, b"x") * 10 + masked(BINARY, bytes(100_000))[:500]
     events = subject.receive_step(data, len(data), START)
-    assert subject.payload_to_come() == 0
-    while subject.backlog:
+    assert subject.receiver.payload_to_come() == 0
+    while subject.receiver.backlog:
         events += subject.receive_more(START)
     assert events == ["x"] * 10
-    assert subject.payload_to_come() > 90_000
+    assert subject.receiver.payload_to_come() > 90_000

@@ -233,7 +233,7 @@ def test_while_there_is_a_backlog_the_peers_silence_means_nothing(build: Build) 
     assert len(subject.receive_more(START + 60)) == 2
     assert subject.handle_timeout(START + 60, 0) == []
     assert len(subject.receive_more(START + 90)) == 2  # the last of it: reading can go on
-    assert not subject.backlog
+    assert not subject.receiver.backlog
     assert subject.handle_timeout(START + 90, 0) == []
     assert subject.next_deadline() == START + 105
     (event,) = plain(subject.handle_timeout(START + 105, 0))
@@ -407,7 +407,7 @@ def test_what_came_at_once_counts_whatever_number_of_steps_it_takes(build: Build
 def test_each_message_has_its_own_time(build: Build) -> None:
     subject = build.make(limits=SLOW)
     now = trickle(subject, frame(TEXT, b"x" * 12, key=wire.KEY) * 20, 1.2)
-    assert subject.messages_received == 20
+    assert subject.counts().messages_received == 20
     # The end of one message and the begin of the next in one read, for ever.
     whole = frame(TEXT, b"x" * 100, key=wire.KEY)
     subject.receive_data(whole[:50], now)
@@ -415,7 +415,7 @@ def test_each_message_has_its_own_time(build: Build) -> None:
         now += 20
         assert subject.handle_timeout(now, 0) == []
         subject.receive_data(whole[50:] + whole[:50], now)
-    assert subject.messages_received == 70
+    assert subject.counts().messages_received == 70
 
 
 def test_between_messages_there_is_no_time_limit(build: Build) -> None:
@@ -432,12 +432,12 @@ def test_a_large_message_that_is_read_in_place_has_the_same_limit(build: Build) 
     data = frame(wire.BINARY, bytes(200_000), key=wire.KEY)
     subject.receive_data(data[:100_000], START)
     rest = data[100_000:]
-    subject.get_buffer()[:1000] = rest[:1000]
+    subject.receiver.get_buffer()[:1000] = rest[:1000]
     subject.receive_in_place(1000, START + 1)
     assert subject.next_deadline() == START + 30 + 101_000 / 512
-    while subject.payload_to_come():
-        size = min(len(subject.get_buffer()), subject.payload_to_come())
-        subject.get_buffer()[:size] = bytes(size)
+    while subject.receiver.payload_to_come():
+        size = min(len(subject.receiver.get_buffer()), subject.receiver.payload_to_come())
+        subject.receiver.get_buffer()[:size] = bytes(size)
         subject.receive_in_place(size, START + 2)
     assert subject.next_deadline() is None
 
@@ -450,7 +450,7 @@ def test_time_in_which_nothing_is_read_does_not_count(build: Build) -> None:
     assert subject.handle_timeout(START + 1000, 0) == []
     subject.reading_resumed(START + 1000)
     assert subject.next_deadline() == START + 1000 + 21
-    subject.was_not_read(START + 1005, START + 1015)
+    subject.liveness.was_not_read(START + 1005, START + 1015)
     assert subject.next_deadline() == START + 1000 + 31
     (event,) = plain(subject.handle_timeout(START + 1031, 0))
     assert failure(event) == too_slow(512, 31)
@@ -478,7 +478,7 @@ def test_without_message_timeout_a_message_may_trickle(build: Build, role: Role)
     subject = build.make(role, Limits(ping_interval=None, message_timeout=None))
     data = frame(TEXT, b"x" * 1000, key=peer_key(role))
     trickle(subject, data, 100)
-    assert subject.messages_received == 1
+    assert subject.counts().messages_received == 1
 
 
 def test_once_the_end_has_begun_close_timeout_is_the_only_one(build: Build) -> None:

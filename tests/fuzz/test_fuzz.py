@@ -120,7 +120,7 @@ def _fails_on_a_long_ping(protocol: Any) -> Any:
 def _loses_a_byte_alone(protocol: Any) -> Any:
     class Faulty(protocol):  # type: ignore[misc]
         def receive_data(self, data: bytes, now: float) -> Any:
-            return [] if len(data) == 1 and self.messages_received else super().receive_data(data, now)
+            return [] if len(data) == 1 and self.counts().messages_received else super().receive_data(data, now)
 
     return Faulty
 

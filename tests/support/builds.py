@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import watershed_mw
 from watershed_mw._implementation import SourcesOnly
 from watershed_mw.core import deflate, prepared, protocol, receive_queue
-from watershed_mw.core.frames import codec
+from watershed_mw.core.frames import codec, payload_buffer
 from watershed_mw.core.handshake.extensions import DeflateParameters
 from watershed_mw.core.limits import Limits
 from watershed_mw.core.states import Role
@@ -31,6 +31,7 @@ class Build:
     name: str
     Protocol: type[protocol.Protocol]
     FrameReader: type[codec.FrameReader]
+    PayloadBuffer: type[payload_buffer.PayloadBuffer]
     Deflate: type[deflate.Deflate]
     Contexts: type[deflate.Contexts]
     PreparedMessage: type[prepared.PreparedMessage]
@@ -68,17 +69,18 @@ def interpreted_package() -> str:
 def load_build(name: str) -> Build:
     """``"interpreted"`` or ``"compiled"``; fails, never skips, where the compiled one is missing."""
     package = "watershed_mw" if PURE or name == "compiled" else interpreted_package()
-    parts = ("protocol", "frames.codec", "deflate", "prepared", "receive_queue")
+    parts = ("protocol", "frames.codec", "frames.payload_buffer", "deflate", "prepared", "receive_queue")
     modules = [importlib.import_module(f"{package}.core.{part}") for part in parts]
     compiled = [not str(module.__file__).endswith(".py") for module in modules]
-    assert compiled == [name == "compiled"] * 5, (
+    assert compiled == [name == "compiled"] * 6, (
         f"{package} does not hold the {name} build: run `make build`, or set WATERSHED_MW_PURE=1 to test without it"
     )
-    protocols, framing, deflating, sharing, queueing = modules
+    protocols, framing, buffering, deflating, sharing, queueing = modules
     return Build(
         name,
         protocols.Protocol,
         framing.FrameReader,
+        buffering.PayloadBuffer,
         deflating.Deflate,
         deflating.Contexts,
         sharing.PreparedMessage,

@@ -64,7 +64,12 @@ def outcome(subject: protocol.Protocol, events: Sequence[Event]) -> Outcome:
         subject.next_deadline(),
         subject.close_code,
         subject.close_reason,
-        (subject.frames_received, subject.frames_sent, subject.messages_received, subject.messages_sent),
+        (
+            subject.counts().frames_received,
+            subject.counts().frames_sent,
+            subject.counts().messages_received,
+            subject.messages_sent,
+        ),
     )
 
 
@@ -107,7 +112,7 @@ def lend(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START
         memory[: len(chunk)] = chunk
         events += subject.receive_step(memory, len(chunk), now)
         memory[:] = b"\xff" * len(memory)
-        while subject.backlog:
+        while subject.receiver.backlog:
             events += subject.receive_more(now)
     return events
 

@@ -15,6 +15,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
+from .._native.malloc import settle as settle_malloc
 from ..core.base import BaseProtocol
 from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
 from ..core.events import Event
@@ -170,6 +171,7 @@ class WatershedConnection:
     _core: BaseProtocol  # which kind it is, the flavours know
 
     def __init__(self, info: ConnectionInfo, protocol: BaseProtocol, queue: ReceiveQueue | None = None) -> None:
+        settle_malloc()
         earlier = info.continues
         self._state: SimpleNamespace | None = None if earlier is None else earlier._state
         self.id: int = next(_ids) if earlier is None else earlier.id
@@ -254,7 +256,8 @@ class WatershedConnection:
 
     def warn_if_never_run(self) -> None:
         """Log that an application returns without having called ``run()``: its handlers would never be called."""
-        if self._push and not self._ran and self._core.sending and (self._queue or not self._core.messages_received):
+        unheard = self._push and not self._ran and self._core.sending
+        if unheard and (self._queue or not self._core.counts().messages_received):
             events = ", ".join(sorted({event for event, _ in self._handlers if event in MESSAGES}))
             logger.warning(
                 "%r is ended as it is left, with handlers for %s that were never called: call run() (asyncio: await "

@@ -6,11 +6,13 @@ This file is compiled as well as interpreted. Frames and messages are the busine
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..errors import ConnectionClosed, ProtocolError
 from .events import Event
 from .states import TRANSITIONS, State, Trigger
 
-__all__ = ["BaseProtocol"]
+__all__ = ["BaseProtocol", "Counts"]
 
 # Looked up at most once per change of state, never per message.
 _OPEN = State.OPEN
@@ -20,35 +22,38 @@ _ENDING = State.ENDING
 _CLOSED = State.CLOSED
 
 
+class Counts(NamedTuple):
+    """Counts of both directions since the opening handshake.
+
+    Where another program reads and writes the frames, there are none, and bytes are those of payload.
+    """
+
+    frames_received: int
+    frames_sent: int
+    messages_received: int
+    messages_sent: int
+    bytes_received: int
+    bytes_sent: int
+
+
 class BaseProtocol:
     """One end of one connection after its opening handshake, whoever has the frames.
 
     Attributes:
         state: a :class:`~watershed_mw.core.states.State`.
         sending: whether messages can still be sent.
-        latency: seconds that the last answered PING took, None before the first.
         write_paused: set by the driver while the peer does not read.
-        unsent_size: bytes that wait to be sent.
-        frames_received, frames_sent, messages_received, messages_sent: counts.
-        bytes_received, bytes_sent: counts of bytes on the wire, without the opening handshake; of payload where the
-            frames are somebody else's.
+        messages_sent: how many messages have been queued.
     """
 
     def __init__(self) -> None:
         self.state = _OPEN
         self.sending = True
-        self.latency: float | None = None
         self.write_paused = False
-        self.unsent_size = 0
         self._close_received: tuple[int, str] | None = None
         self._close_sent: tuple[int, str] | None = None
         self._failure: ProtocolError | None = None
-        self.frames_received = 0
-        self.frames_sent = 0
-        self.messages_received = 0
         self.messages_sent = 0
-        self.bytes_received = 0
-        self.bytes_sent = 0
 
     # --- what the application wants ----------------------------------------------------------------
 
@@ -94,6 +99,10 @@ class BaseProtocol:
         """
         raise NotImplementedError
 
+    def counts(self) -> Counts:
+        """What has come and what has been queued so far."""
+        raise NotImplementedError
+
     def incoming_size(self) -> int:
         """Bytes that are held of the message that is arriving."""
         return 0
@@ -119,6 +128,11 @@ class BaseProtocol:
     def close_received(self) -> tuple[int, str] | None:
         """Code and reason of the peer's Close, None before."""
         return self._close_received
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds from the last answered PING to its PONG, None before the first."""
+        return None
 
     @property
     def reset(self) -> bool:

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TypeAlias
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
-from .base import BaseProtocol
+from .base import BaseProtocol, Counts
 from .codes import encode_close, encode_text, shorten
 from .events import Event, Failed
 from .limits import Limits, too_large
@@ -31,6 +31,7 @@ class MessageProtocol(BaseProtocol):
         now: current time in seconds, of a monotonic clock.
 
     Attributes:
+        unsent_size: bytes of payload that wait for the server.
         items_queued, items_taken: number of messages and Closes queued for the server, and taken by it.
     """
 
@@ -39,6 +40,8 @@ class MessageProtocol(BaseProtocol):
         self._max_size = limits.max_message_size
         self._rate = None if limits.max_message_rate is None else MessageRate(limits.max_message_rate, now)
         self._outgoing: deque[Outgoing] = deque()
+        self.unsent_size = 0
+        self._messages_received = self._bytes_received = self._bytes_sent = 0
         self.items_queued = 0
         self.items_taken = 0
 
@@ -56,8 +59,8 @@ class MessageProtocol(BaseProtocol):
                 raise too_large(self._max_size, size)
         except RemoteProtocolError as error:
             return self.fail(error, now)
-        self.messages_received += 1
-        self.bytes_received += size
+        self._messages_received += 1
+        self._bytes_received += size
         return [message]
 
     def fail(self, error: ProtocolError, now: float) -> list[Event]:  # now: no deadline follows
@@ -95,7 +98,7 @@ class MessageProtocol(BaseProtocol):
     def _send(self, message: str | bytes, size: int) -> None:
         self._check_sending()
         self.messages_sent += 1
-        self.bytes_sent += size
+        self._bytes_sent += size
         self.unsent_size += size
         self._queue(message)
 
@@ -144,6 +147,10 @@ class MessageProtocol(BaseProtocol):
             self.unsent_size -= len(item) if isinstance(item, bytes) else len(item.encode())
 
     # --- state ----------------------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """As :meth:`BaseProtocol.counts`."""
+        return Counts(0, 0, self._messages_received, self.messages_sent, self._bytes_received, self._bytes_sent)
 
     @property
     def reset(self) -> bool:

@@ -100,7 +100,7 @@ def chunks(source: Source) -> None:
         subject = Protocol(role, 0.0, LIMITS, parameters)
         events = [event for part in parts for event in subject.receive_data(part, 0.0)]
         texts = [str(event.error) if isinstance(event, Failed) else event for event in events]
-        seen.append((texts, subject.state, subject.messages_received, subject.next_deadline()))
+        seen.append((texts, subject.state, subject.counts().messages_received, subject.next_deadline()))
     assert seen[0] == seen[1] == seen[2], seen
 
 

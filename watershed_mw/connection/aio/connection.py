@@ -270,7 +270,7 @@ class AsyncioConnection(AsyncioDriver):
         self._ran = True
         if self._writer.lost:
             await self._pause()
-        while not self._writer.lost or self._core.backlog:
+        while not self._writer.lost or self._core.receiver.backlog:
             await self._expect_change()
 
     # --- waiting -----------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class AsyncioConnection(AsyncioDriver):
         account = self._account
         if account is not None and account.ending:
             unsent = 0 if self._writer.lost else self._writer.buffered()
-            self._report_memory(self._core.unsent_size + unsent)  # what it stands at now
+            self._report_memory(self._core.outgoing.unsent_size + unsent)  # what it stands at now
             if not account.recovered():
                 self._end_for_memory(account)
                 return

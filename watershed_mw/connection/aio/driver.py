@@ -116,19 +116,19 @@ class AsyncioDriver(AsyncConnection):
                     self._dispatcher.wakeup.notify()
                 if self._push or core.state is not _OPEN:
                     self._dispatcher.advance(self, self._writer)
-                if not core.backlog or not self._flow.may_go_on(core, self._queue):
+                if not core.receiver.backlog or not self._flow.may_go_on(core, self._queue):
                     break
                 events = core.receive_more(monotonic())
         finally:
             self._writer.corked = False
             self._writer.sends = 0
-        if (core.backlog or core.work >= self._flow.turn_ends) and not self._flow.yielding:
+        if (core.receiver.backlog or core.receiver.work >= self._flow.turn_ends) and not self._flow.yielding:
             self._yield_turn()
         self._apply_state()
 
     def eof_received(self) -> bool:
         """The peer has ended its direction of the stream; whatever is queued still goes out."""
-        if self._core.backlog:
+        if self._core.receiver.backlog:
             self._eof_waits = True
             return self._transport.can_write_eof()  # else it closes itself, before the replies have been written
         self._core.receive_eof()
@@ -140,7 +140,7 @@ class AsyncioDriver(AsyncConnection):
         self._writer.lose()
         if exc is not None and not self._core.ended and not isinstance(exc, ConnectionError):
             self._error = exc
-        if self._core.backlog:
+        if self._core.receiver.backlog:
             self._eof_waits = True
             if not self._flow.yielding:
                 self._yield_turn()
@@ -184,11 +184,11 @@ class AsyncioDriver(AsyncConnection):
         lost = self._writer.lost
         if lost and flow.is_over_bound(self._queue, self._limits):
             core.receive_eof()  # which drops the rest; the close code is 1006
-        if core.backlog and (lost or not flow.is_blocked(core, self._queue)):
+        if core.receiver.backlog and (lost or not flow.is_blocked(core, self._queue)):
             self.events_received(core.receive_more(now), now)
         else:
             self._apply_state()
-        if self._eof_waits and not core.backlog:
+        if self._eof_waits and not core.receiver.backlog:
             self._eof_waits = False
             core.receive_eof()
             self._advance_and_apply_state()
@@ -210,7 +210,9 @@ class AsyncioDriver(AsyncConnection):
         core = self._core
         self._flush()
         self._update_reading()
-        if (self._flow.large_read or core.in_message or self._flow.reader is not None) and self._trace is None:
+        if (
+            self._flow.large_read or core.receiver.incoming is not None or self._flow.reader is not None
+        ) and self._trace is None:
             self._flow.update_buffering(self, core, self._transport, self._loop)
         if core.state is not self._armed_state:
             self._arm()
@@ -304,21 +306,26 @@ class AsyncioDriver(AsyncConnection):
 
     def _update_reading(self) -> None:
         core = self._core
-        if self._queue.count > 0 or core.in_message or self._writer.paused or self._account is not None:
+        if (
+            self._queue.count > 0
+            or core.receiver.incoming is not None
+            or self._writer.paused
+            or self._account is not None
+        ):
             self._update_memory()
         flow = self._flow
-        if core.read_paused or core.backlog or flow.yielding or self._queue.full or flow.held_back:
-            if core.backlog and not flow.yielding and not flow.is_blocked(core, self._queue):
+        if core.read_paused or core.receiver.backlog or flow.yielding or self._queue.full or flow.held_back:
+            if core.receiver.backlog and not flow.yielding and not flow.is_blocked(core, self._queue):
                 self._yield_turn()  # the application has made room
             if not self._writer.lost:
                 flow.pause_or_resume(core, self._queue, self._transport)
-        if core.arrival is not None and core.arrival_due() < self._timer_due:
+        if core.liveness.arrival is not None and core.arrival_due() < self._timer_due:
             self._arm()  # where no PING is due earlier
 
     def _update_memory(self) -> None:
         """Report what is held, where that has passed a mark: a message that came whole and was taken never does."""
         core = self._core
-        unsent = core.unsent_size
+        unsent = core.outgoing.unsent_size
         if self._writer.is_stalled():
             unsent += self._writer.buffered()
         if self._is_report_due(core.incoming_size() + self._queue.size + unsent):

@@ -129,8 +129,12 @@ class BufferedReader(asyncio.BufferedProtocol):
     def get_buffer(self, _sizehint: int) -> memoryview:
         """Where the next bytes are to go."""
         core = self._core
-        self._in_place = core.capacity() >= _WORTH_ITS_OWN_READ
-        return core.get_buffer() if self._in_place else self._scratch
+        self._in_place = core.receiver.capacity() >= _WORTH_ITS_OWN_READ
+        if not self._in_place:
+            return self._scratch
+        # The last byte comes in another read: a message is never complete while the transport holds its memory.
+        memory = core.receiver.get_buffer()
+        return memory[: len(memory) - 1]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have come; the transport may call :meth:`get_buffer` again immediately."""
@@ -167,7 +171,7 @@ class ReadFlow:
         self.large_read = False
         self.reader: BufferedReader | None = None
         self.turn_began = 0.0
-        self.turn_ends = core.work + _WORK_PER_TURN
+        self.turn_ends = core.receiver.work + _WORK_PER_TURN
         self.yielding = False
         self._unlinks = False
 
@@ -175,13 +179,13 @@ class ReadFlow:
         """It is this connection's turn again."""
         self.yielding = False
         self.turn_began = now
-        self.turn_ends = core.work + _WORK_PER_TURN
+        self.turn_ends = core.receiver.work + _WORK_PER_TURN
 
     def may_go_on(self, core: CoreProtocol, queue: ReceiveQueue) -> bool:
         """Whether the next step of what has come may be taken in this iteration of the event loop."""
         if self.is_blocked(core, queue):
             return False
-        return core.work < self.turn_ends and monotonic() < self.turn_began + _SECONDS_PER_TURN
+        return core.receiver.work < self.turn_ends and monotonic() < self.turn_began + _SECONDS_PER_TURN
 
     def is_blocked(self, core: CoreProtocol, queue: ReceiveQueue) -> bool:
         """Whether the application, or memory, has to keep up first."""
@@ -199,7 +203,7 @@ class ReadFlow:
 
     def pause_or_resume(self, core: CoreProtocol, queue: ReceiveQueue, transport: asyncio.Transport) -> None:
         """Have the transport read, or not."""
-        pause = self.yielding or core.backlog or self.is_blocked(core, queue)
+        pause = self.yielding or core.receiver.backlog or self.is_blocked(core, queue)
         if pause == core.read_paused:
             return
         if pause:
@@ -219,8 +223,8 @@ class ReadFlow:
         """Begin or end to read into memory of the connection's choice."""
         buffered = self.reader is not None
         wanted = self.large_read if self.reader is None else self.reader.busy
-        if not wanted and core.in_message:
-            wanted = core.payload_to_come() >= 2 * _LARGE_READ
+        if not wanted:
+            wanted = core.receiver.payload_to_come() >= 2 * _LARGE_READ
         self.large_read = False
         if wanted == buffered or transport.is_closing() or (wanted and kind_of(transport) in _LEAVES_BYTES):
             return

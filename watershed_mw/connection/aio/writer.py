@@ -92,7 +92,7 @@ class Writer:
             whether the owner has to schedule a flush for the end of this iteration of the event loop.
         """
         self.sends += 1
-        large = self._core.unsent_size >= _WRITE_NOW
+        large = self._core.outgoing.unsent_size >= _WRITE_NOW
         if large:
             self.sends += _SENDS_PER_WRITE
             self.flush()
@@ -107,11 +107,11 @@ class Writer:
     def flush(self) -> None:
         """Write all that the protocol has to send."""
         core = self._core
-        size = core.unsent_size
+        size = core.outgoing.unsent_size
         if size == 0:
             return
-        pieces = core.pieces_to_send() if size >= _WORTH_A_PIECE else None
-        data = core.data_to_send()
+        pieces = core.outgoing.pieces_to_send() if size >= _WORTH_A_PIECE else None
+        data = core.outgoing.data_to_send()
         if self.lost or self.half_closed:
             return
         # One message may exceed max_unsent_bytes: the connection ends for those that are piled on top of it.

@@ -164,7 +164,7 @@ class ThreadConnection(WatershedConnection):
             return
         with self._stream.turns.lock:
             self._queue_ping(data)
-            position = self._core.bytes_sent
+            position = self._core.outgoing.bytes_sent
         self._driver.writer.flush(self)
         self._driver.write_until(self, position)
 

@@ -118,7 +118,7 @@ class ThreadsDriver:
             # The thread that sees the end wakes the others, which wait for older deadlines, or for none.
             with turns.lock:  # under which it is closed: the descriptor may soon be another socket's
                 sock.shutdown()
-        elif core.unsent_size and not turns.writer:
+        elif core.outgoing.unsent_size and not turns.writer:
             self.writer.flush(connection)
         if turns.gates:
             turns.notify()
@@ -165,7 +165,7 @@ class ThreadsDriver:
                 be called between that and its return, as the exception of a signal handler there would lose it.
         """
         core, owner = self._stream.core, cast(Owner, connection)
-        unsent = core.unsent_size + len(self._stream.socket.write_buffer)
+        unsent = core.outgoing.unsent_size + len(self._stream.socket.write_buffer)
         if owner._is_report_due(core.incoming_size() + self._stream.queue.size - taking + unsent):
             owner._report_memory(unsent, taking)
 

@@ -114,7 +114,7 @@ class Pump:
         self, connection: WatershedConnection, deadline: float | None, me: int, reading: bool, writing: bool
     ) -> None:
         stream, turns = self._stream, self._stream.turns
-        if reading and stream.core.backlog:
+        if reading and stream.core.receiver.backlog:
             self._read(connection, 0.0, me)
             return
         again = time.monotonic() + _LOOK_AGAIN
@@ -184,7 +184,7 @@ class Pump:
     def _read(self, connection: WatershedConnection, deadline: float | None, me: int) -> None:
         """Wait for bytes, as the thread that reads, and take them; or take what was held back of the last ones."""
         stream, turns = self._stream, self._stream.turns
-        if not stream.core.backlog:
+        if not stream.core.receiver.backlog:
             turns.reader = -me
             stream.socket.receive(deadline)
             turns.reader = me

@@ -84,8 +84,8 @@ class SharedStream:
         """A thread is about to read, perhaps the first since the watcher did; with the lock held."""
         core = self.core
         core.read_paused = False
-        if core.arriving and self.looked != self.watched:
-            core.was_not_read(self.looked, time.monotonic())
+        if core.liveness.arrival is not None and self.looked != self.watched:
+            core.liveness.was_not_read(self.looked, time.monotonic())
 
     def take_received(self, connection: WatershedConnection) -> None:
         """Give the core what the socket has received, and queue what it means; with the lock held."""
@@ -98,13 +98,13 @@ class SharedStream:
                 events = core.receive_step(data, len(data), now)
             elif data is not None:
                 core.receive_eof()
-            elif core.backlog:
+            elif core.receiver.backlog:
                 events = core.receive_more(now)
             else:
                 core.release_idle(now)
             sock.data = None
             # A few bytes may stand for megabytes: the rest waits until the application has taken what fills the queue.
-            while core.backlog and (not self.queue.full or core.state is not _OPEN):
+            while core.receiver.backlog and (not self.queue.full or core.state is not _OPEN):
                 self._queue_events(connection, events)
                 events = core.receive_more(now)
             due = core.handle_timeout(now, len(sock.write_buffer) - sock.sent)
@@ -142,7 +142,7 @@ class SharedStream:
         try:
             with turns.lock:
                 self._queue_whole_message(connection, data)
-                position = core.bytes_sent
+                position = core.outgoing.bytes_sent
                 if turns.writer == 0 and not sock.write_buffer:
                     turns.writer = threading.get_ident()
                     writing = True
@@ -156,7 +156,7 @@ class SharedStream:
         finally:
             if writing:
                 turns.writer = 0
-        if not turns.gates and core.unsent_size == 0 and not core.write_paused and core.state is not _CLOSED:
+        if not turns.gates and core.outgoing.unsent_size == 0 and not core.write_paused and core.state is not _CLOSED:
             return 0
         return position
 
@@ -174,8 +174,8 @@ class SharedStream:
         """Give the socket all that is queued, as it has written everything before; with the lock held."""
         core, sock = self.core, self.socket
         try:
-            sock.write_buffer = core.data_to_send()
-            self.loaded = core.bytes_sent
+            sock.write_buffer = core.outgoing.data_to_send()
+            self.loaded = core.outgoing.bytes_sent
         except BaseException:
             core.abort()
             raise
@@ -214,16 +214,16 @@ def receive_alone(stream: SharedStream, connection: WatershedConnection) -> Even
                 turns.reader
                 or queue
                 or core.ended
-                or core.unsent_size
+                or core.outgoing.unsent_size
                 or core.write_paused
                 or sock.write_buffer
-                or core.backlog
+                or core.receiver.backlog
                 or stream.tracer is not None
                 or sock.torn
             ):
                 return False
             core.read_paused = False
-            if core.arriving:
+            if core.liveness.arrival is not None:
                 stream.start_reading()
             deadline = core.next_deadline()
             release_due = core.release_due
@@ -236,7 +236,7 @@ def receive_alone(stream: SharedStream, connection: WatershedConnection) -> Even
             stream.take_received(connection)
             turns.reader = 0
             reading = False
-            others = turns.gates or stream.heard or core.unsent_size
+            others = turns.gates or stream.heard or core.outgoing.unsent_size
             if cython.compiled and queue and not others:
                 return queue.take()
     finally:

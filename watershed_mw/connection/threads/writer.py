@@ -35,7 +35,7 @@ class Writer:
     def pending(self) -> bool:
         """Whether there is something to write."""
         core = self._stream.core
-        return bool(core.unsent_size or self._stream.socket.write_buffer or core.write_paused)
+        return bool(core.outgoing.unsent_size or self._stream.socket.write_buffer or core.write_paused)
 
     def write_some(self, connection: WatershedConnection) -> bool:
         """Write what the kernel takes at once, as the thread that writes; False when something remains."""
@@ -48,7 +48,7 @@ class Writer:
                         core.writing_resumed()
                     if stream.tracer is not None:
                         stream.tracer.sent_close(connection, core.close_sent)
-                    if not core.unsent_size:
+                    if not core.outgoing.unsent_size:
                         return True
                     stream.load()
             sock.send()

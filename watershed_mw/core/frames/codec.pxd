@@ -1,10 +1,11 @@
-# C types of codec.py; the logic stands there and nowhere else.
+# C types of codec.py, which holds all of the logic.
 cimport cython
 
+from .payload_buffer cimport PayloadBuffer
 
-cdef Py_ssize_t _FIRST_CAPACITY
-cdef Py_ssize_t _GROWTH
-cdef list _freed
+
+cdef int _FIN
+cdef Py_ssize_t _LARGE_PAYLOAD
 
 
 @cython.locals(size=Py_ssize_t, result=bytes, source="const unsigned char *")
@@ -39,6 +40,8 @@ cpdef bytes encode_frame(int opcode, object payload, bytes key, int first_bits=*
 cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int first_bits=*)
 
 
+@cython.final
+@cython.no_gc  # nothing in it refers back
 cdef class FrameReader:
     cdef bint _masked
     cdef bint _rsv1_allowed
@@ -51,9 +54,6 @@ cdef class FrameReader:
     cdef Py_ssize_t _phase
     cdef Py_ssize_t _start
     cdef Py_ssize_t _size
-    cdef public bytes gathered
-    cdef public Py_ssize_t kept
-    cdef object _scratch
     cdef public int opcode
     cdef public bint fin
     cdef public bint rsv1
@@ -72,20 +72,12 @@ cdef class FrameReader:
     )
     cpdef bytes take(self)
 
-    @cython.locals(size=Py_ssize_t, target="unsigned char *", source="const unsigned char *")
-    cpdef gather(self)
-
-    @cython.locals(capacity=Py_ssize_t, grown=bytes)
-    cdef _grow(self, Py_ssize_t whole)
-    cpdef Py_ssize_t capacity(self)
-    cpdef object get_buffer(self)
+    @cython.locals(size=Py_ssize_t, target="unsigned char *")
+    cpdef gather(self, PayloadBuffer buffer)
     @cython.locals(target="unsigned char *")
-    cpdef buffer_updated(self, Py_ssize_t size)
+    cpdef buffer_updated(self, PayloadBuffer buffer, Py_ssize_t size)
 
     cpdef object take_text(self)
-    @cython.locals(payload=bytes)
-    cpdef bytes take_gathered(self)
-
     cpdef forget(self)
     @cython.locals(rest=bytes)
     @cython.locals(more=bint)
@@ -99,3 +91,25 @@ cdef class FrameReader:
     cdef bint _read_header(self, Py_ssize_t available) except -1
 
     cdef _check_first_bytes(self, int byte0, int byte1)
+
+
+@cython.final
+@cython.no_gc  # nothing in it refers back
+cdef class FrameWriter:
+    cdef readonly bint masked
+    cdef readonly Py_ssize_t unsent_size
+    cdef readonly long long frames_sent
+    cdef readonly long long bytes_sent
+    cdef bytes _piece
+    cdef list _pieces
+    cdef list _keys
+
+    cpdef write(self, int opcode, object payload, int first_bits=*)
+    cpdef bytes write_encoded(self, bytes frame)
+    cpdef bytes data_to_send(self)
+    @cython.locals(pieces=list)
+    cpdef list pieces_to_send(self)
+    cpdef put_back(self, bytes rest)
+    cpdef drop_unsent(self)
+    cdef _queue(self, bytes piece)
+    cdef bytes _next_key(self)

@@ -1,4 +1,4 @@
-"""UTF-8, whole or in pieces: the fault of a large message shows before its end, and no text is made of it.
+"""UTF-8 that comes in pieces: a fault in a large message shows before its end, and before any text is made of it.
 
 This file is compiled as well as interpreted; the interpreted check uses Python's own decoder, which is faster there.
 """
@@ -20,7 +20,7 @@ if cython.compiled:
 
 __all__ = ["TextCheck", "not_utf8", "utf8_state"]
 
-# Of eight bytes; one of them set is what ASCII has not.
+# The highest bit of each of eight bytes, which is 0 in ASCII.
 _HIGH_BITS = 0x8080808080808080
 
 if cython.compiled:
@@ -49,11 +49,14 @@ def utf8_state(data: bytes | bytearray, start: int, stop: int, state: int) -> in
     Returns:
         0 between two characters, a number above 0 within one, and -1 once it is no UTF-8.
     """
+    return _state_after(data, start, stop, state)
+
+
+def _state_after(source: Any, start: int, stop: int, state: int) -> int:
     if state < 0:
         return -1
     # How many bytes the character still has, and between which two numbers the next of them must be.
     need, low, high = state & 0xFF, (state >> 8) & 0xFF, (state >> 16) & 0xFF
-    source = data
     index = start
     while index < stop:
         if need == 0:
@@ -108,21 +111,27 @@ class TextCheck:
             RemoteProtocolError: it is no UTF-8; close code 1007.
         """
         if cython.compiled:
-            # No text is made of it yet: the fault of a large message shows before its end, and costs one look.
-            self._state = utf8_state(data, start, stop, self._state)
-            valid = self._state == 0 or (self._state > 0 and not last)
-        else:
-            if self._decoder is None:
-                self._decoder = codecs.getincrementaldecoder("utf-8")()
-            try:
-                self._decoder.decode(data[start:stop], last)
-                # CPython waits for a third byte to tell that a surrogate has begun; the second one shows it.
-                pending = self._decoder.getstate()[0]
-                valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
-            except UnicodeDecodeError:
-                valid = False
+            self.check_memory(data, start, stop, last)
+            return
+        if self._decoder is None:
+            self._decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            self._decoder.decode(data[start:stop], last)
+            # CPython waits for a third byte to report that a surrogate has begun; the second one shows it.
+            pending = self._decoder.getstate()[0]
+            valid = len(pending) < 2 or pending[0] != 0xED or pending[1] < 0xA0
+        except UnicodeDecodeError:
+            valid = False
         if not valid:
             raise not_utf8()
+
+    if cython.compiled:
+
+        def check_memory(self, source: Any, start: int, stop: int, last: bool) -> None:
+            """As :meth:`check`, of memory that is no object yet."""
+            self._state = _state_after(source, start, stop, self._state)
+            if self._state < 0 or (last and self._state > 0):
+                raise not_utf8()
 
 
 def not_utf8() -> RemoteProtocolError:
