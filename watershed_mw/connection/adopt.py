@@ -10,7 +10,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from ..core.handshake.negotiation import Agreement
@@ -20,7 +19,7 @@ from ..core.states import Role
 from ..errors import ConnectionClosed, UnsupportedServerError
 from ..runtime.exhaustion import is_exhausted, unavailable
 from ..sockets.carrier import carrier_of
-from ..sockets.tls_views import DetachedSocket, address, detach
+from ..sockets.tls_views import DetachedSocket, addresses, detach
 from .aio.connection import AsyncioConnection
 from .base import ConnectionInfo, Trace, WatershedConnection
 from .threads.connection import ThreadConnection
@@ -102,7 +101,7 @@ class BlockingTransport(_Way[ThreadConnection]):
 
     def _addresses(self) -> tuple[str, str]:
         try:
-            return address(self._socket.getpeername()), address(self._socket.getsockname())
+            return addresses(self._socket.getpeername(), self._socket.getsockname())
         except OSError:
             return "", ""  # the peer has gone already, as reading will find out
 
@@ -168,7 +167,7 @@ class AsyncioTransport(_Way[AsyncioConnection]):
 
     def _addresses(self) -> tuple[str, str]:
         transport = self._transport
-        return address(transport.get_extra_info("peername")), _local_address(transport.get_extra_info("sockname"))
+        return addresses(transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
 
     def _open(self, info: ConnectionInfo, protocol: Protocol, head: bytes) -> AsyncioConnection:
         connection = AsyncioConnection(info, protocol, self._transport)
@@ -268,12 +267,6 @@ def way_of(sock: Any) -> BlockingTransport | AsyncioTransport:
         return BlockingTransport(carrier.socket)
     assert carrier.transport is not None
     return AsyncioTransport(carrier.transport, None if carrier.writer is None else (carrier.reader, carrier.writer))
-
-
-@lru_cache(maxsize=64)
-def _local_address(name: Any) -> str:
-    """A listening socket's address, which its connections have in common."""
-    return address(name)
 
 
 def drain_stream(reader: asyncio.StreamReader | None) -> bytes:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "ServersTLSSocket",
     "TakenTLSSocket",
     "address",
+    "addresses",
     "break_stream",
     "close_socket",
     "detach",
@@ -36,6 +38,11 @@ def address(name: Any) -> str:
     if isinstance(name, tuple) and len(name) >= 2:
         return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
     return name if isinstance(name, str) else ""
+
+
+def addresses(peer: Any, own: Any) -> tuple[str, str]:
+    """The peer's address and this end's, which all connections of a server share."""
+    return address(peer), sys.intern(address(own))
 
 
 def without_tls(sock: Any) -> Any:

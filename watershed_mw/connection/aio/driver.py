@@ -82,7 +82,8 @@ class AsyncioDriver(AsyncConnection):
         self._waiters: Waiters | None = None  # most connections never have any
         self._eof_waits = False
         super().__init__(info, protocol, queue)
-        protocol.share_contexts(contexts_of(self._loop))
+        if info.agreement.deflate is not None:
+            protocol.share_contexts(contexts_of(self._loop))
 
     # --- asyncio calls these ---------------------------------------------------------------------------
 
