@@ -7,6 +7,7 @@ import gc
 import importlib
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -61,11 +62,13 @@ def by_its_owner(memory: memoryview) -> memoryview:
 
 
 def by_the_garbage_collector(memory: memoryview) -> list[memoryview]:
-    return [
-        each
-        for each in gc.get_objects()
-        if isinstance(each, memoryview) and not each.readonly and each.obj is memory.obj
-    ]
+    found: list[memoryview] = []
+    for each in gc.get_objects():
+        if isinstance(each, memoryview):
+            with suppress(ValueError):  # it has been released
+                if not each.readonly and each.obj is memory.obj:
+                    found.append(each)
+    return found
 
 
 KEEPING: list[Callable[[memoryview], Any]] = [
@@ -81,7 +84,8 @@ KEEPING: list[Callable[[memoryview], Any]] = [
 def overwrite(kept: Any) -> None:
     for each in kept if isinstance(kept, list) else [kept]:
         if isinstance(each, memoryview):
-            each[:] = b"!" * len(each)
+            with suppress(ValueError):  # it has been released: nothing can be written through it
+                each[:] = b"!" * len(each)
         else:
             ctypes.memset(ctypes.addressof(each), 33, len(each))
 

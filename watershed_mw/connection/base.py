@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias, TypeVar, cast, overload
@@ -463,7 +463,7 @@ class WatershedConnection:
     @property
     def stats(self) -> Stats:
         """Frames, messages and bytes each way since the opening handshake."""
-        return Stats(*(getattr(self._core, field.name) for field in fields(Stats)))
+        return Stats(*self._core.counts())
 
     @property
     def duration(self) -> float:
