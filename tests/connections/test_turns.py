@@ -72,7 +72,7 @@ class Ticker:
         self._loop.call_soon_threadsafe(self._tick)
 
     def _tick(self) -> None:
-        self.marks.append(self._core.work)
+        self.marks.append(self._core.receiver.work)
         if self._on:
             self._loop.call_soon(self._tick)
 
@@ -98,7 +98,7 @@ def test_no_peer_keeps_the_loop_to_itself(link: Link, way: Way, flood: Callable[
     peer.close()
     working.result(LIMIT)
     assert ticker.stop() <= MOST_WORK
-    assert live.conn._core.work >= 1000
+    assert live.conn._core.receiver.work >= 1000
 
 
 def _read_until_close(peer: WirePeer) -> None:
@@ -269,9 +269,9 @@ def test_a_connection_that_is_lost_with_a_backlog_ends_although_nobody_receives(
 def test_destroying_a_connection_with_a_backlog_forgets_it(link: Link) -> None:
     live, peer = link(ping_interval=None)
     peer.write(peer.frame(TEXT, "x") * 20_000)
-    until(lambda: live.conn._core.backlog)
+    until(lambda: live.conn._core.receiver.backlog)
     live.call("destroy")
-    assert not live.conn._core.backlog
+    assert not live.conn._core.receiver.backlog
     live.ended()
 
 
