@@ -10,7 +10,6 @@ cdef int _PONG
 
 
 @cython.final
-@cython.no_gc  # nothing in it refers back
 cdef class Liveness:
     cdef double _ping_interval
     cdef double _ping_timeout

@@ -29,7 +29,6 @@ cdef object _CLOSED
 
 
 @cython.final
-@cython.no_gc  # nothing in it refers back
 cdef class Receiver:
     cdef FrameReader _reader
     cdef object _limits

@@ -41,7 +41,6 @@ cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int fi
 
 
 @cython.final
-@cython.no_gc  # nothing in it refers back
 cdef class FrameReader:
     cdef bint _masked
     cdef bint _rsv1_allowed
@@ -94,7 +93,6 @@ cdef class FrameReader:
 
 
 @cython.final
-@cython.no_gc  # nothing in it refers back
 cdef class FrameWriter:
     cdef readonly bint masked
     cdef readonly Py_ssize_t unsent_size
