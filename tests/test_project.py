@@ -261,6 +261,13 @@ def test_nobody_reaches_into_another_files_private_attributes(path: Path) -> Non
     assert _foreign_private_names(path) == PAIRS.get(place, set())
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=_identify)
+def test_classes_have_at_most_350_lines(path: Path) -> None:
+    classes = [node for node in ast.walk(ast.parse(path.read_text(), path)) if isinstance(node, ast.ClassDef)]
+    sizes = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in classes}
+    assert {name: size for name, size in sizes.items() if size > 350} == {}
+
+
 def test_chooser_is_small() -> None:
     assert len((ROOT / PACKAGE / "_implementation.py").read_text().splitlines()) <= 40
 

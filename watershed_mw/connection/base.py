@@ -309,8 +309,6 @@ class WatershedConnection:
         """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
         raise NotImplementedError
 
-    # --- memory --------------------------------------------------------------------------------------
-
     def _is_report_due(self, held: int) -> bool:
         """Whether a connection that holds ``held`` bytes has to report them."""
         return held >= STEP if self._meter is None else self._meter.is_due(held)
