@@ -55,5 +55,5 @@ __all__ = [
 
 try:
     __version__ = version("watershed-mw")
-except PackageNotFoundError:  # run from a checkout that nobody has installed
+except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"

@@ -172,7 +172,7 @@ class PortableConnection(AsyncConnection):
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
         """As the base class says. Raises :class:`UnsupportedServerError` where the server does not send this code."""
-        encode_close(code, reason)  # raises here: on the other thread nobody would see it
+        encode_close(code, reason)  # raises here: on the other thread it could only be logged
         if code != CloseCode.NO_STATUS and not self._server.sends(code):
             raise self._server.unsupported(f"to close with {code}")
         if not self._on_own_thread():
@@ -324,5 +324,5 @@ class PortableConnection(AsyncConnection):
         super()._handler_failed(error)
         self._changes.notify()
         if not self._running or isinstance(error, asyncio.CancelledError):
-            # Nobody waits in run(): the exception must not vanish, as one that ends a task without a word would, too.
+            # run() does not raise it: the exception must not vanish, nor one that ends a task without a word.
             log_handler_failure(self, error)

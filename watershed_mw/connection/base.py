@@ -1,4 +1,4 @@
-"""What an application holds: one connection with events, pull, send and end, in either flavour.
+"""What an application holds: one connection with events, receive, send and end, in either flavour.
 
 :class:`WatershedConnection` knows handlers, the receive queue and what an end looks like; the
 asyncio and the threads flavour add how bytes travel and how waiting works. Every decision about
@@ -97,7 +97,7 @@ class ConnectionInfo:
     Attributes:
         role: which end this is.
         agreement: what the opening handshake settled.
-        limits: limits and time-outs.
+        limits: limits and timeouts.
         request: the request as the application gave it, or the server's response on a client.
         remote, local: addresses as ``host:port``, or a path; empty when unknown.
         trace: probe called at start, end, and for everything received and sent; None costs nothing.
@@ -270,7 +270,7 @@ class WatershedConnection:
         """A handler for messages has come; a flavour may have messages waiting for it."""
 
     def _handler_failed(self, error: BaseException) -> None:
-        """A handler raised: the connection ends with 1011, and whoever waits in ``run`` gets the exception."""
+        """A handler raised: the connection ends with 1011, and ``run`` raises the exception."""
         if self._handler_error is None:
             self._handler_error = error
         self._core.close(1011, "", monotonic())
@@ -302,7 +302,7 @@ class WatershedConnection:
         self.abort()
 
     def abort(self) -> None:
-        """Break the TCP stream, from any thread, so that whoever is waiting wakes up and sees the end."""
+        """Break the TCP stream, from any thread: everything that waits for the connection wakes up and sees the end."""
         raise NotImplementedError
 
     def destroy(self) -> None:
@@ -354,7 +354,7 @@ class WatershedConnection:
         return error
 
     def _emit_end(self) -> tuple[Any, ...]:
-        """Tell once how the connection has ended."""
+        """Call the handlers of the end, once."""
         if self._end_emitted:
             return ()
         self._end_emitted = True
@@ -474,14 +474,14 @@ class WatershedConnection:
 
 
 def log_handler_failure(connection: WatershedConnection, error: BaseException) -> None:
-    """Log what a handler raised, where nobody waits who could be given it."""
+    """Log what a handler raised, where no caller can be given it."""
     logger.error("a handler of %r raised", connection, exc_info=error)
 
 
 def live_connections() -> list[WatershedConnection]:
     """Every connection of this process that has not ended, the oldest first: for a status page or a log.
 
-    Each tells ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and may
-    be ended from any thread.
+    Each has ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and may be ended
+    from any thread.
     """
     return sorted(_live, key=lambda connection: connection.id)

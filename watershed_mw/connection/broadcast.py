@@ -1,7 +1,7 @@
 """One message to many connections, encoded once.
 
-Whoever is leaving is passed over, and nobody waits for the slow: what each connection does with the message is its own
-business, as with ``send``.
+Connections that are ending are skipped, and a slow one delays no other: each treats the message as one of its own
+``send``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["broadcast"]
 def broadcast(connections: Iterable[WatershedConnection], message: Sendable) -> None:
     """Send one message to many connections: ``str`` as TEXT, bytes-like as BINARY.
 
-    Connections that are ending are passed over. Those of the running event loop send the same bytes, made once (a
+    Connections that are ending are skipped. Those of the running event loop send the same bytes, made once (a
     client's are masked with a key of its own); where permessage-deflate was agreed on, they are compressed once for
-    each distinct window and level, without reference to what a connection was sent before. Nobody waits for a slow
-    peer, which is given up when ``max_unsent_bytes`` have piled up for it.
+    each distinct window and level, without reference to earlier messages. A slow peer
+    delays no other, and is dropped when ``max_unsent_bytes`` have piled up for it.
 
     Connections of other threads, and those over the messages of another ASGI server, are sent the message by their own
     ``send``. That of a :class:`~watershed_mw.ThreadConnection` waits until the kernel has taken the message, and so do
@@ -33,8 +33,8 @@ def broadcast(connections: Iterable[WatershedConnection], message: Sendable) -> 
         message: one message.
 
     Raises:
-        LocalProtocolError: the text cannot be encoded; nobody has been sent anything.
-        TypeError: neither text nor bytes, or not all are connections; nobody has been sent anything.
+        LocalProtocolError: the text cannot be encoded; nothing has been sent.
+        TypeError: neither text nor bytes, or not all are connections; nothing has been sent.
         UnsupportedServerError: an empty message, and a server that cannot send one; the others have been sent it.
     """
     shared = PreparedMessage(checked_message(message))

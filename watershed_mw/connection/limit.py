@@ -1,4 +1,4 @@
-"""How many connections a door may have open at once: places that are taken and given back."""
+"""How many connections an integration may have open at once: places that are taken and released."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["ConnectionLimit", "Place"]
 
 
 class Place:
-    """One place, taken until it is given back or nobody holds on to it any more.
+    """One place, taken until it is released or collected.
 
-    Giving it back twice is as good as once, and no exception of a signal's handler comes in between: it is one call of
-    a set's own method. So whoever may have been interrupted gives it back once more.
+    Releasing it twice is harmless, and a signal handler's exception cannot come in between: it is one call of a set's
+    own method. So code that may have been interrupted releases the place once more.
     """
 
     __slots__ = ("__weakref__", "_places")
@@ -24,12 +24,12 @@ class Place:
         places.add(ref(self, places.discard))
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Release the place."""
         self._places.discard(ref(self))
 
 
 class ConnectionLimit:
-    """The places behind one door, per process; threads may share it.
+    """The places of one integration, per process; threads may share it.
 
     Args:
         most: how many there are (``max_connections``); None for no limit.
@@ -37,7 +37,7 @@ class ConnectionLimit:
 
     def __init__(self, most: int | None) -> None:
         self._most = most
-        # Weak: a connection that is forgotten does not hold its place for ever.
+        # Weak: a connection that is collected does not hold its place for ever.
         self._places: set[ref[Place]] = set()
         self._lock = threading.Lock()
 

@@ -75,7 +75,7 @@ def cgroup_limit(membership: str, root: Path) -> int | None:
 
     Args:
         membership: what ``/proc/self/cgroup`` says; version 2 has one line that begins with ``0::``.
-        root: where they are mounted. A container may see its own group there, whatever path it is told.
+        root: where they are mounted. A container may see its own group there, whatever its path is.
     """
     found: list[int] = []
     for line in membership.splitlines():
@@ -101,7 +101,7 @@ def cgroup_limit(membership: str, root: Path) -> int | None:
 
 def _physical_memory() -> int:
     if sys.platform == "win32":
-        import ctypes  # here, as nobody else needs it
+        import ctypes  # here, as only this function needs it
 
         status = (ctypes.c_ulonglong * 8)()
         ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)

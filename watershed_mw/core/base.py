@@ -37,7 +37,7 @@ class Counts(NamedTuple):
 
 
 class BaseProtocol:
-    """One end of one connection after its opening handshake, whoever has the frames.
+    """One end of one connection after its opening handshake, whatever frames its messages.
 
     Attributes:
         state: a :class:`~watershed_mw.core.states.State`.

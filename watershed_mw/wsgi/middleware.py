@@ -77,7 +77,7 @@ class WatershedWSGI:
                 upgrade.end("the server stops", code=self.shed.settings.shutdown_code or 1001, wait=False)
             else:
                 upgrade.end(code=1011)
-            # The server's error response is discarded; it must not fill a dummy that nobody reads.
+            # The server's error response is discarded; it must not fill a dummy socket that is never read.
             upgrade.revive_dummy()
             upgrade.close_dummy()
             if interrupted or not upgrade.accepted:

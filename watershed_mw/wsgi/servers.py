@@ -201,8 +201,8 @@ def _uwsgi(environ: Environ, start_response: Any) -> Hijack:
 
 def _target_in_environ(environ: Environ) -> str | None:
     """The target under the keys that most servers use; PEP 3333 has none."""
-    told = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    return str(told) if told else None
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    return str(raw) if raw else None
 
 
 def _target_of_eventlet(environ: Environ, start_response: Any) -> str | None:
@@ -211,9 +211,9 @@ def _target_of_eventlet(environ: Environ, start_response: Any) -> str | None:
 
 def _target_of_handler(environ: Environ, start_response: Any) -> str | None:
     """The target from the request handler, for servers based on wsgiref and for gevent's pywsgi."""
-    told = _target_in_environ(environ)
-    if told is not None:
-        return told
+    raw = _target_in_environ(environ)
+    if raw is not None:
+        return raw
     owner = getattr(start_response, "__self__", None)
     path = getattr(getattr(owner, "request_handler", owner), "path", None)
     return path if isinstance(path, str) else None

@@ -1,4 +1,4 @@
-"""The asyncio flavour as applications hold it: waiting is awaited, whoever carries the bytes.
+"""The asyncio flavour as applications hold it: waiting is awaited, whatever carries the bytes.
 
 :class:`AsyncConnection` is the API alone. Two implementations stand behind it: ``connection.py`` on a
 transport of an event loop, and ``asgi/portable.py`` over the messages of any ASGI server.
@@ -84,7 +84,7 @@ class AsyncConnection(WatershedConnection):
         raise NotImplementedError
 
     def ping(self, data: Sendable = b"") -> Awaitable[None]:
-        """Send a PING with up to 125 bytes; :attr:`latency` tells when its PONG has come.
+        """Send a PING with up to 125 bytes; :attr:`latency` is updated by its PONG.
 
         Raises:
             as :meth:`send`, and
@@ -117,7 +117,7 @@ class AsyncConnection(WatershedConnection):
         raise NotImplementedError
 
     def start_close(self, reason: str = "", *, code: int = 1000) -> None:
-        """As :meth:`end`, which nobody needs to await."""
+        """As :meth:`end`, without an awaitable."""
         self.end(reason, code=code)
 
     def abort(self) -> None:
@@ -195,11 +195,11 @@ class AsyncConnection(WatershedConnection):
         return self._from_thread(lambda: self.ping(payload), sending=True)
 
     def _end_from_thread(self, reason: str, code: int) -> Awaitable[None]:
-        encode_close(code, reason)  # raises here: on the other thread nobody would see it
+        encode_close(code, reason)  # raises here: on the other thread it could only be logged
         return self._from_thread(lambda: self.end(reason, code=code))
 
     def _from_thread(self, call: Callable[[], Any], *, sending: bool = False) -> Awaitable[None]:
-        """Call it on the event loop's thread, soon and in order; nobody has to await what comes of it.
+        """Call it on the event loop's thread, soon and in order; awaiting the outcome is optional.
 
         Returns:
             what may be awaited on any event loop: it is done when what ``call()`` returned is, and raises what that

@@ -119,7 +119,7 @@ class Background:
             self._inner.attach(head + early)
         except Exception as error:  # noqa: BLE001  # whatever it is, it ends this connection alone
             if transport is None and isinstance(error, OSError):
-                pass  # the peer was gone before the loop could have it, as the end itself tells
+                pass  # the peer was gone before the loop could take over, as the end event reports
             else:
                 logger.error("%r cannot run in the background", connection, exc_info=error)
             self._give_up(connection, sock, transport)
