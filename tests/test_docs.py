@@ -482,7 +482,7 @@ def _number(shown: str) -> float | None:
     return int(found[1].replace(",", "")) * _UNITS[found[2]] if found else None
 
 
-def test_the_table_of_settings_tells_the_names_and_defaults_of_all_three() -> None:
+def test_the_table_of_settings_has_the_names_and_defaults_of_all_three() -> None:
     flags = {flag: option for option in uvicorn_cli.params for flag in option.opts}
     their_options = inspect.signature(serve).parameters
     settings = Settings.of({})

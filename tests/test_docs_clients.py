@@ -297,7 +297,7 @@ def _number(shown: str) -> float | None:
     return float(number.replace(",", "")) * {"": 1, "s": 1, "MiB": 2**20}[unit]
 
 
-def test_the_table_of_connect_tells_its_options_and_defaults() -> None:
+def test_the_table_of_connect_has_its_options_and_defaults() -> None:
     parameters = inspect.signature(connect).parameters
     rows = {name: shown for cell, shown, _ in tables("names")["connect"] for name in re.findall(r"`(\w+)`", cell)}
     assert set(rows) == set(parameters) - {"url", "options"}
@@ -308,7 +308,7 @@ def test_the_table_of_connect_tells_its_options_and_defaults() -> None:
     assert (Backoff().initial, Backoff().factor, Backoff().maximum) == (1, 2, 60)
 
 
-def test_the_table_of_limits_tells_the_proxys_defaults() -> None:
+def test_the_table_of_limits_has_the_proxys_defaults() -> None:
     parameters = inspect.signature(WebSocketProxy).parameters
     for cell, shown, _ in tables("names")["proxy"]:
         assert parameters[cell.strip("`")].default == _number(shown), cell

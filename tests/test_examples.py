@@ -309,7 +309,7 @@ def test_client_example_meets_server_example() -> None:
         server.wait_for_line(re.compile("closed with 1000"))
 
 
-def test_client_example_is_told_of_a_refusal() -> None:
+def test_client_example_reports_a_refusal() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with Program(EXAMPLES / "client.py", str(listener.getsockname()[1])) as program:
             listener.settimeout(LIMIT)

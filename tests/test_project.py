@@ -256,7 +256,7 @@ def _foreign_private_names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_identify)
-def test_nobody_reaches_into_another_files_private_attributes(path: Path) -> None:
+def test_no_file_uses_private_attributes_of_another(path: Path) -> None:
     place = path.relative_to(ROOT / PACKAGE).as_posix()
     assert _foreign_private_names(path) == PAIRS.get(place, set())
 

@@ -43,7 +43,7 @@ def test_lines_of_stdin_are_messages_and_replies_are_lines_of_stdout(echo: int) 
     )
 
 
-def test_the_end_of_stdin_waits_for_replies_and_verbose_tells_more(server: tuple[Server, int]) -> None:
+def test_the_end_of_stdin_waits_for_replies_and_verbose_prints_more(server: tuple[Server, int]) -> None:
     application, port = server
     done = connect(port, "--wait", "0.2", "--verbose", "--protocol", "chat.v1", stdin=b"hi\n")
     assert (done.returncode, done.stdout) == (0, b"hi\n")
@@ -82,7 +82,7 @@ def test_the_pipes_of_the_page_do_what_it_says(echo: int, tmp_path: Path) -> Non
     assert (tmp_path / "copy.png").read_bytes() == data
 
 
-def test_the_exit_status_tells_how_it_ended(server: tuple[Server, int]) -> None:
+def test_the_exit_status_says_how_it_ended(server: tuple[Server, int]) -> None:
     _, port = server
     refused = f"expected status 101 (Switching Protocols), got 403 Forbidden from http://127.0.0.1:{port}/refused"
     too_big = "message too large: at most 10 bytes (max_message_size), got 11 or more"

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.programs
 # --- echo, and what serving commands share -------------------------------------------------------------------
 
 
-def test_echo_ends_in_good_order_while_somebody_is_connected() -> None:
+def test_echo_shuts_down_gracefully_while_a_client_is_connected() -> None:
     allowed = ("--allow-origin", "https://elsewhere.example")
     with Program(*PROGRAM, "echo", "--listen", "localhost:0", *allowed) as program, Peer(program.port()) as peer:
         peer.open("/", Origin="https://elsewhere.example")
@@ -46,7 +46,7 @@ def test_echo_ends_in_good_order_while_somebody_is_connected() -> None:
         assert re.fullmatch(r"(ws://(127\.0\.0\.1|\[::1\]):\d+/\n)+", program.output)
 
 
-def test_echo_tells_http_what_it_is(echo: int) -> None:
+def test_echo_answers_http_with_what_it_is(echo: int) -> None:
     with Peer(echo) as peer:
         peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = peer.answer()

@@ -107,7 +107,7 @@ def test_with_and_async_with_end_the_connection(client: Client, serve: Serve) ->
         assert conn.close_code == 1000
 
 
-def test_an_exception_within_is_told_to_the_server_as_1011(client: Client, serve: Serve) -> None:
+def test_an_exception_within_closes_with_1011(client: Client, serve: Serve) -> None:
     codes: Future[bytes] = Future()
     server = serve(lambda visit: codes.set_result(visit.switch().read().payload))
 
@@ -232,7 +232,7 @@ def test_compression_is_an_option(client: Client, serve: Serve) -> None:
     assert [b"permessage-deflate" in head for head in server.heads] == [False, True]
 
 
-def test_other_ways_to_say_who_one_is(client: Client, serve: Serve) -> None:
+def test_other_ways_to_authenticate(client: Client, serve: Serve) -> None:
     server = serve(echoing)
     client.open(server.url(), auth=("a", "b")).end()
     client.open(server.url(), headers=[("Authorization", "Bearer x")]).end()

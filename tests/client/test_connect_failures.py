@@ -29,7 +29,7 @@ from watershed_mw.client.handshake import as_http_url, shown
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
 
-def test_a_refusal_tells_everything(client: Client, serve: Serve) -> None:
+def test_a_refusal_has_all_details(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.answer("403 Forbidden", ("X-Why", "not you"), ("X-Why", "again"), body=b'{"detail": "no"}')
         visit.wait_until_gone()  # it would keep the connection
@@ -55,7 +55,7 @@ def test_every_other_status_is_a_refusal(either: Client, serve: Serve, status: s
     assert caught.value.body == b""
 
 
-def test_nobody_listens(client: Client) -> None:
+def test_nothing_listens(client: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
@@ -252,12 +252,12 @@ def test_cancelled_at_every_stage(async_client: Client, serve: Serve, tls_contex
     ],
     ids=str,
 )
-def test_what_cannot_be_used_is_told_at_once(arguments: dict[str, Any]) -> None:
+def test_unusable_values_are_errors_at_once(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         connect(**{"url": "ws://example.org", **arguments})
 
 
-def test_wrong_types_are_told_at_once() -> None:
+def test_wrong_types_are_errors_at_once() -> None:
     for arguments in ({"http": object()}, {"ssl": True}, {"no_such_option": 1}):
         with pytest.raises(TypeError, match="expected"):
             connect("ws://example.org", **arguments)

@@ -63,7 +63,7 @@ def test_an_address_that_does_not_answer_is_passed_over(
     assert server.heads[0].lower().count(b"host: many.test\r\n") == 1
 
 
-def test_an_address_that_refuses_makes_nobody_wait(client: Client, serve: Serve, names: Names) -> None:
+def test_an_address_that_refuses_causes_no_delay(client: Client, serve: Serve, names: Names) -> None:
     """Each of many would add a quarter of a second, if its failure did not bring the next one forward."""
     server = serve(echoing)
     names(*[(socket.AF_INET, (f"127.0.0.{number}", 1)) for number in range(1, 120)], at(server))

@@ -72,7 +72,7 @@ def test_one_connection_after_the_other(client: Client, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "400 Bad Request", "200 OK"])
-def test_who_is_told_no_does_not_ask_again(client: Client, serve: Serve, status: str) -> None:
+def test_a_refused_client_does_not_ask_again(client: Client, serve: Serve, status: str) -> None:
     server = serve(lambda visit: visit.answer(status))
     hook = (lambda error: True) if status[:3] in ("401", "403", "404") else worth_retrying
     with pytest.raises(HandshakeError) as caught:

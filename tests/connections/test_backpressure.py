@@ -28,7 +28,7 @@ PIECE = b"p" * 10_000
 
 @pytest.mark.need(5)
 @plain_pulling
-def test_a_flood_is_stopped_while_nobody_receives_and_then_arrives(link: Link) -> None:
+def test_a_flood_is_stopped_without_a_receiver_and_then_arrives(link: Link) -> None:
     live, peer = link(small=True)
     if isinstance(live, LiveOnLoop):
         most = 4 * MIB  # queue, kernel and the transport's own buffers
@@ -75,7 +75,7 @@ def test_a_flood_is_stopped_while_a_handler_is_busy(link: Link, way: Way) -> Non
 
 @pytest.mark.need(4)
 @on_loop
-def test_awaiting_send_waits_for_a_peer_that_does_not_read_and_drain_tells_when_it_does(link: Link) -> None:
+def test_awaiting_send_waits_for_a_peer_that_does_not_read_and_drain_follows(link: Link) -> None:
     live, peer = link(small=True, record=("drain",))
     sent = 0
 
@@ -207,7 +207,7 @@ def test_who_sends_without_waiting_from_a_handler_is_stopped_too(link: Link) -> 
 
 
 @pytest.mark.parametrize("way", [way for way in ON_LOOP if not way.tls], ids=str)
-def test_one_message_beyond_max_unsent_bytes_is_sent_by_who_waits(link: Link) -> None:
+def test_one_message_beyond_max_unsent_bytes_is_sent_by_an_awaited_send(link: Link) -> None:
     live, peer = link(small=True, max_unsent_bytes=MIB)
     sending = live.begin("send", bytes(4 * MIB))
     peer.expect(BINARY, bytes(4 * MIB))

@@ -105,7 +105,7 @@ def test_who_is_leaving_is_passed_over(opener: Opener, way: Way) -> None:
     assert leaving.conn.stats.messages_sent == 0
 
 
-def test_a_message_that_cannot_be_sent_is_sent_to_nobody(opener: Opener) -> None:
+def test_a_message_that_cannot_be_sent_reaches_no_connection(opener: Opener) -> None:
     live, peer = opener.open(ON_LOOP)
     with pytest.raises(LocalProtocolError):
         broadcast([live.conn], "\ud800")
@@ -118,7 +118,7 @@ def test_a_message_that_cannot_be_sent_is_sent_to_nobody(opener: Opener) -> None
     peer.expect(TEXT, "still there")
 
 
-def test_a_peer_that_does_not_read_is_given_up_and_delays_nobody(opener: Opener) -> None:
+def test_a_peer_that_does_not_read_is_dropped_and_delays_no_other(opener: Opener) -> None:
     (slow, slow_peer), (fast, fast_peer) = (
         opener.open(ON_LOOP, max_unsent_bytes=2**20, small=small) for small in (True, False)
     )

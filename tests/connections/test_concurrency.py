@@ -66,7 +66,7 @@ def test_several_threads_may_receive_and_each_message_goes_to_one(link: Link) ->
 @pytest.mark.need(30)
 @few
 @pytest.mark.parametrize("method", ["end", "destroy"])
-def test_another_thread_wakes_who_waits_for_the_peer(link: Link, way: Way, method: str) -> None:
+def test_another_thread_wakes_a_send_that_waits_for_the_peer(link: Link, way: Way, method: str) -> None:
     live, peer = link()
     waiting = live.begin("receive", LIMIT) if way.pulls else live.run()
     threading.Event().wait(0.02)
@@ -424,7 +424,7 @@ async def _endless(work: Any) -> None:
 
 
 @on_loop
-def test_from_another_thread_mistakes_are_told_to_who_makes_them(link: Link) -> None:
+def test_mistakes_raise_in_the_thread_that_makes_them(link: Link) -> None:
     live, peer = link()
     with pytest.raises(TypeError):
         live.conn.send(5)
@@ -456,7 +456,7 @@ def test_a_peer_that_has_gone_before_the_background_begins(opener: Opener, way: 
 
 @pytest.mark.need(30)
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
-def test_many_threads_that_end_and_destroy_at_once_tell_one_end(link: Link) -> None:
+def test_many_threads_that_end_and_destroy_at_once_emit_one_end(link: Link) -> None:
     for _ in range(10):
         live, peer = link()
         calls = [live.begin(method) for method in ("end", "destroy", "end", "destroy", "receive")]

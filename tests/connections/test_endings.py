@@ -148,7 +148,7 @@ def test_replies_to_messages_before_the_peers_close_arrive(link: Link) -> None:
 
 
 @pulling
-def test_the_peers_close_is_answered_though_nobody_receives(link: Link, way: Way) -> None:
+def test_the_peers_close_is_answered_without_a_receiver(link: Link, way: Way) -> None:
     """An application that waits for something else has ``reply_timeout`` to reply."""
     live, peer = link(reply_timeout=0.05)
     if way.on_loop:
@@ -423,7 +423,7 @@ def test_a_violation_is_answered_after_the_replies_to_what_came_before(link: Lin
 
 
 @pulling
-def test_a_violation_is_told_to_who_pulls_after_the_messages_before_it(link: Link) -> None:
+def test_receive_raises_a_violation_after_the_messages_before_it(link: Link) -> None:
     live, peer = link()
     peer.write(peer.frame(TEXT, "one"), peer.frame(TEXT, b"\xff"))
     assert live.receive() == "one"

@@ -181,7 +181,7 @@ def test_a_ping_of_more_than_125_bytes_is_refused_and_nothing_is_sent(link: Link
     peer.expect(TEXT, "fine")
 
 
-def test_an_unsolicited_pong_is_told_and_gives_no_latency(link: Link) -> None:
+def test_an_unsolicited_pong_is_emitted_and_gives_no_latency(link: Link) -> None:
     live, peer = link(record=("text", "pong"))
     live.run()
     peer.send(PONG, b"nobody asked")

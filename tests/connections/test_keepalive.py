@@ -49,7 +49,7 @@ def test_a_silent_peer_is_given_up(link: Link) -> None:
 
 
 @few_pulling
-def test_a_silent_peer_is_given_up_by_who_pulls(link: Link) -> None:
+def test_a_silent_peer_is_dropped_while_a_receive_waits(link: Link) -> None:
     live, peer = link(**QUICK)
     receiving = live.begin("receive", LIMIT)
     assert peer.read().opcode == PING
@@ -128,7 +128,7 @@ def test_without_keepalive_no_ping_is_sent(link: Link) -> None:
 
 
 @few
-def test_without_a_time_out_nobody_is_given_up(link: Link) -> None:
+def test_without_a_timeout_no_peer_is_dropped(link: Link) -> None:
     live, peer = link(record=("text",), ping_interval=0.02, ping_timeout=None)
     over = live.run()
     for _ in range(5):

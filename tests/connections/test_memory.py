@@ -52,7 +52,7 @@ def held(size: float) -> bool:
 
 @pytest.mark.need(6)
 @each
-def test_half_messages_end_the_largest_with_1009_and_nobody_else_notices(
+def test_half_messages_end_the_largest_with_1009_and_no_other(
     way: Way, opener: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "watershed_mw")

@@ -145,7 +145,7 @@ def test_large_messages_and_small_ones_take_turns(link: Link, way: Way) -> None:
         assert not reads_in_place()
 
 
-def test_two_flavours_of_ours_understand_each_other(both: Both) -> None:
+def test_all_flavours_understand_each_other(both: Both) -> None:
     """Compression included, which the peer by hand does not know."""
     live, other = both(setup=echo, compression=True)
     over = live.run()
@@ -245,7 +245,7 @@ def _poll(live: Live) -> str | bytes | None:
 
 
 @pulling
-def test_iteration_ends_quietly_and_the_code_tells_why(link: Link) -> None:
+def test_iteration_ends_quietly_and_the_code_says_why(link: Link) -> None:
     live, peer = link()
     collecting = live.collect()
     peer.write(*(peer.frame(TEXT, str(number)) for number in range(100)))

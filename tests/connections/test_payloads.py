@@ -46,7 +46,7 @@ def test_send(link: Link) -> None:
 
 
 @few
-def test_send_while_somebody_watches(link: Link) -> None:
+def test_send_while_the_watcher_reads(link: Link) -> None:
     seen: list[tuple[str, bytes]] = []
     live, peer = opened(link, trace=lambda probe, _, data: seen.append((probe, data)))
     for data, message in SENDABLE.values():

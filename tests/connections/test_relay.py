@@ -186,7 +186,7 @@ def test_a_silence_before_the_first_end_leaves_the_second_its_time(rig: Rig) -> 
 
 
 @ONCE
-def test_those_who_hear_of_the_end(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_listeners_of_the_end_are_called(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     client, server, made = rig.open()
     heard = threading.Event()
 
@@ -206,7 +206,7 @@ def test_those_who_hear_of_the_end(rig: Rig, caplog: pytest.LogCaptureFixture) -
 
 
 @ONCE
-def test_nobody_waits_for_ever_for_the_second_end(rig: Rig) -> None:
+def test_the_second_end_is_awaited_for_a_limited_time(rig: Rig) -> None:
     client, server, made = rig.open(close_timeout=SHORT)
     client.shutdown(socket.SHUT_WR)
     assert to_the_end(server) == b""
@@ -394,7 +394,7 @@ def test_what_is_unsent_comes_before_the_close(rig: Rig) -> None:
 
 
 @ONCE
-def test_begin_end_waits_close_timeout_for_who_never_reads(rig: Rig) -> None:
+def test_start_close_waits_close_timeout_for_a_side_that_never_reads(rig: Rig) -> None:
     _, server, made = rig.open(small=True, close_timeout=SHORT)
     taken_from(server, 2**24)
     made.start_close()
@@ -443,7 +443,7 @@ def test_limits_of_time(rig: Rig, option: str, end: RelayEnd) -> None:
 
 
 @ONCE
-def test_idle_is_who_moves_nothing_in_either_direction(rig: Rig) -> None:
+def test_a_relay_is_idle_when_nothing_moves_in_either_direction(rig: Rig) -> None:
     client, server, made = rig.open(idle_timeout=2 * SHORT)
     began = time.monotonic()
     while time.monotonic() < began + 3 * SHORT:

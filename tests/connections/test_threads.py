@@ -120,7 +120,7 @@ def test_receive_keeps_its_timeout_while_the_end_is_awaited(link: Link) -> None:
 
 
 @in_threads
-def test_keepalive_ends_who_never_receives_and_whose_peer_takes_nothing(link: Link) -> None:
+def test_keepalive_ends_a_connection_without_receiver_whose_peer_reads_nothing(link: Link) -> None:
     live, peer = link(small=True, max_queued_messages=2, ping_interval=0.1, ping_timeout=0.2, close_timeout=0.2)
     sending = live.begin("send", b"x" * 4_000_000)
     until(lambda: live.conn._core.write_paused)
@@ -422,7 +422,7 @@ def test_a_handler_of_a_signal_may_end_the_connection_that_its_thread_waits_for(
 
 @in_threads
 @pytest.mark.parametrize("method", ["run", "end"])
-def test_who_is_interrupted_still_has_the_end_told_once(link: Link, method: str) -> None:
+def test_the_end_is_emitted_once_after_an_interrupt(link: Link, method: str) -> None:
     live, peer = link(close_timeout=0.5)
     live.on("text", print)
 
@@ -448,7 +448,7 @@ def test_who_is_interrupted_still_has_the_end_told_once(link: Link, method: str)
     assert live.endings.count("end") == 1
 
 
-def test_a_place_is_given_back_once_and_by_who_forgets_it() -> None:
+def test_a_place_is_released_once_and_when_it_is_collected() -> None:
     limit = ConnectionLimit(2)
     first, second = limit.enter(), limit.enter()
     first.leave()
@@ -492,7 +492,7 @@ def test_the_end_is_noticed_while_the_application_does_something_else(link: Link
 
 
 @plain
-def test_what_comes_while_nobody_receives_is_bounded(link: Link) -> None:
+def test_what_arrives_without_a_receiver_is_bounded(link: Link) -> None:
     live, peer = link(small=True, max_queued_messages=4, max_queued_bytes=40_000, ping_interval=0.1, ping_timeout=0.2)
     frame = peer.frame(TEXT, "x" * 10_000)
     begun = peer.flood(frame, 4_000_000)
@@ -505,7 +505,7 @@ def test_what_comes_while_nobody_receives_is_bounded(link: Link) -> None:
 
 
 @plain
-def test_a_rest_that_an_interrupted_send_has_left_is_written_though_nobody_calls(link: Link) -> None:
+def test_the_rest_of_an_interrupted_send_is_written_without_a_further_call(link: Link) -> None:
     live, peer = link(small=True)
 
     def interrupt(*_: Any) -> None:

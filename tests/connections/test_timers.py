@@ -73,7 +73,7 @@ def test_who_has_cancelled_is_not_called() -> None:
     on_a_loop(scenario)
 
 
-def test_many_who_are_due_together_do_not_hold_up_the_loop() -> None:
+def test_many_deadlines_at_once_do_not_block_the_loop() -> None:
     async def scenario(timers: Timers) -> None:
         when = time.monotonic() + 0.01
         callers = [Caller(due=when) for _ in range(1000)]
@@ -125,7 +125,7 @@ def test_a_call_may_set_and_cancel_others() -> None:
     on_a_loop(scenario)
 
 
-def test_a_call_that_raises_keeps_nobody_else_from_theirs() -> None:
+def test_a_call_that_raises_does_not_prevent_others() -> None:
     async def scenario(timers: Timers) -> None:
         failures: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context["exception"]))

@@ -249,7 +249,7 @@ def test_replies_to_what_came_before_a_half_close_are_written(link: Link) -> Non
 
 
 @on_loop
-def test_a_connection_that_is_lost_with_a_backlog_ends_although_nobody_receives(link: Link) -> None:
+def test_a_connection_that_is_lost_with_a_backlog_ends_without_a_receiver(link: Link) -> None:
     live, peer = link(ping_interval=None)
     peer.write(peer.frame(TEXT, "x") * 20_000)
     until(lambda: live.conn.stats.messages_received >= 33)

@@ -143,7 +143,7 @@ def test_which_transports_are_passed_by(link: Link, way: Way) -> None:
     assert live.conn._writer.bypasses_transport is (implementation == "compiled" and not way.tls)
 
 
-def test_nothing_goes_to_who_has_the_descriptor_of_a_loop_that_is_closed() -> None:
+def test_nothing_is_sent_to_a_reused_descriptor_of_a_closed_loop() -> None:
     """A loop of uvloop closes its sockets with itself, and tells nobody."""
     ours, theirs = tcp_pair()
     number = ours.fileno()

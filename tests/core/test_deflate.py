@@ -406,7 +406,7 @@ def test_what_was_kept_is_forgotten_at_the_end_of_a_stream(build: Build) -> None
     assert refusal(deflate, [second]).close_code == 1007
 
 
-def test_after_a_message_of_somebody_elses_the_next_refers_to_nothing(build: Build) -> None:
+def test_after_another_connections_message_the_next_refers_to_nothing(build: Build) -> None:
     deflate = build.Deflate(parameters())
     assert deflate.compress(b"Hello") == HELLO
     deflate.reset_context()
@@ -441,7 +441,7 @@ def test_a_loop_holds_so_many_contexts_and_those_of_regulars_longest(build: Buil
     assert holders(deflates) == []
 
 
-def test_regulars_who_use_their_contexts_keep_them(build: Build) -> None:
+def test_connections_that_use_their_contexts_keep_them(build: Build) -> None:
     pool = build.Contexts(1, 2)
     deflates = [build.Deflate(parameters()) for _ in range(4)]
     for deflate in deflates:
@@ -499,7 +499,7 @@ def test_an_idle_connection_keeps_what_came_and_no_context(build: Build) -> None
 
 
 @pytest.mark.need(18)
-def test_a_protocol_gives_contexts_back_that_nobody_uses(build: Build) -> None:
+def test_a_protocol_gives_back_contexts_that_are_not_used(build: Build) -> None:
     protocol = build.make(parameters=parameters())
     assert protocol.release_due is None
     protocol.send_binary(bytes(100))

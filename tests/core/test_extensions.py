@@ -210,7 +210,7 @@ def test_client_offers_what_it_wants(options: DeflateOptions, offer: str) -> Non
     assert make_offer(options) == offer
 
 
-def test_client_takes_the_answer_to_another_offer_than_one_that_nobody_knows() -> None:
+def test_client_takes_the_answer_to_an_offer_beside_an_unknown_one() -> None:
     """An application's own offers: a server declines those that it does not know, and takes the next."""
     assert agreed_by(f"{NAME}", f"{NAME}; x=08, {NAME}") == agreed_by(f"{NAME}", f"{NAME}")
     with pytest.raises(HandshakeError, match="expected a parameter of permessage-deflate, got 'x'"):

@@ -292,7 +292,7 @@ def test_a_star_stands_for_whole_names_in_front_alone(pattern: str) -> None:
         check_origins([pattern])
 
 
-def test_a_pattern_that_nobody_checked_opens_no_door() -> None:
+def test_an_unchecked_pattern_allows_no_origin() -> None:
     headers = Headers({"Host": "chat.example", "Origin": "http://evil.example"})
     for pattern in ("", "*", "http://", "ftp://evil.example", "http://evil.example/path"):
         with pytest.raises(HandshakeError, match="expected the origin of host"):

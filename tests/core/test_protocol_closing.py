@@ -232,7 +232,7 @@ def test_a_peer_that_keeps_its_stream_open_is_given_up(build: Build) -> None:
     assert (subject.close_code, subject.reset) == (1000, False)
 
 
-def test_a_second_close_of_ours_changes_nothing(build: Build) -> None:
+def test_a_second_close_of_this_end_changes_nothing(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.close(1000, "first", START)
     subject.close(1001, "second", START + 5)
@@ -395,7 +395,7 @@ def test_a_violation_is_answered_after_reply_timeout_at_the_latest(build: Build)
     assert (walk.subject.state, walk.subject.next_deadline()) == (State.ENDING, START + 11)
 
 
-def test_the_applications_own_close_tells_the_peer_of_its_violation(build: Build) -> None:
+def test_the_applications_own_close_reports_the_peers_violation(build: Build) -> None:
     walk = Walk(build, Role.SERVER)
     walk.to(State.FAILING)
     walk.subject.close(1000, "all is well", START)

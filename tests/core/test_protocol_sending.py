@@ -173,7 +173,7 @@ def test_nothing_is_sent_after_the_end(build: Build) -> None:
     assert subject.data_to_send() == b""
 
 
-def test_counts_tell_frames_messages_and_bytes(build: Build) -> None:
+def test_counts_of_frames_messages_and_bytes(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     incoming = wire.message(TEXT, [b"a", b"b"]) + frame(PING) + frame(BINARY, b"c")
     subject.receive_data(incoming, START)

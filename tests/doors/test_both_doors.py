@@ -272,7 +272,7 @@ def test_a_handshake_is_refused_with_its_status_and_a_reason(serve: Serve, chang
 
 
 @pytest.mark.need(16)
-def test_pings_go_out_and_one_who_answers_stays(serve: Serve) -> None:
+def test_pings_are_sent_and_a_client_that_answers_stays(serve: Serve) -> None:
     with serve(*ECHO, ping_interval=0.1, ping_timeout=LIMIT) as port, Peer(port) as peer:
         peer.open()
         for _ in range(8):
@@ -286,7 +286,7 @@ def test_pings_go_out_and_one_who_answers_stays(serve: Serve) -> None:
 
 
 @pytest.mark.need(16)
-def test_one_who_is_silent_is_given_up(serve: Serve) -> None:
+def test_a_silent_client_is_dropped(serve: Serve) -> None:
     with serve(*ECHO, ping_interval=0.05, ping_timeout=0.1, close_timeout=0.1) as port, Peer(port) as peer:
         began = time.monotonic()
         peer.open()

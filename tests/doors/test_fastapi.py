@@ -193,7 +193,7 @@ def test_dependencies_that_yield_are_closed_with_the_connection(uvicorns: Uvicor
         assert isinstance(run.outcome(), LookupError) is (ending == "the endpoint raises")
 
 
-def test_an_endpoint_that_raises_is_logged_and_tells_the_client_nothing(
+def test_an_endpoint_that_raises_is_logged_and_the_client_gets_no_details(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = application()

@@ -295,7 +295,7 @@ def test_bytes_behind_the_head_are_kept() -> None:
     assert read(FIELDS, HEAD + b"\x81\x80")[2] == b"\x81\x80"
 
 
-def test_a_head_over_the_limit_is_refused_whoever_parsed_it() -> None:
+def test_a_head_over_the_limit_is_refused_whichever_parser_read_it() -> None:
     fields = [(b"host", b"a.example"), *[(b"x-%d" % number, b"y" * 64) for number in range(1_000)]]
     head = b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
     with pytest.raises(HandshakeError) as refusal:

@@ -235,7 +235,7 @@ def pong(payload: bytes) -> bytes:
 
 
 @pytest.mark.need(16)
-def test_keepalive_is_on_where_nobody_asked_for_it() -> None:
+def test_keepalive_is_on_by_default() -> None:
     with Uvicorn(echo) as server:
         options = options_of(server.server.config)
     assert (options["ping_interval"], options["ping_timeout"]) == (20.0, 20.0)
@@ -243,7 +243,7 @@ def test_keepalive_is_on_where_nobody_asked_for_it() -> None:
 
 
 @pytest.mark.need(16)
-def test_keepalive_is_each_connections_own_and_tells_the_round_trip(uvicorns: Uvicorn) -> None:
+def test_keepalive_is_per_connection_and_measures_the_round_trip(uvicorns: Uvicorn) -> None:
     latencies = Inbox[float]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -115,7 +115,7 @@ class Brief(WatershedProtocol):
 
 @pytest.mark.need(2, 3)
 @NATIVE
-def test_a_server_that_stops_takes_no_one_in_tells_everybody_and_waits_no_longer_than_it_said(native: bool) -> None:
+def test_a_server_that_stops_accepts_no_client_closes_all_and_waits_no_longer_than_its_timeout(native: bool) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await echo(scope, receive, send)
 
@@ -143,7 +143,7 @@ def test_a_server_that_stops_takes_no_one_in_tells_everybody_and_waits_no_longer
 
 @pytest.mark.need(4)
 @NATIVE
-def test_100_mib_to_a_slow_client_take_no_memory_and_block_nobody(uvicorns: Uvicorn, native: bool) -> None:
+def test_100_mib_to_a_slow_client_take_no_memory_and_block_no_other_client(uvicorns: Uvicorn, native: bool) -> None:
     message, count = bytes(65536), 1600
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -229,9 +229,7 @@ def test_100_mib_to_an_application_that_receives_late_take_no_memory_and_arrive(
 @pytest.mark.advisory("CVE-2026-48779")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("payload", [b"", b"x"])
-def test_a_flood_of_fragments_without_an_end_meets_a_limit_that_nobody_had_to_set(
-    one_uvicorn: Uvicorn, payload: bytes
-) -> None:
+def test_an_endless_flood_of_fragments_meets_a_default_limit(one_uvicorn: Uvicorn, payload: bytes) -> None:
     one_uvicorn.run(echo)
     fragments = Frame(Opcode.CONT, payload, fin=False).serialize(mask=True) * 1024
     with Peer(one_uvicorn.port) as peer, measured() as memory:
@@ -250,7 +248,7 @@ def test_a_flood_of_fragments_without_an_end_meets_a_limit_that_nobody_had_to_se
 
 @pytest.mark.need(6)
 @NATIVE
-def test_a_message_that_is_too_large_meets_a_limit_that_nobody_had_to_set(uvicorns: Uvicorn, native: bool) -> None:
+def test_a_message_that_is_too_large_meets_a_default_limit(uvicorns: Uvicorn, native: bool) -> None:
     uvicorns.run(accepting(echoing) if native else echo)
     with Peer(uvicorns.port) as peer, measured() as memory:
         peer.open()

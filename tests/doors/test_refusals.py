@@ -141,7 +141,7 @@ def test_an_upstream_that_is_not_there_is_one_line(caplog: pytest.LogCaptureFixt
         ({"first": "POST {} HTTP/1.1"}, "expected method GET"),
     ],
 )
-def test_the_uvicorn_class_says_who_asked_for_what(
+def test_watershed_protocol_logs_client_and_target(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], reason: str
 ) -> None:
     with Peer(uvicorns.port) as peer:

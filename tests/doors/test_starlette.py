@@ -71,7 +71,7 @@ ROUTES = [
 ]
 
 
-def test_ordinary_routes_and_ours_stand_beside_each_other(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_ordinary_routes_and_websocket_routes_coexist(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     uvicorns.run(Starlette(routes=ROUTES))
     assert get(uvicorns.port, "/").body == b"a page"
     assert get(uvicorns.port, "/both").body == b"a page"

@@ -311,7 +311,7 @@ def test_what_a_flask_application_raises_is_raised_in_the_test(setting: str, whe
 
 
 @pytest.mark.need(20)
-def test_what_the_application_raised_is_told_before_what_came_of_it() -> None:
+def test_what_the_application_raised_is_logged_before_its_consequences() -> None:
     app = application()
     app.testing = True
     with pytest.raises(DeliberateError) as raised:

@@ -531,7 +531,7 @@ def test_return_after_the_accept_closes_with_1000(uvicorns: Uvicorn) -> None:
         assert (client.close_code, client.close_reason) == (1000, "")
 
 
-def test_an_exception_after_the_accept_closes_with_1011_and_tells_the_client_nothing(
+def test_an_exception_after_the_accept_closes_with_1011_without_details(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -554,7 +554,7 @@ def test_an_exception_after_the_accept_closes_with_1011_and_tells_the_client_not
 
 
 @pytest.mark.need(4)
-def test_send_waits_for_a_slow_client_who_blocks_nobody_else(uvicorns: Uvicorn) -> None:
+def test_send_waits_for_a_slow_client_that_blocks_no_other(uvicorns: Uvicorn) -> None:
     stalled, message = Gate[int](), b"m" * 65536
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

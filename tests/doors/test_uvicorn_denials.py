@@ -32,7 +32,7 @@ def test_an_application_that_returns_without_an_answer_gives_500(
     assert len(eventually(lambda: errors_in(caplog.records))) == 1
 
 
-def test_an_exception_before_the_accept_gives_500_and_tells_the_client_nothing(
+def test_an_exception_before_the_accept_gives_500_without_details(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -39,7 +39,7 @@ def leave_cleanly(peer: Peer) -> None:
     assert peer.close() == (4000, "bye")
 
 
-def test_a_line_that_nobody_reads_is_not_made(
+def test_a_log_line_below_the_level_is_not_formatted(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.WARNING, "uvicorn.error")
@@ -117,7 +117,7 @@ class Talkative(WatershedProtocol):
     log_query = True
 
 
-def test_they_are_where_somebody_asks_for_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_they_are_there_on_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Uvicorn(echo, ws=Talkative) as server:
         with Peer(server.port) as peer:

@@ -123,7 +123,7 @@ def test_who_asks_after_the_disconnect_waits_until_the_task_is_cancelled(uvicorn
 
 @ENDS
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_an_application_that_does_not_look_for_the_disconnect_harms_nobody(
+def test_an_application_that_ignores_the_disconnect_harms_no_other(
     loop: str, caplog: pytest.LogCaptureFixture, end: Any
 ) -> None:
     """Other connections go on, and the server stops in time, though the client is long gone."""

@@ -415,7 +415,7 @@ def test_limit_concurrency_counts_open_connections(caplog: pytest.LogCaptureFixt
     assert errors_in(caplog.records) == []
 
 
-def test_contextvars_are_reset_where_uvicorn_is_told_to() -> None:
+def test_contextvars_are_reset_if_uvicorn_is_configured_to() -> None:
     config = uvicorn.Config(echo)
     if not hasattr(config, "reset_contextvars"):
         return  # an older uvicorn has no such setting

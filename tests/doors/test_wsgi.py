@@ -380,7 +380,7 @@ def test_a_rejection_that_has_no_body_says_nothing_of_one(
         assert_quiet(server, caplog)
 
 
-def test_the_length_of_a_rejection_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rejection_has_one_content_length(caplog: pytest.LogCaptureFixture) -> None:
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         rejection: WSGIApp = environ["watershed"].reject(403, b"no", [("content-length", "2")])
         return rejection(environ, start_response)

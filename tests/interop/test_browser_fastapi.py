@@ -148,7 +148,7 @@ def talk(page: Page, path: str = "/echo", *messages: Any, protocols: Any = (), c
     return page.evaluate(TALK, [path, list(protocols), list(messages), close])
 
 
-def test_text_and_binary_messages_come_back_to_who_has_the_cookie(page: Page) -> None:
+def test_text_and_binary_messages_are_echoed_to_a_client_with_the_cookie(page: Page) -> None:
     messages = ["Grüße, 水 🌊", "", [0, 255, 128], []]
     seen = talk(page, "/echo", *messages, close=[1000])
     assert seen["received"] == ["hello ann", *messages]
@@ -252,7 +252,7 @@ def test_a_page_from_elsewhere_is_not_let_in_for_all_its_cookies(
 
 
 @pytest.mark.need(2, 3)
-def test_a_server_that_stops_tells_the_page_so(browser_page: Page, console: Console) -> None:
+def test_the_page_shows_that_the_server_stops(browser_page: Page, console: Console) -> None:
     with Program(PROJECT / "tests" / "support" / "fastapi_app.py") as program:
         browser_page.goto(f"http://127.0.0.1:{program.port()}/")
         assert browser_page.evaluate(STAY) == "hello ann"

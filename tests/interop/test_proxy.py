@@ -208,7 +208,7 @@ def test_in_front_of_nginx(front: Front, echo: int, tmp_path: Path) -> None:
 
 
 @MAY_BE_LEFT_OUT
-def test_what_nginx_says_when_nobody_is_behind_it(front: Front, tmp_path: Path) -> None:
+def test_nginx_without_an_upstream_answers_502(front: Front, tmp_path: Path) -> None:
     need("nginx")
     with nginx(tmp_path, free_port()) as inner:
         front.serve(WebSocketProxy(f"wss://127.0.0.1:{inner.port}", ssl=inner.tls))

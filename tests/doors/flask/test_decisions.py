@@ -157,7 +157,7 @@ def test_a_page_of_another_host_is_refused(app: Flask, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("way", ["raise", "raise-async"])
-def test_what_a_handler_raises_is_told_to_all_whom_flask_tells(caplog: pytest.LogCaptureFixture, way: str) -> None:
+def test_what_a_handler_raises_is_reported_as_flask_does(caplog: pytest.LogCaptureFixture, way: str) -> None:
     app = application()
     signalled, torn_down = Inbox[BaseException](), Inbox[BaseException | None]()
 
@@ -287,7 +287,7 @@ def test_a_decorated_coroutine_function_is_one() -> None:
     assert calls.get() == "greet"
 
 
-def test_a_coroutine_that_nobody_would_await_is_a_clear_error() -> None:
+def test_a_coroutine_that_would_never_be_awaited_is_a_clear_error() -> None:
     app = Flask(__name__)
     app.testing = True
 

@@ -345,7 +345,7 @@ def test_an_exception_in_a_handler_ends_the_connection_and_comes_out_of_run(
     assert isinstance(run.outcome(), LookupError)
 
 
-def test_an_exception_that_nobody_waits_for_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_that_nothing_awaits_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     def fail(message: str) -> None:
         raise LookupError(message)
 

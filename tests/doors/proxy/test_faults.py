@@ -513,7 +513,7 @@ def test_peers_that_do_not_answer_a_close_have_the_proxys_time(
         asked.close()
 
 
-def test_a_server_that_stops_between_the_101_and_the_relay_tells_both_sides(upstream: Upstream) -> None:
+def test_a_server_that_stops_between_the_101_and_the_relay_closes_both_sides(upstream: Upstream) -> None:
     proxy = WebSocketProxy(upstream.url, shutdown_code=4004)
     accepted, go_on = Gate[None](), Gate[None]()
 

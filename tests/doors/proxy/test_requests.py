@@ -70,7 +70,7 @@ def test_options_for_header_fields(some: Front, serve: Serve) -> None:
     assert "x-forwarded-prefix" not in got
 
 
-def test_an_address_that_somebody_made_up_stays_a_value(start: Callable[[str], Front], serve: Serve) -> None:
+def test_a_forged_address_stays_a_value(start: Callable[[str], Front], serve: Serve) -> None:
     front, upstream = start("raw-h11"), serve(echoing)
     front.serve(WebSocketProxy(upstream.url()))
     # uvicorn trusts whoever is on this machine to know the client's address
@@ -88,7 +88,7 @@ def test_fields_that_cannot_be_written_do_not_get_anywhere(some: Front, serve: S
 
 
 @pytest.mark.parametrize("token", ["s3cret\n", "s3cret "])
-def test_a_secret_that_cannot_be_written_is_told_to_nobody(
+def test_a_secret_that_cannot_be_sent_is_not_disclosed(
     some: Front, serve: Serve, token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream = serve(echoing)

@@ -92,7 +92,7 @@ def test_a_refusal_is_an_answer_of_djangos(program: Program, changes: Any, statu
     assert "ERROR" not in program.output
 
 
-def test_a_crash_is_told_as_one(program: Program) -> None:
+def test_a_crash_is_reported_as_a_crash(program: Program) -> None:
     with Peer(program.port()) as peer:
         peer.open("/crash")
         peer.send(text("on purpose"))

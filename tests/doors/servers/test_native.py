@@ -91,7 +91,7 @@ def test_our_class_lets_the_application_close(native: Native, path: str) -> None
 
 
 @pytest.mark.parametrize("path", ["/plain/echo", "/starlette/echo", "/echo"])
-def test_our_class_tells_of_a_client_that_vanished(native: Native, path: str) -> None:
+def test_watershed_protocol_reports_a_client_that_vanished(native: Native, path: str) -> None:
     program, port = native
     with Peer(port) as peer:
         peer.open(path)

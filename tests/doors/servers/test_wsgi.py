@@ -356,7 +356,7 @@ def test_an_exception_in_the_handler_closes_with_1011(server: Running) -> None:
     assert server.get().body == b"page"
 
 
-def test_an_error_page_larger_than_a_socket_buffer_holds_nobody(fleet: Fleet) -> None:
+def test_an_error_page_larger_than_a_socket_buffer_blocks_nothing(fleet: Fleet) -> None:
     server = fleet("werkzeug-debugger")
     with server.peer() as peer:
         peer.open(f"/blocking?{(word := server.word())}")

@@ -282,7 +282,7 @@ def seen(server: Running) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["werkzeug", "gunicorn-gthread"])
 @pytest.mark.parametrize("path", ["/forking", "/forking-background"])
-def test_a_fork_in_a_handler_disturbs_nobody(name: str, path: str) -> None:
+def test_a_fork_in_a_handler_disturbs_no_connection(name: str, path: str) -> None:
     with start(SERVERS[name]) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         others = open_connections(server, stack, ["/blocking", "/background", "/async"])
@@ -458,7 +458,7 @@ def test_max_connections_of_a_process(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gunicorn-gevent", "gunicorn-gevent_pywsgi", "pywsgi-patched", "eventlet"])
-def test_who_leaves_run_by_a_timeout_is_told_of_the_end_and_gives_the_place_back(name: str) -> None:
+def test_a_run_that_times_out_still_sees_the_end_and_releases_its_place(name: str) -> None:
     with start(SERVERS[name], max_connections=2) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         for _ in range(4):
