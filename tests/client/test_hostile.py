@@ -146,7 +146,7 @@ def test_an_endless_body_of_a_refusal(client: Client, serve: Serve) -> None:
 
 def test_a_refusal_that_trickles_is_one_all_the_same(client: Client, serve: Serve) -> None:
     data = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\nsome"
-    error = refused(client, serve, raw(data), open_timeout=0.15)
+    error = refused(client, serve, raw(data), open_timeout=1.0)
     assert (error.status, error.body) == (401, b"some")
 
 

@@ -272,7 +272,7 @@ def trickles(visit: Visit) -> None:
 def test_proxies_that_do_not_do_their_part(either: Client, serve: Serve, kind: str, script: Script) -> None:
     user = "" if script is refuses else "me:hidden@"
     with pytest.raises((HandshakeError, OSError)) as caught:
-        either.open("ws://127.0.0.1:1/?hidden", proxy=url_of(serve(script), kind, user), open_timeout=1)
+        either.open("ws://127.0.0.1:1/?hidden", proxy=url_of(serve(script), kind, user), open_timeout=LIMIT)
     assert not isinstance(caught.value, TimeoutError)
     assert "hidden" not in str(caught.value)
     assert len(str(caught.value)) < 400
