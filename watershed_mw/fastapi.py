@@ -76,8 +76,8 @@ def _check_endpoint(websocket: WebSocket) -> None:
     endpoint = getattr(websocket.scope.get("route"), "endpoint", None)
     if inspect.isroutine(endpoint) and not is_coroutine_function(endpoint):
         raise TypeError(
-            f"expected a coroutine function as the endpoint of {websocket.url.path}, got {endpoint!r}: make it async "
-            "def, and run blocking code with fastapi.concurrency.run_in_threadpool()"
+            f"expected a coroutine function (async def) as the endpoint of {websocket.url.path}, got {endpoint!r}: run "
+            "blocking code with fastapi.concurrency.run_in_threadpool()"
         )
 
 

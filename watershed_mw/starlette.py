@@ -143,6 +143,6 @@ class _Endpoint:
 
 def _no_coroutine(endpoint: Any) -> TypeError:
     return TypeError(
-        f"expected a coroutine function as the endpoint of a WatershedRoute, got {endpoint!r}: make it async def, and "
-        "run blocking code with starlette.concurrency.run_in_threadpool()"
+        f"expected a coroutine function (async def) as the endpoint of a WatershedRoute, got {endpoint!r}: run "
+        "blocking code with starlette.concurrency.run_in_threadpool()"
     )

@@ -176,7 +176,9 @@ def check_outgoing(fields: HeadersLike) -> Headers:
         if value.isascii() and value.isprintable():
             continue  # the usual case, which is cheap to detect
         if _FORBIDDEN_IN_VALUE.search(value):
-            raise ValueError(f"control character in the value of header {name}: {shown(value)}")
+            raise ValueError(
+                f"expected printable characters, got a control character in the value of header {name}: {shown(value)}"
+            )
         if _BEYOND_LATIN_1.search(value):
             raise ValueError(f"expected ISO-8859-1 characters in header {name}, got {shown(value)}")
     return headers
@@ -193,7 +195,7 @@ def check_incoming(headers: Headers) -> None:
     if (values.isascii() and values.isprintable()) or not _FORBIDDEN_IN_VALUE.search(values):
         return
     name = next(name for name, value in headers if _FORBIDDEN_IN_VALUE.search(value))
-    raise HandshakeError(f"control character in the value of header {shown(name)}")
+    raise HandshakeError(f"expected printable characters, got a control character in the value of header {shown(name)}")
 
 
 def parse_tokens(headers: Headers, name: str) -> list[str]:

@@ -179,7 +179,9 @@ def offered_subprotocols(headers: Headers) -> list[str]:
     """
     offered = parse_tokens(headers, "sec-websocket-protocol")
     if len(set(offered)) != len(offered):
-        raise HandshakeError("repeated subprotocol in header Sec-WebSocket-Protocol: offer each once")
+        raise HandshakeError(
+            "expected each subprotocol once, got a repeated subprotocol in header Sec-WebSocket-Protocol"
+        )
     return offered
 
 
