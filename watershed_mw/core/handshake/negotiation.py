@@ -196,7 +196,7 @@ def check_subprotocols(protocols: Sequence[object]) -> tuple[str, ...]:
     names = []
     for name in protocols:
         if not isinstance(name, str) or not is_token(name):
-            raise ValueError(f"expected a token as the name of a subprotocol, got {name!r}")
+            raise ValueError(f"expected subprotocol names that are tokens, got {name!r}")
         names.append(name)
     return tuple(names)
 
