@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import RunPython
 from tests.support.peers import Peer, close, text
 from tests.support.programs import Program
 from tests.support.waiting import eventually
@@ -25,7 +26,6 @@ from tests.support.wsgi_servers import SERVERS, start
 from watershed_mw import WatershedWSGI
 from watershed_mw.proxy import WebSocketProxy
 from watershed_mw.runtime.main_thread import call_in_main_thread
-from watershed_mw.wsgi import install_signal_handlers
 
 pytestmark = pytest.mark.programs
 
@@ -163,19 +163,23 @@ def test_a_server_with_handlers_in_c_keeps_them() -> None:
             assert server.program.wait() == 30, "UWSGI_END_CODE"
 
 
-def test_they_are_installed_in_the_main_thread_alone() -> None:
-    errors: list[ValueError] = []
+def test_they_are_installed_in_the_main_thread_alone(run_python: RunPython) -> None:
+    """In a process of its own: in this one an earlier test may have installed them."""
+    program = """
+import threading
+from watershed_mw.wsgi import install_signal_handlers
 
-    def install() -> None:
-        try:
-            install_signal_handlers()
-        except ValueError as error:
-            errors.append(error)
+def install():
+    try:
+        install_signal_handlers()
+    except ValueError as error:
+        print(type(error).__name__)
 
-    thread = threading.Thread(target=install)
-    thread.start()
-    thread.join()
-    assert len(errors) == 1
+thread = threading.Thread(target=install)
+thread.start()
+thread.join()
+"""
+    assert run_python(program).strip() == "ValueError"
 
 
 def test_a_call_in_the_main_thread() -> None:
