@@ -21,7 +21,7 @@ SOURCES := $(TYPES) $(wildcard $(TYPES:.pxd=.py))
 # The second run of the suite covers only what depends on the build, not how servers start and stop.
 PURE_SKIPS := --ignore=tests/interop --ignore=tests/test_project.py --ignore=tests/test_docs.py \
     --ignore=tests/test_docs_pages.py --ignore=tests/test_docs_wsgi.py --ignore=tests/doors/servers \
-    --ignore=tests/cli --ignore=tests/soak
+    --ignore=tests/terminal --ignore=tests/soak
 LOGS := build/logs
 CONFORMANCE = $(PY) -m tests.autobahn
 # Exit status without a Python 2.7, which Autobahn needs: it prints one line, and nothing counts as passed.

@@ -77,7 +77,7 @@ def named(name: str) -> Block:
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every command line of every page: program and arguments."""
     for block in blocks():
-        if block.language == "sh" and block.name != "pipes":  # those are run by tests/cli/test_connect.py
+        if block.language == "sh" and block.name != "pipes":  # those are run by tests/terminal/test_connect.py
             for line in block.code.splitlines():
                 program, *arguments = shlex.split(line, comments=True)
                 yield program, arguments
