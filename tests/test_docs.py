@@ -336,8 +336,8 @@ def test_the_log_lines_are_those_that_a_server_prints(tmp_path: Path) -> None:
 def test_python_blocks_are_typed(tmp_path: Path) -> None:
     for block in PYTHON:
         (tmp_path / f"{block.page.stem.replace('-', '_')}_{block.line}.py").write_text(block.code)
-    # A user's own code may leave more open than ours. The package's own comments for mypy, which it reads along with the
-    # blocks, are for the strict settings of `make check`.
+    # A user's own code may leave more open than ours. The comments for mypy in the package, which it reads along with
+    # the blocks, are for the strict settings of `make check`.
     command = [
         sys.executable,
         "-m",

@@ -239,13 +239,17 @@ def _read_message(peer: WirePeer) -> int:
 @plain
 def test_a_peer_that_reads_slowly_is_kept(link: Link) -> None:
     """It cannot see the PING behind a big message, yet takes the message."""
-    live, peer = link(small=True, record=("text",), ping_interval=0.05, ping_timeout=0.3, close_timeout=0.2)
+    live, peer = link(small=True, record=("text",), ping_interval=0.05, ping_timeout=TIMEOUT, close_timeout=0.2)
     over = live.run()
     sending = live.begin("send", bytes(2 * MIB))
+    began = time.monotonic()
     received = 0
     while received < 2 * MIB:
-        received += len(peer.sock.recv(MIB // 8))
-        threading.Event().wait(0.01)
+        piece = peer.sock.recv(MIB // 64)
+        assert piece, "it was given up"
+        received += len(piece)
+        threading.Event().wait(0.02)
+    assert time.monotonic() - began > TIMEOUT, "the message was too short for this"
     sending.result(LIMIT)
     assert not over.done()
     assert live.conn.close_code is None
