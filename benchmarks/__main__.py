@@ -1,26 +1,26 @@
-"""Where the package stands: every contestant under the same loads, as ratios within one run.
+"""The main benchmark: every integration, other packages and a lower bound, under the same loads.
 
     python -m benchmarks [--rounds 5] [--only REGEX] [--quick] [--results FILE] [--out docs/]
 
 A series has contestants and loads. In each round every contestant is started anew, pinned to one core, and driven
-through all loads of the series by `load.c` on the other core; the next contestant follows at once. So the values of one
-round belong together, and a ratio is always that of two values of one round. What counts is CPU time of the server per
-message, the steadiest figure; rates and times of a closed loop stand beside it.
+through all loads of the series by `load.c` on the other core, one contestant right after the other. A ratio always
+compares two values of the same round. The main metric is the server's CPU time per message, which varies least between
+runs; message rates and latencies of a closed loop are recorded as well.
 
-The results go to build/benchmarks/results.json, from which `table.py` and `plot.py` draw:
+The results go to build/benchmarks/results.json, which `table.py` and `plot.py` read:
 
     {"machine": {"cpu", "cores", "kernel", "date", "python", "build", "commit", "versions": {name: version}},
-     "rounds": int,        # rounds that were asked for
-     "seconds": float,     # that a run of messages took
+     "rounds": int,        # as requested
+     "seconds": float,     # duration of each run of messages
      "groups": [{
         "series": str,     # "uvloop", "sizes", "text", "deflate", "tls", "asyncio", "interpreted", "memory",
                            # "keepalive", "handshakes", "broadcast", "scaling"
         "name": str,       # series and load, unique: "uvloop: c=100 w=1 32 B"
-        "title": str,      # for people
-        "metric": str,     # which list of a row is compared: "cpu", "rate", "memory" or "share"
+        "title": str,      # as shown in tables and plots
+        "metric": str,     # the list of a row that is compared: "cpu", "rate", "memory" or "share"
         "unit": str,       # of that list
         "load": {"kind", "connections", "window", "size", "text", "deflate", "messages", "loop", "tls", "pure"},
-        "reference": str,  # the contestant that the ratios are to
+        "reference": str,  # the contestant that ratios refer to
         "bars": [{"contestant", "asked": str, "seen": [per round], "holds": bool | null}],  # null: not measured
         "failures": {contestant: message},
         "rows": [{"contestant", "kind", "ratio": [...],   # kind as in contestants.py: "ours", "peer" or "limit"
@@ -31,8 +31,9 @@ The results go to build/benchmarks/results.json, from which `table.py` and `plot
                   "share": [...]}]  # percent of one core
      }]}
 
-Every list has one value per round in which the contestant was measured, and is empty where the load has no such figure.
-Contestants that are far from any bar are measured in the first rounds only. The matrix itself is in `matrix.py`.
+Every list has one value per round in which the contestant was measured, and is empty if the load has no such figure.
+Contestants that are far from any target are measured in the first rounds only. `matrix.py` lists series, contestants,
+loads and targets.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a run of messages, and the core of the load generator."""
+    """How long a run of messages takes, in seconds, and the core of the load generator."""
 
     seconds: float
     core: int
@@ -120,7 +121,7 @@ def measure_opening(server: Server, load: Load, setting: Setting, pace: Pace) ->
 
 
 def measure_memory(server: Server, load: Load, setting: Setting, pace: Pace) -> Figures:
-    """Above what the server has with a first hundred connections: what it loads or caches once is not theirs."""
+    """Memory per connection beyond the first hundred, which include what the server loads or caches only once."""
     with holding(server, load, pace, 100):
         before = server.memory()
         with holding(server, load, pace, load.connections):
@@ -128,7 +129,7 @@ def measure_memory(server: Server, load: Load, setting: Setting, pace: Pace) -> 
 
 
 def measure_keepalive(server: Server, load: Load, setting: Setting, pace: Pace) -> Figures:
-    """Over one period of the PINGs, the same 20 seconds for every contestant that sends any."""
+    """CPU over one ping interval, which is 20 seconds for every contestant that sends PINGs."""
     period = 20.0
     with holding(server, load, pace, load.connections):
         before, begin = server.cpu(), time.monotonic()
@@ -141,7 +142,7 @@ def holding(server: Server, load: Load, pace: Pace, connections: int) -> Iterato
     with generator.idle(
         server.port, "/", connections=connections, deflate=load.deflate, messages=load.messages, core=pace.core
     ):
-        time.sleep(0.5)  # for what the server does when it has answered
+        time.sleep(0.5)  # lets the server finish its work after the response
         yield
 
 
@@ -162,7 +163,7 @@ def able(contestant: Contestant, setting: Setting, load: Load) -> bool:
 
 
 class Run:
-    """The figures of one series: for each load and contestant one entry per round, None where there is none."""
+    """The figures of one series: for each load and contestant one entry per round, or None."""
 
     def __init__(self, series: Series, core: int, pace: Pace) -> None:
         self._series = series
@@ -241,17 +242,17 @@ class Run:
     def _compared(
         self, load: str, name: str, other_load: str, other: str, how: Callable[[float, float], float]
     ) -> list[float]:
-        """Round by round, where both were measured."""
+        """Round by round, for the rounds in which both were measured."""
         metric = self._series.metric
         pairs = zip(self._figures.get((load, name), []), self._figures.get((other_load, other), []), strict=False)
         return [how(one[metric], two[metric]) for one, two in pairs if one and two]
 
 
-# --- the run -----------------------------------------------------------------------------------------------------
+# --- running -----------------------------------------------------------------------------------------------------
 
 
 def chosen(only: str, quick: bool) -> list[Series]:
-    """The series with those of their loads whose names match; quick ones only, if asked."""
+    """The series with the loads whose names match; with --quick only the quick ones."""
     found = []
     for series in SERIES:
         loads = tuple(
@@ -286,7 +287,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    manifest = ROOT / "tests" / "interop" / "node_modules" / "ws" / "package.json"
+    manifest = ROOT / "tests" / "support" / "parties" / "node_modules" / "ws" / "package.json"
     if manifest.exists():
         found["ws"] = json.loads(manifest.read_text())["version"]
         found["node"] = output_of("node", "--version").removeprefix("v")
@@ -305,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--only", default="", metavar="REGEX", help="series and loads, such as 'uvloop: c=100'")
-    parser.add_argument("--quick", action="store_true", help="one short round of the nearest contestants")
+    parser.add_argument("--quick", action="store_true", help="one short round of the main contestants")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: build/benchmarks/results.json")
     parser.add_argument("--out", type=Path, help="a directory for performance_tables.md and the plots")
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Our client beside those of picows and websockets: CPU of the client's process per echoed message.
+"""The client compared with picows and websockets: CPU time of the client's process for each echoed message.
 
     python -m benchmarks.clients [--rounds 5] [--only REGEX] [--results FILE] [--docs DIRECTORY]
 
-The server is the same for all: `echo.c`, and for TLS the server `raw`, pinned to one core; each client is a process of
-its own on the other one, on uvloop, without compression and keepalive. The contestants of a cell take turns within each
-round, and the ratios are medians of the rounds' own. The bars: at most 1.0 of picows, at most a third of websockets;
-the limit, a bare protocol, shows what they leave room for.
+All clients talk to the same server, pinned to one core: `echo.c`, or for TLS the server `raw`. Each client is a process
+of its own on the other core, on uvloop, without compression or keepalive. In each round every contestant is measured
+once; the ratios are medians of the ratios within each round. The targets are 1.0 of picows and a third of websockets.
+`raw`, a bare asyncio protocol, shows how much of that the event loop itself takes.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from .__main__ import machine
 from .contestants import CONTESTANTS, Setting, started
 from .load import BUILD, CFLAGS, ROOT
 from .servers.process import REQUEST
-from .table import heading
+from .table import heading, significant
 
 SOURCE = Path(__file__).with_name("echo.c")
 SIZES = {"32 B": 32, "4 KiB": 4096, "64 KiB": 2**16, "1 MiB": 2**20}
 BURST = 64
 MAX_SIZE = 16 * 2**20
-# To which a contestant is compared, and what the ratio may be.
+# The packages that this client is compared with, and the target for each ratio.
 BARS = {"picows": 1.0, "websockets": 1 / 3}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured."""
+    """One row of the table: a message size, and how many are in flight."""
 
     size: str
     window: int
@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def rounds(self) -> int:
-        """How many windows one run takes: about a quarter of a second of CPU."""
+        """The number of windows in one run, for about a quarter of a second of CPU time."""
         seconds = (40e-6 if self.window == 1 else 6e-6) + SIZES[self.size] * (2e-9 if self.tls else 1e-9)
         return max(3, int(0.25 / seconds / self.window))
 
@@ -72,7 +72,7 @@ CELLS = [Cell(size, window, tls) for tls in (False, True) for window in (1, BURS
 
 
 class Course:
-    """Counts messages that come back: a warm-up, then what is measured."""
+    """Counts the messages that return, first for a warm-up and then for the measured run."""
 
     def __init__(self, window: int, rounds: int) -> None:
         self._windows = [max(1, rounds // 10), rounds]
@@ -82,7 +82,7 @@ class Course:
         self.used = 0.0
 
     def back(self) -> int:
-        """One message is back; how many are to be sent now, -1 when all is done."""
+        """Count a returned message; return how many to send now, or -1 at the end."""
         self._left -= 1
         if self._left:
             return 0
@@ -99,7 +99,7 @@ Client = Callable[[str, "ssl.SSLContext | None", bytes, int, int], Awaitable[Cou
 
 
 async def callbacks(url: str, tls: ssl.SSLContext | None, data: bytes, window: int, rounds: int) -> Course:
-    """Ours, with a handler of `binary`."""
+    """This package's client with a `binary` handler."""
     from watershed_mw.client import connect
 
     course = Course(window, rounds)
@@ -110,7 +110,7 @@ async def callbacks(url: str, tls: ssl.SSLContext | None, data: bytes, window: i
         def back(message: bytes) -> None:
             more = course.back()
             if more < 0:
-                conn.destroy()  # `raw` knows no Close frame
+                conn.destroy()  # `raw` does not answer a Close frame
             for _ in range(more):
                 conn.send(data)
 
@@ -122,7 +122,7 @@ async def callbacks(url: str, tls: ssl.SSLContext | None, data: bytes, window: i
 
 
 async def receive(url: str, tls: ssl.SSLContext | None, data: bytes, window: int, rounds: int) -> Course:
-    """Ours, by `receive` and `send`."""
+    """This package's client with `receive` and `send`."""
     from watershed_mw.client import connect
 
     async with connect(
@@ -161,7 +161,7 @@ async def websockets(url: str, tls: ssl.SSLContext | None, data: bytes, window: 
 
 
 async def picows(url: str, tls: ssl.SSLContext | None, data: bytes, window: int, rounds: int) -> Course:
-    """The client of picows, with its callback; the payload is copied into bytes, as ours are."""
+    """The client of picows with its callback; the payload is copied into bytes, as this package's client does."""
     from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
     course = Course(window, rounds)
@@ -187,7 +187,7 @@ async def picows(url: str, tls: ssl.SSLContext | None, data: bytes, window: int,
 
 
 class RawProtocol(asyncio.Protocol):
-    """Sends frames that were made before, and counts the bytes that come back."""
+    """Sends prepared frames, and counts the bytes that return."""
 
     def __init__(self, data: bytes, window: int, course: Course) -> None:
         self._frame = encode_frame(2, data, b"mask")
@@ -204,7 +204,7 @@ class RawProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._head.endswith(b"\r\n\r\n"):
-            self._head += data  # nothing comes behind it before a frame has been sent
+            self._head += data  # nothing follows it before a frame has been sent
             if self._head.endswith(b"\r\n\r\n"):
                 self._send(self._window)
             return
@@ -229,7 +229,7 @@ class RawProtocol(asyncio.Protocol):
 
 
 async def raw(url: str, tls: ssl.SSLContext | None, data: bytes, window: int, rounds: int) -> Course:
-    """The limit: the loop's own stream, with TLS of aiofastnet as ours has it, and no WebSocket."""
+    """The limit: the loop's own stream without WebSocket; TLS is aiofastnet's, as in this package's client."""
     course = Course(window, rounds)
     protocol = RawProtocol(data, window, course)
     loop = asyncio.get_running_loop()
@@ -266,7 +266,7 @@ def run_client(name: str, url: str, size: int, window: int, rounds: int) -> None
     print(uvloop.run(main()).used)
 
 
-# --- the measuring -----------------------------------------------------------------------------------------------
+# --- measuring ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -299,12 +299,12 @@ def measure(name: str, url: str, cell: Cell, core: int) -> float:
 
 
 def ratios(times: dict[str, list[float]], ours: str, theirs: str) -> float:
-    """The median of the rounds' own ratios."""
+    """The median of the ratios within each round."""
     return statistics.median(one / other for one, other in zip(times[ours], times[theirs], strict=True))
 
 
 def report(cell: Cell, times: dict[str, list[float]]) -> dict[str, Any]:
-    """Print a line of the table, and return what stands in it."""
+    """Print a line of the table, and return its values."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     compared = {
         f"{ours}/{theirs}": ratios(times, ours, theirs)
@@ -322,17 +322,18 @@ def markdown(results: dict[str, Any]) -> str:
     """The page docs/performance_clients.md."""
     about = (
         "Generated by `make bench-clients`. CPU time of the client's process for each message that it sends to an "
-        "echo server and receives back, on uvloop, without compression. `callbacks` handles messages with a handler "
-        "on what `connect()` returns; `receive` awaits each message. The server is a small C program, and for TLS the "
-        "benchmark's `raw`. Ratios are medians of the ratios within each round, for `callbacks` / `receive`; those "
-        "above the target are bold (1.0 of picows, 0.333 of websockets). `raw` is not a real client: it is a protocol "
-        "on the same event loop that sends prepared frames and counts the bytes that return."
+        "echo server and receives back, on uvloop, without compression. `callbacks` is this package's client with a "
+        'handler (`conn.on("binary", ...)`), `receive` the same client awaiting each message. The server is a small C '
+        "program; for TLS it is the benchmark's `raw` server. Each ratio column shows `callbacks` / `receive`, medians "
+        "of the ratios within each round; bold ratios miss the target (1.0 of picows, 0.333 of websockets). `raw` is "
+        "not a real client: it is a protocol on the same event loop that sends prepared frames and counts the bytes "
+        "that return."
     )
-    columns = [*(f"{name}, µs" for name in CLIENTS), *(f"of {name}" for name in BARS)]
-    columns += [f"raw of {name}" for name in BARS]
+    columns = [*(f"{name}, µs" for name in CLIENTS), *(f"ratio to {name}" for name in BARS)]
+    columns += [f"raw, ratio to {name}" for name in BARS]
     lines = [f"| load | {' | '.join(columns)} |", "|---|" + "---:|" * len(CLIENTS) + "---|---|---:|---:|"]
     for row in results["cells"]:
-        figures = [f"{row['microseconds'][name]:.3g}" for name in CLIENTS]
+        figures = [significant(row["microseconds"][name]) for name in CLIENTS]
         shares = [
             " / ".join(_judged(row["ratios"][f"{ours}/{theirs}"], bar) for ours in ("callbacks", "receive"))
             for theirs, bar in BARS.items()
@@ -349,7 +350,7 @@ def _judged(ratio: float, bar: float) -> str:
 
 
 def main() -> None:
-    """Measure what the command line says."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", type=re.compile, default=re.compile(""))

@@ -1,8 +1,8 @@
-"""Who is measured, and how each is started: `python -m benchmarks.contestants` tries them all once.
+"""The servers that are measured, and how each is started: `python -m benchmarks.contestants` tries all of them once.
 
-Every contestant is a server of one process (behind a WSGI server of one worker), on one event loop. But for `bare`,
-which answers the upgrade alone, it echoes at the path /: text as text and binary as binary, up to 16 MiB. Those that
-broadcast send whatever comes in at /broadcast to everybody who is connected there.
+Every contestant is a server with one process (WSGI servers have one worker) and one event loop. It echoes at the path
+/, text as text and binary as binary, up to 16 MiB; `bare` only answers the upgrade. Contestants that broadcast send
+each message received at /broadcast to every connection there.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["CONTESTANTS", "Contestant", "Server", "Setting", "started"]
 HERE = Path(__file__).resolve().parent
 SERVERS = "benchmarks.servers"
 OUR_CLASS = "watershed_mw.uvicorn:WatershedProtocol"
-# Threads start when they are needed, hence their number costs nothing to those who need few.
+# Threads start on demand, so a high number costs nothing where few are needed.
 THREADS = 4000
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a server is to be like."""
+    """How to configure a server."""
 
     loop: Literal["uvloop", "asyncio"]
     tls: bool = False
@@ -41,9 +41,9 @@ class Contestant:
     """One of the servers.
 
     Attributes:
-        command: what starts it; `{port}` in it stands for its port.
-        supports: of "echo", "tls", "deflate", "asyncio", "uvloop", "text", "broadcast". A server that has no event loop
-            of Python's, or brings its own, is the same under either name and lists only "uvloop".
+        command: the command that starts it; `{port}` in it stands for its port.
+        supports: any of "echo", "tls", "deflate", "asyncio", "uvloop", "text", "broadcast". A server that does not run
+            on a Python event loop, or brings its own, lists only "uvloop".
     """
 
     name: str
@@ -54,19 +54,19 @@ class Contestant:
 
 @contextmanager
 def started(contestant: Contestant, setting: Setting, core: int) -> Iterator[Server]:
-    """Run a contestant on `core` until the block ends; it has answered an upgrade when the block begins."""
+    """Run a contestant on `core` for the duration of the block, which begins once it has answered an upgrade."""
     environment = {"WATERSHED_MW_PURE": "1"} if setting.pure else {}
     with running(contestant.command(setting), core, tls=setting.tls, environment=environment) as server:
         yield server
 
 
-# --- how they are started ----------------------------------------------------------------------------------------
+# --- commands ----------------------------------------------------------------------------------------------------
 
 Command = Callable[[Setting], list[str]]
 
 
 def tls_options(setting: Setting, chain: str, key: str) -> list[str]:
-    """The certificate, under the names that a server's options have."""
+    """The certificate and key, as command line options with the given names."""
     return [chain, str(certificate()[0]), key, str(certificate()[1])] if setting.tls else []
 
 
@@ -116,7 +116,7 @@ def granian(setting: Setting) -> list[str]:
 
 
 def hypercorn(setting: Setting) -> list[str]:
-    # 0 workers: it serves in its own process, as every other server with one worker does.
+    # 0 workers: serve in the main process, as every other contestant does.
     return [
         *(sys.executable, "-m", "hypercorn", f"{SERVERS}.asgi:app", "--bind", "127.0.0.1:{port}"),
         *("--workers", "0", "--worker-class", setting.loop, "--backlog", str(BACKLOG), "--log-level", "warning"),

@@ -1,7 +1,7 @@
 """The load generator `load.c`, called from Python.
 
-It is compiled on the spot and runs in a process of its own, pinned to the core that the caller names: the one on which
-no server runs. What a server's figures are made of is done there; this module only builds payloads and reads results.
+It is compiled on first use and runs in a process of its own, pinned to the core that the caller names, which is the one
+without a server. All measuring happens there; this module only builds payloads and reads results.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(__file__).with_name("load.c")
 BUILD = ROOT / "build" / "benchmarks"
 CFLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra"]
-# What a browser offers; and an offer that lets the client send the same compressed bytes again and again.
+# A browser's offer; and one that lets the client send the same compressed bytes repeatedly.
 BROWSER_OFFER = "permessage-deflate; client_max_window_bits"
 OFFER = "permessage-deflate; client_no_context_takeover"
 
 
 class LoadError(Exception):
-    """The load generator met what it did not expect; the message is its own."""
+    """The load generator failed; the message is its own."""
 
 
 @dataclass(frozen=True)
 class Echo:
-    """What one run of messages took.
+    """The result of one run of messages.
 
-    `p50` and `p99` are microseconds: from the sending of a message to its echo, with more than one in flight from the
-    sending of a whole window to its last echo, with a broadcast to the last reception of it. `cpu` is the server's
-    microseconds for each message, NaN where nobody told how to read them.
+    `p50` and `p99` are microseconds from sending a message to its echo. With several in flight they are from sending
+    the window to its last echo, with a broadcast to its last reception. `cpu` is the server's microseconds per message,
+    NaN if the caller gave no way to read them.
     """
 
     messages: int
@@ -51,7 +51,7 @@ class Echo:
 
 
 def build() -> Path:
-    """Compile the load generator, if it is older than its source; without OpenSSL's headers it knows no TLS."""
+    """Compile the load generator if it is older than its source; without OpenSSL's headers it does not support TLS."""
     program = BUILD / "load"
     if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
         return program
@@ -67,7 +67,7 @@ def build() -> Path:
 
 @contextmanager
 def running(mode: str, core: int, **options: object) -> Iterator[subprocess.Popen[str]]:
-    """The program, with pipes to it; it gives up by itself when a server leaves it waiting."""
+    """Run the program, with pipes to it; it exits by itself if a server does not respond."""
     arguments = [f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in options.items()]
     command = ["taskset", "-c", str(core), str(build()), mode, *arguments]
     pipe = subprocess.PIPE
@@ -88,11 +88,11 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return line
 
 
-# --- what is sent --------------------------------------------------------------------------------------------------
+# --- payloads ------------------------------------------------------------------------------------------------------
 
 
 def document(size: int) -> bytes:
-    """JSON text as applications send it, cut to `size` bytes; 4 KiB of it deflate to about a quarter."""
+    """Typical JSON text, cut to `size` bytes; 4 KiB of it deflate to about a quarter."""
     names = ("ada", "grace", "edsger", "barbara", "donald", "frances", "tony", "leslie")
     events = ("created", "updated", "shipped", "cancelled", "returned")
     text, number = "", 0
@@ -113,7 +113,7 @@ def document(size: int) -> bytes:
 
 @cache
 def payload(size: int, *, text: bool, window_bits: int | None = None) -> Path:
-    """A file of what a frame carries: `size` bytes of a message, deflated where a window is named."""
+    """Write a frame's payload to a file: a message of `size` bytes, deflated if `window_bits` is given."""
     data = document(size) if text else (bytes(range(256)) * (size // 256 + 1))[:size]
     if window_bits is not None:
         deflater = zlib.compressobj(wbits=-window_bits)
@@ -143,10 +143,10 @@ def echo(
     core: int,
     around: Callable[[], float] | None = None,
 ) -> Echo:
-    """Keep `window` messages of `size` bytes in flight on each connection for that long, after a warm-up.
+    """Keep `window` messages of `size` bytes in flight on each connection for `seconds`, after a warm-up.
 
-    `around` says how many seconds of CPU the server has used so far. It is called when the last message of the warm-up
-    is back, and again after the last one of the run: nothing is in flight then.
+    `around` returns the seconds of CPU that the server has used so far. It is called after the warm-up and after the
+    run, each time when the last message has returned and nothing is in flight.
     """
     what = payload(size, text=text, window_bits=15 if deflate else None)
     options = {"connections": connections, "window": window, "size": size, "text": text, "tls": tls}
@@ -165,7 +165,7 @@ def broadcast(
     core: int,
     around: Callable[[], float] | None = None,
 ) -> Echo:
-    """Messages of one client that all receive, itself too, one after another; `messages` counts them once each."""
+    """Let one client send messages that all connections, its own included, receive; `messages` counts each once."""
     options = {"connections": connections, "rounds": rounds, "size": size, "payload": payload(size, text=True)}
     with running("broadcast", core, port=port, path=path, text=True, **options) as process:
         return measured(process, around)
@@ -183,9 +183,9 @@ def measured(process: subprocess.Popen[str], around: Callable[[], float] | None)
 
 
 def opening(port: int, path: str, *, seconds: float, core: int, churn: bool = False, tls: bool = False) -> float:
-    """Opening handshakes per second of one client that makes one after another.
+    """Opening handshakes per second of one client that opens connections one after another.
 
-    With `churn` each is followed by an echoed message of 32 bytes and the closing handshake.
+    With `churn`, an echoed message of 32 bytes and the closing handshake follow each of them.
     """
     options = {"port": port, "path": path, "seconds": seconds, "tls": tls, "text": True, "size": 32}
     with running("churn" if churn else "open", core, payload=payload(32, text=True), **options) as process:
@@ -197,10 +197,10 @@ def opening(port: int, path: str, *, seconds: float, core: int, churn: bool = Fa
 def idle(
     port: int, path: str, *, connections: int, deflate: bool = False, messages: int = 0, core: int
 ) -> Iterator[None]:
-    """Hold that many connections open, each after `messages` echoed messages.
+    """Hold `connections` connections open, each after `messages` echoed messages.
 
-    Their requests have a browser's header fields. The messages are 4 KiB of text, which some applications hold on to;
-    deflated they are right whatever window the server asked for.
+    Their requests have a browser's header fields. The messages are 4 KiB of text, which some servers keep in memory.
+    Deflated messages use the smallest window, so they are valid whatever window the server asks for.
     """
     size = 4096
     what = payload(size, text=True, window_bits=9 if deflate else None)
@@ -210,4 +210,4 @@ def idle(
         line_of(process)
         yield
         if process.poll() is not None:
-            line_of(process)  # raises: it says what has happened to its connections
+            line_of(process)  # raises an error that says what happened to the connections

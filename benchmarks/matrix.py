@@ -1,6 +1,6 @@
-"""What is measured: the series of the benchmark, their contestants and loads, and the bars that are asked for.
+"""The series of the benchmark: their contestants, loads and targets, which the code calls bars.
 
-The bars are limits for ratios within one run, for a few loads also for a figure itself.
+A bar limits a ratio within one run, or for a few loads an absolute figure.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 from benchmarks.contestants import Setting
 
-# Rounds in which contestants that are far from any bar, and whole series whose figures hardly vary, are measured.
+# Number of rounds for contestants that are far from any bar, and for series whose figures hardly vary.
 FEW = 2
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the load generator does; sizes in bytes."""
+    """One load of the load generator; sizes in bytes."""
 
     name: str
     connections: int = 1
@@ -32,9 +32,9 @@ class Load:
 
 @dataclass(frozen=True)
 class Bar:
-    """What is asked of one contestant under one load, as a ratio to a reference or as a figure of its own.
+    """The target of one contestant under one load, as a ratio to a reference or as an absolute figure.
 
-    With `minus` it is what the figure is above that of another load.
+    With `minus`, it is the difference from the figure of another load.
     """
 
     load: str
@@ -57,8 +57,8 @@ class Bar:
 class Series:
     """Loads that are measured together, on servers with one setting; with `fresh` each load has its own server.
 
-    `rounds` are at most that many. The contestants in `few` are measured in the first ones only, and never when it has
-    to be quick.
+    `rounds` limits the number of rounds. The contestants in `few` are measured in the first rounds only, and not at all
+    with --quick.
     """
 
     name: str

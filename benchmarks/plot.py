@@ -1,7 +1,7 @@
-"""The figures of the benchmark: python -m benchmarks.plot build/benchmarks/results.json docs/
+"""Draw the benchmark's plots: python -m benchmarks.plot build/benchmarks/results.json docs/
 
-It draws what the results hold (their form stands in `__main__.py`) and judges nothing. Each figure is written as PNG
-and SVG, with the machine, the versions and the build below it.
+Reads the results that `__main__.py` writes (its docstring documents the format). Each plot is written as PNG and SVG,
+with the machine, the versions and the build below it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = {"ours": "#0b63ce", "peer": "#a3a3a3", "limit": "#c2410c"}
-# Peers that are lines differ in grey and in form, as there are no colours for them.
+# In line plots peers differ by shade of grey and by marker; colours are for this package and the limit.
 PEER_LINES = (("#6b6b6b", "s"), ("#8a8a8a", "^"), ("#a3a3a3", "D"), ("#b8b8b8", "v"), ("#7d7d7d", "P"))
 OUR_MARKERS = "oXhd"
 STYLE: dict[Any, Any] = {
@@ -46,7 +46,7 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: which series it shows, and how; with `metric` another list of its rows than the one compared."""
+    """One plot: the series that it shows, and how; `metric` selects another list of the rows than the one compared."""
 
     name: str
     series: str
@@ -57,14 +57,14 @@ class Plot:
     unit: str = ""
 
     def of(self, group: Group) -> Group:
-        """The group as it is to be shown."""
+        """The group as shown in this plot."""
         if not self.metric:
             return group
         return {
             **group,
             "metric": self.metric,
             "unit": self.unit,
-            "rows": [{**row, "ratio": []} for row in group["rows"]],  # those are of what was compared
+            "rows": [{**row, "ratio": []} for row in group["rows"]],  # the ratios belong to the original metric
         }
 
 
@@ -72,7 +72,7 @@ class Plot:
 
 
 def values_of(group: Group, row: Group) -> list[float]:
-    """One value per round of what the group compares."""
+    """One value per round of the group's metric."""
     values: list[float] = row[group["metric"]]
     return values
 
@@ -83,7 +83,7 @@ def number(value: float) -> str:
 
 
 def label(group: Group, row: Group) -> str:
-    """The median, and the median of its ratios within one round."""
+    """The median, and the median of the ratios within each round."""
     text = number(statistics.median(values_of(group, row)))
     return text + (f"   {TIMES}{number(statistics.median(row['ratio']))}" if row["ratio"] else "")
 
@@ -93,7 +93,7 @@ def measured_rows(group: Group) -> list[Group]:
 
 
 def order(groups: Sequence[Group]) -> list[str]:
-    """Everybody who has a bar: ours first, each kind from the best to the worst, so far as one load tells."""
+    """The contestants that have a bar: ours first, then peers, each from best to worst across the loads."""
     logarithms: dict[tuple[bool, str], list[float]] = {}
     for group in groups:
         sign = -1 if group["metric"] == "rate" else 1
@@ -109,7 +109,7 @@ def load_name(group: Group) -> str:
 
 
 def explained(group: Group) -> str:
-    """What a load of echoes is, in words."""
+    """Describe an echo load in words."""
     load = group["load"]
     if load["kind"] != "echo":
         return load_name(group)
@@ -124,7 +124,7 @@ def explained(group: Group) -> str:
 
 
 def draw_bars(groups: list[Group], plot: Plot) -> Figure:
-    """A panel per load, a bar per contestant, the limit a line through them."""
+    """Draw a panel per load, with a bar per contestant and the limit as a line through them."""
     names = order(groups)
     columns = min(len(groups), 3 if len(groups) > 4 else 2)
     lines = -(-len(groups) // columns)
@@ -162,7 +162,7 @@ def draw_panel(panel: Axes, group: Group, names: list[str], logarithmic: bool) -
 
 
 def scale(panel: Axes, middles: list[float], logarithmic: bool) -> None:
-    """An axis with a third of its width left for the figures at the bars."""
+    """An axis that leaves a third of its width for the figures beside the bars."""
     least, most = min(middles), max(middles)
     if logarithmic:
         panel.set_xscale("log")
@@ -205,7 +205,7 @@ def axis_title(group: Group) -> str:
 
 
 def draw_lines(groups: list[Group], plot: Plot) -> Figure:
-    """A line per contestant over the number of connections; its name stands where it ends."""
+    """Draw a line per contestant over the number of connections, with its name at the end."""
     figure, panel = plt.subplots(figsize=(10, 6))
     groups = sorted(groups, key=lambda group: int(group["load"]["connections"]))
     kinds = {row["contestant"]: row["kind"] for group in groups for row in measured_rows(group)}
@@ -248,7 +248,7 @@ def looks(kinds: dict[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def name_ends(panel: Axes, ends: list[tuple[float, str, str]], last: float) -> None:
-    """Names to the right of the last points, moved up where two would lie on each other."""
+    """Write names to the right of the last points, moved up where two would overlap."""
     room = panel.get_ylim()[1] / 26
     place = -math.inf
     for height, text, colour in sorted(ends):
@@ -310,7 +310,7 @@ def save(figure: Figure, path: Path, below: str) -> None:
 
 
 def main() -> None:
-    """Draw each figure for which there are results."""
+    """Draw each plot that has results."""
     parser = argparse.ArgumentParser(description="Draw the results of the benchmark.")
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)

@@ -1,8 +1,8 @@
-"""Where a server's CPU goes under a load, by part and by function, as Markdown: what Linux's `perf` sees.
+"""Where a server's CPU time goes under a load, by part and by function, as Markdown: a profile by Linux's `perf`.
 
     python -m benchmarks.profiles asgi "uvloop: c=100 w=1 32 B"
 
-The names of contestants and loads are those of the tables. It needs `perf` (Debian's linux-perf), and the right to it.
+Contestants and loads are named as in the tables. Needs `perf` (Debian's linux-perf), and permission to use it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.__main__ import Pace, measure_echo
 from benchmarks.contestants import CONTESTANTS, started
 from benchmarks.matrix import SERIES, Load, Series
 
-# Samples per second: of CPU time, as a virtual machine has no counters of its own.
+# Samples per second of CPU time: a virtual machine has no hardware counters.
 _RATE = 4000
 _SECONDS = 3.0
 _MOST = 14
@@ -75,7 +75,7 @@ def part_of(library: str, ours: set[str]) -> str:
 
 
 def readable(symbol: str) -> str:
-    """A function's name; Cython's begin with how it is called, and have each part's length before it."""
+    """A readable function name: Cython's names begin with a prefix, and each part with its length."""
     where, _, name = symbol.partition("] ")
     made = re.match(r"__pyx_[a-z]+_(?=\d)(.*)", name)
     words = re.findall(r"\d+([A-Za-z_]+?)(?=_\d+[A-Za-z_]|$)", made[1]) if made else []

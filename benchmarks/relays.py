@@ -1,18 +1,18 @@
-"""The proxy beside nginx and HAProxy: CPU time of the one in the middle for a message and its echo.
+"""The proxy compared with nginx and HAProxy: CPU time of the proxy for each message and its echo.
 
     python -m benchmarks.relays [--rounds 5] [--only REGEX] [--seconds 1.0] [--results FILE] [--docs DIRECTORY]
-    python -m benchmarks.relays --stream 4    # the memory that so many GiB through the proxy take
+    python -m benchmarks.relays --stream 4    # memory while 4 GiB pass through the proxy
 
-`proxy, uvicorn` is `WebSocketProxy` under uvicorn with our class, `proxy, gunicorn` the same behind gunicorn with four
-threads; `relay on ...` is the relay alone, between two sockets, with no proxy and no server around it. Each has one
-process with one thread of work on a core of its own; the other core has the load generator, and the echo behind them
-(`servers/raw.py`). In each round every contestant is started anew and driven through all loads, so a ratio is always
-that of two values of one round. Those of `nginx` and `haproxy` that are not installed are left out.
+`proxy, uvicorn` is `WebSocketProxy` under uvicorn with `WatershedProtocol`, `proxy, gunicorn` the same behind gunicorn
+with four threads; `relay on ...` is the relay alone, between two sockets, without a proxy or a server. Each contestant
+is one process with one busy thread, on a core of its own. The other core runs the load generator and the echo server
+behind the proxy (`servers/raw.py`). In each round every contestant is started anew and driven through all loads, so a
+ratio always compares two values of the same round. nginx and HAProxy are left out if they are not installed.
 
 The results go to build/benchmarks/relays.json:
 
     {"machine": {...}, "rounds": int, "seconds": float,   # as in results.json of `python -m benchmarks`
-     "loads": [{"name": str, "bar": float,           # at most that ratio to nginx is asked of those in BARRED
+     "loads": [{"name": str, "bar": float,           # the highest ratio to nginx allowed for those in BARRED
                 "rows": {contestant: {"cpu": [...],  # microseconds per message and echo, one value per round
                                       "ratio": [...]}}}]}   # to nginx
 """
@@ -112,7 +112,7 @@ def gunicorn() -> list[str]:
 
 
 def configured(program: str, text: str, options: list[str], folder: str, upstream: int) -> list[str]:
-    """Write the configuration once the port is known, which `{port}` is replaced by, then become the program."""
+    """A command that writes the port, given as `{port}`, into the configuration, and then becomes the program."""
     path = Path(folder, "configuration")
     path.write_text(text.format(port="PORT", upstream=upstream, folder=folder))
     return ["sh", "-c", f"sed -i s/PORT/$1/ {path} && exec {program} {' '.join(options)} {path}", "sh", "{port}"]
@@ -121,7 +121,7 @@ def configured(program: str, text: str, options: list[str], folder: str, upstrea
 @contextmanager
 def relaying(name: str, upstream: int, core: int) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o777)  # nginx's worker is another user where its master is root
+        os.chmod(folder, 0o777)  # if nginx's master runs as root, its workers run as another user
         if name == "nginx":
             command = configured(_found("nginx"), NGINX, ["-p", folder, "-c"], folder, upstream)
         elif name == "haproxy":
@@ -145,7 +145,7 @@ def measure(contestants: list[str], loads: list[Load], rounds: int, seconds: flo
     rows: dict[str, dict[str, list[float]]] = {load.name: {name: [] for name in contestants} for load in loads}
     with started(CONTESTANTS["raw"], Setting("uvloop"), them) as echo:
         for number in range(rounds):
-            # Round about, so that nobody is always the one who comes after a pause.
+            # In rotating order, so that no contestant always comes first after a pause.
             for name in contestants[number % len(contestants) :] + contestants[: number % len(contestants)]:
                 with relaying(name, echo.port, us) as server:
                     for load in loads:
@@ -178,7 +178,7 @@ def measure(contestants: list[str], loads: list[Load], rounds: int, seconds: flo
 
 
 def described(contestants: list[str]) -> dict[str, Any]:
-    """The machine, and the versions of those that take part."""
+    """The machine, and the versions of the contestants."""
     found = machine()
     versions = {name: text for name, text in found["versions"].items() if name in PACKAGES}
     for name, option in (("nginx", "-v"), ("haproxy", "-v")):
@@ -194,7 +194,7 @@ def _ratios(values: list[float], reference: list[float]) -> list[float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| load | contestant | CPU in µs (min, median, max) | of nginx (min, median, max) | target |"]
+    lines = ["| load | contestant | CPU in µs (min, median, max) | ratio to nginx (min, median, max) | target |"]
     lines += ["|---|---|---:|---:|---|"]
     for load in results["loads"]:
         for name, row in load["rows"].items():
@@ -213,7 +213,7 @@ def markdown(results: dict[str, Any]) -> str:
         "server and back. Each proxy is one process with one thread, pinned to its own core; nginx and HAProxy run "
         "with a minimal configuration and one worker. `proxy, uvicorn` is `WebSocketProxy` under uvicorn with "
         "`WatershedProtocol`, `proxy, gunicorn` the same behind gunicorn; `relay on ...` is the relay alone. Each of "
-        "`c` connections has `w` messages in flight. Ratios are between values of the same round."
+        "`c` connections has `w` messages in flight. Ratios compare values of the same round."
     )
     parts = [
         "# The proxy compared with nginx and HAProxy",
@@ -225,13 +225,13 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def stream(size: int) -> str:
-    """Send so many bytes of one frame through the proxy under uvicorn, as fast as it goes; its memory meanwhile."""
+    """Send one frame of ``size`` bytes through the proxy under uvicorn, as fast as possible; report its memory."""
     block = memoryview(bytes(2**20))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         upstream: int = listener.getsockname()[1]
 
         def serve() -> None:
-            for blocks in (0, size // len(block)):  # one for who asks whether the server is there
+            for blocks in (0, size // len(block)):  # the first connection only checks that the server is up
                 sock, _ = listener.accept()
                 with sock:
                     while not (request := sock.recv(65536)).endswith(b"\r\n\r\n"):
@@ -268,7 +268,7 @@ def stream(size: int) -> str:
 
 
 def _status(server: Server, name: str) -> int:
-    """KiB."""
+    """A line of the server's ``/proc/PID/status``, in KiB."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{server.pids[0]}/status").read_text())
     assert found
     return int(found[1])
@@ -277,17 +277,17 @@ def _status(server: Server, name: str) -> int:
 def _spread(values: list[float]) -> str:
     if not values:
         return ""
-    return " ".join(f"{value:.3g}" for value in (min(values), statistics.median(values), max(values)))
+    return " ".join(tables.significant(value) for value in (min(values), statistics.median(values), max(values)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--only", default="", help="loads whose name this expression is found in")
+    parser.add_argument("--only", default="", help="measure only loads whose name matches")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, metavar="DIRECTORY", help="where to write performance_relays.md")
-    parser.add_argument("--stream", type=int, metavar="GIB", help="send so much through the proxy, and nothing else")
+    parser.add_argument("--stream", type=int, metavar="GIB", help="only send this much through the proxy")
     options = parser.parse_args()
     if options.stream:
         print(stream(options.stream * 2**30))

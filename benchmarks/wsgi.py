@@ -1,8 +1,8 @@
-"""The WSGI door beside flask-sock, on gunicorn's gthread worker: CPU per message, and memory of idle connections.
+"""The WSGI integration compared with flask-sock on gunicorn's gthread worker: CPU per message, and idle memory.
 
-Every round starts a fresh gunicorn for each contestant, pinned to one core, and drives it from the other one; the
-ratios are to flask-sock in the same round. What is measured is the worker's own: its CPU time of /proc, its memory as
-the share of it that is nobody else's (PSS).
+Every round starts a fresh gunicorn for each contestant, pinned to one core, and drives it from the other core; ratios
+refer to flask-sock in the same round. Only the worker is measured: its CPU time from /proc, and its memory as
+proportional set size (PSS).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEAD = (
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36\r\nAccept-Language: en-US,en;q=0.9\r\n"
     "Cache-Control: no-cache\r\n\r\n"
 )
-# Seconds within which a server starts, or a client gets its 101.
+# Seconds for a server to start, or a client to get its 101.
 LIMIT = 20.0
 
 
@@ -59,7 +59,7 @@ CONTESTANTS = (
 
 @contextmanager
 def gunicorn(app: str, threads: int) -> Iterator[tuple[int, int]]:
-    """A server on the first core: its port, and the process id of its worker."""
+    """Start a server on the first core; yield its port and the process id of its worker."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     command = ["-m", "gunicorn", f"benchmarks.wsgi_apps:{app}", "-b", f"127.0.0.1:{port}", "-k", "gthread"]
@@ -92,7 +92,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> int:
-    """Bytes."""
+    """Proportional set size in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
@@ -101,13 +101,13 @@ def memory(pid: int) -> int:
 
 
 def frame(size: int) -> bytes:
-    """A TEXT frame of a client."""
+    """A client's TEXT frame, masked with zeros."""
     length = bytes([0x80 | size]) if size < 126 else b"\xff" + size.to_bytes(8, "big")
     return b"\x81" + length + bytes(4) + b"a" * size
 
 
 class Client(asyncio.Protocol):
-    """Sends a frame, waits for as many bytes as its echo has, and sends it again."""
+    """Sends a frame, waits until as many bytes as its echo have arrived, and sends it again."""
 
     def __init__(self, path: str, data: bytes) -> None:
         self._request = HEAD.format(path=path).encode()
@@ -121,7 +121,7 @@ class Client(asyncio.Protocol):
         self.done: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass of asyncio.Transport.
+        # uvloop's transports do not derive from asyncio.Transport.
         self.transport = cast(asyncio.Transport, transport)
         self.transport.write(self._request)
 
@@ -163,7 +163,7 @@ async def connected(port: int, path: str, count: int, data: bytes) -> list[Clien
 
 
 async def cpu_per_message(port: int, worker: int, path: str, *, size: int, count: int, messages: int) -> float:
-    """Microseconds of the worker's CPU time for each message; one in flight at each of `count` connections."""
+    """The worker's CPU time per message in microseconds, with one message in flight on each of `count` connections."""
     clients = await connected(port, path, count, frame(size))
     await asyncio.gather(*(client.begin(max(messages // 10, 2)) for client in clients))
     before = cpu_seconds(worker)
@@ -172,10 +172,10 @@ async def cpu_per_message(port: int, worker: int, path: str, *, size: int, count
 
 
 async def idle_memory(port: int, worker: int, path: str, *, count: int) -> float:
-    """KiB of each of `count` connections that have echoed one message and are silent."""
-    first = await connected(port, path, count // 2, frame(32))  # as many as make a pool grow to its full size
+    """KiB per connection of `count` connections that have echoed one message and are idle."""
+    first = await connected(port, path, count // 2, frame(32))  # enough for thread pools to reach their full size
     await asyncio.gather(*(client.begin(1) for client in first))
-    await asyncio.sleep(0.3)  # for what the server does when it has answered
+    await asyncio.sleep(0.3)  # lets the server finish its work after the response
     before = memory(worker)
     more = await connected(port, path, count, frame(32))
     await asyncio.gather(*(client.begin(1) for client in more))
@@ -202,7 +202,7 @@ MEASURES: dict[str, tuple[str, Measure]] = {
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description="The WSGI door beside flask-sock on gunicorn's gthread worker.")
+    parser = argparse.ArgumentParser(description="The WSGI integration compared with flask-sock on gunicorn gthread.")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     rounds: int = parser.parse_args().rounds
     cores = sorted(os.sched_getaffinity(0))

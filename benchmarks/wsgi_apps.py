@@ -1,4 +1,4 @@
-"""The same Flask echo by each contestant, for gunicorn."""
+"""The same Flask echo for each contestant, for gunicorn."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def in_process(block: Block) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Starlette's, of the HTTP client underneath
         module = block.module()
-    module.test_strangers_stay_outside()
+    module.test_strangers_are_refused()
     module.test_ann_is_greeted()
 
 

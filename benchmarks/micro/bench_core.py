@@ -2,8 +2,8 @@
 
     python -m pytest benchmarks/micro/bench_core.py [-k masking] [--benchmark-autosave]
 
-The file's name keeps it out of the suite: it is collected only where it is named. Time is that of a whole run; a case
-that handles several messages in one says so in its name.
+The file's name keeps it out of the suite: pytest collects it only if it is named. Times are per run; if a run handles
+several messages, the name of the case says so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is measured: small pieces of the way of a message, each on the build that it is given.
+"""The cases of the micro-benchmarks: single steps on the path of a message, on either build.
 
-Each case goes through what the drivers call, `receive_data`, `send_*` and `data_to_send`, so that no figure is of a
-function that nobody calls like that. Frames are read unmasked, as a client does, where the mask is not the subject.
+Each case uses the methods that the drivers call (`receive_data`, `send_*` and `data_to_send`), so the figures are those
+of real calls. Unless masking is the subject, frames are read unmasked, as a client reads them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One of the pieces.
+    """One case.
 
     Attributes:
         group: "codec", "masking", "deflate" or "handshake".
-        prepare: makes what is run again and again, on a build.
-        messages: how many of them one run handles.
-        size: bytes of each.
+        prepare: returns the function to run repeatedly, for a given build.
+        messages: how many messages one run handles.
+        size: bytes of each message.
     """
 
     group: str
@@ -53,7 +53,7 @@ class Case:
 
 
 def reading(data: bytes, count: int = 1, *, role: Role = Role.CLIENT, deflate: bool = False) -> Callable[[Build], Run]:
-    """Bytes of the peer's, turned into messages."""
+    """The peer's bytes, parsed into messages."""
 
     def prepare(build: Build) -> Run:
         protocol = build.make(role, parameters=agreed().deflate if deflate else None)
@@ -64,7 +64,7 @@ def reading(data: bytes, count: int = 1, *, role: Role = Role.CLIENT, deflate: b
 
 
 def sending(message: str | bytes, *, role: Role = Role.SERVER, deflate: bool = False) -> Callable[[Build], Run]:
-    """A message, turned into the bytes that are written."""
+    """A message, encoded into the bytes to write."""
 
     def prepare(build: Build) -> Run:
         protocol = build.make(role, parameters=agreed().deflate if deflate else None)
@@ -88,13 +88,13 @@ SHED = Watershed()
 
 
 def agreed() -> Agreement:
-    """What a browser and our defaults agree on."""
+    """The parameters that a browser and the default options agree on."""
     request, key = SHED.check(read_request_head(HEAD)[0])
     return SHED.agree(request, key)[0]
 
 
 def opening(build: Build) -> Run:
-    """From the head of a request to the bytes of the 101 and a connection's protocol."""
+    """From a request head to the bytes of the 101 and the connection's protocol."""
 
     def run() -> object:
         request, key = SHED.check(read_request_head(HEAD)[0])
@@ -105,7 +105,7 @@ def opening(build: Build) -> Run:
 
 
 def deflated(text: bytes) -> bytes:
-    """A client's frame of one compressed message, which refers to none before it."""
+    """A client's frame with a compressed message that does not refer to earlier ones."""
     deflater = zlib.compressobj(wbits=-15)
     payload = (deflater.compress(text) + deflater.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\x00\x00\xff\xff")
     return frame(TEXT, payload, rsv=4, key=KEY)

@@ -1,9 +1,10 @@
-"""How many instructions a message takes, counted by valgrind: for differences that time is too noisy to show.
+"""Instructions per message, counted by valgrind: for differences that are too small for measurements of time.
 
     python -m benchmarks.micro.instructions [--only REGEX]
 
-One process for each build runs every case a few times, and then more times. What the one took beyond the other is the
-cases' own, as whatever happens once is in both. A call that nothing else makes marks where a count begins and ends.
+One process for each build runs every case a few times, and then more times. The difference between the two counts
+belongs to the case, because one-time costs are in both. A system call that nothing else makes marks the beginning and
+the end of a count.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from benchmarks.micro.cases import CASES, MIB, Case
 from tests.support.builds import PURE, load_build
 
 ROOT = Path(__file__).resolve().parents[2]
-# Seconds for one build. Under valgrind everything takes some fifty times as long.
+# Seconds for one build. Under valgrind everything takes about fifty times as long.
 LIMIT = 280
-# The C library's function behind `os.getppid`: at each call callgrind writes down what it has counted, and forgets it.
+# The C function behind `os.getppid`: at each call callgrind writes its counters to a file and resets them.
 MARK = "getppid"
 WARM_UP = 5
 
 
 def times(case: Case) -> tuple[int, int]:
-    """How often a case is run, first and then."""
+    """How often a case runs in the first and in the second measurement."""
     return (1, 4) if case.size >= MIB else (20, 120)
 
 
 def run(build_name: str, cases: list[Case]) -> None:
-    """What is counted; the process of a build."""
+    """Run the cases on one build, in the process that is counted."""
     build = load_build(build_name)
     gc.disable()
     for case in cases:
@@ -50,13 +51,13 @@ def run(build_name: str, cases: list[Case]) -> None:
 
 
 def counted(build_name: str, only: str) -> list[int]:
-    """Instructions between one mark and the next, in their order."""
+    """Instructions between consecutive marks, in order."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *("valgrind", "--tool=callgrind", f"--dump-before={MARK}", f"--callgrind-out-file={folder}/out"),
             *(sys.executable, "-m", "benchmarks.micro.instructions", "--run", build_name, "--only", only),
         ]
-        # Hashes of strings decide where things lie in tables, hence how long they are looked for.
+        # String hashes determine positions in hash tables, and so how long lookups take.
         environment = os.environ | {"PYTHONHASHSEED": "0"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
         if done.returncode:
@@ -81,7 +82,7 @@ def table(cases: list[Case], only: str) -> None:
     counts = {build: counted(build, only) for build in builds}
     print(f"{'instructions per message':36}", *(f"{build:>14}" for build in builds))
     for index, case in enumerate(cases):
-        # Part 0 is all that came before the first mark; between the two counts of a case nothing but a mark happens.
+        # Part 0 is everything before the first mark; between the two counts of a case only a mark happens.
         values = [per_message(case, parts[4 * index + 1], parts[4 * index + 3]) for parts in counts.values()]
         print(f"{case.group + ': ' + case.name:36}", *(f"{value:14,.0f}" for value in values))
 

@@ -1,1 +1,1 @@
-"""The servers that are measured, one small program or application each. All echo: text as text, binary as binary."""
+"""The benchmarked servers, each a small program or application. All echo text as text and binary as binary."""

@@ -1,4 +1,4 @@
-"""The plain ASGI echo that every ASGI server is given, ours and the others."""
+"""The plain ASGI echo that runs on every ASGI server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ async def app(
     scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[dict[str, Any]], Awaitable[None]]
 ) -> None:
     if scope["type"] != "websocket":
-        raise NotImplementedError(scope["type"])  # which tells a server that there is no lifespan
+        raise NotImplementedError(scope["type"])  # how an application declines lifespan events
     await receive()
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":

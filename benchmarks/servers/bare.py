@@ -1,7 +1,7 @@
-"""The limit of opening handshakes under uvicorn: a class that runs the application, and is no WebSocket afterwards.
+"""The lower bound of opening handshakes under uvicorn: a class that runs the application and then does nothing.
 
-It reads the head, makes the scope and the application's task, and answers with a 101. It checks nothing, negotiates
-nothing, and has no connection: what it takes is uvicorn's, the event loop's and the application's.
+It reads the head, creates the scope and the application's task, and answers with a 101. It checks and negotiates
+nothing and has no connection, so its cost is that of uvicorn, the event loop and the application.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .raw import answer
 
 
 class BareProtocol(asyncio.Protocol):
-    """What ``--ws`` is given."""
+    """The class for ``--ws``."""
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""Every contestant in every setting that it supports: does it do what the benchmark takes for granted?"""
+"""Check that every contestant, in every setting that it supports, behaves as the benchmark assumes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.contestants import CONTESTANTS, Contestant, Setting, started
 
-# Seconds for everything that is asked of one server.
+# Seconds for all checks of one server.
 LIMIT = 20.0
 LARGE = 2**20
 
 
 def settings(contestant: Contestant) -> Iterator[Setting]:
-    """Everything that is worth a try: each loop, with each of the other things alone."""
+    """Each event loop, plain and with each other setting on its own."""
     for loop in ("uvloop", "asyncio"):
         if loop in contestant.supports:
             yield Setting(loop)
@@ -33,7 +33,7 @@ def settings(contestant: Contestant) -> Iterator[Setting]:
 
 
 def connecting(port: int, setting: Setting, path: str = "/", offer: bool = True) -> connect:
-    """A client, which offers compression unless told otherwise: only a server that was asked to may agree to it."""
+    """Connect a client; it offers compression by default, which only a server configured for it may accept."""
     context = None
     if setting.tls:
         context = ssl.create_default_context()
@@ -50,7 +50,7 @@ def connecting(port: int, setting: Setting, path: str = "/", offer: bool = True)
 
 
 async def echo(port: int, setting: Setting, message: str | bytes) -> bool:
-    """Whether a few of the same come back as they went, and whether they went compressed."""
+    """Check that a few equal messages are echoed unchanged; return whether they were compressed."""
     async with connecting(port, setting, offer=setting.deflate) as client:
         for _ in range(3):
             await client.send(message)
@@ -64,7 +64,7 @@ async def broadcast(port: int, setting: Setting) -> None:
     clients: list[ClientConnection] = [
         await connecting(port, setting, "/broadcast", offer=setting.deflate) for _ in range(3)
     ]
-    await asyncio.sleep(0.1)  # a client has its 101 a moment before the server counts it in
+    await asyncio.sleep(0.1)  # a client may have its 101 before the server has added it to its set
     await clients[1].send(b"to all")
     for client in clients:
         assert await client.recv() == b"to all"
@@ -75,7 +75,7 @@ async def broadcast(port: int, setting: Setting) -> None:
 async def tried(contestant: Contestant, port: int, setting: Setting) -> list[str]:
     done = []
     if "echo" not in contestant.supports:
-        return ["it answers an upgrade"]  # or it would not have got here
+        return ["it answers an upgrade"]  # `started` has checked this
     for message in ("grüße", b"\xff\x00bytes", b"\x80" * LARGE, '{"text": 1}, ' * (LARGE // 13)):
         compressed = await echo(port, setting, message)
         assert compressed == setting.deflate, f"expected compression: {setting.deflate}, got {compressed}"

@@ -1,4 +1,4 @@
-"""Our own connection under our uvicorn class: with handlers (and a broadcast), and as an iteration."""
+"""This package's connection under `WatershedProtocol`: with handlers (and a broadcast), and with iteration."""
 
 from __future__ import annotations
 

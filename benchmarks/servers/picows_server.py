@@ -1,7 +1,7 @@
-"""picows' own server with callbacks; a broadcast is a loop, as it has none of its own.
+"""picows' own server with callbacks; a broadcast is a loop, because picows has no function for it.
 
-The echo is the cheapest that its API allows: the payload is sent from where it was received, as whatever it was. No
-text is decoded, hence none is validated either.
+The echo is the cheapest that its API allows: it sends the payload from the receive buffer, with the same opcode. Text
+is not decoded, and therefore not validated.
 """
 
 from __future__ import annotations

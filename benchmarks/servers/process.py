@@ -1,4 +1,4 @@
-"""A server as a process of its own, pinned to a core; its CPU time and its memory."""
+"""A server in a process of its own, pinned to a core; its CPU time and its memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-# Seconds within which a server answers an upgrade, from its start on.
+# Seconds from a server's start until it answers an upgrade.
 LIMIT = 30.0
 REQUEST = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -41,23 +41,23 @@ class Server:
     """A running server.
 
     Attributes:
-        pids: the processes that serve, not those that only look after others.
+        pids: the processes that serve connections, not those that only supervise others.
     """
 
     port: int
     pids: list[int]
 
     def cpu(self) -> float:
-        """Seconds of CPU time so far, to the nanosecond, those of threads that have ended included."""
+        """Seconds of CPU time so far, in nanosecond resolution, including threads that have ended."""
         return sum(time.clock_gettime_ns(_cpu_clock(pid)) for pid in self.pids) / 1e9
 
     def memory(self) -> int:
-        """Bytes, of what processes share only their part (PSS)."""
+        """Proportional set size (PSS) in bytes: shared memory counts in proportion."""
         return sum(_memory(pid) for pid in self.pids)
 
 
 def _cpu_clock(pid: int) -> int:
-    # As clock_getcpuclockid(3) makes it, which Python does not have: the scheduler's own count of the whole process.
+    # The clock id as clock_getcpuclockid(3) computes it, which Python does not expose: CPU time of the whole process.
     return (~pid << 3) | 2
 
 
@@ -67,7 +67,7 @@ def _memory(pid: int) -> int:
 
 
 def _leaves(pid: int) -> list[int]:
-    """The processes that came out of this one and have none of their own; itself if there is no other."""
+    """The descendants of this process that have no children; the process itself if it has none."""
     children: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
@@ -77,13 +77,13 @@ def _leaves(pid: int) -> list[int]:
 
 @functools.cache
 def certificate() -> tuple[Path, Path]:
-    """Two PEM files, certificates and key, for 127.0.0.1; they last as long as this process."""
+    """Create certificate and key for 127.0.0.1 as PEM files, which are deleted when this process exits."""
     folder = tempfile.TemporaryDirectory()
     _kept.append(folder)
     issued = trustme.CA().issue_cert("127.0.0.1")
     chain, key = Path(folder.name, "chain.pem"), Path(folder.name, "key.pem")
     chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    # granian reads no other form than PKCS #8.
+    # granian reads PKCS #8 only.
     private = load_pem_private_key(issued.private_key_pem.bytes(), None)
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return chain, key
@@ -94,9 +94,9 @@ _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 @contextmanager
 def running(command: list[str], core: int, *, tls: bool, environment: dict[str, str]) -> Iterator[Server]:
-    """Run a server until the block ends; `{port}` in the command stands for a free port.
+    """Run a server for the duration of the block; `{port}` in the command stands for a free port.
 
-    What it has written is shown if it does not get as far as to answer an upgrade.
+    If the server never answers an upgrade, the error shows its output.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
@@ -115,12 +115,12 @@ def running(command: list[str], core: int, *, tls: bool, environment: dict[str, 
             _wait_for_answer(process, port, tls, output)
             yield Server(port, _leaves(process.pid))
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # nobody is interested in how it would end
+            os.killpg(process.pid, signal.SIGKILL)  # no need for a graceful shutdown
             process.wait()
 
 
 def _allow_many_files() -> None:
-    """As many as allowed, for this process and the servers, which inherit it."""
+    """Raise the descriptor limit as far as allowed, for this process and the servers, which inherit it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

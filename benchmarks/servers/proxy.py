@@ -1,4 +1,4 @@
-"""The proxy as an application, for uvicorn and for gunicorn alike; $UPSTREAM is the port behind it."""
+"""The proxy as an application, for both uvicorn and gunicorn; $UPSTREAM is the port of the upstream."""
 
 from __future__ import annotations
 

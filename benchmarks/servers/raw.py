@@ -1,7 +1,7 @@
-"""The limit: what asyncio costs when there is no WebSocket at all, only bytes that are counted.
+"""The limit: the cost of asyncio without any WebSocket, when bytes are only counted.
 
-The first frame of a connection is looked at once. From then on every chunk is answered with as many echoes as frames
-have become whole, out of memory that was filled before: nothing is parsed, unmasked or put together.
+Only the first frame of a connection is parsed. From then on each chunk is answered with one prepared echo for every
+frame that it completes: nothing is parsed, unmasked or encoded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import cast
 from .serving import BACKLOG, Place, serve
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-# More than any event loop reads at a time.
+# More than any event loop reads at once.
 CHUNK = 2**19
 
 
@@ -32,7 +32,7 @@ def answer(head: bytes) -> bytes:
 
 
 def frame_size(data: bytes) -> int:
-    """Bytes of a client's frame of which the first ones are here; 0 while they do not tell."""
+    """The length of a client's frame, header included, from its first bytes; 0 if they are too few."""
     if len(data) < 10:
         return 0
     length = data[1] & 0x7F
@@ -42,7 +42,7 @@ def frame_size(data: bytes) -> int:
 
 @cache
 def echoes(frame: bytes) -> memoryview:
-    """The echo of a client's frame, as often as one chunk may ask for it; connections share it."""
+    """The echo of a client's frame, repeated as often as one chunk can require; connections share it."""
     extra = {126: 2, 127: 8}.get(frame[1] & 0x7F, 0)
     head, mask, payload = frame[: 2 + extra], frame[2 + extra : 6 + extra], frame[6 + extra :]
     echo = bytes([head[0], head[1] & 0x7F]) + head[2:]
@@ -61,7 +61,7 @@ class Raw(asyncio.Protocol):
         self._echo = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass of asyncio.Transport.
+        # uvloop's transports do not derive from asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -74,7 +74,7 @@ class Raw(asyncio.Protocol):
             self._transport.write(self._echoes[: count * self._echo])
 
     def _first(self, data: bytes) -> bytes:
-        """Gather the request, then the first frame; what is returned begins with that frame, once it is whole."""
+        """Collect the request and the first frame; return the data from that frame on, once it is complete."""
         self._head += data
         if not self._upgraded:
             request, end, rest = self._head.partition(b"\r\n\r\n")

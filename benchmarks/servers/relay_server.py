@@ -1,4 +1,4 @@
-"""The relay between two sockets, without a proxy around it: request and 101 are passed on as they come."""
+"""The relay between two sockets, without a proxy: request and 101 are forwarded unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the servers that are programs of their own have in common: their command line, and the event loop."""
+"""The command line and the event loop of the servers that are standalone programs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-# As uvicorn's: the longest message in bytes.
+# The longest message in bytes, as in uvicorn.
 MAX_SIZE = 16 * 2**20
-# Connections that wait to be accepted: as many as a load generator opens in one go.
+# Connections waiting to be accepted: as many as the load generator opens at once.
 BACKLOG = 4096
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server listens, and how."""
+    """A server's command line options."""
 
     port: int
     deflate: bool
@@ -24,7 +24,7 @@ class Place:
 
 
 def serve(server: Callable[[Place], Coroutine[None, None, None]]) -> None:
-    """Run a server as the command line says."""
+    """Run a server with the options of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")

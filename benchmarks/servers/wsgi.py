@@ -1,4 +1,4 @@
-"""Flask echoes: our three ways to serve a connection behind a WSGI server, and flask-sock's one."""
+"""Flask echoes behind a WSGI server: this package's three kinds of handler, and flask-sock's."""
 
 from __future__ import annotations
 
