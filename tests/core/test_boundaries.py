@@ -51,7 +51,7 @@ def every_boundary(boundaries: Any, stream: bytes) -> list[int]:
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "masked"])
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536])
-def test_byte_by_byte(boundaries: Any, size: int, key: bytes | None) -> None:
+def test_boundaries_are_tracked_byte_by_byte(boundaries: Any, size: int, key: bytes | None) -> None:
     frame = encode_frame(2, bytes(size), key)
     assert boundaries.at_boundary
     assert every_boundary(boundaries, frame * 2) == [len(frame), 2 * len(frame)]
@@ -60,7 +60,9 @@ def test_byte_by_byte(boundaries: Any, size: int, key: bytes | None) -> None:
 
 @pytest.mark.parametrize("build", BUILDS)
 @given(st.lists(frames, max_size=5), st.lists(st.integers(1, 70_000), max_size=8), st.booleans())
-def test_any_frames_in_any_chunks(build: str, several: list[bytes], sizes: list[int], close: bool) -> None:
+def test_boundaries_are_tracked_in_any_frames_and_any_chunks(
+    build: str, several: list[bytes], sizes: list[int], close: bool
+) -> None:
     boundaries = made(build)
     several = [*several, encode_frame(CLOSE, b"\x03\xe8", KEY)] if close else several
     ends = [sum(map(len, several[: count + 1])) for count in range(len(several))]
@@ -82,7 +84,7 @@ def test_any_frames_in_any_chunks(build: str, several: list[bytes], sizes: list[
         assert boundaries.close_passed is (close and place == len(stream))
 
 
-def test_a_close_has_passed_with_its_last_byte(boundaries: Any) -> None:
+def test_a_close_counts_once_its_last_byte_has_passed(boundaries: Any) -> None:
     frame = encode_frame(CLOSE, b"\x03\xe8bye", None)
     boundaries.feed(frame, 0, len(frame) - 1)
     assert not boundaries.close_passed
@@ -90,12 +92,12 @@ def test_a_close_has_passed_with_its_last_byte(boundaries: Any) -> None:
     assert boundaries.close_passed
 
 
-def test_an_empty_close(boundaries: Any) -> None:
+def test_an_empty_close_counts_as_a_close(boundaries: Any) -> None:
     boundaries.feed(b"\x88\x00", 0, 2)
     assert boundaries.close_passed
 
 
-def test_nothing_is_no_boundary_later_on(boundaries: Any) -> None:
+def test_an_empty_chunk_is_a_boundary_only_between_frames(boundaries: Any) -> None:
     boundaries.feed(b"", 0, 0)
     assert boundaries.feed_to_boundary(b"", 0, 0) == 0
     boundaries.feed(b"\x82", 0, 1)
@@ -104,7 +106,7 @@ def test_nothing_is_no_boundary_later_on(boundaries: Any) -> None:
 
 @pytest.mark.parametrize("length", [2**63 - 1, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("mask", [0, 0x80])
-def test_a_frame_that_never_ends(boundaries: Any, length: int, mask: int) -> None:
+def test_a_frame_of_maximal_length_has_no_boundary(boundaries: Any, length: int, mask: int) -> None:
     header = bytes([0x88, mask | 127]) + length.to_bytes(8, "big")
     data = header + bytes(2**16)
     boundaries.feed(data, 0, len(data))
@@ -114,7 +116,7 @@ def test_a_frame_that_never_ends(boundaries: Any, length: int, mask: int) -> Non
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
-def test_garbage_is_walked_over_alike(data: bytes, cuts: list[int]) -> None:
+def test_both_builds_skip_garbage_alike(data: bytes, cuts: list[int]) -> None:
     seen = []
     for build in BUILDS:
         boundaries = made(build)

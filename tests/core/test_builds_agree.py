@@ -70,18 +70,18 @@ def received(chunks: Sequence[bytes]) -> list[Step]:
 
 
 @given(stream=streams(), limits=st.sampled_from([SMALL, Limits(), Limits(max_message_size=None)]), data=st.data())
-def test_on_valid_streams(stream: Stream, limits: Limits, data: st.DataObject) -> None:
+def test_builds_agree_on_valid_streams(stream: Stream, limits: Limits, data: st.DataObject) -> None:
     both_agree(stream.role, stream.parameters, limits, received(data.draw(chunked(stream.data))))
 
 
 @given(stream=streams(), data=st.data())
-def test_on_broken_streams(stream: Stream, data: st.DataObject) -> None:
+def test_builds_agree_on_broken_streams(stream: Stream, data: st.DataObject) -> None:
     mutated = data.draw(broken(stream.data))
     both_agree(stream.role, stream.parameters, SMALL, received(data.draw(chunked(mutated))))
 
 
 @given(stream=streams(), data=st.data())
-def test_on_broken_streams_in_any_chunking(stream: Stream, data: st.DataObject) -> None:
+def test_builds_agree_on_broken_streams_in_any_chunking(stream: Stream, data: st.DataObject) -> None:
     # The interpreted build reads it whole, the compiled one in pieces: chunks mean nothing.
     mutated = data.draw(broken(stream.data))
     results = []
@@ -93,7 +93,9 @@ def test_on_broken_streams_in_any_chunking(stream: Stream, data: st.DataObject) 
 
 
 @given(garbage=st.binary(max_size=400), role=roles, parameters=st.none() | agreements, data=st.data())
-def test_on_garbage(garbage: bytes, role: Role, parameters: DeflateParameters | None, data: st.DataObject) -> None:
+def test_builds_agree_on_garbage(
+    garbage: bytes, role: Role, parameters: DeflateParameters | None, data: st.DataObject
+) -> None:
     both_agree(role, parameters, SMALL, received(data.draw(chunked(garbage))))
 
 
@@ -167,20 +169,20 @@ def timed(script: Sequence[tuple[float, Step]]) -> list[Step]:
 
 
 @given(script=scripts(Role.SERVER), parameters=st.none() | agreements)
-def test_on_anything_that_may_happen_to_a_server(
+def test_builds_agree_on_any_sequence_of_server_events(
     script: list[tuple[float, Step]], parameters: DeflateParameters | None
 ) -> None:
     both_agree(Role.SERVER, parameters, SMALL, timed(script))
 
 
 @given(script=scripts(Role.CLIENT), parameters=st.none() | agreements)
-def test_on_anything_that_may_happen_to_a_client(
+def test_builds_agree_on_any_sequence_of_client_events(
     script: list[tuple[float, Step]], parameters: DeflateParameters | None
 ) -> None:
     both_agree(Role.CLIENT, parameters, SMALL, timed(script))
 
 
-def test_on_the_times_of_a_long_silence() -> None:
+def test_builds_agree_on_the_deadlines_of_a_long_silence() -> None:
     steps: list[Step] = [("handle_timeout", (START + 5 * number, 0)) for number in range(20)]
     seen = both_agree(Role.SERVER, None, SMALL, steps)
     assert seen[-1][0].close_code == 1011
@@ -201,7 +203,7 @@ def results(call: Callable[[Build], object]) -> list[object]:
 
 
 @given(data=st.binary(max_size=200), key=st.binary(min_size=4, max_size=4), phase=st.integers(0, 7), ends=st.data())
-def test_on_masking(data: bytes, key: bytes, phase: int, ends: st.DataObject) -> None:
+def test_builds_agree_on_masking(data: bytes, key: bytes, phase: int, ends: st.DataObject) -> None:
     start = ends.draw(st.integers(0, len(data)))
     stop = ends.draw(st.integers(start, len(data)))
     one, other = results(lambda build: build.mask(data, start, stop, key, phase))
@@ -214,13 +216,13 @@ def test_on_masking(data: bytes, key: bytes, phase: int, ends: st.DataObject) ->
     key=st.none() | st.binary(min_size=4, max_size=4),
     bits=st.sampled_from([0, 0x40, 0x80, 0xC0, 0xF0]),
 )
-def test_on_encoding(opcode: int, payload: bytes, key: bytes | None, bits: int) -> None:
+def test_builds_agree_on_encoding(opcode: int, payload: bytes, key: bytes | None, bits: int) -> None:
     one, other = results(lambda build: build.encode_frame(opcode, payload, key, bits))
     assert one == other
 
 
 @given(options=deflate_options, messages=st.lists(short, max_size=5), bits=st.integers(9, 15), takeover=st.booleans())
-def test_on_compressing(options: Any, messages: list[bytes], bits: int, takeover: bool) -> None:
+def test_builds_agree_on_compressing(options: Any, messages: list[bytes], bits: int, takeover: bool) -> None:
     parameters = DeflateParameters(takeover, takeover, bits, bits, options)
     deflaters = [build.Deflate(parameters) for build in BUILDS]
     for message in messages:
@@ -229,7 +231,7 @@ def test_on_compressing(options: Any, messages: list[bytes], bits: int, takeover
 
 
 @given(pieces=st.lists(st.binary(max_size=60), max_size=5), room=st.integers(-1, 100))
-def test_on_inflating_garbage(pieces: list[bytes], room: int) -> None:
+def test_builds_agree_on_inflating_garbage(pieces: list[bytes], room: int) -> None:
     def inflate(build: Build) -> object:
         deflate = build.Deflate(DeflateParameters())
         return [deflate.inflate(piece, room, number == len(pieces) - 1) for number, piece in enumerate(pieces)]
@@ -251,13 +253,13 @@ def public(names: Iterable[str]) -> set[str]:
     [Build.make, lambda build: build.FrameReader(True, False), lambda build: build.Deflate(DeflateParameters())],
     ids=["Protocol", "FrameReader", "Deflate"],
 )
-def test_on_their_public_names(make: Callable[[Build], object]) -> None:
+def test_builds_have_the_same_public_names(make: Callable[[Build], object]) -> None:
     one, other = (make(build) for build in BUILDS)
     assert public(dir(one)) == public(dir(other))
 
 
 @pytest.mark.parametrize("method", ["receive_data", "close", "handle_timeout", "next_deadline", "messages_handed_over"])
-def test_on_their_documentation(method: str) -> None:
+def test_builds_have_the_same_documentation(method: str) -> None:
     # CPython 3.13 takes the indentation away when it compiles, Cython leaves it.
     one, other = (inspect.getdoc(getattr(build.Protocol, method)) for build in BUILDS)
     assert one
@@ -265,7 +267,7 @@ def test_on_their_documentation(method: str) -> None:
 
 
 @pytest.mark.parametrize("events", [["text", b"data"]])
-def test_on_the_types_of_events(events: list[str | bytes]) -> None:
+def test_builds_share_the_event_types(events: list[str | bytes]) -> None:
     data = wire.frame(wire.TEXT, b"text") + wire.frame(wire.BINARY, b"data")
     for build in BUILDS:
         seen = build.make(Role.CLIENT).receive_data(data, START)

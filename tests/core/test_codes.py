@@ -74,7 +74,7 @@ def test_exactly_the_codes_of_section_7_4_are_decoded() -> None:
     assert decoded == SENDABLE
 
 
-def test_named_codes_are_sendable_but_for_those_that_never_travel() -> None:
+def test_named_codes_can_be_sent_except_the_reserved_ones() -> None:
     assert {code.name for code in CloseCode if not is_sendable(code)} == {
         "NO_STATUS",
         "ABNORMAL",
@@ -91,7 +91,7 @@ def test_decoded_code_is_a_plain_int() -> None:
     assert type(decode_close(b"\x03\xe8")[0]) is int
 
 
-def test_one_lone_byte_is_no_code() -> None:
+def test_a_single_byte_is_not_a_code() -> None:
     with pytest.raises(RemoteProtocolError, match="of 0 or at least 2 bytes, got 1") as caught:
         decode_close(b"\x03")
     assert caught.value.close_code == 1002
@@ -110,12 +110,12 @@ def test_1005_cannot_carry_a_reason() -> None:
 
 
 @pytest.mark.parametrize("code", [True, False, None, "1000", 1000.0, -1, 2**40, 999, 5000])
-def test_what_is_no_close_code_is_refused(code: Any) -> None:
+def test_invalid_close_codes_are_refused(code: Any) -> None:
     with pytest.raises(LocalProtocolError, match="expected a close code from 1000 to 1003"):
         encode_close(code, "")
 
 
-def test_a_members_number_is_a_close_code() -> None:
+def test_the_number_of_a_named_code_is_accepted() -> None:
     class Private(IntEnum):
         OVERLOADED = 4001
 
@@ -125,7 +125,7 @@ def test_a_members_number_is_a_close_code() -> None:
 
 @pytest.mark.advisory("CVE-2026-45736")
 @pytest.mark.parametrize("reason", [b"bytes", None, 5, bytearray(b"x"), ["x"]])
-def test_a_reason_that_is_no_string_is_refused(reason: Any) -> None:
+def test_a_reason_that_is_not_a_string_is_refused(reason: Any) -> None:
     # CVE-2026-45736: an odd reason must never become memory that nobody wrote.
     with pytest.raises(LocalProtocolError, match=f"expected the close reason as str, got {type(reason).__name__}"):
         encode_close(1000, reason)
@@ -149,13 +149,13 @@ def test_a_reason_with_a_lone_surrogate_is_refused() -> None:
 
 
 @given(st.sampled_from(sorted(SENDABLE)), st.text(max_size=123))
-def test_what_is_encoded_is_decoded(code: int, reason: str) -> None:
+def test_encoding_and_decoding_round_trip(code: int, reason: str) -> None:
     reason = shorten(reason)
     assert decode_close(encode_close(code, reason)) == (code, reason)
 
 
 @given(st.text(max_size=300))
-def test_a_shortened_reason_fits_and_is_the_beginning(reason: str) -> None:
+def test_a_truncated_reason_fits_and_is_a_prefix(reason: str) -> None:
     short = shorten(reason)
     assert reason.startswith(short)
     assert len(short.encode()) <= 123
@@ -163,5 +163,5 @@ def test_a_shortened_reason_fits_and_is_the_beginning(reason: str) -> None:
     assert short == reason or len((short + reason[len(short)]).encode()) > 123
 
 
-def test_a_lone_surrogate_is_shortened_to_what_can_be_sent() -> None:
+def test_truncating_replaces_a_lone_surrogate_that_cannot_be_sent() -> None:
     assert encode_close(1002, shorten("got \ud800")) == b"\x03\xeagot ?"

@@ -249,7 +249,7 @@ class Conversation(RuleBasedStateMachine):
             assert isinstance(event, (str, bytes, Ping, Pong, CloseReceived, Failed))
 
 
-def test_two_ends_of_this_package_always_understand_each_other(build: Build) -> None:
+def test_client_and_server_always_understand_each_other(build: Build) -> None:
     class OnThisBuild(Conversation):
         pass
 

@@ -108,11 +108,11 @@ def test_frames_of_section_7_2_3_are_received(build: Build, data: str, message: 
     assert result.events == [message]
 
 
-def test_example_of_section_7_2_3_1_is_written(build: Build) -> None:
+def test_example_of_section_7_2_3_1_is_compressed(build: Build) -> None:
     assert build.Deflate(parameters()).compress(b"Hello") == HELLO
 
 
-def test_example_of_section_7_2_3_2_is_written(build: Build) -> None:
+def test_example_of_section_7_2_3_2_is_compressed(build: Build) -> None:
     deflate = build.Deflate(parameters())
     assert [deflate.compress(b"Hello"), deflate.compress(b"Hello")] == [
         HELLO,
@@ -130,7 +130,7 @@ def test_without_context_takeover_every_message_stands_alone(build: Build) -> No
 
 @pytest.mark.parametrize("bits", range(9, 16))
 @pytest.mark.parametrize("level", [0, 1, -1, 9])
-def test_no_distance_exceeds_the_window_that_was_agreed_on(build: Build, bits: int, level: int) -> None:
+def test_no_distance_exceeds_the_negotiated_window(build: Build, bits: int, level: int) -> None:
     block = random.Random(bits).randbytes(20_000)  # what repeats, repeats only within 32 KiB
     options = DeflateOptions(window_bits=15, memory_level=9, level=level)
     deflate = build.Deflate(parameters(local_max_window_bits=bits, options=options))
@@ -140,21 +140,21 @@ def test_no_distance_exceeds_the_window_that_was_agreed_on(build: Build, bits: i
 
 
 @given(messages=st.lists(st.binary(max_size=300), max_size=6), takeover=st.booleans())
-def test_what_is_compressed_is_inflated(build: Build, messages: list[bytes], takeover: bool) -> None:
+def test_compressing_and_inflating_round_trip(build: Build, messages: list[bytes], takeover: bool) -> None:
     sender = build.Deflate(parameters(local_no_context_takeover=not takeover))
     receiver = build.Deflate(parameters(remote_no_context_takeover=not takeover))
     for message in messages:
         assert receiver.inflate(sender.compress(message), len(message), True) == message
 
 
-def test_compressing_nothing_again_and_again_gives_a_block_each_time(build: Build) -> None:
+def test_compressing_empty_messages_repeatedly_gives_a_block_each_time(build: Build) -> None:
     deflate = build.Deflate(parameters())
     payloads = [deflate.compress(b"") for _ in range(3)]
     assert all(payloads)
     assert inflated(payloads) == [b"", b"", b""]
 
 
-def test_the_threshold_is_that_of_the_options(build: Build) -> None:
+def test_the_threshold_comes_from_the_options(build: Build) -> None:
     assert build.Deflate(parameters(options=DeflateOptions(threshold=7))).threshold == 7
 
 
@@ -162,24 +162,24 @@ def test_the_threshold_is_that_of_the_options(build: Build) -> None:
 
 
 @pytest.mark.parametrize("bits", range(9, 16))
-def test_every_window_of_the_peers_is_inflated(build: Build, bits: int) -> None:
+def test_every_window_of_the_peer_is_inflated(build: Build, bits: int) -> None:
     block = random.Random(bits).randbytes(20_000)
     deflate = build.Deflate(parameters(remote_max_window_bits=bits))
     assert deflate.inflate(deflated(block + block, bits), -1, True) == block + block
 
 
-def test_a_window_of_256_bytes_is_inflated_though_zlib_knows_none(build: Build) -> None:
+def test_a_window_of_256_bytes_is_inflated_although_zlib_does_not_support_it(build: Build) -> None:
     deflate = build.Deflate(parameters(remote_max_window_bits=8))
     assert deflate.inflate(HELLO, -1, True) == b"Hello"
 
 
-def test_a_distance_beyond_the_window_that_was_agreed_on_is_refused(build: Build) -> None:
+def test_a_distance_beyond_the_negotiated_window_is_refused(build: Build) -> None:
     block = random.Random(1).randbytes(20_000)
     deflate = build.Deflate(parameters(remote_max_window_bits=9))
     assert refusal(deflate, [deflated(block + block, 15)]).close_code == 1007
 
 
-def test_a_peers_context_is_kept_or_dropped_as_agreed_on(build: Build) -> None:
+def test_the_peers_context_is_kept_or_dropped_as_negotiated(build: Build) -> None:
     second = bytes.fromhex("f2 00 11 00 00")  # points into the first message
     keeping = build.Deflate(parameters())
     assert [keeping.inflate(payload, -1, True) for payload in (HELLO, second)] == [b"Hello", b"Hello"]
@@ -188,7 +188,7 @@ def test_a_peers_context_is_kept_or_dropped_as_agreed_on(build: Build) -> None:
     assert refusal(dropping, [second]).close_code == 1007
 
 
-def test_pieces_are_inflated_as_they_come(build: Build) -> None:
+def test_chunks_are_inflated_as_they_arrive(build: Build) -> None:
     payload = random.Random(1).randbytes(2_000)
     deflate = build.Deflate(parameters())
     compressed = deflated(payload)
@@ -199,7 +199,7 @@ def test_pieces_are_inflated_as_they_come(build: Build) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"\xff", b"\x07", b"\x00\x01\x02\x03\x04\x05", b"\xf2\x48\xff\xff\xff\xff"])
-def test_what_is_no_deflate_data_is_refused_with_1007(build: Build, garbage: bytes) -> None:
+def test_data_that_is_not_deflate_is_refused_with_1007(build: Build, garbage: bytes) -> None:
     error = refusal(build.Deflate(parameters()), [garbage + bytes(10)])
     assert (str(error), error.close_code) == (
         "invalid DEFLATE data in a compressed message",
@@ -212,7 +212,7 @@ def test_what_is_no_deflate_data_is_refused_with_1007(build: Build, garbage: byt
 
 @pytest.mark.parametrize("size", [0, 1, 5, 1000, 70_000])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_message_that_just_fits_is_taken_and_one_byte_more_is_not(build: Build, size: int, count: int) -> None:
+def test_a_message_at_the_limit_is_accepted_and_one_byte_more_is_not(build: Build, size: int, count: int) -> None:
     payload = random.Random(size).randbytes(size)
     for message, fits in ((payload, True), (payload + b"x", False)):
         compressed = deflated(message)
@@ -229,7 +229,7 @@ def test_a_message_that_just_fits_is_taken_and_one_byte_more_is_not(build: Build
             )
 
 
-def test_the_limit_holds_for_what_the_tail_brings(build: Build) -> None:
+def test_the_limit_includes_output_of_the_tail(build: Build) -> None:
     # The last block's end-of-block code may wait in the 4 bytes that the sender left out.
     deflater = zlib.compressobj(0, zlib.DEFLATED, -15)
     stored = deflater.compress(b"x" * 100) + deflater.flush(zlib.Z_SYNC_FLUSH)
@@ -239,7 +239,7 @@ def test_the_limit_holds_for_what_the_tail_brings(build: Build) -> None:
 
 @pytest.mark.advisory("aiohttp#11898", "CVE-2018-1000518")
 @pytest.mark.parametrize("pieces", [1, 50])
-def test_a_bomb_is_stopped_while_inflating(build: Build, pieces: int) -> None:
+def test_a_bomb_is_stopped_during_decompression(build: Build, pieces: int) -> None:
     # aiohttp#11898: 32 MiB of zeros in 32 KiB.
     bomb = deflated(bytes(32 * MEBIBYTE))
     assert len(bomb) < 33_000
@@ -323,7 +323,7 @@ class ZlibPeer:
     takeover=st.booleans(),
     choices=st.randoms(use_true_random=False),
 )
-def test_messages_travel_whenever_contexts_are_given_back(
+def test_messages_pass_whenever_contexts_are_released(
     build: Build, messages: list[bytes], bits: int, takeover: bool, choices: random.Random
 ) -> None:
     agreed = parameters(
@@ -350,7 +350,7 @@ def test_messages_travel_whenever_contexts_are_given_back(
 
 
 @pytest.mark.parametrize("bits", [8, 9, 12, 15])
-def test_a_distance_of_a_whole_window_reaches_into_what_was_kept(build: Build, bits: int) -> None:
+def test_a_distance_of_a_full_window_reaches_into_the_saved_history(build: Build, bits: int) -> None:
     # zlib itself looks back by 262 bytes less than its window; other senders may use all of it.
     window = 1 << max(9, bits)
     block = random.Random(bits).randbytes(window)
@@ -375,7 +375,7 @@ def three_bytes_from(exponent: int) -> bytes:
     return bytes(int(bits[index : index + 8][::-1], 2) for index in range(0, len(bits), 8))
 
 
-def test_a_peer_that_ends_a_message_within_a_block_is_understood_as_before(build: Build) -> None:
+def test_a_peer_may_end_a_message_within_a_block(build: Build) -> None:
     # Against section 7.2.1, but zlib takes it: the block goes on in the next message.
     deflater = zlib.compressobj(wbits=-15)
     stream = deflater.compress(b"".join(b"%d," % number for number in range(2000)))
@@ -396,7 +396,7 @@ def test_a_peer_that_ends_a_message_within_a_block_is_understood_as_before(build
     assert results[0] == results[1]
 
 
-def test_what_was_kept_is_forgotten_at_the_end_of_a_stream(build: Build) -> None:
+def test_the_saved_history_is_dropped_at_the_end_of_a_stream(build: Build) -> None:
     second = bytes.fromhex("f2 00 11 00 00")  # points into the message before
     deflate = build.Deflate(parameters())
     assert deflate.inflate(HELLO, -1, True) == b"Hello"
@@ -406,7 +406,7 @@ def test_what_was_kept_is_forgotten_at_the_end_of_a_stream(build: Build) -> None
     assert refusal(deflate, [second]).close_code == 1007
 
 
-def test_after_another_connections_message_the_next_refers_to_nothing(build: Build) -> None:
+def test_after_another_connections_message_the_next_one_refers_to_nothing(build: Build) -> None:
     deflate = build.Deflate(parameters())
     assert deflate.compress(b"Hello") == HELLO
     deflate.reset_context()
@@ -417,7 +417,7 @@ def holders(deflates: list[Deflate]) -> list[int]:
     return [number for number, deflate in enumerate(deflates) if deflate.holding]
 
 
-def test_a_loop_holds_so_many_contexts_and_those_of_regulars_longest(build: Build) -> None:
+def test_a_loop_bounds_its_contexts_and_keeps_those_of_frequent_users_longest(build: Build) -> None:
     pool = build.Contexts(2, 2)
     deflates = [build.Deflate(parameters()) for _ in range(8)]
     for deflate in deflates:
@@ -452,7 +452,7 @@ def test_connections_that_use_their_contexts_keep_them(build: Build) -> None:
     assert holders(deflates) == [0, 2]
 
 
-def test_a_context_of_before_is_counted_when_its_connection_gets_a_pool(build: Build) -> None:
+def test_an_existing_context_is_counted_when_its_connection_joins_a_pool(build: Build) -> None:
     deflate, pool = build.Deflate(parameters()), build.Contexts()
     deflate.compress(b"in a thread")
     deflate.share(pool)
@@ -465,7 +465,7 @@ def test_a_context_of_before_is_counted_when_its_connection_gets_a_pool(build: B
 
 
 @pytest.mark.need(18)
-def test_contexts_are_made_on_first_use(build: Build) -> None:
+def test_contexts_are_created_on_first_use(build: Build) -> None:
     # uvicorn#1862: 4 GB for thousands of connections that never compressed anything.
     with measured() as idle:
         idle_ones = [build.make(parameters=parameters()) for _ in range(50)]
@@ -483,7 +483,7 @@ def test_contexts_are_made_on_first_use(build: Build) -> None:
 
 
 @pytest.mark.need(18)
-def test_an_idle_connection_keeps_what_came_and_no_context(build: Build) -> None:
+def test_an_idle_connection_keeps_its_history_and_no_context(build: Build) -> None:
     pool = build.Contexts(2, 2)
     agreed = parameters(local_max_window_bits=12, remote_max_window_bits=12)
     deflates = [build.Deflate(agreed) for _ in range(102)]
@@ -499,7 +499,7 @@ def test_an_idle_connection_keeps_what_came_and_no_context(build: Build) -> None
 
 
 @pytest.mark.need(18)
-def test_a_protocol_gives_back_contexts_that_are_not_used(build: Build) -> None:
+def test_a_protocol_releases_unused_contexts(build: Build) -> None:
     protocol = build.make(parameters=parameters())
     assert protocol.release_due is None
     protocol.send_binary(bytes(100))
@@ -512,7 +512,7 @@ def test_a_protocol_gives_back_contexts_that_are_not_used(build: Build) -> None:
 
 
 @pytest.mark.need(18)
-def test_keepalive_gives_contexts_back(build: Build) -> None:
+def test_keepalive_releases_contexts(build: Build) -> None:
     protocol = build.make(parameters=parameters(), limits=Limits(ping_interval=20))
     protocol.send_binary(bytes(100))
     protocol.handle_timeout(START + 20, 0)
@@ -544,7 +544,7 @@ def test_without_context_takeover_no_context_outlives_its_message(build: Build) 
 
 
 @pytest.mark.need(18)
-def test_default_options_need_little_memory(build: Build) -> None:
+def test_default_options_use_little_memory(build: Build) -> None:
     deflate = build.Deflate(DeflateParameters(local_max_window_bits=12, remote_max_window_bits=12))
     with measured() as memory:
         for _ in range(10):

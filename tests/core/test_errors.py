@@ -29,13 +29,13 @@ EXAMPLES = [
 ]
 
 
-def test_every_exception_is_a_watershed_error_and_is_in_all() -> None:
+def test_every_exception_derives_from_watershed_error_and_is_exported() -> None:
     classes = [item for _, item in inspect.getmembers(errors, inspect.isclass) if item.__module__ == errors.__name__]
     assert {item.__name__ for item in classes} == set(errors.__all__)
     assert all(issubclass(item, WatershedError) for item in classes)
 
 
-def test_tree_is_the_one_that_the_module_prints() -> None:
+def test_the_tree_matches_the_module_docstring() -> None:
     printed = (errors.__doc__ or "").partition("::")[2]
     for name in errors.__all__:
         assert name in printed
@@ -43,25 +43,25 @@ def test_tree_is_the_one_that_the_module_prints() -> None:
     assert issubclass(LocalProtocolError, ProtocolError)
 
 
-def test_a_local_failure_is_never_the_peers() -> None:
+def test_a_local_failure_is_never_attributed_to_the_peer() -> None:
     assert not issubclass(LocalProtocolError, RemoteProtocolError)
     assert not issubclass(RemoteProtocolError, LocalProtocolError)
     assert not issubclass(RemoteProtocolError, ValueError)
     assert issubclass(LocalProtocolError, ValueError)
 
 
-def test_handshake_error_carries_an_http_answer() -> None:
+def test_handshake_error_carries_an_http_response() -> None:
     error = HandshakeError("expected é", status=426, headers=iter([("A", "1")]))
     assert (error.status, error.headers, error.body) == (426, (("A", "1"),), "expected é\n".encode())
     assert str(error) == "expected é"
 
 
-def test_handshake_error_is_a_400_unless_told() -> None:
+def test_handshake_error_defaults_to_400() -> None:
     error = HandshakeError("no")
     assert (error.status, error.headers, error.body, error.response) == (400, (), b"no\n", None)
 
 
-def test_handshake_error_carries_what_a_client_got() -> None:
+def test_handshake_error_carries_the_response_that_a_client_received() -> None:
     answer = object()
     error = HandshakeError("no", status=403, body=b"", response=answer)
     assert (error.body, error.response) == (b"", answer)  # an empty body is one
@@ -71,7 +71,7 @@ def test_handshake_error_body_can_always_be_encoded() -> None:
     assert HandshakeError("lone \ud800").body == b"lone ?\n"
 
 
-def test_protocol_error_carries_1002_unless_told() -> None:
+def test_protocol_error_defaults_to_1002() -> None:
     assert ProtocolError("no").close_code == 1002
     assert RemoteProtocolError("no", close_code=1009).close_code == 1009
 

@@ -112,7 +112,7 @@ def test_default_options_are_the_documented_ones() -> None:
         (f"unknown, {NAME}", f"{NAME}", bits(15, 15)),
     ],
 )
-def test_server_takes_an_offer(offer: str, answer: str, expected: DeflateParameters) -> None:
+def test_server_accepts_an_offer(offer: str, answer: str, expected: DeflateParameters) -> None:
     expected = dataclasses.replace(expected, options=FULL)
     assert accept_offer(parsed(offer), FULL) == (expected, answer)
 
@@ -136,14 +136,14 @@ def test_server_takes_an_offer(offer: str, answer: str, expected: DeflateParamet
         ),
     ],
 )
-def test_server_asks_for_its_own_smaller_windows(offer: str, answer: str, windows: tuple[int, int]) -> None:
+def test_server_requests_its_own_smaller_windows(offer: str, answer: str, windows: tuple[int, int]) -> None:
     agreed = accept_offer(parsed(offer), DeflateOptions(window_bits=12))
     assert agreed is not None
     assert agreed[1] == answer
     assert (agreed[0].local_max_window_bits, agreed[0].remote_max_window_bits) == windows
 
 
-def test_server_without_context_takeover_asks_for_none_both_ways() -> None:
+def test_server_without_context_takeover_disables_it_in_both_directions() -> None:
     agreed = accept_offer(parsed(NAME), DeflateOptions(window_bits=15, context_takeover=False))
     assert agreed is not None
     assert agreed[1] == f"{NAME}; server_no_context_takeover; client_no_context_takeover"
@@ -169,7 +169,7 @@ def test_server_without_context_takeover_asks_for_none_both_ways() -> None:
         f"{NAME}; server_max_window_bits=8",  # legal, but zlib cannot deflate with it
     ],
 )
-def test_server_declines_what_it_cannot_serve(offer: str) -> None:
+def test_server_declines_unsupported_offers(offer: str) -> None:
     assert answer_to(offer) is None
     assert answer_to(f"{offer}, {NAME}") == NAME
 
@@ -181,7 +181,7 @@ def test_server_declines_windows_out_of_range(parameter: str, value: str) -> Non
     assert accept_offer([(NAME, ((parameter, value),))], FULL) is None
 
 
-def test_server_takes_the_first_of_a_thousand_offers_that_fits() -> None:
+def test_server_accepts_the_first_supported_of_a_thousand_offers() -> None:
     offers = ", ".join(f"{NAME}; server_max_window_bits={value}" for value in [0, 7, 16, 999] * 250)
     assert answer_to(f"{offers}, {NAME}; server_max_window_bits=9") == f"{NAME}; server_max_window_bits=9"
 
@@ -206,18 +206,18 @@ def test_server_takes_the_first_of_a_thousand_offers_that_fits() -> None:
         ),
     ],
 )
-def test_client_offers_what_it_wants(options: DeflateOptions, offer: str) -> None:
+def test_client_offers_its_options(options: DeflateOptions, offer: str) -> None:
     assert make_offer(options) == offer
 
 
-def test_client_takes_the_answer_to_an_offer_beside_an_unknown_one() -> None:
+def test_client_accepts_the_answer_to_an_offer_beside_an_unknown_one() -> None:
     """An application's own offers: a server declines those that it does not know, and takes the next."""
     assert agreed_by(f"{NAME}", f"{NAME}; x=08, {NAME}") == agreed_by(f"{NAME}", f"{NAME}")
     with pytest.raises(HandshakeError, match="expected a parameter of permessage-deflate, got 'x'"):
         agreed_by(f"{NAME}", f"{NAME}; x=08")
 
 
-def test_client_takes_the_answer_of_a_server_that_ignores_what_it_is_asked_for() -> None:
+def test_client_accepts_the_answer_of_a_server_that_ignores_its_demands() -> None:
     offers = parsed(make_offer(DeflateOptions()))
     agreed = check_answer(parsed(f"{NAME}; server_no_context_takeover"), offers, DeflateOptions())
     assert agreed is not None
@@ -253,11 +253,11 @@ def test_client_takes_the_answer_of_a_server_that_ignores_what_it_is_asked_for()
         (f"{NAME}; server_max_window_bits=10, {NAME}", f"{NAME}; server_max_window_bits=14", bits(15, 14)),
     ],
 )
-def test_client_takes_an_answer_that_it_allowed(offer: str, answer: str, expected: DeflateParameters) -> None:
+def test_client_accepts_an_answer_that_its_offer_allows(offer: str, answer: str, expected: DeflateParameters) -> None:
     assert agreed_by(answer, offer) == dataclasses.replace(expected, options=FULL)
 
 
-def test_client_keeps_its_own_window_and_takeover_within_what_the_answer_allows() -> None:
+def test_client_limits_its_window_and_takeover_to_what_the_answer_allows() -> None:
     options = DeflateOptions(window_bits=11, context_takeover=False)
     agreed = agreed_by(NAME, NAME, options)
     assert agreed == bits(11, 15, local_no_context_takeover=True, options=options)
@@ -325,7 +325,7 @@ def test_no_extension_in_the_answer_means_no_compression() -> None:
         ),
     ],
 )
-def test_client_refuses_an_answer_that_it_did_not_allow(offer: str, answer: str, message: str) -> None:
+def test_client_refuses_an_answer_that_its_offer_does_not_allow(offer: str, answer: str, message: str) -> None:
     with pytest.raises(HandshakeError) as caught:
         agreed_by(answer, offer)
     assert str(caught.value) == message
@@ -346,7 +346,7 @@ options = st.builds(DeflateOptions, window_bits=st.integers(9, 15), context_take
 
 
 @given(options, options)
-def test_both_ends_agree_on_the_same(client: DeflateOptions, server: DeflateOptions) -> None:
+def test_both_ends_agree_on_the_same_parameters(client: DeflateOptions, server: DeflateOptions) -> None:
     offers = parsed(make_offer(client))
     agreed = accept_offer(offers, server)
     assert agreed is not None
@@ -380,7 +380,7 @@ extension_lists = st.lists(
 
 
 @given(extension_lists, extension_lists, options)
-def test_any_lists_are_agreed_on_declined_or_refused(
+def test_any_offer_and_answer_are_accepted_declined_or_refused(
     answers: list[ExtensionOffer], offers: list[ExtensionOffer], wanted: DeflateOptions
 ) -> None:
     accept_offer(offers, wanted)  # never raises: section 5.1 has a server pass over what it cannot serve

@@ -123,7 +123,7 @@ def test_masking_takes_a_slice(build: Build, start: int, stop: int) -> None:
 
 
 @pytest.mark.parametrize("size", [16_383, 16_384, 16_385, 32_768, 50_003])
-def test_masking_of_large_pieces(build: Build, size: int) -> None:
+def test_masking_works_on_large_payloads(build: Build, size: int) -> None:
     data = bytes(random.Random(4).randbytes(size + 5))
     for phase in range(4):
         assert build.mask(data, 5, 5 + size, KEY, phase) == wire.xor(data[5:], KEY[phase:] + KEY[:phase])
@@ -135,7 +135,7 @@ def test_masking_is_its_own_inverse(build: Build, key: bytes) -> None:
     assert build.mask(build.mask(data, 0, 1001, key, 3), 0, 1001, key, 3) == data
 
 
-def test_a_phase_counts_modulo_four(build: Build) -> None:
+def test_the_masking_phase_counts_modulo_four(build: Build) -> None:
     assert build.mask(b"Hello", 0, 5, KEY, 6) == build.mask(b"Hello", 0, 5, KEY, 2)
 
 
@@ -166,7 +166,7 @@ def test_lengths_are_written_in_their_shortest_form(build: Build, size: int, key
 
 
 @pytest.mark.parametrize("bits", [0x00, 0x40, 0x80, 0xC0])
-def test_first_bits_are_written_as_they_are_given(build: Build, bits: int) -> None:
+def test_header_bits_are_written_as_given(build: Build, bits: int) -> None:
     assert build.encode_frame(wire.TEXT, b"", None, bits) == bytes([bits | 1, 0])
 
 
@@ -192,7 +192,7 @@ def test_any_chunking_gives_the_same_frames(build: Build, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("declared", [65536, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1])
-def test_lengths_of_63_bits_are_read_and_nothing_is_reserved_for_them(build: Build, declared: int) -> None:
+def test_lengths_of_63_bits_are_read_without_reserving_memory(build: Build, declared: int) -> None:
     data = frame(wire.BINARY, b"only this", key=KEY, declared=declared, form=64)
     reader = build.FrameReader(True, False)
     with measured() as memory:
@@ -209,21 +209,21 @@ def test_lengths_of_63_bits_are_read_and_nothing_is_reserved_for_them(build: Bui
 
 
 @pytest.mark.parametrize("declared", [2**63, 2**63 + 5, 2**64 - 1])
-def test_the_highest_bit_of_a_length_is_zero(build: Build, declared: int) -> None:
+def test_a_length_with_its_highest_bit_set_is_refused(build: Build, declared: int) -> None:
     data = frame(wire.BINARY, declared=declared, form=64, key=KEY)
     assert refused(build, data) == "expected a frame length below 2**63, got its highest bit set"
 
 
 @pytest.mark.parametrize("form, declared", [(16, 0), (16, 1), (16, 125), (64, 0), (64, 125), (64, 126), (64, 65535)])
 @pytest.mark.parametrize("masked", [True, False])
-def test_only_the_shortest_form_of_a_length_is_taken(build: Build, form: int, declared: int, masked: bool) -> None:
+def test_only_the_shortest_form_of_a_length_is_accepted(build: Build, form: int, declared: int, masked: bool) -> None:
     data = frame(wire.BINARY, bytes(declared), form=form, key=KEY if masked else None)
     expected = f"expected the shortest form of a frame's length, got {declared} in {form} bits"
     assert refused(build, data, masked) == expected
 
 
 @pytest.mark.parametrize("form, declared", [(16, 125), (64, 65535), (64, 2**63)])
-def test_a_length_is_judged_before_the_masking_key_has_come(build: Build, form: int, declared: int) -> None:
+def test_a_length_is_checked_before_the_masking_key_arrives(build: Build, form: int, declared: int) -> None:
     # A peer that trickles must not be waited for.
     data = frame(wire.BINARY, declared=declared, form=form, key=KEY)
     refused(build, data[: 4 if form == 16 else 10])
@@ -236,7 +236,7 @@ def test_a_header_in_two_parts_is_read(build: Build, size: int) -> None:
     assert reading.payload == bytes(65536)
 
 
-def test_reading_nothing_is_harmless(build: Build) -> None:
+def test_reading_an_empty_chunk_is_harmless(build: Build) -> None:
     reader = build.FrameReader(True, False)
     assert not reader.read()
     reader.feed(b"")
@@ -244,7 +244,7 @@ def test_reading_nothing_is_harmless(build: Build) -> None:
     assert read(reader, [b"", frame(wire.TEXT, b"a", key=KEY), b""])[0].payload == b"a"
 
 
-def test_a_frame_without_payload_is_one_piece(build: Build) -> None:
+def test_a_frame_without_payload_yields_one_empty_piece(build: Build) -> None:
     reader = build.FrameReader(False, False)
     reader.feed(frame(wire.TEXT))
     assert reader.read()
@@ -252,7 +252,7 @@ def test_a_frame_without_payload_is_one_piece(build: Build) -> None:
     assert not reader.read()
 
 
-def test_a_piece_is_handed_on_as_soon_as_it_comes(build: Build) -> None:
+def test_a_partial_payload_is_passed_on_immediately(build: Build) -> None:
     data = frame(wire.BINARY, b"abcdef", key=KEY)
     reader = build.FrameReader(True, False)
     pieces = []
@@ -270,14 +270,14 @@ def test_ascii_needs_no_encoding(build: Build, size: int, key: bytes | None) -> 
     assert build.encode_frame(wire.TEXT, text, key) == build.encode_frame(wire.TEXT, text.encode(), key)
 
 
-def test_other_text_does(build: Build) -> None:
+def test_other_text_needs_encoding(build: Build) -> None:
     with pytest.raises(ValueError, match="expected ASCII"):
         build.encode_frame(wire.TEXT, "é", None)
 
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("step", [1, 7, 4096, 5000, 262144])
-def test_pieces_are_gathered(build: Build, masked: bool, step: int) -> None:
+def test_pieces_are_joined(build: Build, masked: bool, step: int) -> None:
     sizes = [1, 3, 125, 126, 4095, 4096, 4097, 70_000] if step < 4096 else [70_000, 1_000_001]
     payloads = [random.Random(size).randbytes(size) for size in sizes]
     data = b"".join(frame(wire.BINARY, payload, key=KEY if masked else None) for payload in payloads)
@@ -295,7 +295,7 @@ def test_pieces_are_gathered(build: Build, masked: bool, step: int) -> None:
     assert gathered == payloads
 
 
-def test_a_declared_length_reserves_little_until_it_comes(build: Build) -> None:
+def test_a_declared_length_reserves_little_memory_until_data_arrives(build: Build) -> None:
     payload = bytes(2**20)
     data = frame(wire.BINARY, payload, key=KEY)
     reader = build.FrameReader(True, False)
@@ -325,7 +325,7 @@ def allowed(first: int, rsv1: bool) -> bool:
 
 @pytest.mark.parametrize("rsv1", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_every_first_byte_is_judged_as_section_5_2_says(build: Build, masked: bool, rsv1: bool) -> None:
+def test_every_first_byte_is_handled_as_section_5_2_says(build: Build, masked: bool, rsv1: bool) -> None:
     taken = set()
     for first in EVERY_FIRST_BYTE:
         reader = build.FrameReader(masked, rsv1)
@@ -342,20 +342,20 @@ def test_every_first_byte_is_judged_as_section_5_2_says(build: Build, masked: bo
 @pytest.mark.advisory("engine.io 4.x")
 @pytest.mark.parametrize("rsv", [1, 2, 3, 5, 6, 7])
 @pytest.mark.parametrize("opcode", [wire.TEXT, wire.CONTINUATION, wire.PING, wire.CLOSE, 3])
-def test_rsv2_and_rsv3_have_no_meaning(build: Build, opcode: int, rsv: int) -> None:
+def test_rsv2_and_rsv3_are_refused(build: Build, opcode: int, rsv: int) -> None:
     data = frame(opcode, rsv=rsv, key=KEY)
     message = "expected reserved bits of 0, got one that no extension has given a meaning"
     assert refused(build, data, rsv1=True) == message
     assert refused(build, data, rsv1=False) == message
 
 
-def test_rsv1_has_no_meaning_without_compression(build: Build) -> None:
+def test_rsv1_is_refused_without_compression(build: Build) -> None:
     message = "expected reserved bits of 0, got one that no extension has given a meaning"
     assert refused(build, frame(wire.TEXT, b"a", rsv=4, key=KEY)) == message
 
 
 @pytest.mark.parametrize("opcode", [wire.CONTINUATION, wire.CLOSE, wire.PING, wire.PONG])
-def test_rsv1_is_for_the_first_frame_of_a_message_alone(build: Build, opcode: int) -> None:
+def test_rsv1_is_only_allowed_on_the_first_frame_of_a_message(build: Build, opcode: int) -> None:
     # RFC 7692 section 6.1
     message = "expected RSV1 on the first frame of a message alone, got it on another frame"
     assert refused(build, frame(opcode, rsv=4, key=KEY), rsv1=True) == message
@@ -395,11 +395,11 @@ def test_control_frames_hold_at_most_125_bytes(build: Build, opcode: int, size: 
     [b"\xf1\x85", b"\x81\x05", b"\x83\x80", b"\x09\x80", b"\x89\xfe", b"\x89\xff"],
     ids=["reserved bit", "no mask", "opcode", "fragment", "126 bytes", "more bytes"],
 )
-def test_two_bytes_are_enough_for_a_refusal(build: Build, header: bytes) -> None:
+def test_two_bytes_are_enough_to_refuse_a_frame(build: Build, header: bytes) -> None:
     refused(build, header)
 
 
-def test_one_byte_is_never_enough(build: Build) -> None:
+def test_one_byte_is_never_enough_to_refuse_a_frame(build: Build) -> None:
     for first in EVERY_FIRST_BYTE:
         reader = build.FrameReader(True, False)
         reader.feed(bytes([first]))
@@ -411,7 +411,7 @@ def test_one_byte_is_never_enough(build: Build) -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("rest", [0, 1, 2, 5, 13])
-def test_a_reader_at_rest_holds_on_to_no_chunk(build: Build, masked: bool, rest: int) -> None:
+def test_an_idle_reader_keeps_no_chunk(build: Build, masked: bool, rest: int) -> None:
     key = KEY if masked else None
     reader = build.FrameReader(masked, False)
     beginning = frame(wire.BINARY, declared=70_000, form=64, key=key)[:rest]
@@ -423,7 +423,7 @@ def test_a_reader_at_rest_holds_on_to_no_chunk(build: Build, masked: bool, rest:
     assert memory.held < 5_000
 
 
-def test_a_reader_that_forgets_holds_on_to_nothing(build: Build) -> None:
+def test_a_cleared_reader_keeps_nothing(build: Build) -> None:
     reader = build.FrameReader(False, False)
     chunk = frame(wire.BINARY, b"x") + bytes(100_000)
     with measured() as memory:
@@ -452,7 +452,7 @@ def test_a_trickled_payload_is_not_kept(build: Build) -> None:
 # --- the two builds -------------------------------------------------------------------------------
 
 
-def test_the_interpreted_build_needs_no_cython(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interpreted_build_does_not_need_cython(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cython", None)  # an import of it now fails
     source = Path(codec.__file__ or "").with_name("codec.py")
     spec = importlib.util.spec_from_file_location("watershed_mw.core.frames.codec_without_cython", source)
@@ -467,7 +467,7 @@ def test_the_interpreted_build_needs_no_cython(monkeypatch: pytest.MonkeyPatch) 
 
 
 @given(data=st.binary(max_size=300), masked=st.booleans(), rsv1=st.booleans(), seed=st.integers(0, 999))
-def test_garbage_is_read_or_refused_the_same_in_any_chunking(
+def test_garbage_is_read_or_refused_identically_in_any_chunking(
     build: Build, data: bytes, masked: bool, rsv1: bool, seed: int
 ) -> None:
     results = []

@@ -95,7 +95,7 @@ def refused_answer(response: Response, offered: dict[str, str] | None = None) ->
 # --- the worked example of section 1.3 ------------------------------------------------------------
 
 
-def test_the_example_of_section_1_3() -> None:
+def test_the_example_of_section_1_3_is_accepted() -> None:
     subject = Request(Headers(REQUEST), target="/chat")
     key = check_request(subject, ["http://example.com"])
     assert accept_key(key) == ACCEPT
@@ -115,7 +115,7 @@ def test_the_example_of_section_1_3() -> None:
 # --- requests -------------------------------------------------------------------------------------
 
 
-def test_the_least_request_is_taken() -> None:
+def test_a_minimal_request_is_accepted() -> None:
     assert check_request(request()) == KEY
 
 
@@ -133,7 +133,7 @@ def test_the_least_request_is_taken() -> None:
         {"X-Anything": ""},
     ],
 )
-def test_what_the_rfc_allows_is_taken(changes: dict[str, str | None]) -> None:
+def test_requests_that_the_rfc_allows_are_accepted(changes: dict[str, str | None]) -> None:
     assert check_request(request(changes)) == KEY
 
 
@@ -154,7 +154,7 @@ HOSTS = (
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_host_with_or_without_a_port_is_taken(host: str) -> None:
+def test_a_host_with_or_without_a_port_is_accepted(host: str) -> None:
     assert check_request(request({"Host": host})) == KEY
 
 
@@ -183,7 +183,7 @@ NO_HOSTS = (
 
 @pytest.mark.parametrize("version", ["1.1", "2"])
 @pytest.mark.parametrize("host", NO_HOSTS)
-def test_a_host_that_is_none_is_refused(host: str, version: str) -> None:
+def test_an_invalid_host_is_refused(host: str, version: str) -> None:
     """RFC 9112 section 3.2: a server must answer an invalid Host with 400; others would read another host in it."""
     error = refused(request({"Host": host}, version=version))
     assert error.status == 400
@@ -191,20 +191,20 @@ def test_a_host_that_is_none_is_refused(host: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["*", "chat", "a.example:80", "http:/chat", "ftp://a.example/chat", "?room=1", ""])
-def test_a_target_that_is_no_path_is_refused(target: str) -> None:
+def test_a_target_that_is_not_a_path_is_refused(target: str) -> None:
     """RFC 9112 section 3.2: a GET has a path as its target, or a URI with one, which the adapters take apart."""
     error = refused(request(target=target))
     assert error.status == 400
     assert "expected a path as the request target" in str(error)
 
 
-def test_token_lists_may_come_in_several_fields() -> None:
+def test_token_lists_may_be_split_over_several_fields() -> None:
     assert check_request(request(more=[("Connection", "keep-alive"), ("Upgrade", "h2c")])) == KEY
     assert check_request(request({"Connection": "keep-alive"}, more=[("connection", "upgrade")])) == KEY
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.2"])
-def test_http_1_1_and_later_are_taken(version: str) -> None:
+def test_http_1_1_and_later_are_accepted(version: str) -> None:
     assert check_request(request(version=version)) == KEY
 
 
@@ -227,7 +227,7 @@ def test_http_2_and_later_need_neither_key_nor_upgrade(version: str) -> None:
         ({"Sec-WebSocket-Extensions": "="}, 400),
     ],
 )
-def test_all_else_is_asked_of_http_2_as_well(changes: dict[str, str | None], status: int) -> None:
+def test_all_other_rules_apply_to_http_2_as_well(changes: dict[str, str | None], status: int) -> None:
     assert refused(request({**changes}, version="2")).status == status
 
 
@@ -262,7 +262,7 @@ def test_a_missing_or_empty_header_is_refused(name: str, status: int, message: s
 
 
 @pytest.mark.parametrize("name", ["Host", "Sec-WebSocket-Key", "Origin"])
-def test_a_header_that_must_be_alone_is_refused_when_repeated(name: str) -> None:
+def test_a_repeated_singleton_header_is_refused(name: str) -> None:
     error = refused(request(more=[(name, "a"), (name, "a")]))
     count = 2 + (name in PLAIN)
     assert (error.status, str(error)) == (
@@ -310,14 +310,14 @@ def test_a_malformed_token_list_is_refused(name: str, value: str) -> None:
 @pytest.mark.parametrize(
     "version", ["0", "7", "8", "12", "14", "013", "13.0", "+13", "13 ", "1\uff13", "13, 8", "hybi-13"]
 )
-def test_other_versions_are_refused_with_426_and_the_one_that_is_spoken(version: str) -> None:
+def test_other_versions_are_refused_with_426_naming_the_supported_one(version: str) -> None:
     error = refused(request({"Sec-WebSocket-Version": version}))
     assert (error.status, error.headers) == (426, (("Sec-WebSocket-Version", "13"), *UPGRADE))
     assert str(error) == f"expected Sec-WebSocket-Version: 13, got {version!a}"
 
 
 @pytest.mark.parametrize("size", [*range(33), 100, 16_000])
-def test_only_keys_of_16_bytes_are_taken(size: int) -> None:
+def test_only_keys_of_16_bytes_are_accepted(size: int) -> None:
     key = base64.b64encode(bytes(range(size % 256)) + bytes(size - size % 256)).decode()
     subject = request({"Sec-WebSocket-Key": key})
     if size == 16:
@@ -345,7 +345,7 @@ def test_only_keys_of_16_bytes_are_taken(size: int) -> None:
         "=" * 24,
     ],
 )
-def test_what_is_no_base64_of_16_bytes_is_refused(key: str) -> None:
+def test_a_key_that_is_not_base64_of_16_bytes_is_refused(key: str) -> None:
     error = refused(request({"Sec-WebSocket-Key": key}))
     assert error.status == 400
     assert str(error).startswith("expected 16 bytes in base64 in header Sec-WebSocket-Key, got '")
@@ -380,7 +380,7 @@ def test_origins_are_checked() -> None:
 @pytest.mark.advisory("CVE-2026-44546")
 @pytest.mark.parametrize("name", [*REQUIRED, "Origin", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"])
 @pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\n", "\r"])
-def test_no_byte_inside_a_value_makes_a_second_header(name: str, character: str) -> None:
+def test_no_byte_inside_a_value_creates_a_second_header(name: str, character: str) -> None:
     # CVE-2026-44546. Wherever the byte stands, the value is refused as it is.
     value = REQUEST.get(name, "permessage-deflate")
     refused(request({name: f"{value}{character}Origin: http://evil.example"}))
@@ -397,13 +397,13 @@ def test_no_byte_inside_a_value_makes_a_second_header(name: str, character: str)
         ("Sec-WebSocket-Extensions", "a; b=" + '"' * 32_000),
     ],
 )
-def test_malformed_offers_are_refused_with_the_request(name: str, value: str) -> None:
+def test_a_request_with_a_malformed_offer_is_refused(name: str, value: str) -> None:
     # Before an application is asked, which may not look at them at all.
     assert refused(request({name: value})).status == 400
 
 
 @pytest.mark.advisory("CVE-2024-37890")
-def test_two_thousand_headers_do_no_harm() -> None:
+def test_two_thousand_headers_are_harmless() -> None:
     # CVE-2024-37890
     assert check_request(request(more=[(f"X-{number}", "x") for number in range(2_000)])) == KEY
     assert check_request(request(more=[("X", "x")] * 2_000)) == KEY
@@ -414,7 +414,7 @@ values = st.text(max_size=30) | st.sampled_from([*REQUEST.values(), "keep-alive,
 
 
 @given(st.lists(st.tuples(names, values), max_size=10), st.sampled_from(["GET", "POST"]), st.text(max_size=4))
-def test_any_request_is_taken_or_refused(fields: list[tuple[str, str]], method: str, version: str) -> None:
+def test_any_request_is_accepted_or_refused(fields: list[tuple[str, str]], method: str, version: str) -> None:
     for subject in (
         Request(Headers(fields), method, "/", version),
         Request(Headers([*PLAIN.items(), *fields])),
@@ -443,7 +443,9 @@ def test_any_request_is_taken_or_refused(fields: list[tuple[str, str]], method: 
         (["Chat", "chat"], ["chat"], "chat"),
     ],
 )
-def test_the_clients_order_decides(offered: list[str], supported: Sequence[str], chosen: str | None) -> None:
+def test_the_clients_order_of_subprotocols_decides(
+    offered: list[str], supported: Sequence[str], chosen: str | None
+) -> None:
     assert select_subprotocol(offered, supported) == chosen
 
 
@@ -468,7 +470,7 @@ def test_no_subprotocol_in_common_is_refused(offered: list[str], supported: list
     assert caught.value.status == 400
 
 
-def test_subprotocols_may_come_in_several_fields() -> None:
+def test_subprotocols_may_be_split_over_several_fields() -> None:
     headers = Headers([("Sec-WebSocket-Protocol", "b, a"), ("sec-websocket-protocol", "c")])
     assert offered_subprotocols(headers) == ["b", "a", "c"]
 
@@ -481,7 +483,7 @@ def test_a_subprotocol_offered_twice_is_refused(value: str) -> None:
     assert c.value.status == 400
 
 
-def test_subprotocols_that_differ_in_case_are_two() -> None:
+def test_subprotocols_are_case_sensitive() -> None:
     assert offered_subprotocols(Headers({"Sec-WebSocket-Protocol": "Chat, chat"})) == ["Chat", "chat"]
 
 
@@ -503,7 +505,7 @@ def test_the_servers_own_subprotocols_are_checked_early() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a,b", "é", None, b"chat", 5])
-def test_a_subprotocol_that_is_no_token_is_refused_early(name: Any) -> None:
+def test_a_subprotocol_that_is_not_a_token_is_refused_early(name: Any) -> None:
     with pytest.raises(ValueError, match="expected subprotocol names that are tokens, got "):
         check_subprotocols(["chat", name])
 
@@ -511,14 +513,14 @@ def test_a_subprotocol_that_is_no_token_is_refused_early(name: Any) -> None:
 # --- what the server answers ----------------------------------------------------------------------
 
 
-def test_compression_is_answered_when_both_want_it() -> None:
+def test_compression_is_negotiated_if_both_sides_want_it() -> None:
     subject = request({"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"})
     agreement, fields = negotiate(subject, KEY, subprotocol=None, deflate=OPTIONS)
     assert agreement == Agreement(None, DeflateParameters(options=OPTIONS))
     assert fields[3:] == [("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits=15")]
 
 
-def test_compression_is_not_answered_when_one_does_not_want_it() -> None:
+def test_compression_is_not_negotiated_if_one_side_does_not_want_it() -> None:
     for value, deflate in (("permessage-deflate", None), ("unknown", OPTIONS)):
         subject = request({"Sec-WebSocket-Extensions": value})
         agreement, fields = negotiate(subject, KEY, subprotocol=None, deflate=deflate)
@@ -547,12 +549,12 @@ def test_malformed_extensions_are_refused(deflate: DeflateOptions | None) -> Non
         {"X": "\x80"},
     ],
 )
-def test_a_good_answer_is_taken(changes: dict[str, str | None]) -> None:
+def test_a_valid_response_is_accepted(changes: dict[str, str | None]) -> None:
     assert judged(answer(changes)) == Agreement()
 
 
 @pytest.mark.parametrize("status", [100, 102, 200, 204, 301, 400, 401, 403, 404, 426, 500, 503])
-def test_another_status_is_refused_and_passed_on(status: int) -> None:
+def test_any_other_status_is_refused_and_passed_on(status: int) -> None:
     message = refused_answer(answer(status=status))
     assert message == f"expected status 101 (Switching Protocols), got {status}"
 
@@ -589,24 +591,24 @@ def test_another_status_is_refused_and_passed_on(status: int) -> None:
         ),
     ],
 )
-def test_a_wrong_answer_is_refused(name: str, value: str | None, message: str) -> None:
+def test_an_invalid_response_is_refused(name: str, value: str | None, message: str) -> None:
     assert refused_answer(answer({name: value})) == message
 
 
-def test_a_malformed_extension_in_the_answer_is_refused() -> None:
+def test_a_malformed_extension_in_the_response_is_refused() -> None:
     message = refused_answer(answer({"Sec-WebSocket-Extensions": ";"}), {"Sec-WebSocket-Extensions": "foo"})
     assert message.startswith("expected extensions as ")
 
 
 @pytest.mark.parametrize("name", ["Sec-WebSocket-Accept", "Sec-WebSocket-Protocol"])
-def test_a_repeated_header_in_the_answer_is_refused(name: str) -> None:
+def test_a_repeated_header_in_the_response_is_refused(name: str) -> None:
     value = RESPONSE.get(name, "chat")
     more = [(name, value)] * (1 if name in RESPONSE else 2)
     message = refused_answer(answer(more=more), {"Sec-WebSocket-Protocol": "chat"})
     assert message == f"expected one {name.lower()} header, got 2: send it once"
 
 
-def test_a_subprotocol_must_be_one_that_was_offered() -> None:
+def test_a_subprotocol_must_have_been_offered() -> None:
     offered = {"Sec-WebSocket-Protocol": "chat, superchat"}
     chosen = {"Sec-WebSocket-Protocol": "superchat"}
     assert judged(answer({**chosen}), offered) == Agreement("superchat")
@@ -617,7 +619,7 @@ def test_a_subprotocol_must_be_one_that_was_offered() -> None:
         assert message == f"expected an offered subprotocol (chat, superchat), got '{wrong}'"
 
 
-def test_compression_is_agreed_on() -> None:
+def test_compression_is_read_from_the_response() -> None:
     offered = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
     agreement = judged(answer({"Sec-WebSocket-Extensions": "permessage-deflate"}), offered)
     assert agreement == Agreement(None, DeflateParameters(options=OPTIONS))
@@ -627,7 +629,7 @@ def test_compression_is_agreed_on() -> None:
     st.lists(st.tuples(st.sampled_from([*RESPONSE, *REQUEST]), values), max_size=6),
     st.sampled_from([101, 200]),
 )
-def test_any_answer_is_taken_or_refused(fields: list[tuple[str, str]], status: int) -> None:
+def test_any_response_is_accepted_or_refused(fields: list[tuple[str, str]], status: int) -> None:
     for response in (Response(status, Headers(fields)), answer(more=fields, status=status)):
         try:
             judged(response, REQUEST)

@@ -42,7 +42,7 @@ def protocols(*values: str) -> list[str]:
 # --- the multi-mapping ----------------------------------------------------------------------------
 
 
-def test_fields_are_found_in_any_case_and_keep_their_order() -> None:
+def test_lookups_ignore_case_and_fields_keep_their_order() -> None:
     headers = Headers([("A", "1"), (b"b", b"2"), ("a", "3")])
     assert headers.get_all("a") == ["1", "3"]
     assert headers.get("A") == headers.get("a") == "1, 3"
@@ -59,7 +59,7 @@ def test_fields_come_from_a_mapping_or_from_pairs() -> None:
     assert len(Headers()) == 0
 
 
-def test_headers_are_values() -> None:
+def test_headers_compare_by_value() -> None:
     one, other = Headers({"A": "1"}), Headers({"A": "2"})
     assert one != other
     assert one != [("a", "1")]
@@ -67,7 +67,7 @@ def test_headers_are_values() -> None:
     assert repr(one) == "Headers([('a', '1')])"
 
 
-def test_bytes_are_read_as_latin1_so_that_none_is_lost() -> None:
+def test_bytes_are_decoded_as_latin1_without_loss() -> None:
     every = bytes(range(256))
     assert Headers([(b"a", every)]).get("a").encode("latin-1") == every
 
@@ -78,13 +78,13 @@ def test_a_missing_field_is_the_default_or_none() -> None:
     assert Headers().get_one("a") is None
 
 
-def test_a_field_that_must_be_alone_is_refused_when_repeated() -> None:
+def test_a_repeated_singleton_field_is_refused() -> None:
     with pytest.raises(HandshakeError, match=r"^expected one host header, got 3: send it once$") as caught:
         Headers([("Host", "a"), ("host", "a"), ("HOST", "a")]).get_one("host")
     assert caught.value.status == 400
 
 
-def test_a_repeated_field_changes_nothing_about_its_neighbours() -> None:
+def test_a_repeated_field_does_not_affect_its_neighbours() -> None:
     headers = Headers([("A", "1"), ("B", "2"), ("a", "3"), (bytearray(b"C"), memoryview(b"4"))])  # type: ignore[list-item]
     assert headers.get_all("b") == ["2"]
     assert headers.get_one("b") == headers.get("B") == "2"
@@ -93,7 +93,7 @@ def test_a_repeated_field_changes_nothing_about_its_neighbours() -> None:
     assert headers.get_one("d") is None
 
 
-def test_what_was_found_is_the_callers() -> None:
+def test_results_belong_to_the_caller() -> None:
     headers = Headers([("A", "1"), ("Sec-WebSocket-Extensions", "a"), ("a", "2")])
     headers.get_all("a").clear()
     parse_extensions(headers).clear()
@@ -122,7 +122,7 @@ def test_outgoing_fields_may_hold_any_visible_text_and_tabs() -> None:
 
 
 @pytest.mark.parametrize("character", [chr(code) for code in [*range(9), *range(10, 32), 127]])
-def test_outgoing_values_hold_no_control_character(character: str) -> None:
+def test_outgoing_values_must_not_contain_control_characters(character: str) -> None:
     with pytest.raises(ValueError, match="control character in the value of header x: 'a"):
         check_outgoing([("X", f"a{character}b")])
 
@@ -135,7 +135,7 @@ def test_outgoing_values_can_be_written_as_bytes(value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\nb", "é", "\x00", '"'])
-def test_outgoing_names_are_tokens(name: str) -> None:
+def test_outgoing_names_must_be_tokens(name: str) -> None:
     with pytest.raises(ValueError, match="expected a token as the name of a header, got "):
         check_outgoing([(name, "1")])
 
@@ -143,7 +143,7 @@ def test_outgoing_names_are_tokens(name: str) -> None:
 # --- texts in messages ----------------------------------------------------------------------------
 
 
-def test_shown_values_are_short_and_printable() -> None:
+def test_values_in_messages_are_short_and_printable() -> None:
     assert shown("a\r\né") == r"'a\r\n\xe9'"
     assert shown("x" * 60) == f"'{'x' * 60}'"
     assert shown("x" * 61) == f"'{'x' * 60}...'"
@@ -153,7 +153,7 @@ def test_shown_values_are_short_and_printable() -> None:
 # --- tokens ---------------------------------------------------------------------------------------
 
 
-def test_a_token_is_made_of_the_characters_of_rfc_9110_alone() -> None:
+def test_a_token_consists_of_the_characters_of_rfc_9110() -> None:
     allowed = {character for character in map(chr, range(0x2100)) if is_token(character)}
     assert allowed == set(TOKEN_CHARACTERS)
     assert not is_token("")
@@ -173,7 +173,7 @@ def test_a_token_is_made_of_the_characters_of_rfc_9110_alone() -> None:
         (["A,a"], ["A", "a"]),
     ],
 )
-def test_token_lists(values: list[str], expected: list[str]) -> None:
+def test_token_lists_are_parsed(values: list[str], expected: list[str]) -> None:
     assert protocols(*values) == expected
 
 
@@ -181,7 +181,7 @@ def test_token_lists(values: list[str], expected: list[str]) -> None:
     "value",
     ["a b", "a;b", '"a"', "a/b", "a=b", "é", "\x80\xff", *(f"a{end}b" for end in LINE_ENDS), "\x00", "a\xa0"],
 )
-def test_what_is_no_token_is_refused(value: str) -> None:
+def test_a_list_with_an_invalid_token_is_refused(value: str) -> None:
     with pytest.raises(HandshakeError, match=r"^expected comma-separated tokens in header sec-") as caught:
         protocols(f"chat, {value}")
     assert caught.value.status == 400
@@ -189,7 +189,7 @@ def test_what_is_no_token_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)
-def test_a_line_end_around_a_token_is_no_white_space(end: str) -> None:
+def test_a_line_end_around_a_token_is_not_whitespace(end: str) -> None:
     for value in (f"{end}a", f"a{end}", f"a,{end}b"):
         with pytest.raises(HandshakeError):
             protocols(value)
@@ -227,7 +227,7 @@ def test_a_line_end_around_a_token_is_no_white_space(end: str) -> None:
         ),
     ],
 )
-def test_extension_lists(values: list[str], expected: list[ExtensionOffer]) -> None:
+def test_extension_lists_are_parsed(values: list[str], expected: list[ExtensionOffer]) -> None:
     assert extensions(*values) == expected
 
 
@@ -273,7 +273,7 @@ def test_extension_lists(values: list[str], expected: list[ExtensionOffer]) -> N
         *(f'foo; a="\\{end}"' for end in LINE_ENDS),
     ],
 )
-def test_what_is_no_extension_list_is_refused(value: str) -> None:
+def test_a_malformed_extension_list_is_refused(value: str) -> None:
     with pytest.raises(
         HandshakeError, match=r"^expected extensions as 'name; parameter=value, ...' in header"
     ) as caught:
@@ -281,7 +281,7 @@ def test_what_is_no_extension_list_is_refused(value: str) -> None:
     assert caught.value.status == 400
 
 
-def test_a_refusal_shows_the_place() -> None:
+def test_a_refusal_shows_the_position() -> None:
     with pytest.raises(HandshakeError, match=r"got '@; b' at character 6$"):
         extensions("foo, @; b")
 
@@ -291,7 +291,7 @@ def test_a_refusal_shows_the_place() -> None:
     st.sampled_from(["", " ", "\t", " \t "]),
     st.booleans(),
 )
-def test_what_is_written_is_read(offers: list[ExtensionOffer], space: str, quoted: bool) -> None:
+def test_writing_and_parsing_round_trip(offers: list[ExtensionOffer], space: str, quoted: bool) -> None:
     def written(parameter: tuple[str, str | None]) -> str:
         name, argument = parameter
         mark = '"' if quoted else ""

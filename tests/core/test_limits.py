@@ -51,25 +51,25 @@ def test_defaults_are_the_documented_ones() -> None:
     }
 
 
-def test_limits_cannot_be_changed_behind_a_connections_back() -> None:
+def test_limits_are_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Limits().max_message_size = None  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_none_switches_off(name: str) -> None:
+def test_none_switches_a_limit_off(name: str) -> None:
     assert getattr(make(name, None), name) is None
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in OPTIONAL])
-def test_the_others_cannot_be_switched_off(name: str) -> None:
+def test_other_limits_cannot_be_switched_off(name: str) -> None:
     with pytest.raises(ValueError, match=f"expected {name} as a .* above 0, got None: only max_message_size, "):
         make(name, None)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [0, -1, True, False, "5", b"5", [5], -0.5, math.nan, math.inf, 2**63])
-def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> None:
+def test_values_that_are_not_positive_numbers_are_refused(name: str, value: object) -> None:
     # Every comparison with NaN is false: such a limit would limit nothing, such a deadline never come.
     with pytest.raises(ValueError, match=f"expected {name} as a ") as caught:
         make(name, value)
@@ -84,7 +84,7 @@ def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> No
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_count_is_whole(name: str) -> None:
+def test_counts_must_be_integers(name: str) -> None:
     # 0.5 bytes would become a limit of none; the compiled build cannot hold such a number of fragments.
     for value in (0.5, 1.5, 3.0):
         with pytest.raises(ValueError, match=f"expected {name} as a whole number above 0"):
@@ -94,12 +94,12 @@ def test_a_count_is_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in [*COUNTS, "max_memory"]])
-def test_times_and_rates_may_be_any_number_above_zero(name: str) -> None:
+def test_times_and_rates_may_be_any_positive_number(name: str) -> None:
     for value in (0.001, 1, 3.5, 1e9):
         assert getattr(make(name, value), name) == value
 
 
-def test_memory_is_a_share_or_a_number_of_bytes() -> None:
+def test_memory_is_a_fraction_or_a_number_of_bytes() -> None:
     for value in (0.001, 0.25, 0.999, 1, 10**12):
         assert make("max_memory", value).max_memory == value
     for value in (1.0, 1.5, 1e9):

@@ -47,7 +47,7 @@ def bank() -> Bank:
     return Bank()
 
 
-def test_what_is_little_is_not_counted(bank: Bank) -> None:
+def test_small_amounts_are_not_counted(bank: Bank) -> None:
     accounts = [bank.account() for _ in range(1000)]
     for account in accounts:
         account.report(STEP // 2, STEP // 4, STEP // 4 - 1, NOW)
@@ -55,7 +55,7 @@ def test_what_is_little_is_not_counted(bank: Bank) -> None:
 
 
 @pytest.mark.need(6)
-def test_the_largest_pause_at_three_quarters_and_the_small_go_on(bank: Bank) -> None:
+def test_at_three_quarters_the_largest_pause_and_the_small_continue(bank: Bank) -> None:
     small, large, other = bank.holding(1, 40, 33)
     assert bank.orders == []
     other.report(35 * MIB, 0, 0, NOW + 1)
@@ -73,7 +73,7 @@ def test_the_largest_pause_at_three_quarters_and_the_small_go_on(bank: Bank) -> 
 
 
 @pytest.mark.need(6)
-def test_reading_goes_on_below_half(bank: Bank) -> None:
+def test_reading_resumes_below_half(bank: Bank) -> None:
     small, large, other = bank.holding(1, 40, 35)
     bank.orders.clear()
     assert other.paused
@@ -88,7 +88,7 @@ def test_reading_goes_on_below_half(bank: Bank) -> None:
     assert (bank.budget.total, len(bank.budget)) == (0, 0)
 
 
-def test_one_that_has_let_go_by_itself_goes_on_at_once(bank: Bank) -> None:
+def test_a_connection_that_releases_its_memory_resumes_immediately(bank: Bank) -> None:
     *_, last = bank.holding(*[1] * 39, 37)
     assert last.paused
     last.report(0, MIB // 2, 0, NOW)
@@ -97,7 +97,7 @@ def test_one_that_has_let_go_by_itself_goes_on_at_once(bank: Bank) -> None:
 
 
 @pytest.mark.need(6)
-def test_past_all_of_it_the_largest_end_until_a_sixteenth_is_free(bank: Bank) -> None:
+def test_beyond_the_limit_the_largest_are_closed_until_a_sixteenth_is_free(bank: Bank) -> None:
     accounts = bank.holding(*[10] * 5, 20, 1, 28)
     assert [account.ending for account in accounts] == [False] * 8
     accounts[6].report(3 * MIB, 0, 0, NOW)
@@ -119,7 +119,7 @@ def test_past_all_of_it_the_largest_end_until_a_sixteenth_is_free(bank: Bank) ->
     ],
     ids=["a message that was arriving", "not received", "unsent"],
 )
-def test_what_it_ends_with(parts: tuple[int, int, int], kind: type[Any], code: int) -> None:
+def test_the_close_code_depends_on_the_kind_of_memory(parts: tuple[int, int, int], kind: type[Any], code: int) -> None:
     bank = Bank(20)
     account = bank.account(20 * MIB)
     making, queued, unsent = (part * MIB for part in parts)
@@ -136,7 +136,7 @@ def test_what_it_ends_with(parts: tuple[int, int, int], kind: type[Any], code: i
 
 
 @pytest.mark.need(6)
-def test_one_that_stays_paused_is_overdue_and_the_largest_end_until_half_is_free(bank: Bank) -> None:
+def test_when_a_pause_is_overdue_the_largest_are_closed_until_half_is_free(bank: Bank) -> None:
     # Half messages, of which nothing more comes: to wait would never free anything, and large messages would wait too.
     accounts = bank.holding(*[1] * 20, 20, 20, 10, 14)
     for account in accounts:
@@ -152,7 +152,7 @@ def test_one_that_stays_paused_is_overdue_and_the_largest_end_until_half_is_free
     assert not any(account.paused for account in accounts)
 
 
-def test_one_that_is_overdue_where_the_others_have_let_go_of_some_reads_on(bank: Bank) -> None:
+def test_an_overdue_connection_resumes_if_others_have_released_enough(bank: Bank) -> None:
     first, second, third = bank.holding(20, 30, 27)
     assert third.paused
     first.report(10 * MIB, 0, 0, NOW)
@@ -161,7 +161,7 @@ def test_one_that_is_overdue_where_the_others_have_let_go_of_some_reads_on(bank:
     assert [account.paused or account.ending for account in (first, second, third)] == [False] * 3
 
 
-def test_one_that_goes_on_is_not_overdue(bank: Bank) -> None:
+def test_a_connection_that_resumes_is_not_overdue(bank: Bank) -> None:
     account, other = bank.holding(40, 40)
     assert other.paused
     account.close()
@@ -171,7 +171,7 @@ def test_one_that_goes_on_is_not_overdue(bank: Bank) -> None:
 
 @pytest.mark.parametrize("beside", [0, 1])
 @pytest.mark.parametrize("how", ["report", "close"])
-def test_one_that_lets_go_of_all_at_once_reads_on(bank: Bank, how: str, beside: int) -> None:
+def test_a_connection_that_releases_everything_at_once_resumes(bank: Bank, how: str, beside: int) -> None:
     account, *_ = bank.holding(80, *[1] * beside)
     account.report(81 * MIB, 0, 0, NOW)
     assert account.paused
@@ -184,7 +184,7 @@ def test_one_that_lets_go_of_all_at_once_reads_on(bank: Bank, how: str, beside: 
     assert bank.orders == [account]
 
 
-def test_one_that_is_collected_while_it_is_paused_is_forgotten(bank: Bank) -> None:
+def test_a_connection_collected_while_paused_is_forgotten(bank: Bank) -> None:
     account, other = bank.holding(80, 1)
     account.report(81 * MIB, 0, 0, NOW)
     bank.budget.lost(account)
@@ -192,7 +192,7 @@ def test_one_that_is_collected_while_it_is_paused_is_forgotten(bank: Bank) -> No
     assert (account.paused, account.held, bank.budget.total) == (False, 0, 2 * MIB)
 
 
-def test_one_that_has_let_go_of_most_is_pardoned(bank: Bank) -> None:
+def test_a_connection_that_has_released_most_is_spared(bank: Bank) -> None:
     large, _ = bank.holding(60, 41)
     assert large.ending
     assert not large.recovered()
@@ -203,7 +203,7 @@ def test_one_that_has_let_go_of_most_is_pardoned(bank: Bank) -> None:
 
 
 @pytest.mark.need(6)
-def test_the_lowest_limit_of_those_that_hold_something_counts(bank: Bank) -> None:
+def test_the_lowest_limit_among_connections_that_hold_memory_applies(bank: Bank) -> None:
     low = bank.account(10 * MIB)
     (large,) = bank.holding(50)
     assert bank.budget.limit == 100 * MIB
@@ -214,14 +214,14 @@ def test_the_lowest_limit_of_those_that_hold_something_counts(bank: Bank) -> Non
     assert bank.budget.limit == 100 * MIB
 
 
-def test_a_limit_of_any_size(bank: Bank) -> None:
+def test_a_huge_limit_is_capped_at_the_largest_size(bank: Bank) -> None:
     account = bank.account(sys.maxsize)
     account.report(100 * MIB, 0, 0, NOW)
     assert (bank.budget.limit, account.paused, bank.lines) == (sys.maxsize, False, [])
     assert bytes_of(1e30) == sys.maxsize
 
 
-def test_the_lowest_limit_however_they_come_and_go(bank: Bank) -> None:
+def test_the_lowest_limit_applies_as_connections_come_and_go(bank: Bank) -> None:
     chance = random.Random(1)
     accounts = [bank.account(limit * 1000 * MIB) for limit in (1, 2, 3) for _ in range(2)]
     for _ in range(1000):
@@ -232,14 +232,14 @@ def test_the_lowest_limit_however_they_come_and_go(bank: Bank) -> None:
         assert (bank.budget.total, len(bank.budget)) == (len(holding) * MIB, len(holding))
 
 
-def test_the_account_of_a_connection_that_was_collected_is_closed(bank: Bank) -> None:
+def test_a_collected_connection_is_no_longer_counted(bank: Bank) -> None:
     account, other = bank.holding(30, 30)
     bank.budget.lost(account)
     other.report(31 * MIB, 0, 0, NOW)
     assert (bank.budget.total, len(bank.budget)) == (31 * MIB, 1)
 
 
-def test_in_the_child_of_a_fork_everything_begins_anew(bank: Bank) -> None:
+def test_a_forked_child_starts_with_an_empty_budget(bank: Bank) -> None:
     accounts = bank.holding(40, 40)
     assert accounts[1].paused
     bank.budget.forget(threading.RLock())
@@ -248,7 +248,7 @@ def test_in_the_child_of_a_fork_everything_begins_anew(bank: Bank) -> None:
     assert (bank.budget.total, len(bank.budget), accounts[1].paused) == (5 * MIB, 1, False)
 
 
-def test_reports_of_many_threads_add_up() -> None:
+def test_reports_from_many_threads_add_up() -> None:
     bank = Bank(2**50)
 
     def work(seed: int) -> None:
@@ -265,7 +265,7 @@ def test_reports_of_many_threads_add_up() -> None:
     assert (bank.budget.total, len(bank.budget)) == (24 * MIB, 8)
 
 
-def test_orders_may_lead_to_reports_at_once() -> None:
+def test_reports_may_arrive_while_orders_are_given() -> None:
     """A connection that is told to end lets go within the call, and its report comes from there."""
     bank = Bank()
     accounts: list[Account] = []

@@ -143,7 +143,9 @@ WAYS = [row[0] for row in TABLE]
 
 
 @pytest.mark.parametrize("way, state, code, reason, reset", TABLE)
-def test_what_a_state_means(way: Way, state: State, code: int | None, reason: str | None, reset: bool) -> None:
+def test_each_state_has_its_flags_and_close_code(
+    way: Way, state: State, code: int | None, reason: str | None, reset: bool
+) -> None:
     subject = way()
     assert subject.state is state
     assert subject.sending is (state is State.OPEN)
@@ -158,7 +160,7 @@ def test_what_a_state_means(way: Way, state: State, code: int | None, reason: st
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_messages_are_sent_while_it_is_open_alone(way: Way) -> None:
+def test_messages_are_sent_only_while_the_connection_is_open(way: Way) -> None:
     subject = way()
     waiting, queued = subject.next_to_send(), subject.items_queued
     if subject.sending:
@@ -193,7 +195,7 @@ def test_messages_are_received_until_the_end(way: Way, message: str | bytes) -> 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_close_goes_out_once_and_from_the_open_state_alone(way: Way) -> None:
+def test_a_close_is_sent_once_and_only_from_the_open_state(way: Way) -> None:
     subject = way()
     state, sent, waiting = subject.state, subject.close_sent, subject.items_queued
     subject.close(4005, "again", START)
@@ -209,7 +211,7 @@ def test_a_close_goes_out_once_and_from_the_open_state_alone(way: Way) -> None:
 @pytest.mark.parametrize(
     "code, reason", [(1006, ""), (999, ""), (5000, ""), (1000, "r" * 124), (1005, "why"), (1000, 5)]
 )
-def test_a_close_that_may_not_be_sent_is_our_own_fault_in_every_state(way: Way, code: int, reason: Any) -> None:
+def test_an_invalid_close_is_a_local_error_in_every_state(way: Way, code: int, reason: Any) -> None:
     subject = way()
     before = subject.state, subject.items_queued
     with pytest.raises(LocalProtocolError):
@@ -218,7 +220,7 @@ def test_a_close_that_may_not_be_sent_is_our_own_fault_in_every_state(way: Way, 
 
 
 @pytest.mark.parametrize("way, state, code, reason, reset", TABLE)
-def test_the_end_that_the_server_tells_of(
+def test_an_end_reported_by_the_server_closes_the_connection(
     way: Way, state: State, code: int | None, reason: str | None, reset: bool
 ) -> None:
     subject = way()
@@ -231,7 +233,7 @@ def test_the_end_that_the_server_tells_of(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_abort_throws_away_what_is_queued(way: Way) -> None:
+def test_an_abort_discards_queued_messages(way: Way) -> None:
     subject = way()
     told = subject.close_code, subject.close_reason
     if subject.sending:
@@ -245,7 +247,7 @@ def test_an_abort_throws_away_what_is_queued(way: Way) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_pings_are_the_servers(way: Way) -> None:
+def test_pings_belong_to_the_server(way: Way) -> None:
     subject = way()
     with pytest.raises(LocalProtocolError, match="ASGI has no message for a PING"):
         subject.ping(b"", START)
@@ -254,7 +256,7 @@ def test_pings_are_the_servers(way: Way) -> None:
 # --- what is sent -----------------------------------------------------------------------------------
 
 
-def test_the_server_takes_everything_in_order_and_the_close_last() -> None:
+def test_the_server_receives_messages_in_order_and_the_close_last() -> None:
     subject = make()
     for number in range(3):
         subject.send_text(f"é{number}")
@@ -273,19 +275,19 @@ def test_the_server_takes_everything_in_order_and_the_close_last() -> None:
     assert (subject.state, subject.items_taken, subject.unsent_size) == (State.CLOSED, 7, 0)
 
 
-def test_the_close_counts_as_no_message() -> None:
+def test_the_close_does_not_count_as_a_message() -> None:
     subject = closing_after_messages()
     assert (subject.messages_sent, subject.counts().bytes_sent, subject.unsent_size) == (1, 6, 6)
 
 
-def test_text_that_cannot_be_encoded_is_our_own_fault_and_nothing_is_sent() -> None:
+def test_text_that_cannot_be_encoded_is_a_local_error_and_nothing_is_sent() -> None:
     subject = make()
     with pytest.raises(LocalProtocolError, match="expected text that UTF-8 can encode"):
         subject.send_text("\ud800")
     assert (subject.next_to_send(), subject.messages_sent, subject.unsent_size) == (None, 0, 0)
 
 
-def test_what_was_given_up_while_the_server_took_it_is_not_counted_twice() -> None:
+def test_a_message_discarded_while_the_server_takes_it_is_not_counted_twice() -> None:
     subject = make()
     subject.send_binary(b"in the server's hands")
     subject.abort()
@@ -293,7 +295,7 @@ def test_what_was_given_up_while_the_server_took_it_is_not_counted_twice() -> No
     assert (subject.items_taken, subject.unsent_size, subject.state) == (0, 0, State.CLOSED)
 
 
-def test_what_the_end_overtakes_may_still_be_taken() -> None:
+def test_messages_overtaken_by_the_end_may_still_be_taken() -> None:
     subject = make()
     subject.send_text("late")
     subject.close(4001, "", START)
@@ -306,7 +308,7 @@ def test_what_the_end_overtakes_may_still_be_taken() -> None:
 
 
 @pytest.mark.parametrize("fits, more", [("x" * 10, "x" * 11), ("é" * 5, "é" * 5 + "x"), (bytes(10), bytes(11))])
-def test_a_message_that_just_fits_is_taken_and_one_byte_more_is_not(fits: str | bytes, more: str | bytes) -> None:
+def test_a_message_at_the_limit_is_accepted_and_one_byte_more_is_not(fits: str | bytes, more: str | bytes) -> None:
     subject = make()
     assert subject.receive_message(fits, START) == [fits]
     assert refused(subject.receive_message(more, START)) == (TOO_LARGE, 1009)
@@ -315,15 +317,15 @@ def test_a_message_that_just_fits_is_taken_and_one_byte_more_is_not(fits: str | 
     assert (subject.state, subject.close_sent) == (State.CLOSED, (1009, TOO_LARGE))
 
 
-def test_without_a_limit_every_size_is_taken() -> None:
+def test_without_a_limit_every_size_is_accepted() -> None:
     assert make(max_message_size=None).receive_message(bytes(2**25), START) == [bytes(2**25)]
 
 
-def test_a_server_that_lets_a_lone_surrogate_through_does_no_harm() -> None:
+def test_a_lone_surrogate_from_the_server_is_harmless() -> None:
     assert make().receive_message("\ud800", START) == ["\ud800"]
 
 
-def test_a_violation_is_told_to_the_peer_after_what_was_sent_before() -> None:
+def test_a_violation_is_reported_after_earlier_messages_are_sent() -> None:
     subject = make()
     subject.send_text("before")
     assert refused(subject.receive_message(bytes(11), START)) == (TOO_LARGE, 1009)
@@ -333,13 +335,13 @@ def test_a_violation_is_told_to_the_peer_after_what_was_sent_before() -> None:
     assert subject.unsent_size == 0
 
 
-def test_after_our_close_a_violation_sends_nothing_more() -> None:
+def test_after_our_close_a_violation_sends_nothing() -> None:
     subject = violated_after_our_close()
     assert take_all(subject) == [(4001, "ours")]
     assert (subject.state, subject.close_code) == (State.CLOSED, 1009)
 
 
-def test_after_a_violation_nothing_counts() -> None:
+def test_input_after_a_violation_is_ignored() -> None:
     subject = violated()
     assert subject.receive_message("x", START) == []
     assert subject.receive_message(bytes(11), START) == []
@@ -356,7 +358,7 @@ def test_one_message_too_many_is_refused_with_1008() -> None:
 
 
 @pytest.mark.need(27)
-def test_the_rate_is_an_allowance_that_fills_up_with_time() -> None:
+def test_the_rate_allowance_refills_over_time() -> None:
     subject = make(max_message_rate=2)
     for step in range(20):
         assert subject.receive_message(b"x", START + step / 2) == [b"x"]
@@ -365,12 +367,12 @@ def test_the_rate_is_an_allowance_that_fills_up_with_time() -> None:
     assert refused(subject.receive_message(b"x", START + 1000)) == (TOO_MANY, 1008)
 
 
-def test_without_a_rate_any_number_may_come_at_once() -> None:
+def test_without_a_rate_any_number_of_messages_may_arrive_at_once() -> None:
     subject = make()
     assert sum(len(subject.receive_message(b"x", START)) for _ in range(5000)) == 5000
 
 
-def test_a_failure_keeps_nothing_of_the_message() -> None:
+def test_a_failure_keeps_no_part_of_the_message() -> None:
     subject = make()
     with measured() as memory:
         events = subject.receive_message(bytes(1_000_000), START)
@@ -384,7 +386,7 @@ def test_a_failure_keeps_nothing_of_the_message() -> None:
 
 @pytest.mark.parametrize("ours", [None, (4001, "ours")])
 @pytest.mark.parametrize("theirs", [(4002, "theirs"), (1005, ""), (1006, "")])
-def test_an_end_is_told_as_the_protocol_tells_it(
+def test_an_end_emits_the_same_events_as_the_native_protocol(
     build: Build, ours: tuple[int, str] | None, theirs: tuple[int, str]
 ) -> None:
     one, other = make(), build.make()
@@ -400,7 +402,7 @@ def test_an_end_is_told_as_the_protocol_tells_it(
     assert (one.close_code, one.close_reason, one.reset) == (other.close_code, other.close_reason, other.reset)
 
 
-def test_a_violation_is_told_as_the_protocol_tells_it(build: Build) -> None:
+def test_a_violation_emits_the_same_events_as_the_native_protocol(build: Build) -> None:
     for limits, data in ((Limits(max_message_size=10), [bytes(11)]), (Limits(max_message_rate=2), [b"x"] * 3)):
         one, other = MessageProtocol(limits, START), build.make(limits=limits)
         events = [plain(one.receive_message(message, START)) for message in data]

@@ -129,7 +129,7 @@ def test_the_message_cannot_be_reached_before_it_is_complete(build: Build) -> No
     assert hash(message) == hash(bytes(SIZE))
 
 
-def test_nobody_else_can_take_the_memory_or_resize_it(build: Build) -> None:
+def test_the_memory_cannot_be_taken_or_resized_from_outside(build: Build) -> None:
     payload = random.Random(2).randbytes(SIZE)
     subject, rest = begun(build, payload)
     owner: Any = subject.receiver.get_buffer().obj
@@ -139,7 +139,7 @@ def test_nobody_else_can_take_the_memory_or_resize_it(build: Build) -> None:
     assert fill(subject, rest, lambda memory: None) == [payload]
 
 
-def test_it_is_not_copied_where_no_view_is_left(build: Build) -> None:
+def test_the_message_is_not_copied_if_no_view_remains(build: Build) -> None:
     payload = bytes(SIZE)
     subject, rest = begun(build, payload)
     with measured() as memory:
@@ -151,7 +151,7 @@ def test_it_is_not_copied_where_no_view_is_left(build: Build) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_short_payloads_are_no_shared_objects(build: Build, size: int) -> None:
+def test_short_payloads_are_not_written_into_shared_objects(build: Build, size: int) -> None:
     """CPython has one object for each byte, and one without any: nothing is ever written to them."""
     for first in range(256):
         payload = bytes([first]) * size
@@ -185,7 +185,7 @@ class Memory(bytearray):
 @pytest.mark.parametrize(
     "keep", [lambda memory: None, as_another_memoryview], ids=["nothing is kept", "a view is kept"]
 )
-def test_take_bytes_is_used_where_there_is_one(
+def test_take_bytes_is_used_if_available(
     build: Build, keep: Callable[[memoryview], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module(build.PayloadBuffer.__module__), "_Memory", Memory)

@@ -13,7 +13,7 @@ from watershed_mw.errors import ConnectionClosed, LocalProtocolError
 AGREED = DeflateParameters(options=DeflateOptions(threshold=10))
 
 
-def test_servers_without_compression_write_the_very_same_bytes(build: Build) -> None:
+def test_servers_without_compression_share_the_same_bytes(build: Build) -> None:
     shared = build.PreparedMessage("hé")
     one, two = (build.make().send_prepared(shared) for _ in range(2))
     assert one is two
@@ -40,7 +40,7 @@ def test_below_the_threshold_nothing_is_compressed(build: Build) -> None:
     assert sent == wire.frame(wire.BINARY, b"short")
 
 
-def test_what_waits_goes_first_and_counters_agree(build: Build) -> None:
+def test_pending_bytes_go_first_and_counters_agree(build: Build) -> None:
     protocol = build.make()
     protocol.send_text("first")
     assert protocol.send_prepared(build.PreparedMessage("second")) == b""
@@ -56,7 +56,7 @@ def test_a_client_queues_a_frame_of_its_own(build: Build) -> None:
     assert len(protocol.data_to_send()) == 2 + 4 + 1
 
 
-def test_nothing_is_sent_once_a_close_was(build: Build) -> None:
+def test_nothing_is_sent_after_a_close(build: Build) -> None:
     protocol = build.make()
     protocol.close(1000, "", START)
     with pytest.raises(ConnectionClosed):

@@ -18,7 +18,7 @@ from watershed_mw.core.states import Role, State
 
 
 @given(stream=streams(), data=st.data())
-def test_what_a_peer_sends_comes_out(build: Build, stream: Stream, data: st.DataObject) -> None:
+def test_every_message_of_a_peer_is_received(build: Build, stream: Stream, data: st.DataObject) -> None:
     subject = build.make(stream.role, parameters=stream.parameters)
     events = feed(subject, data.draw(chunked(stream.data)))
     assert plain(events) == stream.events
@@ -49,7 +49,7 @@ messages = st.lists(texts | datas | st.builds(Ping, short), max_size=8)
     parameters=st.none() | agreements,
     data=st.data(),
 )
-def test_what_one_end_sends_the_other_receives(
+def test_every_message_sent_by_one_end_reaches_the_other(
     build: Build,
     items: list[str | bytes | Ping],
     end: CloseReceived,

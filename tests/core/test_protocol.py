@@ -40,7 +40,7 @@ def arrives(build: Build, data: bytes, role: Role = Role.SERVER, **options: Any)
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("text", ["", "Hello", "é", "κόσμε", "\U0001f600", "\ufeffbom", "\x00", "\uffff", "x" * 300])
-def test_text_comes_as_str(build: Build, role: Role, text: str) -> None:
+def test_text_arrives_as_str(build: Build, role: Role, text: str) -> None:
     result = arrives(build, frame(TEXT, text.encode(), key=peer_key(role)), role)
     assert result.events == [text]
     assert result.state is State.OPEN
@@ -49,14 +49,14 @@ def test_text_comes_as_str(build: Build, role: Role, text: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("data", [b"", b"Hello", bytes(range(256)), b"\xff" * 1000])
-def test_binary_comes_as_bytes(build: Build, role: Role, data: bytes) -> None:
+def test_binary_arrives_as_bytes(build: Build, role: Role, data: bytes) -> None:
     result = arrives(build, frame(BINARY, data, key=peer_key(role)), role)
     assert result.events == [data]
     assert type(result.events[0]) is bytes
 
 
 @pytest.mark.parametrize("size", [125, 126, 65535, 65536, 200_000])
-def test_messages_of_every_length_come(build: Build, size: int) -> None:
+def test_messages_of_every_length_arrive(build: Build, size: int) -> None:
     data = random.Random(size).randbytes(size)
     subject = build.make()
     source = frame(BINARY, data, key=wire.KEY)
@@ -77,7 +77,7 @@ def put(subject: Any, data: bytes, most: int) -> tuple[int, list[Any]]:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_payload_of_a_large_message_may_come_in_place(build: Build, role: Role, opcode: int, seed: int) -> None:
+def test_the_payload_of_a_large_message_may_be_read_in_place(build: Build, role: Role, opcode: int, seed: int) -> None:
     """Any part of it, between parts that do not, and with other frames behind it."""
     dice = random.Random(seed)
     payload = ("0123é€" * 15_000).encode()
@@ -100,7 +100,7 @@ def test_the_payload_of_a_large_message_may_come_in_place(build: Build, role: Ro
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_comes_in_place_is_checked_as_it_comes(build: Build, role: Role) -> None:
+def test_text_read_in_place_is_checked_as_it_arrives(build: Build, role: Role) -> None:
     source = frame(TEXT, b"x" * 90_000 + b"\xff" + b"x" * 90_000, key=peer_key(role))
     subject = build.make(role)
     position = 10_000
@@ -114,14 +114,14 @@ def test_what_comes_in_place_is_checked_as_it_comes(build: Build, role: Role) ->
     assert subject.receiver.payload_to_come() == 0
 
 
-def test_what_a_peer_declares_costs_no_memory_in_place(build: Build) -> None:
+def test_a_declared_length_costs_no_memory_when_read_in_place(build: Build) -> None:
     subject = build.make(limits=Limits(max_message_size=None))
     subject.receive_data(frame(BINARY, b"", key=wire.KEY, declared=2**40), START)
     assert subject.receiver.payload_to_come() == 2**40
     assert len(subject.receiver.get_buffer()) <= 256 * 2**10
 
 
-def test_what_comes_in_place_when_it_has_ended_is_dropped(build: Build) -> None:
+def test_bytes_read_in_place_after_the_end_are_dropped(build: Build) -> None:
     subject = build.make()
     subject.receive_data(frame(BINARY, bytes(1000), key=wire.KEY)[:500], START)
     size = subject.receiver.payload_to_come()
@@ -131,7 +131,9 @@ def test_what_comes_in_place_when_it_has_ended_is_dropped(build: Build) -> None:
     assert subject.counts().messages_received == 0
 
 
-def test_what_interrupts_the_reading_of_borrowed_memory_ends_it(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_reading_borrowed_memory_ends_the_connection(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A signal's handler may raise anywhere: what it leaves behind is not read from memory that others write to."""
     subject = build.make(limits=Limits(max_message_rate=100))
     memory = bytearray(frame(TEXT, b"one", key=wire.KEY) * 3)
@@ -143,7 +145,7 @@ def test_what_interrupts_the_reading_of_borrowed_memory_ends_it(build: Build, mo
     assert subject.receive_step(memory, len(memory), START) == []
 
 
-def test_only_messages_in_one_frame_come_in_place(build: Build) -> None:
+def test_only_unfragmented_messages_are_read_in_place(build: Build) -> None:
     for source in (
         frame(BINARY, bytes(1000), key=wire.KEY, fin=False),
         frame(BINARY, bytes(1000), key=wire.KEY, rsv=4),
@@ -169,7 +171,7 @@ def test_only_messages_in_one_frame_come_in_place(build: Build) -> None:
         [b"", b"", b"Hello", b"", b""],
     ],
 )
-def test_fragments_are_put_together(build: Build, role: Role, opcode: int, pieces: list[bytes]) -> None:
+def test_fragments_are_joined(build: Build, role: Role, opcode: int, pieces: list[bytes]) -> None:
     result = arrives(build, wire.message(opcode, pieces, key=peer_key(role)), role)
     assert result.events == ["Hello" if opcode == TEXT else b"Hello"]
     assert result.counts == (len(pieces), 0, 1, 0)
@@ -182,7 +184,7 @@ def test_a_message_of_empty_fragments_is_empty(build: Build, opcode: int, empty:
 
 @pytest.mark.advisory("aiohttp changelog")
 @pytest.mark.parametrize("role", ROLES)
-def test_control_frames_come_between_fragments(build: Build, role: Role) -> None:
+def test_control_frames_may_arrive_between_fragments(build: Build, role: Role) -> None:
     # aiohttp once lost the message.
     key = peer_key(role)
     data = (
@@ -199,7 +201,7 @@ def test_control_frames_come_between_fragments(build: Build, role: Role) -> None
     assert result.counts == (6, 2, 1, 0)
 
 
-def test_messages_of_one_chunk_keep_their_order(build: Build) -> None:
+def test_messages_in_one_chunk_keep_their_order(build: Build) -> None:
     data = b"".join(
         [
             frame(TEXT, b"1", key=wire.KEY),
@@ -214,7 +216,7 @@ def test_messages_of_one_chunk_keep_their_order(build: Build) -> None:
     assert result.events == ["1", b"22", Ping(b"3"), "", b"", CloseReceived(1000, "5")]
 
 
-def test_a_message_is_not_kept_from_one_to_the_next(build: Build) -> None:
+def test_a_message_is_released_before_the_next_one(build: Build) -> None:
     data = wire.message(TEXT, [b"a", b"b"], key=wire.KEY) + wire.message(BINARY, [b"c", b"d"], key=wire.KEY)
     assert arrives(build, data * 2).events == ["ab", b"cd", "ab", b"cd"]
 
@@ -224,7 +226,7 @@ def test_a_message_is_not_kept_from_one_to_the_next(build: Build) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("fin", [True, False])
-def test_a_continuation_without_a_beginning_is_a_violation(build: Build, role: Role, fin: bool) -> None:
+def test_a_continuation_without_a_first_frame_is_a_violation(build: Build, role: Role, fin: bool) -> None:
     key = peer_key(role)
     data = frame(TEXT, b"before", key=key) + frame(CONTINUATION, b"x", fin=fin, key=key)
     first, second = arrives(build, data, role).events
@@ -246,7 +248,7 @@ def test_a_message_inside_a_message_is_a_violation(build: Build, opcode: int, fi
     [b"\xc1\x80", b"\xa1\x80", b"\x91\x80", b"\x83\x80", b"\x8b\x80", b"\x81\x00", b"\x09\x80", b"\x89\xfe"],
     ids=["RSV1", "RSV2", "RSV3", "data opcode", "control opcode", "no mask", "fragmented ping", "long ping"],
 )
-def test_a_bad_frame_is_a_violation_and_nothing_worse(build: Build, bad: bytes) -> None:
+def test_a_malformed_frame_is_a_violation_and_nothing_worse(build: Build, bad: bytes) -> None:
     # engine.io once died of RSV2.
     for before in (b"", frame(TEXT, b"x", key=wire.KEY), frame(TEXT, b"x", fin=False, key=wire.KEY)):
         result = arrives(build, before + bad)
@@ -331,7 +333,9 @@ def octets(kind: str, payload: bytes, key: bytes | None) -> list[bytes]:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", ["chunks", "fragments", "compressed"])
 @pytest.mark.parametrize("text", BAD_UTF8)
-def test_the_first_bad_byte_of_a_text_is_a_violation_at_once(build: Build, kind: str, role: Role, text: bytes) -> None:
+def test_the_first_invalid_byte_of_a_text_is_a_violation_immediately(
+    build: Build, kind: str, role: Role, text: bytes
+) -> None:
     bad = first_bad_byte(text)
     assert bad is not None
     subject = build.make(role, parameters=COMPRESSION)
@@ -356,7 +360,7 @@ def test_text_that_is_not_utf8_is_a_violation_in_any_chunking(build: Build, text
 
 @pytest.mark.parametrize("text", UNFINISHED)
 @pytest.mark.parametrize("kind", ["chunks", "fragments", "compressed"])
-def test_a_character_may_be_cut_but_not_left_unfinished(build: Build, kind: str, text: bytes) -> None:
+def test_a_character_may_be_split_but_not_left_incomplete(build: Build, kind: str, text: bytes) -> None:
     subject = build.make(Role.CLIENT, parameters=COMPRESSION)
     assert feed(subject, octets(kind, text, None)) == []
     if kind != "chunks":
@@ -366,7 +370,7 @@ def test_a_character_may_be_cut_but_not_left_unfinished(build: Build, kind: str,
 
 
 @given(payload=st.binary(max_size=12) | st.text(max_size=5).map(str.encode), tail=st.binary(max_size=3))
-def test_any_bytes_are_judged_as_unicode_says(build: Build, payload: bytes, tail: bytes) -> None:
+def test_any_bytes_are_validated_as_unicode_says(build: Build, payload: bytes, tail: bytes) -> None:
     payload += tail
     subject = build.make(Role.CLIENT)
     subject.receive_data(frame(TEXT, fin=False), START)
@@ -386,7 +390,7 @@ def test_any_bytes_are_judged_as_unicode_says(build: Build, payload: bytes, tail
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("bad", [None, *BAD_UTF8, *UNFINISHED])
-def test_a_large_frame_of_text_is_judged_chunk_by_chunk(build: Build, bad: bytes | None, role: Role) -> None:
+def test_a_large_text_frame_is_validated_chunk_by_chunk(build: Build, bad: bytes | None, role: Role) -> None:
     """Runs of ASCII of every length in front of other characters, as words of the machine are looked at."""
     good = "".join("a" * run + "é水🙂"[run % 3] for run in range(40)).encode()
     text = good + (bad or b"") + (b"" if bad in UNFINISHED else good)
@@ -444,7 +448,7 @@ def test_an_unsolicited_pong_is_reported_and_not_answered(build: Build, role: Ro
     assert result.sent == []
 
 
-def test_latency_is_what_the_last_answered_ping_took(build: Build) -> None:
+def test_latency_is_the_round_trip_of_the_last_answered_ping(build: Build) -> None:
     subject = build.make()
     assert subject.latency is None
     subject.ping(b"a", START)
@@ -456,7 +460,7 @@ def test_latency_is_what_the_last_answered_ping_took(build: Build) -> None:
     assert subject.latency == 0.25, "a PING is answered once"
 
 
-def test_one_pong_answers_the_pings_before_it_as_well(build: Build) -> None:
+def test_a_pong_also_answers_earlier_pings(build: Build) -> None:
     # Section 5.5.3: "MAY elect to send a Pong frame for only the most recently processed Ping".
     subject = build.make()
     for number in range(3):
@@ -469,7 +473,7 @@ def test_one_pong_answers_the_pings_before_it_as_well(build: Build) -> None:
     assert subject.latency == 7.0
 
 
-def test_a_ping_that_is_sent_again_is_timed_from_its_last_sending(build: Build) -> None:
+def test_a_repeated_ping_is_timed_from_its_last_sending(build: Build) -> None:
     subject = build.make()
     subject.ping(b"a", START)
     subject.ping(b"a", START + 2)
@@ -496,7 +500,7 @@ def compressed(payload: bytes) -> bytes:
     return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
-def test_a_compressed_text_that_is_not_utf8_is_a_violation(build: Build) -> None:
+def test_compressed_text_that_is_not_utf8_is_a_violation(build: Build) -> None:
     data = frame(TEXT, compressed(b"a\xff"), rsv=4)
     (event,) = arrives(build, data, Role.CLIENT, parameters=COMPRESSION).events
     assert failure(event) == NOT_UTF8

@@ -81,7 +81,7 @@ PAIRS = [(state, trigger) for state, row in TRANSITIONS.items() for trigger in r
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("state, trigger", PAIRS, ids=lambda item: item.name)
-def test_every_pair_of_the_table_is_reached(build: Build, role: Role, state: State, trigger: Trigger) -> None:
+def test_every_transition_of_the_table_is_reached(build: Build, role: Role, state: State, trigger: Trigger) -> None:
     walk = Walk(build, role)
     walk.to(state)
     walk.pull(trigger)
@@ -96,7 +96,7 @@ def test_every_pair_of_the_table_is_reached(build: Build, role: Role, state: Sta
     [item for item in Trigger if item not in (Trigger.TIMEOUT, Trigger.PEER_SILENT)],
     ids=lambda item: item.name,
 )
-def test_no_other_pair_does_anything(build: Build, role: Role, state: State, trigger: Trigger) -> None:
+def test_no_other_trigger_has_an_effect(build: Build, role: Role, state: State, trigger: Trigger) -> None:
     if trigger in TRANSITIONS[state]:
         return
     walk = Walk(build, role)
@@ -120,7 +120,7 @@ def test_no_other_pair_does_anything(build: Build, role: Role, state: State, tri
         (State.CLOSED, False, True),
     ],
 )
-def test_what_a_state_means(build: Build, state: State, sending: bool, ended: bool) -> None:
+def test_every_state_allows_or_refuses_sending(build: Build, state: State, sending: bool, ended: bool) -> None:
     walk = Walk(build, Role.SERVER)
     walk.to(state)
     subject = walk.subject
@@ -137,7 +137,7 @@ def test_what_a_state_means(build: Build, state: State, sending: bool, ended: bo
 
 
 @pytest.mark.parametrize("state", State, ids=lambda item: item.name)
-def test_a_code_or_reason_that_may_not_be_sent_is_our_own_fault_in_every_state(build: Build, state: State) -> None:
+def test_an_invalid_code_or_reason_is_a_local_error_in_every_state(build: Build, state: State) -> None:
     walk = Walk(build, Role.SERVER)
     walk.to(state)
     walk.subject.data_to_send()
@@ -184,7 +184,7 @@ def test_the_peers_answer_ends_the_handshake(build: Build, role: Role) -> None:
     assert subject.next_deadline() is None
 
 
-def test_the_peers_code_counts_where_both_close_at_once(build: Build) -> None:
+def test_the_peers_code_counts_if_both_close_at_once(build: Build) -> None:
     subject = build.make()
     subject.close(1000, "ours", START)
     subject.receive_data(wire.close(4000, "theirs", key=wire.KEY), START)
@@ -201,7 +201,7 @@ def test_a_close_without_a_code_is_empty(build: Build, role: Role) -> None:
     assert caught.value.code == 1005
 
 
-def test_messages_still_come_until_the_peers_close(build: Build) -> None:
+def test_messages_still_arrive_until_the_peers_close(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.close(1000, "", START)
     subject.data_to_send()
@@ -213,7 +213,7 @@ def test_messages_still_come_until_the_peers_close(build: Build) -> None:
     assert subject.data_to_send() == b"", "after our Close no PONG may go"
 
 
-def test_a_peer_that_never_answers_is_given_up(build: Build) -> None:
+def test_a_peer_that_never_answers_is_dropped(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.close(1000, "", START)
     assert subject.handle_timeout(START + 9.99, 0) == []
@@ -223,7 +223,7 @@ def test_a_peer_that_never_answers_is_given_up(build: Build) -> None:
     assert (subject.close_code, subject.close_reason, subject.reset) == (1006, "", True)
 
 
-def test_a_peer_that_keeps_its_stream_open_is_given_up(build: Build) -> None:
+def test_a_peer_that_keeps_its_stream_open_is_dropped(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.close(1000, "", START)
     subject.receive_data(wire.close(1000, key=wire.KEY), START + 9)
@@ -232,7 +232,7 @@ def test_a_peer_that_keeps_its_stream_open_is_given_up(build: Build) -> None:
     assert (subject.close_code, subject.reset) == (1000, False)
 
 
-def test_a_second_close_of_this_end_changes_nothing(build: Build) -> None:
+def test_a_second_close_from_this_end_changes_nothing(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.close(1000, "first", START)
     subject.close(1001, "second", START + 5)
@@ -245,7 +245,7 @@ def test_a_second_close_of_this_end_changes_nothing(build: Build) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("code, reason", [(1000, ""), (1000, "bye"), (4999, "é" * 61), (1011, "")])
-def test_the_peers_close_is_echoed_when_the_messages_before_it_are_handed_over(
+def test_the_peers_close_is_echoed_once_earlier_messages_are_delivered(
     build: Build, role: Role, code: int, reason: str
 ) -> None:
     key = peer_key(role)
@@ -268,7 +268,7 @@ def test_the_peers_close_is_echoed_when_the_messages_before_it_are_handed_over(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_where_nothing_came_before_it_the_peers_close_is_echoed_at_once(build: Build, role: Role) -> None:
+def test_the_peers_close_is_echoed_immediately_without_earlier_messages(build: Build, role: Role) -> None:
     key = peer_key(role)
     data = frame(PING, key=key) + wire.close(1000, "bye", key=key)
     result = deliver(lambda: build.make(role, LIMITS), data, role)
@@ -285,7 +285,7 @@ def test_a_close_without_a_code_is_echoed_without_one(build: Build, role: Role) 
     assert (result.close_code, result.close_reason) == (1005, "")
 
 
-def test_replies_are_waited_for_no_longer_than_reply_timeout(build: Build) -> None:
+def test_waiting_for_replies_takes_at_most_reply_timeout(build: Build) -> None:
     walk = Walk(build, Role.SERVER)
     walk.to(State.ANSWERING)
     subject = walk.subject
@@ -307,7 +307,7 @@ def test_the_applications_own_close_answers_the_peers(build: Build) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_nothing_behind_the_peers_close_counts(build: Build, role: Role) -> None:
+def test_data_after_the_peers_close_is_ignored(build: Build, role: Role) -> None:
     key = peer_key(role)
     behind = frame(TEXT, b"x", key=key) + frame(PING, key=key) + wire.close(1011, key=key) + b"\xff" * 50
     walk = Walk(build, role)
@@ -320,7 +320,7 @@ def test_nothing_behind_the_peers_close_counts(build: Build, role: Role) -> None
     assert [(item.opcode, item.payload) for item in frames] == [(CLOSE, b"\x03\xe8")]
 
 
-def test_a_close_inside_a_message_ends_it(build: Build) -> None:
+def test_a_close_inside_a_message_discards_it(build: Build) -> None:
     data = frame(TEXT, b"never finished", fin=False, key=wire.KEY) + wire.close(1001, key=wire.KEY)
     assert deliver(build.make, data).events == [CloseReceived(1001, "")]
 
@@ -357,7 +357,7 @@ RESERVED = "expected reserved bits of 0, got one that no extension has given a m
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_violation_is_answered_only_when_the_messages_before_it_are_handed_over(build: Build, role: Role) -> None:
+def test_a_violation_is_answered_once_earlier_messages_are_delivered(build: Build, role: Role) -> None:
     key = peer_key(role)
     subject = build.make(role, LIMITS)
     events = plain(subject.receive_data(frame(TEXT, b"question", key=key) + b"\xff\xff", START))
@@ -377,7 +377,7 @@ def test_a_violation_is_answered_only_when_the_messages_before_it_are_handed_ove
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_where_nothing_came_before_it_a_violation_is_answered_at_once(build: Build, role: Role) -> None:
+def test_a_violation_is_answered_immediately_without_earlier_messages(build: Build, role: Role) -> None:
     result = deliver(lambda: build.make(role, LIMITS), b"\xff\xff", role)
     assert failure(result.events[0]) == (RESERVED, 1002)
     assert result.sent == [wire.Frame(CLOSE, b"\x03\xea" + RESERVED.encode())]
@@ -415,7 +415,7 @@ def test_a_violation_after_our_close_ends_the_connection(build: Build, role: Rol
     assert subject.next_deadline() == START + 10
 
 
-def test_nothing_behind_a_violation_counts(build: Build) -> None:
+def test_data_after_a_violation_is_ignored(build: Build) -> None:
     walk = Walk(build, Role.SERVER)
     walk.to(State.FAILING)
     behind = frame(TEXT, b"x", key=wire.KEY) + wire.close(1000, key=wire.KEY)
@@ -448,7 +448,7 @@ def test_the_text_of_a_violation_fits_into_a_close_frame(build: Build) -> None:
     ],
 )
 @pytest.mark.parametrize("role", ROLES)
-def test_what_the_end_of_the_stream_leaves(
+def test_the_end_of_the_stream_leaves_1006_or_the_peers_code(
     build: Build, role: Role, state: State, code: int, reason: str, reset: bool
 ) -> None:
     walk = Walk(build, role)
@@ -486,7 +486,7 @@ def test_the_stream_may_end_at_every_byte(build: Build, role: Role) -> None:
         assert subject.receive_data(data[size:], START) == []
 
 
-def test_the_end_may_come_twice(build: Build) -> None:
+def test_the_end_may_be_reported_twice(build: Build) -> None:
     subject = build.make()
     subject.receive_eof()
     subject.receive_eof()
@@ -498,7 +498,7 @@ def test_the_end_may_come_twice(build: Build) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("state", State, ids=lambda item: item.name)
-def test_an_abort_throws_away_what_is_queued(build: Build, role: Role, state: State) -> None:
+def test_an_abort_discards_queued_bytes(build: Build, role: Role, state: State) -> None:
     walk = Walk(build, role)
     walk.subject.send_text("queued")
     walk.subject.write_paused = True
@@ -512,7 +512,7 @@ def test_an_abort_throws_away_what_is_queued(build: Build, role: Role, state: St
     assert walk.subject.next_deadline() is None
 
 
-def test_what_was_queued_before_the_end_may_still_be_written(build: Build) -> None:
+def test_bytes_queued_before_the_end_may_still_be_written(build: Build) -> None:
     subject = build.make()
     subject.send_text("last words")
     subject.receive_eof()
@@ -531,7 +531,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_an_ended_connection_holds_on_to_nothing_that_came(build: Build, end: str) -> None:
+def test_an_ended_connection_keeps_no_received_data(build: Build, end: str) -> None:
     # Applications keep connections for their close code, and errors for their logs; the bytes that came must not
     # stay with them: not in the reader, not in the frames of a traceback, not in the context of an exception.
     data = frame(BINARY, b"x", key=wire.KEY) + ENDS[end] + bytes(256 * 1024)
@@ -544,7 +544,7 @@ def test_an_ended_connection_holds_on_to_nothing_that_came(build: Build, end: st
     assert memory.held < 10_000
 
 
-def test_a_message_that_was_never_finished_is_let_go(build: Build) -> None:
+def test_an_incomplete_message_is_released(build: Build) -> None:
     for end in (wire.close(1000, key=wire.KEY), b"\xff\xff", b""):
         subject = build.make()
         data = frame(BINARY, bytes(100_000), fin=False, key=wire.KEY)
@@ -557,7 +557,7 @@ def test_a_message_that_was_never_finished_is_let_go(build: Build) -> None:
 
 
 @given(st.lists(st.sampled_from(Trigger), max_size=12), st.sampled_from(ROLES))
-def test_any_order_of_happenings_is_harmless(build: Build, triggers: list[Trigger], role: Role) -> None:
+def test_any_order_of_events_is_harmless(build: Build, triggers: list[Trigger], role: Role) -> None:
     order = list(State)
     walk = Walk(build, role)
     walk.to(State.OPEN)

@@ -43,7 +43,7 @@ def deflated(payload: bytes, level: int = 9) -> bytes:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("pieces", [[1000], [0, 1000], [500, 500], [999, 1, 0]])
-def test_a_message_of_just_the_limit_is_taken(build: Build, opcode: int, pieces: list[int]) -> None:
+def test_a_message_at_the_limit_is_accepted(build: Build, opcode: int, pieces: list[int]) -> None:
     data = wire.message(opcode, [b"x" * size for size in pieces], key=wire.KEY)
     result = deliver(lambda: build.make(limits=limits()), data)
     assert result.events == ["x" * 1000 if opcode == TEXT else b"x" * 1000]
@@ -52,18 +52,18 @@ def test_a_message_of_just_the_limit_is_taken(build: Build, opcode: int, pieces:
 @pytest.mark.need(6)
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("pieces, got", [([1001], 1001), ([1000, 1], 1001), ([500, 501], 1001), ([1, 5000], 5001)])
-def test_a_message_of_more_is_refused_with_1009(build: Build, opcode: int, pieces: list[int], got: int) -> None:
+def test_a_message_above_the_limit_is_refused_with_1009(build: Build, opcode: int, pieces: list[int], got: int) -> None:
     data = wire.message(opcode, [b"x" * size for size in pieces], key=wire.KEY)
     (event,) = deliver(lambda: build.make(limits=limits()), data).events
     assert failure(event) == too_big(1000, got)
 
 
-def test_every_message_has_the_whole_limit_for_itself(build: Build) -> None:
+def test_every_message_may_use_the_full_limit(build: Build) -> None:
     data = b"".join(wire.message(BINARY, [bytes(400), bytes(600)], key=wire.KEY) for _ in range(5))
     assert build.make(limits=limits()).receive_data(data, START) == [bytes(1000)] * 5
 
 
-def test_control_frames_do_not_count(build: Build) -> None:
+def test_control_frames_do_not_count_towards_the_limit(build: Build) -> None:
     ping = frame(PING, bytes(125), key=wire.KEY)
     data = frame(BINARY, bytes(999), fin=False, key=wire.KEY) + ping * 200 + frame(CONTINUATION, b"x", key=wire.KEY)
     events = build.make(limits=limits(fragments=2)).receive_data(data, START)
@@ -74,7 +74,9 @@ def test_control_frames_do_not_count(build: Build) -> None:
 @pytest.mark.advisory("CVE-2026-44545")
 @pytest.mark.parametrize("declared", [2**24 + 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1])
 @pytest.mark.parametrize("before", [[], [b"x" * 100]])
-def test_a_declared_length_is_refused_before_anything_is_kept(build: Build, declared: int, before: list[bytes]) -> None:
+def test_a_declared_length_is_refused_before_anything_is_buffered(
+    build: Build, declared: int, before: list[bytes]
+) -> None:
     # CVE-2026-44545
     data = b"".join(frame(TEXT, piece, fin=False, key=wire.KEY) for piece in before)
     data += frame(CONTINUATION if before else TEXT, declared=declared, form=64, key=wire.KEY)
@@ -97,7 +99,7 @@ def test_without_a_limit_any_length_may_be_declared_and_costs_nothing(build: Bui
 
 @pytest.mark.parametrize("size", [2**31, 2**32, 2**62, sys.maxsize - 1, sys.maxsize])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_huge_limit_is_a_limit_like_any_other(build: Build, size: int, compressed: bool) -> None:
+def test_a_huge_limit_works_like_any_other(build: Build, size: int, compressed: bool) -> None:
     # sys.maxsize is what many take for "no limit".
     subject = build.make(limits=limits(size), parameters=COMPRESSION)
     payload = deflated(b"Hello") if compressed else b"Hello"
@@ -113,7 +115,7 @@ def test_a_huge_limit_is_a_limit_like_any_other(build: Build, size: int, compres
 
 @pytest.mark.advisory("aiohttp#11898", "CVE-2018-1000518")
 @pytest.mark.parametrize("pieces", [1, 2, 30])
-def test_a_bomb_is_refused_while_it_is_inflated(build: Build, pieces: int) -> None:
+def test_a_bomb_is_refused_during_decompression(build: Build, pieces: int) -> None:
     # aiohttp#11898, CVE-2018-1000518: 1000 : 1, whole and in fragments.
     bomb = deflated(bytes(32 * MEBIBYTE))
     step = len(bomb) // pieces + 1
@@ -128,7 +130,7 @@ def test_a_bomb_is_refused_while_it_is_inflated(build: Build, pieces: int) -> No
 
 @pytest.mark.parametrize("size, fits", [(1000, True), (1001, False)])
 @pytest.mark.parametrize("level", [0, 9])
-def test_what_a_message_inflates_to_is_what_counts(build: Build, size: int, fits: bool, level: int) -> None:
+def test_the_inflated_size_counts(build: Build, size: int, fits: bool, level: int) -> None:
     payload = deflated(bytes(size), level)
     for pieces in ([payload], [payload[:3], payload[3:]], [payload, b""]):
         data = wire.message(BINARY, pieces, rsv=4)
@@ -139,7 +141,7 @@ def test_what_a_message_inflates_to_is_what_counts(build: Build, size: int, fits
             assert failure(event) == ("message exceeds max_message_size during decompression", 1009)
 
 
-def test_incompressible_data_of_just_the_limit_is_taken(build: Build) -> None:
+def test_incompressible_data_at_the_limit_is_accepted(build: Build) -> None:
     # Compressed it is longer than it is: 5 bytes for each stored block.
     deflater = zlib.compressobj(0, zlib.DEFLATED, -9, 1)
     data = bytes(range(256)) * 256
@@ -149,7 +151,7 @@ def test_incompressible_data_of_just_the_limit_is_taken(build: Build) -> None:
     assert subject.receive_data(frame(BINARY, payload, rsv=4), START) == [data]
 
 
-def test_compressed_data_that_never_inflates_to_anything_is_limited_too(build: Build) -> None:
+def test_compressed_data_without_output_is_limited_too(build: Build) -> None:
     empty_block = b"\x00\x00\x00\xff\xff"
     subject = build.make(Role.CLIENT, limits(), COMPRESSION)
     events = plain(subject.receive_data(frame(BINARY, empty_block * 2000, rsv=4), START))
@@ -173,9 +175,7 @@ def stored(data: bytes) -> bytes:
     [b"\x07", stored(bytes(2000)), b"\x03\x00" * 70],
     ids=["no DEFLATE data", "more than the limit", "a flood of streams"],
 )
-def test_the_first_fault_of_a_compressed_text_is_the_one_that_counts_in_any_chunking(
-    build: Build, fault: bytes
-) -> None:
+def test_the_first_fault_of_compressed_text_counts_in_any_chunking(build: Build, fault: bytes) -> None:
     # A bad byte comes first; whether it is in one chunk with the other fault must not matter.
     data = frame(TEXT, stored(b"a\xffb") + fault, rsv=4)
     (event,) = deliver(lambda: build.make(Role.CLIENT, limits(), COMPRESSION), data, Role.CLIENT).events
@@ -192,7 +192,7 @@ def test_the_first_fault_of_a_compressed_text_is_the_one_that_counts_in_any_chun
     ],
     ids=["behind the limit", "before the limit", "beyond the limit with the tail", "within the limit with the tail"],
 )
-def test_a_bad_byte_near_the_limit_of_a_compressed_text_means_the_same_in_any_chunking(
+def test_an_invalid_byte_near_the_limit_of_compressed_text_fails_alike_in_any_chunking(
     build: Build, payload: bytes
 ) -> None:
     data = frame(TEXT, payload, rsv=4)
@@ -215,7 +215,7 @@ def fragments(subject: Protocol, payload: bytes, count: int) -> list[object]:
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_a_message_in_just_as_many_frames_as_allowed_is_taken(build: Build, opcode: int) -> None:
+def test_a_message_with_max_fragments_is_accepted(build: Build, opcode: int) -> None:
     for size in (0, 1):
         data = wire.message(opcode, [b"x" * size] * 100, key=wire.KEY)
         result = deliver(lambda: build.make(limits=limits()), data + data)
@@ -225,7 +225,7 @@ def test_a_message_in_just_as_many_frames_as_allowed_is_taken(build: Build, opco
         assert failure(event) == ("expected a message in at most 100 frames, got more", 1008)
 
 
-def test_one_frame_may_be_all_that_is_allowed(build: Build) -> None:
+def test_the_limit_may_be_a_single_frame(build: Build) -> None:
     subject = build.make(limits=limits(fragments=1))
     assert subject.receive_data(frame(TEXT, b"x", key=wire.KEY), START) == ["x"]
     (event,) = plain(subject.receive_data(wire.message(TEXT, [b"", b""], key=wire.KEY), START))
@@ -265,13 +265,13 @@ def test_trickled_bytes_take_no_more_memory_than_their_payload(build: Build) -> 
     assert subject.state is State.OPEN
 
 
-def test_a_trickled_message_arrives_whole(build: Build) -> None:
+def test_a_trickled_message_arrives_complete(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     data = frame(BINARY, bytes(range(256)) * 20)
     assert feed(subject, [data[index : index + 1] for index in range(len(data))]) == [bytes(range(256)) * 20]
 
 
-def test_an_idle_connection_holds_on_to_no_chunk(build: Build) -> None:
+def test_an_idle_connection_keeps_no_chunk(build: Build) -> None:
     message = frame(BINARY, bytes(125))
     chunk = message * 2000 + message[:1]
     subject = build.make(Role.CLIENT)
@@ -282,7 +282,7 @@ def test_an_idle_connection_holds_on_to_no_chunk(build: Build) -> None:
     assert memory.held < 5_000
 
 
-def test_a_message_keeps_nothing_but_itself(build: Build) -> None:
+def test_a_message_keeps_no_other_data_alive(build: Build) -> None:
     # Kept messages must not pin the reads that they came in.
     chunk = frame(BINARY, b"small") + frame(BINARY, bytes(100_000)) + frame(TEXT, b"text") + frame(PING, b"ping")
     subject = build.make(Role.CLIENT)
@@ -297,7 +297,7 @@ def test_a_message_keeps_nothing_but_itself(build: Build) -> None:
 
 
 @pytest.mark.advisory("CVE-2026-48802")
-def test_while_writing_is_paused_only_the_newest_pong_waits(build: Build) -> None:
+def test_only_the_newest_pong_waits_while_writing_is_paused(build: Build) -> None:
     # Section 5.5.3 allows it; CVE-2026-48802 shows what else happens.
     subject = build.make(Role.CLIENT)
     subject.write_paused = True
@@ -314,7 +314,7 @@ def test_while_writing_is_paused_only_the_newest_pong_waits(build: Build) -> Non
     assert subject.data_to_send() == b"", "it is sent once"
 
 
-def test_pongs_that_were_queued_before_the_pause_go(build: Build) -> None:
+def test_pongs_queued_before_the_pause_are_sent(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     subject.receive_data(frame(PING, b"1"), START)
     subject.write_paused = True
@@ -324,7 +324,7 @@ def test_pongs_that_were_queued_before_the_pause_go(build: Build) -> None:
     assert [item.payload for item in wire.frames(subject.data_to_send())] == [b"1", b"3", b"4"]
 
 
-def test_no_pong_goes_after_our_close(build: Build) -> None:
+def test_no_pong_is_sent_after_our_close(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     subject.write_paused = True
     subject.receive_data(frame(PING, b"1"), START)
@@ -334,7 +334,7 @@ def test_no_pong_goes_after_our_close(build: Build) -> None:
     assert [item.opcode for item in wire.frames(subject.data_to_send())] == [wire.CLOSE]
 
 
-def test_no_pong_goes_after_the_end_of_the_stream(build: Build) -> None:
+def test_no_pong_is_sent_after_the_end_of_the_stream(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     subject.write_paused = True
     subject.receive_data(frame(PING, b"1"), START)
@@ -353,7 +353,7 @@ def test_a_flood_of_pongs_takes_no_memory(build: Build) -> None:
     assert subject.latency is None
 
 
-def test_unanswered_pings_of_ours_take_bounded_memory(build: Build) -> None:
+def test_our_unanswered_pings_take_bounded_memory(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     with measured() as memory:
         for number in range(5_000):
@@ -397,7 +397,7 @@ def test_one_message_or_control_frame_too_many_is_refused_with_1008(build: Build
 
 
 @pytest.mark.need(27)
-def test_control_frames_and_messages_spend_one_allowance(build: Build) -> None:
+def test_control_frames_and_messages_share_one_allowance(build: Build) -> None:
     data = frame(PING, key=wire.KEY) + frame(TEXT, b"x", key=wire.KEY) + frame(PONG, key=wire.KEY)
     subject = build.make(limits=slow_down())
     assert plain(subject.receive_data(data, START)) == [Ping(b""), "x", Pong(b"")]
@@ -405,14 +405,14 @@ def test_control_frames_and_messages_spend_one_allowance(build: Build) -> None:
     assert failure(event) == TOO_OFTEN
 
 
-def test_a_close_is_never_one_too_many(build: Build) -> None:
+def test_a_close_never_exceeds_the_rate(build: Build) -> None:
     subject = build.make(limits=slow_down())
     data = frame(TEXT, b"x", key=wire.KEY) * 3 + wire.close(1000, key=wire.KEY)
     assert plain(subject.receive_data(data, START)) == ["x"] * 3 + [CloseReceived(1000, "")]
 
 
 @pytest.mark.need(27)
-def test_the_allowance_fills_up_with_time(build: Build) -> None:
+def test_the_allowance_refills_over_time(build: Build) -> None:
     subject = build.make(limits=slow_down(4))
     message = frame(TEXT, b"x", key=wire.KEY)
     assert subject.receive_data(message * 4, START) == ["x"] * 4
@@ -426,7 +426,7 @@ def test_the_allowance_fills_up_with_time(build: Build) -> None:
     assert subject.close_code == 1008
 
 
-def test_a_message_is_charged_once_when_it_begins(build: Build) -> None:
+def test_a_message_is_charged_once_at_its_beginning(build: Build) -> None:
     subject = build.make(limits=slow_down(1))
     begun, ended = frame(TEXT, b"x", fin=False, key=wire.KEY), frame(CONTINUATION, b"y", key=wire.KEY)
     for step in range(5):
@@ -436,7 +436,7 @@ def test_a_message_is_charged_once_when_it_begins(build: Build) -> None:
     assert failure(event)[1] == 1008
 
 
-def test_without_a_rate_any_number_may_come_at_once(build: Build) -> None:
+def test_without_a_rate_any_number_of_messages_may_arrive_at_once(build: Build) -> None:
     assert len(build.make().receive_data(frame(PING, key=wire.KEY) * 5000, START)) == 5000
 
 
@@ -459,7 +459,7 @@ ZEROS = frame(BINARY, deflated(bytes(MEBIBYTE)), rsv=4, key=wire.KEY)
 
 
 @pytest.mark.need(27)
-def test_a_message_of_zeros_is_taken_and_a_stream_of_them_is_refused(build: Build) -> None:
+def test_one_message_of_zeros_is_accepted_and_a_stream_of_them_is_refused(build: Build) -> None:
     subject = build.make(limits=inflating(), parameters=COMPRESSION)
     assert subject.receive_data(ZEROS, START) == [bytes(MEBIBYTE)]
     (event,) = plain(subject.receive_data(ZEROS, START + 0.5))
@@ -468,14 +468,14 @@ def test_a_message_of_zeros_is_taken_and_a_stream_of_them_is_refused(build: Buil
 
 
 @pytest.mark.need(27)
-def test_what_may_be_inflated_comes_back_with_time(build: Build) -> None:
+def test_the_inflate_allowance_refills_over_time(build: Build) -> None:
     subject = build.make(limits=inflating(), parameters=COMPRESSION)
     for second in range(10):
         assert subject.receive_data(ZEROS, START + second) == [bytes(MEBIBYTE)]
 
 
 @pytest.mark.need(27)
-def test_it_is_enforced_while_inflating(build: Build) -> None:
+def test_the_inflate_rate_is_enforced_during_decompression(build: Build) -> None:
     subject = build.make(limits=inflating(size=None), parameters=COMPRESSION)
     bomb = frame(BINARY, deflated(bytes(256 * MEBIBYTE)), rsv=4, key=wire.KEY)
     with measured() as memory:
@@ -486,7 +486,7 @@ def test_it_is_enforced_while_inflating(build: Build) -> None:
 
 @pytest.mark.need(27)
 @pytest.mark.parametrize("pieces", [1, 7, 100])
-def test_what_compresses_less_than_the_ratio_comes_at_any_speed(build: Build, pieces: int) -> None:
+def test_data_below_the_compression_ratio_may_arrive_at_any_speed(build: Build, pieces: int) -> None:
     text = b"".join(
         b"2024-05-05 12:%02d:%02d INFO worker-%d took %d ms\n" % (i % 60, i % 7, i % 9, i) for i in range(9000)
     )
@@ -503,7 +503,7 @@ def test_what_compresses_less_than_the_ratio_comes_at_any_speed(build: Build, pi
 
 
 @pytest.mark.need(27)
-def test_small_messages_that_repeat_each_other_are_no_bombs(build: Build) -> None:
+def test_small_repetitive_messages_are_not_bombs(build: Build) -> None:
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     subject = build.make(limits=inflating(rate=1.0, size=4096), parameters=COMPRESSION)
     message = b'{"id": 12345, "name": "a name"}' * 130
@@ -513,13 +513,13 @@ def test_small_messages_that_repeat_each_other_are_no_bombs(build: Build) -> Non
 
 
 @pytest.mark.need(27)
-def test_none_switches_both_off(build: Build) -> None:
+def test_none_switches_both_limits_off(build: Build) -> None:
     subject = build.make(limits=inflating(ratio=None, rate=1.0), parameters=COMPRESSION)
     for _ in range(5):
         assert subject.receive_data(ZEROS, START) == [bytes(MEBIBYTE)]
 
 
-def test_text_that_inflates_to_too_much_and_is_no_utf8_has_the_first_fault(build: Build) -> None:
+def test_text_with_two_faults_fails_with_the_first(build: Build) -> None:
     subject = build.make(limits=inflating(rate=1000.0, size=5 * MEBIBYTE), parameters=COMPRESSION)
     subject.receive_data(frame(BINARY, deflated(bytes(5 * MEBIBYTE)), rsv=4, key=wire.KEY), START)
     data = frame(TEXT, deflated(b"\xff" + bytes(MEBIBYTE)), rsv=4, key=wire.KEY)

@@ -43,7 +43,7 @@ def sent(subject: Any) -> list[wire.Frame]:
     return wire.frames(subject.data_to_send())
 
 
-def test_a_server_sends_whole_frames_without_a_mask(build: Build) -> None:
+def test_a_server_sends_unmasked_frames(build: Build) -> None:
     subject = build.make(Role.SERVER)
     subject.send_text("é")
     subject.send_binary(b"\xff")
@@ -101,7 +101,7 @@ def test_receiving_never_changes_the_callers_buffer(build: Build) -> None:
         assert b"".join(chunks) == source
 
 
-def test_bytes_are_given_out_once_and_together(build: Build) -> None:
+def test_outgoing_bytes_are_returned_once_and_together(build: Build) -> None:
     subject = build.make()
     assert subject.data_to_send() == b""
     subject.send_text("a")
@@ -115,7 +115,7 @@ def test_bytes_are_given_out_once_and_together(build: Build) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_text_with_a_lone_surrogate_is_our_own_fault_and_nothing_is_sent(build: Build, role: Role) -> None:
+def test_text_with_a_lone_surrogate_is_a_local_error_and_nothing_is_sent(build: Build, role: Role) -> None:
     subject = build.make(role)
     with pytest.raises(LocalProtocolError, match=r"^expected text that UTF-8 can encode: surrogates not allowed"):
         subject.send_text("a\ud800")
@@ -123,7 +123,7 @@ def test_text_with_a_lone_surrogate_is_our_own_fault_and_nothing_is_sent(build: 
     subject.send_text("ok")
 
 
-def test_a_ping_of_more_than_125_bytes_is_our_own_fault_and_nothing_is_sent(build: Build) -> None:
+def test_a_ping_of_more_than_125_bytes_is_a_local_error_and_nothing_is_sent(build: Build) -> None:
     subject = build.make()
     subject.ping(bytes(125), START)
     assert len(sent(subject)) == 1
@@ -133,7 +133,7 @@ def test_a_ping_of_more_than_125_bytes_is_our_own_fault_and_nothing_is_sent(buil
 
 
 @pytest.mark.parametrize("size", [2_047, 2_048, 65_535, 65_536, 200_000])
-def test_a_server_copies_no_large_payload_into_its_frame(build: Build, size: int) -> None:
+def test_a_server_does_not_copy_a_large_payload_into_its_frame(build: Build, size: int) -> None:
     payload = bytes(size)
     subject = build.make(Role.SERVER)
     subject.send_text("before")
@@ -145,7 +145,7 @@ def test_a_server_copies_no_large_payload_into_its_frame(build: Build, size: int
     assert any(piece is payload for piece in pieces) is (size >= 2_048)
 
 
-def test_what_could_not_be_written_goes_first(build: Build) -> None:
+def test_unwritten_bytes_go_first(build: Build) -> None:
     subject = build.make(Role.SERVER)
     subject.send_text("one")
     rest = subject.data_to_send()[2:]
@@ -173,7 +173,7 @@ def test_nothing_is_sent_after_the_end(build: Build) -> None:
     assert subject.data_to_send() == b""
 
 
-def test_counts_of_frames_messages_and_bytes(build: Build) -> None:
+def test_frames_messages_and_bytes_are_counted(build: Build) -> None:
     subject = build.make(Role.CLIENT)
     incoming = wire.message(TEXT, [b"a", b"b"]) + frame(PING) + frame(BINARY, b"c")
     subject.receive_data(incoming, START)
@@ -193,7 +193,7 @@ def test_counts_of_frames_messages_and_bytes(build: Build) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("opcode, text", [(TEXT, "é" * 200), (BINARY, b"\xff" * 200), (TEXT, ""), (BINARY, b"")])
-def test_compressed_messages_come(build: Build, role: Role, opcode: int, text: str | bytes) -> None:
+def test_compressed_messages_arrive(build: Build, role: Role, opcode: int, text: str | bytes) -> None:
     payload = compressed(text.encode() if isinstance(text, str) else text)
     for count in (1, 2, 5):
         step = len(payload) // count + 1
@@ -202,7 +202,7 @@ def test_compressed_messages_come(build: Build, role: Role, opcode: int, text: s
         assert arrives(build, data, role, parameters=COMPRESSION).events == [text]
 
 
-def test_uncompressed_messages_come_between_compressed_ones(build: Build) -> None:
+def test_uncompressed_messages_may_arrive_between_compressed_ones(build: Build) -> None:
     shared = bytes.fromhex("f2 00 11 00 00")
     data = (
         frame(TEXT, compressed(b"Hello"), rsv=4)
@@ -215,7 +215,7 @@ def test_uncompressed_messages_come_between_compressed_ones(build: Build) -> Non
 
 
 @pytest.mark.advisory("aiohttp changelog")
-def test_control_frames_come_between_compressed_fragments(build: Build) -> None:
+def test_control_frames_may_arrive_between_compressed_fragments(build: Build) -> None:
     payload = compressed(b"Hello")
     data = frame(TEXT, payload[:3], fin=False, rsv=4) + frame(PING, b"x") + frame(CONTINUATION, payload[3:])
     result = arrives(build, data, Role.CLIENT, parameters=COMPRESSION)
@@ -229,7 +229,7 @@ def test_compressed_garbage_is_a_violation(build: Build) -> None:
     assert failure(event) == ("invalid DEFLATE data in a compressed message", 1007)
 
 
-def test_a_compressed_frame_is_a_violation_where_compression_was_not_agreed_on(build: Build) -> None:
+def test_a_compressed_frame_without_negotiated_compression_is_a_violation(build: Build) -> None:
     (event,) = arrives(build, frame(BINARY, compressed(b"a"), rsv=4), Role.CLIENT).events
     assert failure(event) == ("expected reserved bits of 0, got one that no extension has given a meaning", 1002)
 
@@ -257,7 +257,7 @@ def test_messages_are_sent_compressed_from_the_threshold_on(build: Build, role: 
 
 
 @pytest.mark.advisory("aiohttp changelog")
-def test_a_message_that_was_refused_leaves_the_compressor_alone(build: Build) -> None:
+def test_a_refused_message_does_not_affect_the_compressor(build: Build) -> None:
     subject = build.make(parameters=COMPRESSION)
     subject.send_text("Hello")
     with pytest.raises(LocalProtocolError):

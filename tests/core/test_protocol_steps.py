@@ -69,7 +69,7 @@ def test_a_message_that_fills_a_queue_by_itself_leaves_no_backlog_behind(build: 
 
 
 @pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
-def test_fragments_that_make_no_event_are_work_all_the_same(build: Build, payload: bytes) -> None:
+def test_fragments_without_an_event_count_as_work(build: Build, payload: bytes) -> None:
     subject = build.make()
     data = masked(BINARY, fin=False) + masked(CONTINUATION, payload, fin=False) * 5000 + masked(CONTINUATION, b"end")
     steps = steps_of(subject, data)
@@ -78,7 +78,7 @@ def test_fragments_that_make_no_event_are_work_all_the_same(build: Build, payloa
 
 
 @pytest.mark.parametrize("opcode, kind", [(PING, Ping), (PONG, Pong)])
-def test_control_frames_are_work(build: Build, opcode: int, kind: Callable[[bytes], Ping | Pong]) -> None:
+def test_control_frames_count_as_work(build: Build, opcode: int, kind: Callable[[bytes], Ping | Pong]) -> None:
     steps = steps_of(build.make(), masked(opcode, b"1") * 1000)
     assert plain(joined(steps)) == [kind(b"1")] * 1000
     assert max(map(len, steps)) <= 33
@@ -98,7 +98,7 @@ def test_a_compressed_message_is_inflated_a_mebibyte_at_a_time(build: Build, opc
     assert subject.state is State.OPEN
 
 
-def test_compressed_messages_come_one_by_one_as_the_queue_fills(build: Build) -> None:
+def test_compressed_messages_arrive_one_by_one_as_the_queue_fills(build: Build) -> None:
     subject = build.make(parameters=COMPRESSION)
     data = masked(BINARY, deflated(bytes(200_000)), rsv=4)
     steps = steps_of(subject, data * 9)
@@ -121,7 +121,7 @@ def test_bad_utf_8_in_a_later_step_fails_the_connection_and_drops_the_rest(build
     assert subject.receive_more(START) == []
 
 
-def test_bytes_that_come_while_there_is_a_backlog_wait_behind_it(build: Build) -> None:
+def test_new_bytes_wait_behind_a_backlog(build: Build) -> None:
     subject = build.make(limits=Limits(max_queued_messages=2))
     first = b"".join(masked(TEXT, b"%d" % number) for number in range(10))
     rest = b"".join(masked(TEXT, b"%d" % number) for number in range(10, 20))
@@ -136,7 +136,7 @@ def test_bytes_that_come_while_there_is_a_backlog_wait_behind_it(build: Build) -
 
 
 @pytest.mark.parametrize("borrowed", [bytes, bytearray])
-def test_memory_that_was_lent_may_change_between_steps(build: Build, borrowed: type) -> None:
+def test_borrowed_memory_may_change_between_steps(build: Build, borrowed: type) -> None:
     subject = build.make(limits=Limits(max_queued_messages=2))
     memory = borrowed(b"".join(masked(TEXT, b"%d" % number) for number in range(50)))
     events = subject.receive_step(memory, len(memory), START)
@@ -164,7 +164,7 @@ def test_the_end_of_the_connection_drops_a_backlog(build: Build) -> None:
         assert subject.receive_more(START) == []
 
 
-def test_a_message_after_a_backlog_is_not_read_in_place_before_it(build: Build) -> None:
+def test_a_message_behind_a_backlog_is_not_read_in_place(build: Build) -> None:
     subject = build.make(limits=Limits(max_queued_messages=2))
     data = masked(TEXT, b"x") * 10 + masked(BINARY, bytes(100_000))[:500]
     events = subject.receive_step(data, len(data), START)

@@ -52,14 +52,14 @@ def test_a_ping_is_due_after_ping_interval(build: Build, role: Role) -> None:
     assert sent(subject) == [wire.Frame(PING, b"keepalive 1")]
 
 
-def test_data_does_not_put_off_the_ping(build: Build) -> None:
+def test_data_does_not_postpone_the_ping(build: Build) -> None:
     # A proxy that drops idle streams counts each direction for itself.
     subject = build.make(limits=LIMITS)
     subject.receive_data(frame(TEXT, b"x", key=wire.KEY), START + 19)
     assert subject.next_deadline() == START + 20
 
 
-def test_pings_follow_each_other_while_they_are_answered(build: Build) -> None:
+def test_pings_continue_while_they_are_answered(build: Build) -> None:
     subject = pinged(build)
     for number in (2, 3, 4):
         now = START + 20 * number
@@ -80,13 +80,13 @@ def test_no_interval_means_no_keepalive(build: Build) -> None:
     assert subject.state is State.OPEN
 
 
-def test_a_ping_of_the_applications_is_no_keepalive(build: Build) -> None:
+def test_an_application_ping_is_not_a_keepalive_ping(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.ping(b"mine", START + 1)
     assert subject.next_deadline() == START + 20
 
 
-def test_the_answer_to_a_ping_of_the_applications_is_life(build: Build) -> None:
+def test_the_answer_to_an_application_ping_counts_as_activity(build: Build) -> None:
     subject = pinged(build)
     subject.receive_data(frame(PONG, b"other", key=wire.KEY), START + 21)
     assert subject.next_deadline() == START + 40
@@ -96,7 +96,7 @@ def test_the_answer_to_a_ping_of_the_applications_is_life(build: Build) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_silent_peer_is_given_up_with_1011(build: Build, role: Role) -> None:
+def test_a_silent_peer_is_dropped_with_1011(build: Build, role: Role) -> None:
     subject = pinged(build, role)
     assert subject.next_deadline() == START + 35
     assert subject.handle_timeout(START + 34.99, 0) == []
@@ -110,7 +110,7 @@ def test_a_silent_peer_is_given_up_with_1011(build: Build, role: Role) -> None:
     assert (subject.state, subject.reset) == (State.CLOSED, False)
 
 
-def test_no_timeout_means_that_silence_is_borne(build: Build) -> None:
+def test_without_a_timeout_silence_is_tolerated(build: Build) -> None:
     subject = build.make(limits=Limits(ping_interval=20, ping_timeout=None))
     for number in range(1, 6):
         assert subject.next_deadline() == START + 20 * number
@@ -122,7 +122,7 @@ def test_no_timeout_means_that_silence_is_borne(build: Build) -> None:
 @pytest.mark.need(16)
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_any_byte_of_the_peers_counts_as_life(build: Build, role: Role, size: int) -> None:
+def test_any_byte_from_the_peer_counts_as_activity(build: Build, role: Role, size: int) -> None:
     # uvicorn#2884, websockets#501: a large message that is on its way is no silence.
     subject = pinged(build, role)
     data = frame(TEXT, b"a large message", key=peer_key(role))
@@ -134,20 +134,20 @@ def test_any_byte_of_the_peers_counts_as_life(build: Build, role: Role, size: in
     assert sent(subject) == [wire.Frame(PING, b"keepalive 2")]
 
 
-def test_reading_no_byte_is_no_life(build: Build) -> None:
+def test_an_empty_read_is_not_activity(build: Build) -> None:
     subject = pinged(build)
     subject.receive_data(b"", START + 34)
     assert subject.next_deadline() == START + 35
 
 
-def test_life_before_the_ping_does_not_answer_it(build: Build) -> None:
+def test_activity_before_the_ping_does_not_answer_it(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.receive_data(frame(TEXT, b"x", key=wire.KEY), START + 19.9)
     subject.handle_timeout(START + 20, 0)
     assert subject.next_deadline() == START + 35
 
 
-def test_a_ping_that_was_answered_late_delays_the_next_no_further(build: Build) -> None:
+def test_a_late_answer_does_not_delay_the_next_ping(build: Build) -> None:
     limits = Limits(ping_interval=20, ping_timeout=100)
     subject = pinged(build, limits=limits)
     assert subject.next_deadline() == START + 120
@@ -171,7 +171,7 @@ def test_a_clock_that_jumps_past_both_deadlines_sends_the_ping_first(build: Buil
 
 
 @pytest.mark.need(16)
-def test_while_the_peer_takes_what_was_sent_it_is_alive(build: Build) -> None:
+def test_a_peer_that_reads_is_alive(build: Build) -> None:
     # The PING waits behind a large message: it cannot have been seen.
     subject = pinged(build, unsent=100_000)
     now = START + 20
@@ -185,14 +185,14 @@ def test_while_the_peer_takes_what_was_sent_it_is_alive(build: Build) -> None:
     assert failure(event) == (SILENT, 1011)
 
 
-def test_a_peer_that_takes_nothing_is_given_up(build: Build) -> None:
+def test_a_peer_that_does_not_read_is_dropped(build: Build) -> None:
     subject = pinged(build, unsent=100_000)
     assert subject.handle_timeout(START + 35, 50_000 + PING_SIZE) == []
     (event,) = plain(subject.handle_timeout(START + 50, 50_000 + PING_SIZE))
     assert failure(event) == (SILENT, 1011)
 
 
-def test_what_is_sent_after_the_ping_does_not_hide_that_the_peer_takes_what_was_before(build: Build) -> None:
+def test_data_sent_after_the_ping_does_not_hide_that_the_peer_reads_earlier_data(build: Build) -> None:
     # A stream to a slow client: there is always as much unsent as there was.
     subject = pinged(build, unsent=100_000)
     subject.send_binary(bytes(50_000))
@@ -202,7 +202,7 @@ def test_what_is_sent_after_the_ping_does_not_hide_that_the_peer_takes_what_was_
     assert subject.state is State.OPEN
 
 
-def test_what_is_sent_after_the_ping_is_no_proof_of_life(build: Build) -> None:
+def test_data_sent_after_the_ping_does_not_count_as_activity(build: Build) -> None:
     # The kernel's buffer takes small messages for a long time after the peer has gone.
     subject = pinged(build, unsent=0)
     subject.send_text("into the void")
@@ -211,7 +211,7 @@ def test_what_is_sent_after_the_ping_is_no_proof_of_life(build: Build) -> None:
     assert failure(event) == (SILENT, 1011)
 
 
-def test_while_we_do_not_read_the_peers_silence_means_nothing(build: Build) -> None:
+def test_silence_is_not_counted_while_we_do_not_read(build: Build) -> None:
     subject = pinged(build)
     subject.read_paused = True
     for number in range(1, 4):
@@ -222,7 +222,7 @@ def test_while_we_do_not_read_the_peers_silence_means_nothing(build: Build) -> N
     assert failure(event) == (SILENT, 1011)
 
 
-def test_while_there_is_a_backlog_the_peers_silence_means_nothing(build: Build) -> None:
+def test_silence_is_not_counted_while_a_backlog_waits(build: Build) -> None:
     """Nothing is read before it is taken, which may be long after the PING: the answer lies unread."""
     subject = build.make(limits=replace(LIMITS, max_queued_messages=1))
     data = b"".join(frame(TEXT, b"x", key=wire.KEY) for _ in range(6))
@@ -240,7 +240,7 @@ def test_while_there_is_a_backlog_the_peers_silence_means_nothing(build: Build) 
     assert failure(event) == (SILENT, 1011)
 
 
-def test_a_peer_that_takes_nothing_while_we_do_not_read_is_given_up(build: Build) -> None:
+def test_a_peer_that_does_not_read_is_dropped_even_while_we_do_not_read(build: Build) -> None:
     # Both sides wait for the other to read: only an end helps.
     subject = pinged(build, unsent=1000)
     subject.read_paused = True
@@ -272,7 +272,7 @@ def test_nothing_is_due_after_the_end(build: Build) -> None:
 
 
 @pytest.mark.parametrize("now", [0, 0.0, -5.0, 1e9])
-def test_the_clock_may_begin_anywhere(build: Build, now: float) -> None:
+def test_the_clock_may_start_at_any_value(build: Build, now: float) -> None:
     subject = build.make(limits=LIMITS, now=now)
     assert subject.next_deadline() == now + 20
     subject.handle_timeout(now + 20, 0)
@@ -281,7 +281,7 @@ def test_the_clock_may_begin_anywhere(build: Build, now: float) -> None:
 
 
 @pytest.mark.parametrize("timeout, text", [(15, "15"), (15.0, "15"), (0.5, "0.5"), (1e-3, "0.001")])
-def test_the_refusal_tells_the_time(build: Build, timeout: float, text: str) -> None:
+def test_the_refusal_states_the_elapsed_time(build: Build, timeout: float, text: str) -> None:
     subject = pinged(build, limits=Limits(ping_interval=20, ping_timeout=timeout))
     (event,) = plain(subject.handle_timeout(START + 40, 0))
     assert failure(event)[0] == f"expected an answer to a PING within {text} seconds (ping_timeout), got none"
@@ -292,7 +292,7 @@ def test_the_refusal_tells_the_time(build: Build, timeout: float, text: str) -> 
     timeout=st.none() | st.floats(0.01, 100),
     happenings=st.lists(st.tuples(st.sampled_from(["deadline", "data"]), st.floats(0.001, 50)), max_size=20),
 )
-def test_a_peer_that_answers_within_ping_timeout_is_never_given_up(
+def test_a_peer_that_answers_within_ping_timeout_is_never_dropped(
     build: Build, interval: float | None, timeout: float | None, happenings: list[tuple[str, float]]
 ) -> None:
     subject = build.make(limits=Limits(ping_interval=interval, ping_timeout=timeout))
@@ -354,14 +354,14 @@ def trickle(subject: Protocol, data: bytes, every: float, now: float = START) ->
     ],
     ids=["payload", "fragments", "PINGs within a message", "a control frame"],
 )
-def test_what_trickles_in_fails_with_1008(build: Build, data: bytes) -> None:
+def test_a_trickling_message_fails_with_1008(build: Build, data: bytes) -> None:
     subject = build.make(limits=SLOW)
     with pytest.raises(AssertionError, match=r"failed after 31 bytes, 31\.1 s: .*message_timeout.*1008"):
         trickle(subject, data, 1)
 
 
 @pytest.mark.need(16)
-def test_the_refusal_says_how_slow_it_was(build: Build) -> None:
+def test_the_refusal_states_the_measured_rate(build: Build) -> None:
     subject = build.make(limits=SLOW)
     subject.receive_data(MASKED_TEXT[:512], START)
     assert subject.next_deadline() == START + 31
@@ -371,7 +371,7 @@ def test_the_refusal_says_how_slow_it_was(build: Build) -> None:
     assert subject.state is not State.OPEN
 
 
-def test_half_a_header_is_the_begin_of_a_message(build: Build) -> None:
+def test_half_a_header_begins_a_message(build: Build) -> None:
     subject = build.make(limits=SLOW)
     subject.receive_data(MASKED_TEXT[:1], START)
     assert subject.handle_timeout(START + 30, 0) == []
@@ -379,7 +379,7 @@ def test_half_a_header_is_the_begin_of_a_message(build: Build) -> None:
     assert failure(event) == too_slow(1, 30)
 
 
-def test_a_message_that_keeps_the_rate_may_take_as_long_as_it_likes(build: Build) -> None:
+def test_a_message_at_the_minimum_rate_may_take_any_time(build: Build) -> None:
     subject = build.make(limits=SLOW)
     payload = bytes(600 * 1000)
     data = frame(wire.BINARY, payload, key=wire.KEY)
@@ -393,7 +393,7 @@ def test_a_message_that_keeps_the_rate_may_take_as_long_as_it_likes(build: Build
     assert subject.next_deadline() is None
 
 
-def test_what_came_at_once_counts_whatever_number_of_steps_it_takes(build: Build) -> None:
+def test_bytes_received_at_once_count_in_full_in_any_number_of_steps(build: Build) -> None:
     subject = build.make(limits=SLOW)
     piece = frame(CONTINUATION, bytes(1024), fin=False, key=wire.KEY)
     burst = frame(BINARY, fin=False, key=wire.KEY) + piece * 200
@@ -404,7 +404,7 @@ def test_what_came_at_once_counts_whatever_number_of_steps_it_takes(build: Build
     assert subject.handle_timeout(START + 50, 0) == []
 
 
-def test_each_message_has_its_own_time(build: Build) -> None:
+def test_each_message_has_its_own_deadline(build: Build) -> None:
     subject = build.make(limits=SLOW)
     now = trickle(subject, frame(TEXT, b"x" * 12, key=wire.KEY) * 20, 1.2)
     assert subject.counts().messages_received == 20
@@ -427,7 +427,7 @@ def test_between_messages_there_is_no_time_limit(build: Build) -> None:
     assert subject.handle_timeout(START + 10**6, 0) == []
 
 
-def test_a_large_message_that_is_read_in_place_has_the_same_limit(build: Build) -> None:
+def test_a_large_message_read_in_place_has_the_same_limit(build: Build) -> None:
     subject = build.make(limits=SLOW)
     data = frame(wire.BINARY, bytes(200_000), key=wire.KEY)
     subject.receive_data(data[:100_000], START)
@@ -442,7 +442,7 @@ def test_a_large_message_that_is_read_in_place_has_the_same_limit(build: Build) 
     assert subject.next_deadline() is None
 
 
-def test_time_in_which_nothing_is_read_does_not_count(build: Build) -> None:
+def test_time_without_reading_does_not_count(build: Build) -> None:
     subject = build.make(limits=SLOW)
     subject.receive_data(MASKED_TEXT[:512], START)
     subject.reading_paused(START + 10)
@@ -456,7 +456,7 @@ def test_time_in_which_nothing_is_read_does_not_count(build: Build) -> None:
     assert failure(event) == too_slow(512, 31)
 
 
-def test_a_pause_that_began_before_the_message_counts_from_its_begin(build: Build) -> None:
+def test_a_pause_that_started_before_the_message_counts_from_its_beginning(build: Build) -> None:
     subject = build.make(limits=SLOW)
     subject.reading_paused(START)
     subject.receive_data(MASKED_TEXT[:512], START + 50)  # it had been read already
@@ -464,7 +464,7 @@ def test_a_pause_that_began_before_the_message_counts_from_its_begin(build: Buil
     assert subject.next_deadline() == START + 60 + 31
 
 
-def test_keepalive_goes_on_while_a_message_arrives(build: Build) -> None:
+def test_keepalive_continues_while_a_message_arrives(build: Build) -> None:
     subject = build.make(limits=LIMITS)
     subject.receive_data(MASKED_TEXT[:512], START + 10)
     assert subject.handle_timeout(START + 20, 0) == []
@@ -481,7 +481,7 @@ def test_without_message_timeout_a_message_may_trickle(build: Build, role: Role)
     assert subject.counts().messages_received == 1
 
 
-def test_once_the_end_has_begun_close_timeout_is_the_only_one(build: Build) -> None:
+def test_after_the_close_only_close_timeout_applies(build: Build) -> None:
     subject = build.make(limits=SLOW)
     subject.receive_data(MASKED_TEXT[:512], START)
     subject.close(1000, "", START + 25)

@@ -20,12 +20,12 @@ def spent_at(subject: MessageRate, now: float, most: int = 1000) -> int:
 
 @pytest.mark.need(27)
 @pytest.mark.parametrize("rate, at_once", [(1, 1), (5, 5), (7.9, 7), (1e9, 1000), (0.25, 1), (0.001, 1)])
-def test_one_seconds_worth_may_come_at_once_and_one_message_always(rate: float, at_once: int) -> None:
+def test_one_seconds_allowance_may_arrive_at_once_and_one_message_always(rate: float, at_once: int) -> None:
     assert spent_at(MessageRate(rate, 50.0), 50.0) == at_once
 
 
 @pytest.mark.need(27)
-def test_the_allowance_fills_up_with_time_and_never_beyond_one_seconds_worth() -> None:
+def test_the_allowance_refills_to_at_most_one_second() -> None:
     subject = MessageRate(4, 0.0)
     assert spent_at(subject, 0.0) == 4
     assert spent_at(subject, 0.125) == 0
@@ -35,7 +35,7 @@ def test_the_allowance_fills_up_with_time_and_never_beyond_one_seconds_worth() -
     assert spent_at(subject, 3600.0) == 4, "an hour's silence was saved up"
 
 
-def test_a_rate_below_one_is_a_message_every_so_often() -> None:
+def test_a_rate_below_one_allows_a_message_every_few_seconds() -> None:
     subject = MessageRate(0.25, 0.0)
     assert [spent_at(subject, float(now)) for now in range(13)] == [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
 
@@ -46,7 +46,7 @@ def test_a_steady_peer_at_the_rate_is_never_refused() -> None:
         subject.spend(number / 8)
 
 
-def test_one_too_many_is_refused_with_1008_and_says_what_was_expected() -> None:
+def test_one_message_too_many_is_refused_with_1008_and_states_the_limit() -> None:
     subject = MessageRate(2.5, 0.0)
     assert spent_at(subject, 0.0) == 2
     with pytest.raises(

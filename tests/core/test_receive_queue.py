@@ -27,7 +27,7 @@ def queue(build: Build) -> Queues:
     return make
 
 
-def test_events_come_out_in_their_order(queue: Queues) -> None:
+def test_events_come_out_in_order(queue: Queues) -> None:
     subject = queue()
     events: list[Event] = ["a", b"b", Ping(b"c"), Pong(b"d"), CloseReceived(1000, ""), Failed(RemoteProtocolError("e"))]
     for event in events:
@@ -37,12 +37,12 @@ def test_events_come_out_in_their_order(queue: Queues) -> None:
     assert len(subject) == 0
 
 
-def test_an_empty_queue_gives_nothing(queue: Queues) -> None:
+def test_an_empty_queue_returns_nothing(queue: Queues) -> None:
     with pytest.raises(IndexError):
         queue().take()
 
 
-def test_it_is_full_above_the_number_of_messages_and_until_half_of_them_are_taken(queue: Queues) -> None:
+def test_the_queue_is_full_above_the_message_limit_until_half_are_taken(queue: Queues) -> None:
     subject = queue(messages=10)
     for _ in range(10):
         subject.put("")
@@ -56,7 +56,7 @@ def test_it_is_full_above_the_number_of_messages_and_until_half_of_them_are_take
     assert not subject.full
 
 
-def test_it_is_full_above_the_number_of_bytes_and_until_half_of_them_are_taken(queue: Queues) -> None:
+def test_the_queue_is_full_above_the_byte_limit_until_half_are_taken(queue: Queues) -> None:
     subject = queue(size=1000)
     for message in (b"x" * 500, "x" * 500):
         subject.put(message)
@@ -69,7 +69,7 @@ def test_it_is_full_above_the_number_of_bytes_and_until_half_of_them_are_taken(q
     assert not subject.full
 
 
-def test_one_message_may_be_larger_than_the_mark(queue: Queues) -> None:
+def test_one_message_may_exceed_the_limit(queue: Queues) -> None:
     subject = queue(size=1000)
     subject.put(bytes(100_000))
     assert subject.full
@@ -77,7 +77,7 @@ def test_one_message_may_be_larger_than_the_mark(queue: Queues) -> None:
     assert not subject.full
 
 
-def test_one_message_may_be_all_that_is_allowed(queue: Queues) -> None:
+def test_the_limit_may_be_a_single_message(queue: Queues) -> None:
     subject = queue(messages=1)
     subject.put("a")
     assert not subject.full
@@ -89,7 +89,7 @@ def test_one_message_may_be_all_that_is_allowed(queue: Queues) -> None:
     assert not subject.full
 
 
-def test_a_flood_of_control_frames_fills_it_too(queue: Queues) -> None:
+def test_a_flood_of_control_frames_fills_the_queue_too(queue: Queues) -> None:
     subject = queue(messages=10)
     for _ in range(11):
         subject.put(Ping(b""))
@@ -107,7 +107,7 @@ def test_clearing_forgets_everything(queue: Queues) -> None:
     assert not subject.full
 
 
-def test_bytes_are_given_back_exactly(queue: Queues) -> None:
+def test_bytes_are_released_exactly(queue: Queues) -> None:
     source = random.Random(1)
     subject = queue(messages=1000, size=1000)
     for _ in range(200):
@@ -121,13 +121,13 @@ def test_bytes_are_given_back_exactly(queue: Queues) -> None:
     assert not subject.full
 
 
-def test_any_limit_can_be_had(queue: Queues) -> None:
+def test_a_huge_limit_is_never_reached(queue: Queues) -> None:
     subject = queue(messages=2**63 - 1, size=2**63 - 1)
     subject.put("a")
     assert not subject.full
 
 
-def test_the_order_stays_when_some_are_taken_between(queue: Queues) -> None:
+def test_the_order_is_kept_when_events_are_taken_in_between(queue: Queues) -> None:
     source = random.Random(2)
     subject = queue(messages=10_000)
     come: list[str] = []

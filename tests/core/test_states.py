@@ -25,7 +25,7 @@ def test_nothing_leaves_closed() -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
-def test_the_end_of_the_stream_and_an_abort_close_from_everywhere(state: State) -> None:
+def test_the_end_of_the_stream_and_an_abort_close_from_every_state(state: State) -> None:
     assert TRANSITIONS[state][Trigger.EOF] is State.CLOSED
     assert TRANSITIONS[state][Trigger.ABORT] is State.CLOSED
 
@@ -48,7 +48,7 @@ def test_there_are_two_roles() -> None:
     assert [role.value for role in Role] == ["server", "client"]
 
 
-def test_diagram_tells_every_transition() -> None:
+def test_diagram_shows_every_transition() -> None:
     drawn = set()
     for line in mermaid().splitlines():
         if match := re.fullmatch(r"    (\w+) --> (\w+): (.+)", line):
