@@ -35,7 +35,7 @@ def offers_of(server: Server) -> list[str | None]:
     return [header(head, "sec-websocket-extensions") for head in server.heads]
 
 
-def test_a_server_that_refuses_a_parameter_is_asked_once_more_with_a_plain_offer(
+def test_a_server_that_refuses_a_parameter_gets_a_plain_offer(
     client: Client, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "watershed_mw.client")
@@ -51,7 +51,7 @@ def test_a_server_that_refuses_a_parameter_is_asked_once_more_with_a_plain_offer
     assert offers_of(server)[1:] == [DEFLATE, DEFLATE]
 
 
-def test_by_an_httpx_client_as_well(client: Client, serve: Serve) -> None:
+def test_an_httpx_client_makes_a_plain_offer_too(client: Client, serve: Serve) -> None:
     server = serve(strict)
     http = httpx.Client() if client.loop is None else client.do(httpx.AsyncClient)
     client.open(server.url(), http=http).end()
@@ -59,7 +59,7 @@ def test_by_an_httpx_client_as_well(client: Client, serve: Serve) -> None:
     assert offers_of(server)[1:] == [DEFLATE]
 
 
-def test_an_httpx_client_asks_again_on_another_connection(client: Client, serve: Serve) -> None:
+def test_an_httpx_client_retries_on_a_new_connection(client: Client, serve: Serve) -> None:
     """As a server that refuses may well close, without a word before: what was sent behind that would be lost."""
 
     def script(visit: Visit) -> None:
@@ -76,7 +76,7 @@ def test_an_httpx_client_asks_again_on_another_connection(client: Client, serve:
     assert (server.visits, offers_of(server)[1:]) == (2, [DEFLATE])
 
 
-def test_an_httpx_clients_other_requests_get_a_connection_that_lives(async_client: Client, serve: Serve) -> None:
+def test_later_requests_of_an_httpx_client_get_a_live_connection(async_client: Client, serve: Serve) -> None:
     """In a pool of one connection: a refused handshake gives its place to the next request, not its connection."""
 
     def script(visit: Visit) -> None:
@@ -107,7 +107,7 @@ def test_an_httpx_clients_other_requests_get_a_connection_that_lives(async_clien
 @pytest.mark.parametrize(
     "options, asked", [({}, 2), ({"compression": DeflateOptions(window_bits=15)}, 2), ({"compression": False}, 1)]
 )
-def test_a_server_that_refuses_anything_is_asked_twice_at_the_most(
+def test_a_server_that_refuses_everything_is_asked_at_most_twice(
     client: Client, serve: Serve, options: dict[str, Any], asked: int
 ) -> None:
     server = serve(lambda visit: visit.answer("400 Bad Request", body=b"no"))
@@ -122,21 +122,21 @@ def test_a_server_that_refuses_anything_is_asked_twice_at_the_most(
 @pytest.mark.parametrize(
     "status", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "426 Upgrade Required", "500 Oh"]
 )
-def test_other_refusals_are_not_about_the_offer(either: Client, serve: Serve, status: str) -> None:
+def test_other_refusals_do_not_cause_a_retry(either: Client, serve: Serve, status: str) -> None:
     server = serve(lambda visit: visit.answer(status))
     with pytest.raises(HandshakeError):
         either.open(server.url())
     assert server.visits == 1
 
 
-def test_a_proxys_400_is_not_about_the_offer(either: Client, serve: Serve) -> None:
+def test_a_proxys_400_does_not_cause_a_retry(either: Client, serve: Serve) -> None:
     proxy = serve(lambda visit: visit.answer("400 Bad Request"))
     with pytest.raises(HandshakeError, match="expected the proxy to open a tunnel"):
         either.open("ws://a.example", proxy=proxy.url("", scheme="http"))
     assert proxy.visits == 1
 
 
-def test_both_offers_share_the_time(client: Client, serve: Serve) -> None:
+def test_both_offers_share_open_timeout(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         if visit.number == 0:
             visit.answer("400 Bad Request")
@@ -149,7 +149,7 @@ def test_both_offers_share_the_time(client: Client, serve: Serve) -> None:
     assert server.visits == 2
 
 
-def test_a_400_that_trickles_uses_up_the_time(client: Client, serve: Serve) -> None:
+def test_a_trickling_400_uses_up_open_timeout(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.request().write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\nno")
         visit.wait_until_gone()
@@ -160,7 +160,7 @@ def test_a_400_that_trickles_uses_up_the_time(client: Client, serve: Serve) -> N
     assert (caught.value.body, server.visits) == (b"no", 1)
 
 
-def test_a_window_that_zlib_cannot_have_means_that_nothing_is_compressed(client: Client, serve: Serve) -> None:
+def test_messages_stay_uncompressed_if_zlib_does_not_support_the_window(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.switch(("Sec-WebSocket-Extensions", f"{DEFLATE}; client_max_window_bits=8"))
         message = visit.read().payload  # which is not compressed, or there would be a reserved bit

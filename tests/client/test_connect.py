@@ -46,7 +46,7 @@ def frames(*messages: str | bytes) -> bytes:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_messages_of_every_size(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+def test_messages_of_every_size_are_echoed(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
     server = serve(echoing, tls=tls_contexts[1] if tls else None)
     talk = client.open(server.url(), ssl=tls_contexts[0] if tls else None)
     assert isinstance(talk.conn, WatershedConnection)
@@ -78,7 +78,7 @@ def websockets_port(tls_contexts: Contexts) -> Iterator[int]:
         running.result(LIMIT)
 
 
-def test_the_server_of_websockets(websockets_port: int, client: Client, tls_contexts: Contexts) -> None:
+def test_connecting_to_a_websockets_server(websockets_port: int, client: Client, tls_contexts: Contexts) -> None:
     url = f"wss://127.0.0.1:{websockets_port}/x?y=1"
     talk = client.open(url, protocols=["a", "c"], ssl=tls_contexts[0])
     assert talk.receive() == "a /x?y=1 ['permessage-deflate']"
@@ -87,7 +87,7 @@ def test_the_server_of_websockets(websockets_port: int, client: Client, tls_cont
     assert talk.end() == 1000
 
 
-def test_with_and_async_with_end_the_connection(client: Client, serve: Serve) -> None:
+def test_leaving_the_block_ends_the_connection(client: Client, serve: Serve) -> None:
     server = serve(echoing)
     connecting = connect(server.url())
     for _ in range(2):  # one after the other
@@ -107,7 +107,7 @@ def test_with_and_async_with_end_the_connection(client: Client, serve: Serve) ->
         assert conn.close_code == 1000
 
 
-def test_an_exception_within_closes_with_1011(client: Client, serve: Serve) -> None:
+def test_an_exception_in_the_block_closes_with_1011(client: Client, serve: Serve) -> None:
     codes: Future[bytes] = Future()
     server = serve(lambda visit: codes.set_result(visit.switch().read().payload))
 
@@ -124,7 +124,7 @@ def test_an_exception_within_closes_with_1011(client: Client, serve: Serve) -> N
     assert codes.result(LIMIT)[:2] == (1011).to_bytes(2)
 
 
-def test_one_object_is_entered_once_at_a_time(client: Client, serve: Serve) -> None:
+def test_an_object_can_be_entered_only_once_at_a_time(client: Client, serve: Serve) -> None:
     connecting = connect(serve(echoing).url())
 
     def enter_again() -> None:
@@ -155,7 +155,7 @@ def test_one_object_is_entered_once_at_a_time(client: Client, serve: Serve) -> N
     client.run(use())
 
 
-def test_one_object_opened_by_many_at_once(client: Client, serve: Serve) -> None:
+def test_an_object_can_be_opened_by_many_tasks_at_once(client: Client, serve: Serve) -> None:
     connecting = connect(serve(echoing).url())
     if client.loop is None:
         calls = [in_thread(connecting.open) for _ in range(3)]
@@ -174,7 +174,7 @@ def test_one_object_opened_by_many_at_once(client: Client, serve: Serve) -> None
     assert {talk.end() for talk in talks} == {1000}
 
 
-def test_a_failed_entering_can_be_repeated(client: Client, serve: Serve) -> None:
+def test_entering_can_be_repeated_after_a_failure(client: Client, serve: Serve) -> None:
     def busy_first(visit: Visit) -> None:
         if visit.number == 0:
             visit.answer("503 Service Unavailable")
@@ -201,7 +201,7 @@ def test_a_failed_entering_can_be_repeated(client: Client, serve: Serve) -> None
     assert conn.close_code == 1000
 
 
-def test_what_the_request_says(client: Client, serve: Serve) -> None:
+def test_the_request_has_the_expected_headers(client: Client, serve: Serve) -> None:
     server = serve(lambda visit: visit.switch(("Sec-WebSocket-Protocol", "b")).echo())
     talk = client.open(
         server.url("/a%20b?q=1#".rstrip("#"), user="me:se%40cret@"),
@@ -232,7 +232,7 @@ def test_compression_is_an_option(client: Client, serve: Serve) -> None:
     assert [b"permessage-deflate" in head for head in server.heads] == [False, True]
 
 
-def test_other_ways_to_authenticate(client: Client, serve: Serve) -> None:
+def test_other_authentication_methods_work(client: Client, serve: Serve) -> None:
     server = serve(echoing)
     client.open(server.url(), auth=("a", "b")).end()
     client.open(server.url(), headers=[("Authorization", "Bearer x")]).end()
@@ -240,7 +240,7 @@ def test_other_ways_to_authenticate(client: Client, serve: Serve) -> None:
     assert [match and match[1] for match in said] == [b"Basic " + base64.b64encode(b"a:b"), b"Bearer x"]
 
 
-def test_digest_authentication(client: Client, serve: Serve) -> None:
+def test_digest_authentication_works(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         if visit.request().field("authorization") is None:
             visit.answer("401 Unauthorized", ("WWW-Authenticate", 'Digest realm="r", nonce="n", qop="auth"'))
@@ -255,7 +255,7 @@ def test_digest_authentication(client: Client, serve: Serve) -> None:
     assert len(keys) == 2
 
 
-def test_unix_socket(client: Client, serve: Serve, tmp_path: Path) -> None:
+def test_connecting_to_a_unix_socket(client: Client, serve: Serve, tmp_path: Path) -> None:
     server = serve(echoing, unix=tmp_path / "s")
     talk = client.open("ws://any.example/x", unix=tmp_path / "s")
     talk.echo()
@@ -264,7 +264,7 @@ def test_unix_socket(client: Client, serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_ipv6(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+def test_connecting_over_ipv6(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
     server = serve(echoing, host="::1", tls=tls_contexts[1] if tls else None)
     context = tls_contexts[0] if tls else None
     if tls:  # the certificate is for other names
@@ -280,7 +280,9 @@ def test_ipv6(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_frames_in_one_piece_with_the_head(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+def test_frames_in_the_same_segment_as_the_head_are_received(
+    client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
+) -> None:
     """More of them than any buffer on the way holds, so that reading has been paused when the connection takes over."""
     messages: list[str | bytes] = ["first", *(bytes([number]) * 70_000 for number in range(20)), "last"]
     server = serve(lambda visit: visit.switch(then=frames(*messages)).echo(), tls=tls_contexts[1] if tls else None)
@@ -290,7 +292,7 @@ def test_frames_in_one_piece_with_the_head(client: Client, serve: Serve, tls_con
     assert talk.end() == 1000
 
 
-def test_a_close_in_one_piece_with_the_head(client: Client, serve: Serve) -> None:
+def test_a_close_in_the_same_segment_as_the_head_is_received(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.switch(then=frames("bye") + b"\x88\x02\x0f\xa1")
         visit.read()
@@ -302,7 +304,7 @@ def test_a_close_in_one_piece_with_the_head(client: Client, serve: Serve) -> Non
     assert caught.value.code == 4001
 
 
-def test_a_close_and_the_end_of_tls_in_one_piece_with_the_head(
+def test_a_close_and_the_end_of_tls_in_the_same_segment_as_the_head(
     client: Client, serve: Serve, tls_contexts: Contexts
 ) -> None:
     def script(visit: Visit) -> None:
@@ -343,7 +345,7 @@ def test_a_reset_behind_bytes_is_noticed(async_client: Client, serve: Serve, tls
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_flood_of_small_messages_behind_a_large_one(
+def test_a_flood_of_small_messages_after_a_large_one_is_received(
     async_client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
 ) -> None:
     """There is more of them than is read at a time, and what is read ends between two of them."""
@@ -367,9 +369,7 @@ def test_a_flood_of_small_messages_behind_a_large_one(
     assert came == messages * 4
 
 
-def test_a_body_over_tls_that_ends_before_it_is_read(
-    async_client: Client, serve: Serve, tls_contexts: Contexts
-) -> None:
+def test_a_body_over_tls_may_end_before_it_is_read(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     go = threading.Event()
 
     def script(visit: Visit) -> None:
@@ -403,7 +403,7 @@ def test_a_body_over_tls_that_ends_before_it_is_read(
 
 
 @pytest.mark.need(16)
-def test_keepalive_of_a_client(client: Client, serve: Serve) -> None:
+def test_a_client_sends_keepalive_pings(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         frame = visit.switch().read()
         assert frame.opcode == PING
@@ -417,7 +417,7 @@ def test_keepalive_of_a_client(client: Client, serve: Serve) -> None:
     talk.end()
 
 
-def test_a_server_that_is_silent_is_found_out(client: Client, serve: Serve) -> None:
+def test_a_silent_server_is_dropped(client: Client, serve: Serve) -> None:
     talk = client.open(
         serve(lambda visit: visit.switch().wait_until_gone()).url(),
         ping_interval=0.01,

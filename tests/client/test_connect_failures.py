@@ -29,7 +29,7 @@ from watershed_mw.client.handshake import as_http_url, shown
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
 
-def test_a_refusal_has_all_details(client: Client, serve: Serve) -> None:
+def test_a_refusal_carries_all_details(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.answer("403 Forbidden", ("X-Why", "not you"), ("X-Why", "again"), body=b'{"detail": "no"}')
         visit.wait_until_gone()  # it would keep the connection
@@ -55,30 +55,30 @@ def test_every_other_status_is_a_refusal(either: Client, serve: Serve, status: s
     assert caught.value.body == b""
 
 
-def test_nothing_listens(client: Client) -> None:
+def test_a_refused_tcp_connection_is_an_os_error(client: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         client.open(f"ws://127.0.0.1:{port}")
 
 
-def test_no_host_can_have_this_name(client: Client) -> None:
+def test_an_impossible_host_name_is_an_os_error(client: Client) -> None:
     with pytest.raises(socket.gaierror, match="not a valid host name"):
         client.open(f"ws://{'a' * 64}.example/")
 
 
-def test_a_platform_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_without_unix_sockets_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_UNIX")
     with pytest.raises(ValueError, match="without Unix sockets"):
         connect("ws://x", unix="/run/some.sock")
 
 
-def test_no_unix_socket_there(client: Client, tmp_path: Path) -> None:
+def test_a_missing_unix_socket_is_an_os_error(client: Client, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.open("ws://x", unix=tmp_path / "none")
 
 
-def test_a_certificate_that_is_not_trusted(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+def test_an_untrusted_certificate_is_an_error(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         client.open(serve(echoing, tls=tls_contexts[1]).url())
 
@@ -95,13 +95,13 @@ class Elsewhere(ssl.SSLContext):
         return self.inner.wrap_socket(*args, **options)
 
 
-def test_a_context_that_does_it_in_its_own_way(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+def test_a_context_with_its_own_implementation_keeps_it(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     context = Elsewhere(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody, itself
     context.inner = tls_contexts[0]
     client.open(serve(echoing, tls=tls_contexts[1]).url(), ssl=context).echo()
 
 
-def test_tls_on_a_stream_that_has_ended(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+def test_tls_on_an_ended_stream_fails_immediately(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     server = serve(lambda visit: visit.reset())
 
     async def start() -> None:
@@ -114,7 +114,7 @@ def test_tls_on_a_stream_that_has_ended(async_client: Client, serve: Serve, tls_
         async_client.run(start())
 
 
-def test_tls_with_a_server_that_speaks_none(client: Client, serve: Serve) -> None:
+def test_tls_with_a_plain_server_fails(client: Client, serve: Serve) -> None:
     server = serve(lambda visit: visit.write(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
     with pytest.raises((ssl.SSLError, ConnectionError)):
         client.open(server.url().replace("ws:", "wss:"))
@@ -142,7 +142,7 @@ def speaks_no_tls(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("script", [says_nothing, trickles_a_head, sends_interim_answers, speaks_no_tls])
-def test_open_timeout(client: Client, serve: Serve, script: Callable[[Visit], None]) -> None:
+def test_open_timeout_covers_the_handshake(client: Client, serve: Serve, script: Callable[[Visit], None]) -> None:
     server = serve(script)
     url = server.url("/x?token=hidden", user="me:hidden@")
     if script is speaks_no_tls:
@@ -154,7 +154,7 @@ def test_open_timeout(client: Client, serve: Serve, script: Callable[[Visit], No
     )
 
 
-def test_open_timeout_while_connecting(client: Client) -> None:
+def test_open_timeout_covers_connecting(client: Client) -> None:
     with socket.socket() as full, socket.socket() as waiting, socket.socket() as more:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -166,7 +166,7 @@ def test_open_timeout_while_connecting(client: Client) -> None:
             client.open(f"ws://127.0.0.1:{full.getsockname()[1]}", open_timeout=0.1)
 
 
-def test_all_addresses_of_a_name_share_the_time(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+def test_all_addresses_of_a_name_share_open_timeout(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
     server = serve(echoing)
     dead = socket.socket()
     asked: list[Any] = []
@@ -187,7 +187,9 @@ def test_all_addresses_of_a_name_share_the_time(monkeypatch: pytest.MonkeyPatch,
     assert asked == ["several.example"] * 2
 
 
-def test_cancelled_at_every_stage(async_client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+def test_cancelling_at_any_stage_leaves_nothing_open(
+    async_client: Client, serve: Serve, tls_contexts: Contexts
+) -> None:
     arrived = threading.Semaphore(0)
 
     def script(visit: Visit) -> None:
@@ -252,18 +254,18 @@ def test_cancelled_at_every_stage(async_client: Client, serve: Serve, tls_contex
     ],
     ids=str,
 )
-def test_unusable_values_are_errors_at_once(arguments: dict[str, Any]) -> None:
+def test_invalid_values_are_rejected_immediately(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         connect(**{"url": "ws://example.org", **arguments})
 
 
-def test_wrong_types_are_errors_at_once() -> None:
+def test_wrong_types_are_rejected_immediately() -> None:
     for arguments in ({"http": object()}, {"ssl": True}, {"no_such_option": 1}):
         with pytest.raises(TypeError, match="expected"):
             connect("ws://example.org", **arguments)
 
 
-def test_a_client_of_the_other_flavour(client: Client) -> None:
+def test_an_httpx_client_of_the_other_flavour_is_rejected(client: Client) -> None:
     wrong = httpx.AsyncClient() if client.loop is None else httpx.Client()
     with pytest.raises(TypeError, match="flavour"):
         client.open("ws://127.0.0.1", http=wrong)
@@ -285,7 +287,7 @@ def test_nothing_blocks_a_running_event_loop(async_client: Client, enter: Callab
     async_client.run(use())
 
 
-def test_asyncio_is_needed_where_it_is_awaited() -> None:
+def test_awaiting_connect_requires_asyncio() -> None:
     async def use() -> None:
         async with connect("ws://127.0.0.1:1"):
             pass
@@ -305,14 +307,14 @@ def test_asyncio_is_needed_where_it_is_awaited() -> None:
         "wss:/me:hidden@example.org/",
     ],
 )
-def test_errors_about_urls_hide_what_they_must(url: str) -> None:
+def test_errors_about_urls_hide_secrets(url: str) -> None:
     for use in (connect, lambda url: connect("ws://example.org", proxy=url.replace("ws:", "gopher:"))):
         with pytest.raises(ValueError, match="expected") as caught:
             use(url)
         assert "hid" not in str(caught.value)
 
 
-def test_shown_has_no_secrets() -> None:
+def test_shown_urls_have_no_secrets() -> None:
     assert shown(as_http_url("wss://me:hidden@example.org:99/path?hidden")) == "https://example.org:99/path"
 
 
@@ -321,7 +323,7 @@ def test_reprs_hide_the_request() -> None:
     assert isinstance(connect("ws://x"), Connect)
 
 
-def test_trusts_the_authorities_of_httpx_unless_told(serve: Serve, tls_contexts: Contexts) -> None:
+def test_the_default_trust_store_is_that_of_httpx(serve: Serve, tls_contexts: Contexts) -> None:
     server: Server = serve(echoing, tls=tls_contexts[1])
     with connect(server.url(), ssl=tls_contexts[0]) as conn:
         conn.send("x")

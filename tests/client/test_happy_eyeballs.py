@@ -50,7 +50,7 @@ def at(server: Any) -> Address:
     return socket.AF_INET, ("127.0.0.1", server.port)
 
 
-def test_an_address_that_does_not_answer_is_passed_over(
+def test_an_address_that_does_not_answer_is_skipped(
     client: Client, serve: Serve, names: Names, holes: list[Address]
 ) -> None:
     server = serve(echoing)
@@ -72,7 +72,7 @@ def test_an_address_that_refuses_causes_no_delay(client: Client, serve: Serve, n
     talk.end()
 
 
-def test_where_none_answers_the_error_says_why_for_each(client: Client, names: Names) -> None:
+def test_if_none_answers_the_error_lists_a_reason_for_each(client: Client, names: Names) -> None:
     names(REFUSED, (socket.AF_INET6, ("::1", 1, 0, 0)))
     with pytest.raises(ConnectionRefusedError) as caught:
         client.open("ws://many.test/", open_timeout=LIMIT)
@@ -80,7 +80,7 @@ def test_where_none_answers_the_error_says_why_for_each(client: Client, names: N
     assert "; [::1]:1: " in str(caught.value)
 
 
-def test_the_time_is_for_all_addresses(client: Client, names: Names, holes: list[Address]) -> None:
+def test_all_addresses_share_the_timeout(client: Client, names: Names, holes: list[Address]) -> None:
     names(REFUSED, *holes)
     with pytest.raises(TimeoutError, match="open_timeout") as caught:
         client.open("ws://many.test/", open_timeout=0.4)
@@ -89,7 +89,7 @@ def test_the_time_is_for_all_addresses(client: Client, names: Names, holes: list
 
 
 @pytest.mark.parametrize("kind, script", [("http", http_proxy()), ("socks5h", socks_proxy())])
-def test_on_the_way_to_a_proxy(
+def test_addresses_of_a_proxy_are_raced_too(
     client: Client, serve: Serve, names: Names, holes: list[Address], kind: str, script: Script
 ) -> None:
     names(holes[0], at(serve(script)))
@@ -99,7 +99,7 @@ def test_on_the_way_to_a_proxy(
     talk.end()
 
 
-def test_who_is_cancelled_leaves_nothing_open(async_client: Client, holes: list[Address]) -> None:
+def test_cancelling_leaves_nothing_open(async_client: Client, holes: list[Address]) -> None:
     async def begin() -> None:
         task = asyncio.create_task(connect_first(holes))
         while len(asyncio.all_tasks()) < 4:  # noqa: ASYNC110  # this, that, and an attempt for each
@@ -111,7 +111,7 @@ def test_who_is_cancelled_leaves_nothing_open(async_client: Client, holes: list[
     async_client.run(begin())
 
 
-def test_the_one_that_comes_in_second_is_closed(async_client: Client, serve: Serve) -> None:
+def test_the_second_connection_is_closed(async_client: Client, serve: Serve) -> None:
     async def race() -> None:
         server = at(serve(lambda visit: visit.wait_until_gone()))
         for _ in range(20):
@@ -131,14 +131,14 @@ def test_the_one_that_comes_in_second_is_closed(async_client: Client, serve: Ser
         ("4a", "4a"),
     ],
 )
-def test_the_families_alternate(monkeypatch: pytest.MonkeyPatch, given: str, order: str) -> None:
+def test_address_families_alternate(monkeypatch: pytest.MonkeyPatch, given: str, order: str) -> None:
     families = {"4": socket.AF_INET, "6": socket.AF_INET6}
     infos = [(families[each[0]], socket.SOCK_STREAM, 6, "", (each, 80)) for each in given.split()]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: infos)
     assert [address[0] for _, address in happy_eyeballs.resolve_blocking("many.test", 80)] == order.split()
 
 
-def test_an_address_is_not_looked_up() -> None:
+def test_a_literal_address_is_not_resolved() -> None:
     class Loop(asyncio.SelectorEventLoop):
         async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
             raise AssertionError("a thread was asked")

@@ -56,7 +56,7 @@ def raw(data: bytes) -> Callable[[Visit], None]:
     ],
     ids=["bare", "no accept", "wrong accept", "other protocol", "no upgrade"],
 )
-def test_a_101_that_is_none(client: Client, serve: Serve, head: bytes) -> None:
+def test_an_invalid_101_is_refused(client: Client, serve: Serve, head: bytes) -> None:
     def script(visit: Visit) -> None:
         visit.request()
         accept = header(response_head(visit.field("sec-websocket-key") or ""), "sec-websocket-accept") or ""
@@ -69,7 +69,7 @@ def test_a_101_that_is_none(client: Client, serve: Serve, head: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["never offered", "A", "a, b"])
-def test_a_subprotocol_that_was_not_offered(either: Client, serve: Serve, name: str) -> None:
+def test_a_subprotocol_that_was_not_offered_is_refused(either: Client, serve: Serve, name: str) -> None:
     error = refused(
         either,
         serve,
@@ -81,18 +81,18 @@ def test_a_subprotocol_that_was_not_offered(either: Client, serve: Serve, name: 
 
 @pytest.mark.advisory("CVE-2026-1526")
 @pytest.mark.parametrize("bits", ["0", "7", "16", "999", "", "-1", "08", "x"])
-def test_window_bits_out_of_range(either: Client, serve: Serve, bits: str) -> None:
+def test_window_bits_out_of_range_are_refused(either: Client, serve: Serve, bits: str) -> None:
     field = ("Sec-WebSocket-Extensions", f"{DEFLATE}; server_max_window_bits={bits}")
     error = refused(either, serve, lambda visit: visit.switch(field).wait_until_gone())
     assert error.status == 101
 
 
 @pytest.mark.parametrize("extension", ["x-unknown", f"{DEFLATE}, {DEFLATE}", f"{DEFLATE}; x=1", ";;;", '"'])
-def test_extensions_that_were_not_offered(either: Client, serve: Serve, extension: str) -> None:
+def test_extensions_that_were_not_offered_are_refused(either: Client, serve: Serve, extension: str) -> None:
     refused(either, serve, lambda visit: visit.switch(("Sec-WebSocket-Extensions", extension)).wait_until_gone())
 
 
-def test_compression_that_was_not_offered(client: Client, serve: Serve) -> None:
+def test_compression_that_was_not_offered_is_refused(client: Client, serve: Serve) -> None:
     field = ("Sec-WebSocket-Extensions", DEFLATE)
     refused(client, serve, lambda visit: visit.switch(field).wait_until_gone(), compression=False)
 
@@ -110,23 +110,23 @@ def endless_line(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("script", [endless_head, endless_line])
-def test_a_head_that_never_ends(client: Client, serve: Serve, script: Callable[[Visit], None]) -> None:
+def test_an_endless_head_is_refused(client: Client, serve: Serve, script: Callable[[Visit], None]) -> None:
     assert "expected an HTTP answer, got:" in str(refused(client, serve, script))
 
 
 @pytest.mark.parametrize(
     "data", [b"\x00\x01\xff" * 9, b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 banana\r\n\r\n", b"\r\n" * 60_000]
 )
-def test_what_is_no_http(either: Client, serve: Serve, data: bytes) -> None:
+def test_a_response_that_is_not_http_is_a_502(either: Client, serve: Serve, data: bytes) -> None:
     assert refused(either, serve, raw(data)).status == 502
 
 
 @pytest.mark.parametrize("data", [b"", b"HTTP/1.1 101 Switching"])
-def test_an_end_before_the_end_of_the_head(either: Client, serve: Serve, data: bytes) -> None:
+def test_an_incomplete_head_is_a_502(either: Client, serve: Serve, data: bytes) -> None:
     assert refused(either, serve, lambda visit: visit.request().write(data)).status == 502
 
 
-def test_a_reset_before_the_head(client: Client, serve: Serve) -> None:
+def test_a_reset_before_the_head_is_an_error(client: Client, serve: Serve) -> None:
     with pytest.raises(ConnectionResetError):
         client.open(serve(lambda visit: visit.request().reset()).url())
 
@@ -134,7 +134,7 @@ def test_a_reset_before_the_head(client: Client, serve: Serve) -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 
-def test_an_endless_body_of_a_refusal(client: Client, serve: Serve) -> None:
+def test_an_endless_body_of_a_refusal_is_cut(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.request().write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
         while True:
@@ -144,7 +144,7 @@ def test_an_endless_body_of_a_refusal(client: Client, serve: Serve) -> None:
     assert (error.status, len(error.body), len(error.response.content)) == (403, 2**16, 2**16)
 
 
-def test_a_refusal_that_trickles_is_one_all_the_same(client: Client, serve: Serve) -> None:
+def test_a_trickling_refusal_is_still_a_refusal(client: Client, serve: Serve) -> None:
     data = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\nsome"
     error = refused(client, serve, raw(data), open_timeout=1.0)
     assert (error.status, error.body) == (401, b"some")
@@ -153,7 +153,7 @@ def test_a_refusal_that_trickles_is_one_all_the_same(client: Client, serve: Serv
 @pytest.mark.parametrize(
     "broken", [b"Content-Length: 100\r\n\r\nsome", b"Transfer-Encoding: chunked\r\n\r\n4\r\nsome\r\nxx"]
 )
-def test_a_refusal_that_breaks_off(either: Client, serve: Serve, broken: bytes) -> None:
+def test_a_truncated_refusal_is_still_a_refusal(either: Client, serve: Serve, broken: bytes) -> None:
     error = refused(either, serve, lambda visit: visit.request().write(b"HTTP/1.1 404 No\r\n" + broken))
     assert (error.status, error.body) == (404, b"some")
 
@@ -205,7 +205,7 @@ def fails_with(client: Client, serve: Serve, code: int, then: Callable[[Visit], 
 
 @pytest.mark.advisory("CVE-2026-1526")
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_a_bomb(either: Client, serve: Serve, pieces: int) -> None:
+def test_a_bomb_ends_the_connection(either: Client, serve: Serve, pieces: int) -> None:
     size = len(BOMB) // pieces + 1
     parts = [BOMB[start : start + size] for start in range(0, len(BOMB), size)]
 
@@ -221,7 +221,9 @@ def test_a_bomb(either: Client, serve: Serve, pieces: int) -> None:
 
 @pytest.mark.advisory("CVE-2026-12151")
 @pytest.mark.parametrize("payload, most", [(b"", None), (b"x", 1000)], ids=["default", "option"])
-def test_a_flood_of_fragments(either: Client, serve: Serve, payload: bytes, most: int | None) -> None:
+def test_a_flood_of_fragments_ends_the_connection(
+    either: Client, serve: Serve, payload: bytes, most: int | None
+) -> None:
     def then(visit: Visit) -> None:
         visit.send(TEXT, payload, fin=False)
         visit.write(visit.frame(CONTINUATION, payload, fin=False) * (most or 131_072))
@@ -242,18 +244,18 @@ def test_a_flood_of_fragments(either: Client, serve: Serve, payload: bytes, most
         (1002, b"\x88\x02" + close_payload(1005)),
     ],
 )
-def test_frames_that_are_none(either: Client, serve: Serve, code: int, frames: bytes) -> None:
+def test_malformed_frames_end_the_connection(either: Client, serve: Serve, code: int, frames: bytes) -> None:
     fails_with(either, serve, code, lambda visit: visit.write(frames))
 
 
-def test_a_server_that_vanishes(client: Client, serve: Serve) -> None:
+def test_a_vanished_server_ends_the_connection_with_1006(client: Client, serve: Serve) -> None:
     talk = client.open(serve(lambda visit: visit.switch().reset()).url())
     with pytest.raises(ConnectionClosed) as caught:
         talk.receive()
     assert caught.value.code == 1006
 
 
-def test_a_server_that_does_not_close(client: Client, serve: Serve) -> None:
+def test_a_server_that_does_not_close_is_dropped(client: Client, serve: Serve) -> None:
     talk = client.open(serve(lambda visit: visit.switch().wait_until_gone()).url(), close_timeout=0.05)
     assert talk.end() in (1000, 1006)
 

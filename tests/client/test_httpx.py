@@ -73,7 +73,9 @@ def test_a_response_becomes_a_connection(client: Client, serve: Serve, tls_conte
 
 
 @TLS
-def test_more_than_fits_in_both_directions(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+def test_large_messages_pass_in_both_directions_at_once(
+    client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
+) -> None:
     """Writers that are paused and go on, without a deadlock."""
 
     def script(visit: Visit) -> None:
@@ -96,7 +98,7 @@ def _connect(both: Both, url: str, **options: Any) -> Any:
     return both.client.do(lambda: SHED.connect(response, **options))
 
 
-def test_the_stream_itself(client: Client, serve: Serve) -> None:
+def test_the_network_stream_itself_becomes_a_connection(client: Client, serve: Serve) -> None:
     both = Both(client)
     response = both.send(serve(echoing).url(scheme="http"))
     stream = response.extensions["network_stream"]
@@ -107,7 +109,9 @@ def test_the_stream_itself(client: Client, serve: Serve) -> None:
 
 
 @TLS
-def test_the_client_may_be_closed_meanwhile(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+def test_the_httpx_client_may_be_closed_meanwhile(
+    client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
+) -> None:
     both = Both(client, verify=tls_contexts[0])
     talk = client.take(_connect(both, serve(echoing, tls=tls_contexts[1] if tls else None).url(scheme="http")))
     both.close()
@@ -119,7 +123,7 @@ def test_the_client_may_be_closed_meanwhile(client: Client, serve: Serve, tls_co
             talk.receive()
 
 
-def test_a_pool_of_one_is_free_again(serve: Serve) -> None:
+def test_a_pool_of_one_connection_is_free_again(serve: Serve) -> None:
     server = serve(lambda visit: visit.answer("200 OK") if visit.number else echoing(visit))
     limits = httpx.Limits(max_connections=1)
     with (
@@ -134,7 +138,7 @@ def test_a_pool_of_one_is_free_again(serve: Serve) -> None:
 
 
 @TLS
-def test_detached(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+def test_detached_returns_the_raw_socket(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
     server = serve(
         lambda visit: visit.switch(then=b"early").sock.sendall(visit.sock.recv(4)),
         tls=tls_contexts[1] if tls else None,
@@ -154,7 +158,7 @@ def test_detached(client: Client, serve: Serve, tls_contexts: Contexts, tls: boo
     both.close()
 
 
-def test_a_refusal_has_its_response(client: Client, serve: Serve) -> None:
+def test_a_refusal_carries_its_response(client: Client, serve: Serve) -> None:
     both = Both(client)
     response = both.send(
         serve(lambda visit: visit.answer("403 No", ("X-Why", "1"), body=b"because")).url(scheme="http")
@@ -168,7 +172,7 @@ def test_a_refusal_has_its_response(client: Client, serve: Serve) -> None:
     both.close()
 
 
-def test_what_has_no_stream(client: Client) -> None:
+def test_a_response_without_a_network_stream_is_an_error(client: Client) -> None:
     """Tests' transports, which have no network under them."""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -186,7 +190,7 @@ def test_what_has_no_stream(client: Client) -> None:
     both.close()
 
 
-def test_an_asgi_transport(async_client: Client) -> None:
+def test_a_refusal_through_an_asgi_transport_is_raised(async_client: Client) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 404, "headers": []})
         await send({"type": "http.response.body", "body": b"none"})
@@ -239,7 +243,9 @@ def test_a_stream_that_fails_to_close_hides_no_cancellation(client: Client) -> N
 
 
 @TLS
-def test_a_client_of_the_applications(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
+def test_an_application_may_pass_its_own_client(
+    client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
+) -> None:
     server = serve(echoing, tls=tls_contexts[1] if tls else None)
     proxy = serve(http_proxy())
     mounts = {"http://": None} if not tls else {}
@@ -260,7 +266,7 @@ def test_a_client_of_the_applications(client: Client, serve: Serve, tls_contexts
     both.close()
 
 
-def test_its_refusals_and_time_outs(client: Client, serve: Serve) -> None:
+def test_errors_with_the_applications_client_are_the_same(client: Client, serve: Serve) -> None:
     both = Both(client)
     with pytest.raises(HandshakeError) as caught:
         client.open(serve(lambda visit: visit.answer("302 Found", ("Location", "/"), body=b"x")).url(), http=both.http)
@@ -278,7 +284,7 @@ def test_its_refusals_and_time_outs(client: Client, serve: Serve) -> None:
     both.close()
 
 
-def test_cancelled_on_its_stream(async_client: Client, serve: Serve) -> None:
+def test_cancelling_on_the_clients_stream_leaves_nothing_open(async_client: Client, serve: Serve) -> None:
     asked = threading.Event()
 
     def script(visit: Visit) -> None:
@@ -305,7 +311,7 @@ def test_cancelled_on_its_stream(async_client: Client, serve: Serve) -> None:
     both.close()
 
 
-def test_a_connection_that_is_dropped(client: Client, serve: Serve) -> None:
+def test_a_dropped_connection_releases_its_stream(client: Client, serve: Serve) -> None:
     both = Both(client)
     talk = client.take(_connect(both, serve(lambda visit: visit.switch().wait_until_gone()).url(scheme="http")))
     client.do(talk.conn.destroy)

@@ -29,7 +29,7 @@ def url_of(proxy: Server, kind: str = "http", user: str = "me:se%40cret@") -> st
 
 @TLS
 @pytest.mark.parametrize("kind", KINDS)
-def test_through_a_proxy(client: Client, serve: Serve, tls_contexts: Contexts, kind: str, tls: bool) -> None:
+def test_connecting_through_a_proxy(client: Client, serve: Serve, tls_contexts: Contexts, kind: str, tls: bool) -> None:
     server = serve(echoing, tls=tls_contexts[1] if tls else None)
     proxy = serve(KINDS[kind])
     talk = client.open(server.url("/x"), proxy=url_of(proxy, kind), ssl=tls_contexts[0])
@@ -41,9 +41,7 @@ def test_through_a_proxy(client: Client, serve: Serve, tls_contexts: Contexts, k
 
 
 @TLS
-def test_through_a_proxy_that_is_spoken_to_in_tls(
-    client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
-) -> None:
+def test_connecting_through_a_proxy_over_tls(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
     server = serve(echoing, tls=tls_contexts[1] if tls else None)
     proxy = httpx.Proxy(url_of(serve(http_proxy("me:se@cret"), tls=tls_contexts[1])), ssl_context=tls_contexts[0])
     if tls and client.loop is None:
@@ -56,7 +54,9 @@ def test_through_a_proxy_that_is_spoken_to_in_tls(
     assert talk.end() == 1000
 
 
-def test_bytes_of_a_proxy_are_not_taken_for_the_servers(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+def test_bytes_of_a_proxy_are_not_mistaken_for_the_servers(
+    client: Client, serve: Serve, tls_contexts: Contexts
+) -> None:
     """More than one read's worth comes with the tunnel, without TLS; what is behind would be read as an answer."""
     forged = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\nforged"
 
@@ -72,7 +72,7 @@ def test_bytes_of_a_proxy_are_not_taken_for_the_servers(client: Client, serve: S
     assert not isinstance(caught.value, HandshakeError) or caught.value.status != 403
 
 
-def test_redirects_go_through_it_as_well(client: Client, serve: Serve) -> None:
+def test_redirects_go_through_the_proxy_too(client: Client, serve: Serve) -> None:
     target = serve(echoing)
     server = serve(lambda visit: visit.answer("302 Found", ("Location", target.url())))
     proxy = serve(http_proxy())
@@ -83,7 +83,7 @@ def test_redirects_go_through_it_as_well(client: Client, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("kind, user", [("socks5", "me:se%40cret@"), ("socks5h", "")])
-def test_replies_of_a_socks_proxy_that_come_byte_by_byte(client: Client, serve: Serve, kind: str, user: str) -> None:
+def test_replies_of_a_socks_proxy_may_arrive_byte_by_byte(client: Client, serve: Serve, kind: str, user: str) -> None:
     """Its address may be of any kind; what it says as the server follows in the same segment."""
     server = serve(lambda visit: visit.answer("403 This is the server"))
     bound = {"socks5": b"\x03\x0bsocks.local\x00\x50", "socks5h": b"\x04" + bytes(18)}[kind]
@@ -120,7 +120,9 @@ def test_replies_of_a_socks_proxy_that_come_byte_by_byte(client: Client, serve: 
         ((b"\x05\x00", b"\x05"), "the end of its stream"),
     ],
 )
-def test_what_a_socks_proxy_says_is_told(either: Client, serve: Serve, replies: tuple[bytes, ...], said: str) -> None:
+def test_errors_show_the_reply_of_a_socks_proxy(
+    either: Client, serve: Serve, replies: tuple[bytes, ...], said: str
+) -> None:
     def script(visit: Visit) -> None:
         for reply in replies:
             visit.sock.recv(1000)
@@ -151,7 +153,7 @@ def test_the_environment_names_a_proxy(
 
 
 @pytest.mark.parametrize("value", ["127.0.0.1", "127.0.0.1:{port}", "*", "other.example, 127.0.0.1"])
-def test_no_proxy(either: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_no_proxy_lists_exceptions(either: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     server = serve(echoing)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     with pytest.raises(ConnectionRefusedError):
@@ -199,20 +201,22 @@ def test_no_proxy(either: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch,
         ("wss://example.org/", "10.0.0.0/33", False),
     ],
 )
-def test_what_no_proxy_names(monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str, direct: bool) -> None:
+def test_no_proxy_matches_hosts_networks_and_ports(
+    monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str, direct: bool
+) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", no_proxy)
     assert (by_environment(as_http_url(url)) is None) is direct
 
 
-def test_rubbish_in_the_environment(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_proxy_in_the_environment_is_a_clear_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "gopher://me:hidden@x")
     with pytest.raises(ValueError, match="expected a proxy's URL") as caught:
         client.open("ws://127.0.0.1")
     assert "hidden" not in str(caught.value)
 
 
-def test_no_proxy_on_the_way_to_a_unix_socket(
+def test_a_unix_socket_never_uses_a_proxy(
     client: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
@@ -223,7 +227,7 @@ def test_no_proxy_on_the_way_to_a_unix_socket(
 # --- proxies that refuse, and worse ----------------------------------------------------------------------------
 
 
-def test_wrong_credentials(client: Client, serve: Serve) -> None:
+def test_wrong_credentials_are_an_error(client: Client, serve: Serve) -> None:
     proxy = serve(http_proxy("me:right"))
     with pytest.raises(HandshakeError, match=r"expected the proxy to open a tunnel \(2xx\), got 407") as caught:
         client.open("ws://x.example", proxy=url_of(proxy))
@@ -269,7 +273,7 @@ def trickles(visit: Visit) -> None:
         ("socks5", socks_proxy()),
     ],
 )
-def test_proxies_that_do_not_do_their_part(either: Client, serve: Serve, kind: str, script: Script) -> None:
+def test_misbehaving_proxies_are_an_error(either: Client, serve: Serve, kind: str, script: Script) -> None:
     user = "" if script is refuses else "me:hidden@"
     with pytest.raises((HandshakeError, OSError)) as caught:
         either.open("ws://127.0.0.1:1/?hidden", proxy=url_of(serve(script), kind, user), open_timeout=LIMIT)
@@ -281,13 +285,13 @@ def test_proxies_that_do_not_do_their_part(either: Client, serve: Serve, kind: s
 @pytest.mark.parametrize(
     "kind, script", [("http", Visit.wait_until_gone), ("socks5", Visit.wait_until_gone), ("socks5", trickles)]
 )
-def test_a_proxy_that_keeps_silent(client: Client, serve: Serve, kind: str, script: Script) -> None:
+def test_a_silent_proxy_is_a_timeout(client: Client, serve: Serve, kind: str, script: Script) -> None:
     """Also in the midst of a reply, of which the other part may be on its way."""
     proxy = serve(script)
     with pytest.raises(TimeoutError, match="open_timeout"):
         client.open("ws://x.example", proxy=url_of(proxy, kind), open_timeout=0.1)
 
 
-def test_a_proxy_that_is_not_there(client: Client) -> None:
+def test_an_unreachable_proxy_is_an_error(client: Client) -> None:
     with pytest.raises(ConnectionRefusedError):
         client.open("ws://x.example", proxy="http://127.0.0.1:1")

@@ -55,7 +55,7 @@ def test_redirects_are_followed(either: Client, serve: Serve, status: str) -> No
 
 
 @pytest.mark.parametrize("location", ["/there", "?there", "//127.0.0.1:{port}/there", "http://127.0.0.1:{port}/there"])
-def test_every_kind_of_location(either: Client, serve: Serve, location: str) -> None:
+def test_every_form_of_location_is_followed(either: Client, serve: Serve, location: str) -> None:
     def script(visit: Visit) -> None:
         if "there" in visit.request().target:
             visit.answer("403 Found it")
@@ -69,7 +69,7 @@ def test_every_kind_of_location(either: Client, serve: Serve, location: str) -> 
 
 
 @pytest.mark.advisory("websockets 16.1")
-def test_authorization_does_not_follow_from_none_to_tls() -> None:
+def test_authorization_does_not_follow_from_plain_to_tls() -> None:
     """The library lets it, between the usual ports of one host."""
     headers = httpx.Headers({"Authorization": "Bearer hidden"})
     requests = Requests(Arguments(Asked.of("http://a.example/", headers), Watershed()))
@@ -123,7 +123,7 @@ def test_only_harmless_fields_follow_to_another_origin(client: Client, serve: Se
     assert b"hidden" not in target.heads[0]
 
 
-def test_fields_of_the_application_follow_within_their_origin_alone(either: Client, serve: Serve) -> None:
+def test_application_headers_follow_only_within_their_origin(either: Client, serve: Serve) -> None:
     target = serve(lambda visit: None)
 
     def script(visit: Visit) -> None:
@@ -141,7 +141,7 @@ def test_fields_of_the_application_follow_within_their_origin_alone(either: Clie
 
 
 @pytest.mark.parametrize("names", [["Authorization"], ["x", "COOKIE"], ["Proxy-Authorization"], "X-Request-Id"])
-def test_what_cannot_be_allowed_to_follow(names: Any) -> None:
+def test_handshake_headers_cannot_be_allowed_to_follow(names: Any) -> None:
     with pytest.raises(ValueError, match="expected cross_origin_headers"):
         connect("ws://a.example", cross_origin_headers=names)
 
@@ -164,7 +164,7 @@ def test_secrets_stay_with_their_origin(client: Client, serve: Serve, secrets: d
     assert sorted((second["cookie"] or "").split("; ")) == ["more=1", f"session={session}"]
 
 
-def test_a_cookie_with_a_domain_goes_where_it_belongs(client: Client, serve: Serve) -> None:
+def test_a_cookie_with_a_domain_follows_its_domain(client: Client, serve: Serve) -> None:
     cookies = httpx.Cookies()
     cookies.set("mine", "1", domain="127.0.0.1")
     cookies.set("other", "1", domain="other.example")
@@ -174,7 +174,7 @@ def test_a_cookie_with_a_domain_goes_where_it_belongs(client: Client, serve: Ser
     assert fields_of(server)["cookie"] == "mine=1"
 
 
-def test_credentials_in_a_location_go_nowhere(client: Client, serve: Serve) -> None:
+def test_credentials_in_a_location_are_not_sent(client: Client, serve: Serve) -> None:
     target = serve(lambda visit: visit.answer("403 No"))
     server = serve(to(target.url(user="them:secret@")))
     with pytest.raises(HandshakeError) as caught:
@@ -183,7 +183,7 @@ def test_credentials_in_a_location_go_nowhere(client: Client, serve: Serve) -> N
     assert fields_of(target)["authorization"] is None
 
 
-def test_nothing_follows_from_tls_to_none(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+def test_redirects_from_tls_to_plain_are_not_followed(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     target = serve(echoing)
     server = serve(to(target.url("/?token=hidden")), tls=tls_contexts[1])
     with pytest.raises(
@@ -193,14 +193,14 @@ def test_nothing_follows_from_tls_to_none(client: Client, serve: Serve, tls_cont
     assert target.visits == 0
 
 
-def test_from_none_to_tls_is_fine(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
+def test_redirects_from_plain_to_tls_are_followed(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
     target = serve(echoing, tls=tls_contexts[1])
     talk = client.open(serve(to(target.url())).url(), ssl=tls_contexts[0])
     talk.echo()
     talk.end()
 
 
-def test_a_unix_socket_is_not_left(client: Client, serve: Serve, tmp_path: Any) -> None:
+def test_redirects_do_not_leave_a_unix_socket(client: Client, serve: Serve, tmp_path: Any) -> None:
     target = serve(echoing)
     serve(to(target.url()), unix=tmp_path / "s")
     with pytest.raises(HandshakeError, match="away from the server behind the Unix socket"):
@@ -208,14 +208,14 @@ def test_a_unix_socket_is_not_left(client: Client, serve: Serve, tmp_path: Any) 
     assert target.visits == 0
 
 
-def test_a_circle_ends(client: Client, serve: Serve) -> None:
+def test_a_redirect_loop_ends(client: Client, serve: Serve) -> None:
     server = serve(to("/"))
     with pytest.raises(HandshakeError, match="redirects") as caught:
         client.open(server.url(), max_redirects=3)
     assert (caught.value.status, server.visits) == (302, 4)
 
 
-def test_no_redirect_is_followed_if_told(client: Client, serve: Serve) -> None:
+def test_max_redirects_0_follows_none(client: Client, serve: Serve) -> None:
     server = serve(to("/"))
     with pytest.raises(HandshakeError):
         client.open(server.url(), max_redirects=0)
@@ -223,13 +223,13 @@ def test_no_redirect_is_followed_if_told(client: Client, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("location", ["", "ftp://example.org/", "http://", "http://[", "http://x:port/", "mailto:x@y"])
-def test_a_location_that_leads_nowhere(either: Client, serve: Serve, location: str) -> None:
+def test_an_invalid_location_is_an_error(either: Client, serve: Serve, location: str) -> None:
     with pytest.raises((HandshakeError, OSError)) as caught:
         either.open(serve(to(location)).url(), max_redirects=2)
     assert not isinstance(caught.value, TimeoutError)
 
 
-def test_the_time_is_for_all_of_them(client: Client, serve: Serve) -> None:
+def test_all_redirects_share_open_timeout(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         if visit.request().target == "/1":
             visit.wait_until_gone()

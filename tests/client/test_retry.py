@@ -54,7 +54,7 @@ def greet_and_close(visit: Visit) -> None:
 
 
 @pytest.mark.need(26, 30)
-def test_one_connection_after_the_other(client: Client, serve: Serve) -> None:
+def test_iterating_yields_one_connection_after_another(client: Client, serve: Serve) -> None:
     """As when a front proxy is reloaded, or a server goes away and is back."""
 
     def script(visit: Visit) -> None:
@@ -72,7 +72,7 @@ def test_one_connection_after_the_other(client: Client, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "400 Bad Request", "200 OK"])
-def test_a_refused_client_does_not_ask_again(client: Client, serve: Serve, status: str) -> None:
+def test_a_refused_client_does_not_retry(client: Client, serve: Serve, status: str) -> None:
     server = serve(lambda visit: visit.answer(status))
     hook = (lambda error: True) if status[:3] in ("401", "403", "404") else worth_retrying
     with pytest.raises(HandshakeError) as caught:
@@ -82,7 +82,7 @@ def test_a_refused_client_does_not_ask_again(client: Client, serve: Serve, statu
     assert server.visits == (2 if caught.value.status == 400 else 1)
 
 
-def test_the_hook_decides(client: Client, serve: Serve) -> None:
+def test_the_retry_hook_decides(client: Client, serve: Serve) -> None:
     asked: list[Exception] = []
 
     def hook(error: Exception) -> bool:
@@ -117,7 +117,7 @@ def test_breaking_out_ends_the_connection(client: Client, serve: Serve) -> None:
     until(lambda: conn.close_code == 1000)
 
 
-def test_breaking_out_at_the_end_of_a_program(serve: Serve) -> None:
+def test_breaking_out_at_program_exit_ends_the_connection(serve: Serve) -> None:
     """The event loop is closed right after, and nobody awaits anything."""
 
     async def iterate(connecting: Connect) -> Any:
@@ -152,7 +152,7 @@ def test_an_exception_in_the_body_ends_the_connection(client: Client, serve: Ser
     assert ended.wait(LIMIT)
 
 
-def test_two_iterations_of_one_object(client: Client, serve: Serve) -> None:
+def test_an_object_can_be_iterated_twice(client: Client, serve: Serve) -> None:
     connecting = connect(serve(greet_and_close).url(), backoff=FAST)
     if client.loop is None:
         calls = [in_thread(lambda: each(client, connecting, lambda number, _: number == 2)) for _ in range(2)]
@@ -174,7 +174,7 @@ def test_two_iterations_of_one_object(client: Client, serve: Serve) -> None:
     assert sorted(message for seen in results for messages in seen for message in messages) == ["0", "1", "2", "3"]
 
 
-def test_cancelled_while_it_waits(async_client: Client, serve: Serve) -> None:
+def test_cancelling_during_a_pause_stops_the_iteration(async_client: Client, serve: Serve) -> None:
     server = serve(lambda visit: visit.answer("503 No"))
     waiting = asyncio.Event()
 
@@ -197,7 +197,7 @@ def test_cancelled_while_it_waits(async_client: Client, serve: Serve) -> None:
     assert server.visits == 1
 
 
-def test_interrupted_while_it_waits(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_during_a_pause_stops_the_iteration(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
@@ -220,14 +220,14 @@ def test_a_hook_that_fails_fails_the_iteration(client: Client, serve: Serve) -> 
 # --- how long, and what -----------------------------------------------------------------------------------------
 
 
-def test_bounds_grow_up_to_a_maximum() -> None:
+def test_the_bound_grows_up_to_a_maximum() -> None:
     backoff = Backoff()
     assert [backoff.bound(number) for number in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert backoff.bound(10**6) == 60
     assert Backoff(initial=5, factor=1).bound(100_000) == 5
 
 
-def test_waits_are_random_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_are_random_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(1)
     waits = [Backoff().delay(3) for _ in range(1000)]
     assert 0 <= min(waits) < 0.1
@@ -238,12 +238,12 @@ def test_waits_are_random_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> No
     "arguments",
     [{"initial": 0}, {"initial": -1}, {"factor": 0.5}, {"initial": 2, "maximum": 1}, {"maximum": float("nan")}],
 )
-def test_a_backoff_of_nothing(arguments: dict[str, float]) -> None:
+def test_a_backoff_of_zero_does_not_pause(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected 0 < initial <= maximum and factor >= 1"):
         Backoff(**arguments)
 
 
-def test_a_connection_that_lasted_starts_anew() -> None:
+def test_a_connection_that_lasted_resets_the_backoff() -> None:
     attempts = Attempts(Backoff(initial=1, factor=1000, maximum=1e9), lambda error: True)
     assert next(attempts) == 0
     for _ in range(4):
@@ -270,7 +270,7 @@ def test_a_connection_that_lasted_starts_anew() -> None:
         ([("retry-after", ",")], 0.0),
     ],
 )
-def test_a_server_that_asks_for_patience(fields: list[tuple[str, str]], least: float) -> None:
+def test_retry_after_extends_the_pause(fields: list[tuple[str, str]], least: float) -> None:
     clients = [Attempts(Backoff(), lambda error: True) for _ in "12"]
     assert all(client.failed(HandshakeError("", headers=fields)) for client in clients)
     delays = [next(client) for client in clients]
@@ -297,14 +297,14 @@ def test_a_server_that_asks_for_patience(fields: list[tuple[str, str]], least: f
     ],
     ids=repr,
 )
-def test_what_is_worth_it(error: Exception, worth: bool) -> None:
+def test_worth_retrying_classifies_errors(error: Exception, worth: bool) -> None:
     assert worth_retrying(error) is worth
 
 
 # --- what is logged ---------------------------------------------------------------------------------------------
 
 
-def test_each_attempt_is_logged_with_its_cause_and_its_pause(
+def test_each_attempt_is_logged_with_its_cause_and_pause(
     client: Client, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "watershed_mw.client")
@@ -340,14 +340,14 @@ def test_each_attempt_is_logged_with_its_cause_and_its_pause(
     assert "hidden" not in str(lines)
 
 
-def test_a_servers_reason_makes_no_second_line_of_a_log(either: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_servers_reason_cannot_add_a_log_line(either: Client, caplog: pytest.LogCaptureFixture) -> None:
     attempts = Attempts(FAST, worth_retrying)
     attempts.ended(4000, "bad\nWARNING forged\x1b[0m", 0.0)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "watershed_mw.client"]
     assert line.isprintable()
 
 
-def test_who_connects_once_logs_nothing(client: Client, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_connection_logs_nothing(client: Client, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "watershed_mw.client")
     client.open(serve(echoing).url()).end()
     assert [record for record in caplog.records if "client" in record.name] == []

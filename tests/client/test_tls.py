@@ -46,7 +46,7 @@ def chosen(server: list[str | None]) -> Any:
 
 
 @pytest.mark.parametrize("way", ["direct", "http", "socks5"])
-def test_http11_alone_is_offered(client: Client, serve: Serve, contexts: Contexts, way: str) -> None:
+def test_alpn_offers_http11_only(client: Client, serve: Serve, contexts: Contexts, way: str) -> None:
     """With a context that an HTTP/2 client has used before; it offers what it did when the connection is open."""
     contexts[0].set_alpn_protocols(["http/1.1", "h2"])
     agreed: list[str | None] = []
@@ -60,7 +60,9 @@ def test_http11_alone_is_offered(client: Client, serve: Serve, contexts: Context
     assert alpn.offers(contexts[0]) == ["http/1.1", "h2"]
 
 
-def test_nothing_is_spoken_into_another_protocol(client: Client, serve: Serve, contexts: Contexts) -> None:
+def test_nothing_is_sent_if_the_server_selects_another_protocol(
+    client: Client, serve: Serve, contexts: Contexts
+) -> None:
     """The server chooses what was not offered, or our look into the context was in vain."""
     contexts[0].set_alpn_protocols(["h2"])
     heard: list[bytes] = []
@@ -77,7 +79,7 @@ def test_nothing_is_spoken_into_another_protocol(client: Client, serve: Serve, c
 
 
 @pytest.mark.parametrize("protocols", LISTS, ids=len)
-def test_a_context_offers_again_what_it_did(contexts: Contexts, protocols: list[str]) -> None:
+def test_the_contexts_own_offer_is_restored(contexts: Contexts, protocols: list[str]) -> None:
     context = contexts[0]
     if protocols:
         context.set_alpn_protocols(protocols)
@@ -87,7 +89,7 @@ def test_a_context_offers_again_what_it_did(contexts: Contexts, protocols: list[
     assert alpn.offers(context) == protocols
 
 
-def test_a_context_that_many_use_at_once(contexts: Contexts) -> None:
+def test_a_context_can_be_used_by_many_connections_at_once(contexts: Contexts) -> None:
     context = contexts[0]
     context.set_alpn_protocols(["h2"])
     seen: list[list[str]] = []
@@ -106,7 +108,7 @@ def test_a_context_that_many_use_at_once(contexts: Contexts) -> None:
     assert alpn.offers(context) == ["h2"]
 
 
-def test_what_another_has_set_meanwhile_is_left_alone(contexts: Contexts) -> None:
+def test_an_offer_set_by_others_meanwhile_is_kept(contexts: Contexts) -> None:
     context = contexts[0]
     context.set_alpn_protocols(["h2"])
     with alpn.offering_http11(context):
@@ -115,7 +117,7 @@ def test_what_another_has_set_meanwhile_is_left_alone(contexts: Contexts) -> Non
 
 
 @pytest.mark.parametrize("way", ["direct", "http", "socks5"])
-def test_a_fully_qualified_name(
+def test_a_trailing_dot_is_kept_for_the_host_and_dropped_for_tls(
     client: Client, serve: Serve, contexts: Contexts, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """It is looked up with its dot and stands with it in the Host field; TLS knows it without."""
