@@ -10,6 +10,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,12 +34,15 @@ class Run:
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            # In the next iteration of the loop the server has logged the exception, through every handler. A test
+            # that went on before could end meanwhile, and pytest's handlers keep the record beyond its end.
+            report = partial(asyncio.get_running_loop().call_soon, self._outcomes.put)
             try:
                 await app(scope, receive, send)
             except BaseException as error:
-                self._outcomes.put(error)
+                report(error)
                 raise
-            self._outcomes.put(None)
+            report(None)
 
         return run
 
