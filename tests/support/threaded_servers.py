@@ -10,7 +10,6 @@ import ssl
 import sys
 import threading
 from collections.abc import Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,13 +35,13 @@ class Run:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             # In the next iteration of the loop the server has logged the exception, through every handler. A test
             # that went on before could end meanwhile, and pytest's handlers keep the record beyond its end.
-            report = partial(asyncio.get_running_loop().call_soon, self._outcomes.put)
+            loop = asyncio.get_running_loop()
             try:
                 await app(scope, receive, send)
             except BaseException as error:
-                report(error)
+                loop.call_soon(self._outcomes.put, error)
                 raise
-            report(None)
+            loop.call_soon(self._outcomes.put, None)
 
         return run
 
