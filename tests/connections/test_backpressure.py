@@ -28,7 +28,7 @@ PIECE = b"p" * 10_000
 
 @pytest.mark.need(5)
 @plain_pulling
-def test_a_flood_is_stopped_without_a_receiver_and_then_arrives(link: Link) -> None:
+def test_a_flood_pauses_without_a_receiver_and_then_arrives(link: Link) -> None:
     live, peer = link(small=True)
     if isinstance(live, LiveOnLoop):
         most = 4 * MIB  # queue, kernel and the transport's own buffers
@@ -45,7 +45,7 @@ def test_a_flood_is_stopped_without_a_receiver_and_then_arrives(link: Link) -> N
 
 @pytest.mark.need(5)
 @few
-def test_a_flood_is_stopped_while_a_handler_is_busy(link: Link, way: Way) -> None:
+def test_a_flood_pauses_while_a_handler_is_busy(link: Link, way: Way) -> None:
     gate = threading.Event()
     open_gate: list[asyncio.Event] = []
 
@@ -75,7 +75,7 @@ def test_a_flood_is_stopped_while_a_handler_is_busy(link: Link, way: Way) -> Non
 
 @pytest.mark.need(4)
 @on_loop
-def test_awaiting_send_waits_for_a_peer_that_does_not_read_and_drain_follows(link: Link) -> None:
+def test_send_waits_for_a_peer_that_does_not_read_and_drain_follows(link: Link) -> None:
     live, peer = link(small=True, record=("drain",))
     sent = 0
 
@@ -118,7 +118,7 @@ def test_a_threads_send_blocks_until_the_peer_reads(link: Link) -> None:
 
 @pytest.mark.need(4, 5)
 @plain
-def test_an_echo_to_a_peer_that_does_not_read_makes_it_wait(link: Link) -> None:
+def test_an_echo_waits_for_a_peer_that_does_not_read(link: Link) -> None:
     """``conn.on("binary", conn.send)`` is all that an application has to write."""
     live, peer = link(small=True, setup=lambda conn: conn.on("binary", conn.send), ping_interval=None)
     live.run()
@@ -152,7 +152,7 @@ def test_pings_from_a_peer_that_does_not_read_cannot_fill_memory(link: Link) -> 
 
 
 @few
-def test_two_ends_that_write_16_mib_at_each_other_both_finish(opener: Opener, way: Way) -> None:
+def test_two_peers_that_send_16_mib_to_each_other_both_finish(opener: Opener, way: Way) -> None:
     other_way = Way("threads", "socket", way.tls, CLIENT if way.role is SERVER else SERVER)
     live, other = opener.open_both(way, other_way, small=True, compression=False, record=("binary",))
     live.run()
@@ -169,7 +169,7 @@ def test_two_ends_that_write_16_mib_at_each_other_both_finish(opener: Opener, wa
 
 @pytest.mark.need(4)
 @on_loop
-def test_who_sends_without_waiting_is_stopped_at_max_unsent_bytes(link: Link) -> None:
+def test_sending_without_await_ends_at_max_unsent_bytes(link: Link) -> None:
     live, peer = link(small=True, max_unsent_bytes=MIB, close_timeout=LIMIT)
 
     async def send(conn: Any) -> None:
@@ -189,7 +189,7 @@ def test_who_sends_without_waiting_is_stopped_at_max_unsent_bytes(link: Link) ->
 
 
 @on_loop
-def test_who_sends_without_waiting_from_a_handler_is_stopped_too(link: Link) -> None:
+def test_sending_without_await_in_a_handler_ends_at_max_unsent_bytes(link: Link) -> None:
     """What was given to the transport must not stay in memory for as long as ``close_timeout``."""
 
     def setup(conn: Any) -> None:
@@ -207,7 +207,7 @@ def test_who_sends_without_waiting_from_a_handler_is_stopped_too(link: Link) -> 
 
 
 @pytest.mark.parametrize("way", [way for way in ON_LOOP if not way.tls], ids=str)
-def test_one_message_beyond_max_unsent_bytes_is_sent_by_an_awaited_send(link: Link) -> None:
+def test_an_awaited_send_may_exceed_max_unsent_bytes(link: Link) -> None:
     live, peer = link(small=True, max_unsent_bytes=MIB)
     sending = live.begin("send", bytes(4 * MIB))
     peer.expect(BINARY, bytes(4 * MIB))
@@ -217,7 +217,7 @@ def test_one_message_beyond_max_unsent_bytes_is_sent_by_an_awaited_send(link: Li
 
 
 @on_loop
-def test_destroy_drops_at_once_what_close_has_left_unsent(link: Link) -> None:
+def test_destroy_immediately_drops_data_that_a_close_left_unsent(link: Link) -> None:
     """The closing handshake has timed out, and what is unsent may still arrive: but not after ``destroy``."""
     live, peer = link(small=True, close_timeout=1.0, ping_interval=None)
     live.run()

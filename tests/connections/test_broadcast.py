@@ -36,7 +36,7 @@ def frame(peer: WirePeer) -> tuple[int, bytes]:
     return first, peer._exactly(size)
 
 
-def test_every_kind_of_connection_is_sent_the_message(opener: Opener) -> None:
+def test_every_kind_of_connection_receives_the_message(opener: Opener) -> None:
     opened = [opener.open(way) for way in EACH]
     for live, _ in opened:
         if isinstance(live, LiveInBackground):
@@ -52,7 +52,7 @@ def test_every_kind_of_connection_is_sent_the_message(opener: Opener) -> None:
 
 
 @pytest.mark.parametrize("way", [ON_LOOP, ON_UVLOOP], ids=str)
-def test_counters_and_probes_are_those_of_send(opener: Opener, way: Way) -> None:
+def test_counters_and_trace_match_those_of_send(opener: Opener, way: Way) -> None:
     probes = Log()
     opened = [
         opener.open(way, trace=lambda probe, conn, data: probes.note(probe, conn.id, data)),
@@ -74,7 +74,7 @@ def test_counters_and_probes_are_those_of_send(opener: Opener, way: Way) -> None
     assert lives[1].conn.stats.bytes_sent == 8
 
 
-def test_order_stays_with_what_waits_to_be_written(opener: Opener) -> None:
+def test_order_is_kept_with_pending_data(opener: Opener) -> None:
     live, peer = opener.open(ON_LOOP)
 
     def work(conn: Any) -> None:
@@ -89,7 +89,7 @@ def test_order_stays_with_what_waits_to_be_written(opener: Opener) -> None:
 
 
 @pytest.mark.parametrize("way", [ON_LOOP, Way("threads", "socket", False, SERVER)], ids=str)
-def test_who_is_leaving_is_passed_over(opener: Opener, way: Way) -> None:
+def test_closing_connections_are_skipped(opener: Opener, way: Way) -> None:
     (leaving, leaver), (gone, goer), (staying, stayer) = (opener.open(way) for _ in range(3))
     ending = leaving.begin("end", "bye")
     leaver.expect_close(1000, "bye")
@@ -133,7 +133,7 @@ def test_a_peer_that_does_not_read_is_dropped_and_delays_no_other(opener: Opener
     assert isinstance(slow.endings.wait(lambda events: events)[0][1], LocalProtocolError)
 
 
-def test_who_does_not_read_keeps_no_copy(opener: Opener) -> None:
+def test_a_peer_that_does_not_read_costs_no_copy(opener: Opener) -> None:
     """What the kernel has not taken of a broadcast is the same bytes for all."""
     opened = [opener.open(ON_UVLOOP, small=True) for _ in range(20)]
     lives = [live for live, _ in opened]
@@ -149,7 +149,7 @@ def test_who_does_not_read_keeps_no_copy(opener: Opener) -> None:
         peer.expect(BINARY, message)
 
 
-def test_compressed_once_and_the_own_messages_go_on(opener: Opener) -> None:
+def test_a_broadcast_is_compressed_once_and_other_messages_continue(opener: Opener) -> None:
     opened = [opener.open(way, fields=OFFER, compression=True) for way in (ON_LOOP, ON_LOOP, ON_UVLOOP)]
     inflaters = [zlib.decompressobj(-12) for _ in opened]
     lives = [live for live, _ in opened]

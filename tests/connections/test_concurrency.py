@@ -28,7 +28,7 @@ Interrupt = Callable[[Callable[[], object]], object]
 
 @pytest.mark.need(7)
 @each
-def test_messages_of_eight_threads_arrive_whole_and_in_each_threads_order(link: Link) -> None:
+def test_messages_of_eight_threads_keep_each_threads_order(link: Link) -> None:
     """From threads that are not the loop's, too."""
     live, peer = link()
     live.run()
@@ -93,7 +93,7 @@ def interrupt() -> Iterator[Interrupt]:
 
 
 @in_threads
-def test_what_interrupts_a_send_tears_no_message(link: Link, interrupt: Interrupt) -> None:
+def test_an_interrupted_send_tears_no_message(link: Link, interrupt: Interrupt) -> None:
     """As gevent.Timeout does, and what the handler of a signal raises."""
     live, peer = link(small=True)
     interrupt(lambda: live.conn._core.write_paused)
@@ -108,7 +108,7 @@ def test_what_interrupts_a_send_tears_no_message(link: Link, interrupt: Interrup
 
 
 @in_threads
-def test_what_interrupts_a_receive_loses_nothing(link: Link, interrupt: Interrupt) -> None:
+def test_an_interrupted_receive_loses_nothing(link: Link, interrupt: Interrupt) -> None:
     live, peer = link()
     interrupt(lambda: live.conn._stream.turns.reader)
     with pytest.raises(KeyboardInterrupt):
@@ -118,7 +118,7 @@ def test_what_interrupts_a_receive_loses_nothing(link: Link, interrupt: Interrup
 
 
 @in_threads
-def test_what_interrupts_a_reader_that_has_read_loses_nothing(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_after_reading_loses_nothing(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     live, peer = link()
     peer.send(TEXT, "heard")
     with monkeypatch.context() as patch:
@@ -134,7 +134,7 @@ def test_what_interrupts_a_reader_that_has_read_loses_nothing(link: Link, monkey
 
 
 @in_threads
-def test_destroy_from_within_reading(link: Link) -> None:
+def test_destroy_works_during_a_read(link: Link) -> None:
     """As in a signal's handler, which runs in the thread that it interrupts."""
     live, peer = link(trace=lambda probe, conn, data: probe == "read-buffer" and conn.destroy())
     receiving = live.begin("receive")
@@ -144,7 +144,7 @@ def test_destroy_from_within_reading(link: Link) -> None:
 
 
 @in_threads
-def test_destroy_from_within_a_look_before_sending(link: Link) -> None:
+def test_destroy_works_during_a_read_before_sending(link: Link) -> None:
     live, peer = link(trace=lambda probe, conn, data: probe == "read-buffer" and conn.destroy())
     peer.send(TEXT, "too late")
     until(lambda: isinstance(live.begin("send", "looks").exception(LIMIT), ConnectionClosed))
@@ -153,7 +153,7 @@ def test_destroy_from_within_a_look_before_sending(link: Link) -> None:
 
 
 @in_threads
-def test_destroy_from_within_writing(link: Link) -> None:
+def test_destroy_works_during_a_write(link: Link) -> None:
     live, _ = link(trace=lambda probe, conn, data: probe == "send-close" and conn.destroy())
     live.call("end")
     live.gone()
@@ -172,7 +172,7 @@ def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
 
 @pytest.mark.need(30)
 @on_loop
-def test_tasks_that_receive_get_a_message_each_in_the_order_in_which_they_asked(link: Link) -> None:
+def test_concurrent_receivers_get_one_message_each_in_order(link: Link) -> None:
     """Whether the messages come one by one or at once; who asks again stands behind the others."""
     live, peer = link()
     asked = ["receive", "__anext__", "receive in time", "receive", "__anext__"]
@@ -200,7 +200,7 @@ def test_tasks_that_receive_get_a_message_each_in_the_order_in_which_they_asked(
 
 
 @on_loop
-def test_a_task_that_is_left_behind_gets_the_first_message(link: Link) -> None:
+def test_an_earlier_receiver_gets_the_first_message(link: Link) -> None:
     live, peer = link()
 
     async def leave_behind(conn: Any) -> list[str | bytes]:
@@ -217,7 +217,7 @@ def test_a_task_that_is_left_behind_gets_the_first_message(link: Link) -> None:
 @on_loop
 @pytest.mark.parametrize("cancelled", [(0,), (1,), (0, 1), (1, 3), (0, 1, 2, 3, 4)], ids=str)
 @pytest.mark.parametrize("moment", ["before", "with", "after one"])
-def test_cancelled_tasks_take_no_message_from_those_behind_them(
+def test_cancelled_receivers_take_no_message_from_later_ones(
     link: Link, cancelled: tuple[int, ...], moment: str
 ) -> None:
     live, peer = link()
@@ -250,7 +250,7 @@ def test_cancelled_tasks_take_no_message_from_those_behind_them(
 
 
 @on_loop
-def test_every_task_that_receives_hears_of_the_end(link: Link) -> None:
+def test_every_receiver_sees_the_end(link: Link) -> None:
     live, peer = link()
 
     async def ask(conn: Any, how: str) -> str:
@@ -276,7 +276,7 @@ def test_every_task_that_receives_hears_of_the_end(link: Link) -> None:
 
 
 @on_loop
-def test_a_task_in_line_has_its_time(link: Link) -> None:
+def test_a_receiver_in_line_has_its_own_timeout(link: Link) -> None:
     live, peer = link()
 
     async def too_long(conn: Any) -> list[str | bytes]:
@@ -308,7 +308,7 @@ def test_a_task_in_line_has_its_time(link: Link) -> None:
     ],
     ids=["receive", "receive in time", "receive at once", "iteration", "send", "ping", "wait_closed", "end"],
 )
-def test_who_asks_again_and_again_after_the_end_leaves_others_their_turn(link: Link, ask: Any) -> None:
+def test_receiving_in_a_loop_after_the_end_lets_other_tasks_run(link: Link, ask: Any) -> None:
     live, _ = link()
 
     async def again_and_again(conn: Any) -> None:
@@ -330,7 +330,7 @@ def test_who_asks_again_and_again_after_the_end_leaves_others_their_turn(link: L
 
 
 @on_loop
-def test_who_runs_again_and_again_after_the_end_leaves_others_their_turn(link: Link) -> None:
+def test_calling_run_in_a_loop_after_the_end_lets_other_tasks_run(link: Link) -> None:
     live, _ = link()
 
     async def beside(conn: Any) -> None:
@@ -349,7 +349,7 @@ def test_who_runs_again_and_again_after_the_end_leaves_others_their_turn(link: L
 
 
 @on_loop
-def test_who_only_pings_leaves_others_their_turn(link: Link) -> None:
+def test_pinging_in_a_loop_lets_other_tasks_run(link: Link) -> None:
     live, _ = link()
 
     async def beside(conn: Any) -> None:
@@ -424,7 +424,7 @@ async def _endless(work: Any) -> None:
 
 
 @on_loop
-def test_mistakes_raise_in_the_thread_that_makes_them(link: Link) -> None:
+def test_errors_raise_in_the_calling_thread(link: Link) -> None:
     live, peer = link()
     with pytest.raises(TypeError):
         live.conn.send(5)
@@ -443,7 +443,7 @@ def test_mistakes_raise_in_the_thread_that_makes_them(link: Link) -> None:
 
 
 @pytest.mark.parametrize("way", IN_BACKGROUND, ids=str)
-def test_a_peer_that_has_gone_before_the_background_begins(opener: Opener, way: Way) -> None:
+def test_a_peer_may_leave_before_the_background_begins(opener: Opener, way: Way) -> None:
     live, peer = opener.open(way)
     peer.reset()
     over = live.run()
@@ -456,7 +456,7 @@ def test_a_peer_that_has_gone_before_the_background_begins(opener: Opener, way: 
 
 @pytest.mark.need(30)
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
-def test_many_threads_that_end_and_destroy_at_once_emit_one_end(link: Link) -> None:
+def test_concurrent_end_and_destroy_emit_one_end(link: Link) -> None:
     for _ in range(10):
         live, peer = link()
         calls = [live.begin(method) for method in ("end", "destroy", "end", "destroy", "receive")]

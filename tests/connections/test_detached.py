@@ -103,7 +103,7 @@ def read_exactly(sock: socket.socket, read: Read, size: int, step: int) -> bytes
 
 @pytest.mark.parametrize("step", [3, 100])
 @pytest.mark.parametrize("read", PLAIN_READS)
-def test_early_bytes_come_first_by_every_way_to_read(read: Read, step: int) -> None:
+def test_early_bytes_come_first_with_every_read_method(read: Read, step: int) -> None:
     ours, theirs = tcp_pair()
     with theirs, Watershed().accept(request_head() + EARLY, ours, detached=True) as taken:
         WirePeer(theirs, CLIENT).read_head()
@@ -126,7 +126,7 @@ def test_early_bytes_come_first_from_a_file() -> None:
             assert file.read() == b"rest"
 
 
-def test_of_a_client_early_bytes_come_first_too() -> None:
+def test_early_bytes_come_first_on_a_client_too() -> None:
     ours, theirs = tcp_pair()
     answer = response_head(HANDSHAKE_KEY) + EARLY[:4]
     with theirs, Watershed().connect(answer, ours, EARLY[4:], HANDSHAKE_KEY, detached=True) as taken:
@@ -136,7 +136,7 @@ def test_of_a_client_early_bytes_come_first_too() -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, 0.0, 7.5])
-def test_the_owner_keeps_its_timeout_and_the_first_owner_has_nothing_left(timeout: float | None) -> None:
+def test_the_socket_keeps_its_timeout_and_the_original_is_detached(timeout: float | None) -> None:
     ours, theirs = tcp_pair()
     ours.settimeout(timeout)
     with theirs, Watershed().accept(request_head(), ours, detached=True) as taken:
@@ -151,7 +151,7 @@ def test_the_owner_keeps_its_timeout_and_the_first_owner_has_nothing_left(timeou
         assert peer.silent()
 
 
-def test_nothing_is_answered_for_the_owner() -> None:
+def test_nothing_is_answered_on_a_detached_socket() -> None:
     """No PONG, no Close, no FIN: frames are the owner's own business."""
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
@@ -168,7 +168,7 @@ def test_nothing_is_answered_for_the_owner() -> None:
         assert theirs.recv(100) == b"not yet over"
 
 
-def test_a_refusal_leaves_the_socket_with_its_owner() -> None:
+def test_a_refusal_leaves_the_socket_open() -> None:
     ours, theirs = tcp_pair()
     with ours, theirs:
         with pytest.raises(HandshakeError):
@@ -201,7 +201,7 @@ async def taken_on_loop(sock: socket.socket, carrier: str) -> socket.socket:
 
 @flavours
 @carriers
-def test_a_plain_transport_gives_a_socket_for_the_loop(opener: Opener, flavour: str, carrier: str) -> None:
+def test_a_plain_transport_gives_a_nonblocking_socket(opener: Opener, flavour: str, carrier: str) -> None:
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
 
@@ -229,7 +229,7 @@ def test_a_plain_transport_gives_a_socket_for_the_loop(opener: Opener, flavour: 
 
 @flavours
 @carriers
-def test_a_plain_transport_gives_a_socket_for_blocking_code(opener: Opener, flavour: str, carrier: str) -> None:
+def test_a_socket_from_a_plain_transport_can_be_made_blocking(opener: Opener, flavour: str, carrier: str) -> None:
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
     with theirs:
@@ -249,7 +249,7 @@ def test_a_plain_transport_gives_a_socket_for_blocking_code(opener: Opener, flav
 
 @flavours
 @carriers
-def test_of_an_asyncio_client_too(opener: Opener, flavour: str, carrier: str) -> None:
+def test_an_asyncio_client_gets_a_socket_too(opener: Opener, flavour: str, carrier: str) -> None:
     ours, theirs = tcp_pair()
 
     async def connect() -> socket.socket:
@@ -276,7 +276,7 @@ def test_of_an_asyncio_client_too(opener: Opener, flavour: str, carrier: str) ->
 
 @flavours
 @carriers
-def test_an_asyncio_transport_with_tls_becomes_a_reader_and_a_writer(
+def test_an_asyncio_tls_transport_becomes_a_reader_and_a_writer(
     opener: Opener, tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], flavour: str, carrier: str
 ) -> None:
     client, server = tls_contexts
@@ -319,7 +319,7 @@ def test_an_asyncio_transport_with_tls_becomes_a_reader_and_a_writer(
     serving.result(LIMIT)
 
 
-def test_a_transport_that_is_closing_has_nothing_to_give(opener: Opener) -> None:
+def test_a_closing_transport_cannot_be_detached(opener: Opener) -> None:
     ours, theirs = tcp_pair()
 
     async def serve() -> None:
@@ -341,7 +341,7 @@ def test_a_transport_that_is_closing_has_nothing_to_give(opener: Opener) -> None
 
 @pytest.mark.parametrize("step", [3, 100])
 @pytest.mark.parametrize("read", TLS_READS)
-def test_a_tls_socket_stays_the_same_with_early_bytes_in_front(
+def test_a_tls_socket_is_returned_itself_with_early_bytes_first(
     tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], read: Read, step: int
 ) -> None:
     ours, theirs = tcp_pair()
@@ -361,7 +361,7 @@ def test_a_tls_socket_stays_the_same_with_early_bytes_in_front(
         assert peer.silent()
 
 
-def test_early_bytes_come_first_from_a_file_on_tls(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+def test_early_bytes_come_first_from_a_file_over_tls(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     ours, theirs = tcp_pair()
     client, server = tls_contexts
     wrapping = in_thread(lambda: client.wrap_socket(theirs, server_hostname="127.0.0.1"))

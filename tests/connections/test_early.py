@@ -55,7 +55,7 @@ def test_early_messages_are_pushed_to_handlers_registered_after_accept(link: Lin
     assert events == [*(("text", str(number)) for number in range(20)), ("ping", b"early"), ("text", "later")]
 
 
-def test_an_early_message_that_is_cut_goes_on_later(link: Link) -> None:
+def test_an_early_partial_message_is_completed_later(link: Link) -> None:
     """Wherever the segment ended."""
     for cut in (1, 5, 9):
         live, peer = link(early=lambda peer, cut=cut: peer.frame(TEXT, "divided")[:cut], record=("text",))
@@ -75,7 +75,7 @@ def test_an_early_close_is_answered(link: Link) -> None:
     assert live.log.events == [("text", "only")]
 
 
-def test_early_messages_beyond_every_bound_arrive(link: Link) -> None:
+def test_early_messages_beyond_the_queue_limits_arrive(link: Link) -> None:
     """More than the queue holds, and more than one read gives."""
     live, _peer = link(
         early=lambda peer: peer.frame(BINARY, b"x" * 1000) * 200, record=("binary",), max_queued_messages=2
@@ -97,7 +97,7 @@ async def _stream_after_its_end(sock: socket.socket) -> tuple[asyncio.StreamRead
 
 
 @pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
-def test_a_stream_reader_that_has_read_the_end_already(opener: Opener, flavour: str) -> None:
+def test_a_stream_reader_may_already_have_read_the_end(opener: Opener, flavour: str) -> None:
     """Head, messages and FIN lie in the StreamReader before anybody asks."""
     ours, theirs = tcp_pair()
     ours.setblocking(False)
@@ -120,7 +120,7 @@ def test_a_stream_reader_that_has_read_the_end_already(opener: Opener, flavour: 
 
 
 @pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
-def test_a_stream_reader_that_has_read_close_and_end_already(opener: Opener, flavour: str) -> None:
+def test_a_stream_reader_may_already_have_read_close_and_end(opener: Opener, flavour: str) -> None:
     ours, theirs = tcp_pair()
     ours.setblocking(False)
 
@@ -141,7 +141,7 @@ def test_a_stream_reader_that_has_read_close_and_end_already(opener: Opener, fla
         peer.expect_end()
 
 
-def test_a_peer_that_has_sent_everything_and_its_end_before_a_socket_is_looked_at() -> None:
+def test_a_peer_may_have_sent_everything_and_its_end_before_the_first_read() -> None:
     ours, theirs = tcp_pair()
     with theirs:
         peer = WirePeer(theirs, CLIENT)
@@ -182,7 +182,7 @@ def test_the_head_argument_of_a_client_comes_first() -> None:
 
 
 @pytest.mark.parametrize("form", ["pair", "transport"])
-def test_the_head_argument_comes_before_what_a_stream_reader_holds(opener: Opener, form: str) -> None:
+def test_the_head_argument_comes_before_a_stream_readers_buffer(opener: Opener, form: str) -> None:
     ours, theirs = tcp_pair()
     ours.setblocking(False)
     peer = WirePeer(theirs, CLIENT)
@@ -220,7 +220,7 @@ def serve_http(sock: socket.socket, handle: Callable[[BaseHTTPRequestHandler], o
 
 
 @pytest.mark.parametrize("count", [3, 200])
-def test_what_http_server_has_buffered_is_found(count: int) -> None:
+def test_bytes_buffered_by_http_server_are_found(count: int) -> None:
     """Its rfile holds up to 8 KiB of it, and the kernel the rest."""
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
@@ -242,7 +242,7 @@ def test_what_http_server_has_buffered_is_found(count: int) -> None:
     assert received == [str(number) * 100 for number in range(count)]
 
 
-def test_what_http_server_has_buffered_is_found_in_the_background() -> None:
+def test_bytes_buffered_by_http_server_are_found_in_the_background() -> None:
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
     over = threading.Event()
@@ -268,7 +268,7 @@ FINAL = (Way("threads", "socket", False, SERVER), Way("asyncio", "streams", Fals
 
 
 @pytest.mark.parametrize("way", FINAL, ids=str)
-def test_a_peer_that_gives_up_with_its_handshake_ends_as_reset(link: Link) -> None:
+def test_a_peer_that_half_closes_after_its_request_ends_as_a_reset(link: Link) -> None:
     live, peer = link(early=lambda peer: b"")
     over = live.run()
     peer.half_close()
@@ -286,7 +286,7 @@ NO_MEMORY = (
 
 @pytest.mark.parametrize("way", NO_MEMORY, ids=str)
 @pytest.mark.parametrize("early", [True, False])
-def test_without_memory_for_what_has_come_the_stream_ends(link: Link, early: bool, loop_errors: LoopErrors) -> None:
+def test_a_memory_error_on_early_bytes_closes_the_stream(link: Link, early: bool, loop_errors: LoopErrors) -> None:
     """The event loop would only log it, and the peer would wait for ever."""
 
     def trace(probe: str, _connection: object, _data: bytes) -> None:

@@ -31,7 +31,7 @@ def pushing(conn: Any) -> None:
 
 @everywhere
 @pytest.mark.parametrize("code, reason", [(1000, ""), (1001, "going"), (3000, "€" * 41), (4999, "x" * 123)])
-def test_we_end_it(link: Link, code: int, reason: str) -> None:
+def test_our_end_closes_the_connection(link: Link, code: int, reason: str) -> None:
     live, peer = link()
     over = live.run()
     ending = live.begin("end", reason, code=code)
@@ -46,7 +46,7 @@ def test_we_end_it(link: Link, code: int, reason: str) -> None:
 
 @everywhere
 @pytest.mark.parametrize("code, reason", [(1000, ""), (None, ""), (1013, "later"), (4999, "x" * 123)])
-def test_the_peer_ends_it(link: Link, code: int | None, reason: str) -> None:
+def test_the_peers_close_ends_the_connection(link: Link, code: int | None, reason: str) -> None:
     live, peer = link()
     over = live.run()
     peer.send_close(code, reason)
@@ -58,7 +58,7 @@ def test_the_peer_ends_it(link: Link, code: int | None, reason: str) -> None:
 
 
 @everywhere
-def test_both_end_it_at_once(link: Link) -> None:
+def test_both_sides_may_close_at_once(link: Link) -> None:
     """One Close goes each way, whoever was first."""
     live, peer = link()
     over = live.run()
@@ -74,7 +74,7 @@ def test_both_end_it_at_once(link: Link) -> None:
 @pytest.mark.advisory("CVE-2026-45736")
 @few
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000, True, "1000"])
-def test_a_code_that_may_not_be_sent_is_refused(link: Link, code: Any) -> None:
+def test_an_invalid_code_is_refused(link: Link, code: Any) -> None:
     live, peer = link(setup=pushing)
     live.run()
     with pytest.raises(LocalProtocolError, match="close code"):
@@ -86,7 +86,7 @@ def test_a_code_that_may_not_be_sent_is_refused(link: Link, code: Any) -> None:
 @pytest.mark.advisory("CVE-2026-45736")
 @few
 @pytest.mark.parametrize("reason", ["x" * 124, "€" * 42, "\ud800", b"bytes", None])
-def test_a_reason_that_may_not_be_sent_is_refused(link: Link, reason: Any) -> None:
+def test_an_invalid_reason_is_refused(link: Link, reason: Any) -> None:
     live, peer = link(setup=pushing)
     live.run()
     with pytest.raises(LocalProtocolError, match="close reason"):
@@ -108,7 +108,7 @@ def test_a_second_end_changes_nothing(link: Link) -> None:
     assert over.result(LIMIT) == (4001, "")
 
 
-def test_messages_that_come_after_our_close_are_still_handed_over(link: Link) -> None:
+def test_messages_after_our_close_are_still_delivered(link: Link) -> None:
     """Section 5.5.1: only after its own Close does the peer send no more."""
     live, peer = link(record=("text",))
     over = live.run()
@@ -120,7 +120,7 @@ def test_messages_that_come_after_our_close_are_still_handed_over(link: Link) ->
     assert live.log.events == [("text", "on the way")]
 
 
-def test_frames_after_the_peers_close_mean_nothing(link: Link) -> None:
+def test_frames_after_the_peers_close_are_ignored(link: Link) -> None:
     live, peer = link(record=("text", "ping"))
     over = live.run()
     peer.write(peer.frame(CLOSE, close_payload(4000)), peer.frame(TEXT, "late"), b"\xff\xff\xff")
@@ -168,7 +168,7 @@ def test_the_peers_close_is_answered_without_a_receiver(link: Link, way: Way) ->
 
 @pytest.mark.need(1)
 @few
-def test_everything_sent_before_the_end_arrives_though_the_peer_reads_slowly(link: Link) -> None:
+def test_everything_sent_before_the_end_reaches_a_slow_reader(link: Link) -> None:
     live, peer = link(small=True)
     over = live.run()
     sent = bytes(range(256)) * (MIB // 256)
@@ -193,7 +193,7 @@ def test_everything_sent_before_the_end_arrives_though_the_peer_reads_slowly(lin
 
 
 @few
-def test_everything_sent_before_the_peers_close_is_answered_arrives(link: Link) -> None:
+def test_everything_sent_before_answering_the_peers_close_arrives(link: Link) -> None:
     """A big reply is under way when the peer begins to close."""
     reply = b"r" * (4 * MIB)
     live, peer = link(small=True, setup=lambda conn: conn.on("text", lambda text: conn.send(reply) and None))
@@ -210,7 +210,7 @@ def test_everything_sent_before_the_peers_close_is_answered_arrives(link: Link) 
 
 @pytest.mark.need(1)
 @everywhere
-def test_a_peer_that_never_answers_our_close_is_left(link: Link) -> None:
+def test_a_peer_that_never_answers_our_close_is_dropped(link: Link) -> None:
     live, peer = link(close_timeout=0.1)
     over = live.run()
     ending = live.begin("end", code=4000)
@@ -222,7 +222,7 @@ def test_a_peer_that_never_answers_our_close_is_left(link: Link) -> None:
 
 
 @everywhere
-def test_a_peer_that_never_ends_the_stream_is_left(link: Link, way: Way) -> None:
+def test_a_peer_that_never_ends_the_stream_is_dropped(link: Link, way: Way) -> None:
     """After both Close frames the server ends the TCP stream first, and neither waits for ever."""
     live, peer = link(close_timeout=0.1)
     over = live.run()
@@ -234,7 +234,7 @@ def test_a_peer_that_never_ends_the_stream_is_left(link: Link, way: Way) -> None
 
 
 @few
-def test_a_peer_that_never_reads_cannot_hold_the_end_up(link: Link) -> None:
+def test_a_peer_that_never_reads_cannot_delay_the_end(link: Link) -> None:
     live, peer = link(small=True, close_timeout=0.2)
     over = live.run()
     live.do(lambda conn: conn.send(b"x" * (4 * MIB)))
@@ -246,7 +246,7 @@ def test_a_peer_that_never_reads_cannot_hold_the_end_up(link: Link) -> None:
 
 
 @pytest.mark.parametrize("way", IN_THREADS, ids=str)
-def test_who_waits_without_a_limit_learns_of_the_time_out_that_another_thread_sees(link: Link) -> None:
+def test_a_timeout_seen_by_one_thread_ends_the_wait_of_others(link: Link) -> None:
     live, peer = link(small=True, close_timeout=0.05, ping_interval=None)
     over = live.run()
     peer.send(PING)
@@ -275,7 +275,7 @@ RESET = [("connection_reset",), ("end", 1006, "")]
 
 
 @vanishing
-def test_the_peer_vanishes_while_it_is_open(link: Link, vanish: Any) -> None:
+def test_a_peer_that_vanishes_ends_an_open_connection(link: Link, vanish: Any) -> None:
     live, peer = link()
     over = live.run()
     vanish(peer)
@@ -285,7 +285,7 @@ def test_the_peer_vanishes_while_it_is_open(link: Link, vanish: Any) -> None:
 
 @vanishing
 @pulling
-def test_the_peer_vanishes_while_it_is_pulled(link: Link, vanish: Any) -> None:
+def test_a_peer_that_vanishes_ends_a_receive(link: Link, vanish: Any) -> None:
     live, peer = link()
     peer.send(TEXT, "last")
     assert live.receive() == "last"
@@ -299,7 +299,7 @@ def test_the_peer_vanishes_while_it_is_pulled(link: Link, vanish: Any) -> None:
 
 
 @vanishing
-def test_the_peer_vanishes_within_a_message(link: Link, vanish: Any) -> None:
+def test_a_peer_may_vanish_within_a_message(link: Link, vanish: Any) -> None:
     live, peer = link(record=("text", "binary", "ping"))
     over = live.run()
     peer.send(PING)
@@ -310,7 +310,7 @@ def test_the_peer_vanishes_within_a_message(link: Link, vanish: Any) -> None:
 
 
 @vanishing
-def test_the_peer_vanishes_after_our_close(link: Link, vanish: Any) -> None:
+def test_a_peer_may_vanish_after_our_close(link: Link, vanish: Any) -> None:
     live, peer = link()
     over = live.run()
     ending = live.begin("end", code=4000)
@@ -322,7 +322,7 @@ def test_the_peer_vanishes_after_our_close(link: Link, vanish: Any) -> None:
 
 
 @vanishing
-def test_the_peer_vanishes_after_its_close(link: Link, vanish: Any) -> None:
+def test_a_peer_may_vanish_after_its_close(link: Link, vanish: Any) -> None:
     """It has said how it ends: that counts."""
     live, peer = link()
     over = live.run()
@@ -333,7 +333,7 @@ def test_the_peer_vanishes_after_its_close(link: Link, vanish: Any) -> None:
     assert live.endings.events == [("end", 4000, "bye")]
 
 
-def test_messages_before_the_peers_fin_are_handed_over(link: Link) -> None:
+def test_messages_before_the_peers_fin_are_delivered(link: Link) -> None:
     live, peer = link(record=("text",))
     over = live.run()
     peer.write(*(peer.frame(TEXT, str(number)) for number in range(50)))
@@ -344,7 +344,7 @@ def test_messages_before_the_peers_fin_are_handed_over(link: Link) -> None:
 
 
 @few
-def test_the_peer_vanishes_while_we_write(link: Link) -> None:
+def test_a_peer_may_vanish_while_we_write(link: Link) -> None:
     live, peer = link(small=True)
     over = live.run()
     sending = live.begin("send", b"x" * (4 * MIB))
@@ -370,7 +370,7 @@ def test_destroy_sends_no_close_and_ends_with_1006(link: Link) -> None:
         live.send("too late")
 
 
-def test_destroy_before_anything_else(link: Link) -> None:
+def test_destroy_may_be_the_first_call(link: Link) -> None:
     live, peer = link()
     live.call("destroy")
     peer.expect_end()
@@ -405,7 +405,7 @@ def _declared(peer: WirePeer, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("code, violation", VIOLATIONS.values(), ids=VIOLATIONS)
-def test_a_violation_is_answered_after_the_replies_to_what_came_before(link: Link, code: int, violation: Any) -> None:
+def test_a_violation_is_answered_after_replies_to_earlier_messages(link: Link, code: int, violation: Any) -> None:
     live, peer = link(setup=lambda conn: conn.on("text", conn.send), max_message_size=1000)
     over = live.run()
     peer.write(peer.frame(TEXT, "one"), peer.frame(TEXT, "two"), violation(peer))
@@ -423,7 +423,7 @@ def test_a_violation_is_answered_after_the_replies_to_what_came_before(link: Lin
 
 
 @pulling
-def test_receive_raises_a_violation_after_the_messages_before_it(link: Link) -> None:
+def test_receive_raises_a_violation_after_earlier_messages(link: Link) -> None:
     live, peer = link()
     peer.write(peer.frame(TEXT, "one"), peer.frame(TEXT, b"\xff"))
     assert live.receive() == "one"
@@ -440,7 +440,7 @@ def test_receive_raises_a_violation_after_the_messages_before_it(link: Link) -> 
 
 
 @few
-def test_a_violation_while_a_big_reply_is_under_way_does_not_cut_it(link: Link) -> None:
+def test_a_violation_does_not_cut_a_large_reply(link: Link) -> None:
     reply = b"r" * (4 * MIB)
     live, peer = link(small=True, setup=lambda conn: conn.on("text", lambda text: conn.send(reply) and None))
     over = live.run()
@@ -456,7 +456,7 @@ def test_a_violation_while_a_big_reply_is_under_way_does_not_cut_it(link: Link) 
 
 @pytest.mark.need(1)
 @few
-def test_a_peer_that_goes_on_after_its_violation_still_gets_the_close(link: Link) -> None:
+def test_a_peer_that_continues_after_its_violation_still_gets_the_close(link: Link) -> None:
     """What it sends is read and dropped, so that no RST can overtake our Close."""
     live, peer = link(setup=pushing)
     over = live.run()
@@ -468,7 +468,7 @@ def test_a_peer_that_goes_on_after_its_violation_still_gets_the_close(link: Link
 
 
 @everywhere
-def test_a_violation_after_our_close_is_the_end(link: Link) -> None:
+def test_a_violation_after_our_close_ends_the_connection(link: Link) -> None:
     live, peer = link()
     over = live.run()
     ending = live.begin("end", code=4000)

@@ -21,7 +21,7 @@ few = pytest.mark.parametrize("way", FEW, ids=str)
 # --- handlers -----------------------------------------------------------------------------------------
 
 
-def test_events_of_every_kind_come_in_order(link: Link) -> None:
+def test_events_of_every_kind_arrive_in_order(link: Link) -> None:
     live, peer = link(record=("text", "binary", "ping", "pong", "end"))
     over = live.run()
     peer.send_all(
@@ -65,7 +65,7 @@ def test_handlers_are_called_in_the_order_in_which_they_were_registered(link: Li
     assert log.wait_for("c", "2") == [(name, text) for text in "12" for name in "abc"]
 
 
-def test_once_is_called_once_and_off_ends_it(link: Link) -> None:
+def test_once_calls_a_handler_once_and_off_removes_it(link: Link) -> None:
     log = Log()
 
     def setup(conn: Any) -> None:
@@ -108,7 +108,7 @@ def test_on_is_a_decorator_too(link: Link) -> None:
     log.wait_for("decorated")
 
 
-def test_a_handler_may_take_itself_off(link: Link) -> None:
+def test_a_handler_may_remove_itself(link: Link) -> None:
     log = Log()
 
     def setup(conn: Any) -> None:
@@ -127,7 +127,7 @@ def test_a_handler_may_take_itself_off(link: Link) -> None:
 
 @few
 @pytest.mark.parametrize("event", ["message", "close", "Text", "", None])
-def test_an_event_that_there_is_not_is_refused(link: Link, event: Any) -> None:
+def test_an_unknown_event_is_refused(link: Link, event: Any) -> None:
     live, _peer = link()
     with pytest.raises(ValueError, match="expected one of the events binary, "):
         live.on(event, print)
@@ -135,7 +135,7 @@ def test_an_event_that_there_is_not_is_refused(link: Link, event: Any) -> None:
         live.call("once", event, print)
 
 
-def test_messages_that_waited_for_a_handler_are_pushed_to_it_in_order(link: Link) -> None:
+def test_queued_messages_are_passed_to_a_new_handler_in_order(link: Link) -> None:
     """Handlers may be registered later than the first message comes."""
     live, peer = link()
     peer.write(*(peer.frame(TEXT, str(number)) for number in range(20)))
@@ -147,7 +147,7 @@ def test_messages_that_waited_for_a_handler_are_pushed_to_it_in_order(link: Link
 # --- PING and PONG ------------------------------------------------------------------------------------
 
 
-def test_a_ping_is_answered_and_told(link: Link) -> None:
+def test_a_ping_is_answered_and_reported(link: Link) -> None:
     live, peer = link(record=("text", "ping"))
     live.run()
     for payload in (b"", b"x" * 125, bytes(range(100))):
@@ -220,7 +220,7 @@ def test_after_the_end_nothing_can_be_sent(link: Link) -> None:
 # --- what a connection tells about itself -----------------------------------------------------------------
 
 
-def test_addresses_request_and_state(link: Link, way: Way) -> None:
+def test_the_connection_has_addresses_request_and_state(link: Link, way: Way) -> None:
     live, peer = link(record=("text",))
     ours, theirs = peer.sock.getpeername(), peer.sock.getsockname()
     assert live.conn.local == f"127.0.0.1:{ours[1]}"
@@ -243,12 +243,12 @@ def test_addresses_request_and_state(link: Link, way: Way) -> None:
     assert after == (True, 1006, "")
 
 
-def test_every_connection_has_its_own_number(link: Link) -> None:
+def test_every_connection_has_its_own_id(link: Link) -> None:
     numbers = [link()[0].conn.id for _ in range(3)]
     assert numbers == sorted(set(numbers))
 
 
-def test_the_subprotocol_that_was_agreed_on(link: Link, way: Way) -> None:
+def test_the_subprotocol_is_the_negotiated_one(link: Link, way: Way) -> None:
     """The client's order counts among those that the server supports."""
     if way.role is CLIENT:
         live, _peer = link(offer=("b", "a"), fields=(("Sec-WebSocket-Protocol", "a"),))
@@ -258,7 +258,7 @@ def test_the_subprotocol_that_was_agreed_on(link: Link, way: Way) -> None:
     assert repr(live.conn).endswith("protocol='a'>")
 
 
-def test_counters(link: Link, way: Way) -> None:
+def test_counters_count_messages_and_bytes(link: Link, way: Way) -> None:
     live, peer = link(record=("text", "pong"))
     live.run()
     assert live.conn.stats == Stats(0, 0, 0, 0, 0, 0)
@@ -297,7 +297,7 @@ def test_a_connection_takes_no_attributes_and_its_methods_cannot_be_replaced(lin
     peer.expect(TEXT, "still sent")
 
 
-def test_what_an_application_keeps_does_not_keep_the_connection(opener: Opener, way: Way) -> None:
+def test_state_does_not_keep_the_connection_alive(opener: Opener, way: Way) -> None:
     live, peer = opener.open(way, setup=lambda conn: conn.on("text", conn.send))
     live.conn.state.myself = live.conn
     conn = ref(live.conn)
@@ -350,7 +350,7 @@ def test_trace_sees_everything_in_order_with_the_connection(link: Link, way: Way
     ]
 
 
-def test_trace_sees_the_close_that_answers_the_peers(link: Link) -> None:
+def test_trace_sees_the_close_that_answers_the_peer(link: Link) -> None:
     probes = Log()
     live, peer = link(trace=lambda probe, conn, data: probes.note(probe, data))
     over = live.run()

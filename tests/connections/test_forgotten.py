@@ -105,7 +105,7 @@ def code_told(peer: WirePeer) -> int:
 @pytest.mark.parametrize("run", RUN)
 @pytest.mark.parametrize("role", [SERVER, CLIENT], ids=["server", "client"])
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.__name__)
-def test_a_connection(work: Work, role: Role, run: str) -> None:
+def test_a_connection_is_closed_with_its_loop(work: Work, role: Role, run: str) -> None:
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
     ids: list[int] = []
     ours, theirs = socket.socketpair()
@@ -128,7 +128,7 @@ def test_a_connection(work: Work, role: Role, run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUN)
-def test_a_peer_that_does_not_answer_is_not_waited_for_long(run: str) -> None:
+def test_a_peer_that_does_not_answer_is_waited_for_only_briefly(run: str) -> None:
     ours, theirs = socket.socketpair()
 
     async def forget() -> None:
@@ -144,7 +144,7 @@ def test_a_peer_that_does_not_answer_is_not_waited_for_long(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUN)
-def test_a_loop_that_is_closed_without_further_ado(run: str) -> None:
+def test_a_loop_closed_directly_drops_the_connection(run: str) -> None:
     """Without ``shutdown_asyncgens()``: no Close, and nothing is kept all the same."""
     ours, theirs = socket.socketpair()
 
@@ -162,7 +162,7 @@ def test_a_loop_that_is_closed_without_further_ado(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUN)
-def test_the_applications_own_generators_are_closed_before_it(run: str) -> None:
+def test_the_applications_generators_are_closed_before_the_connection(run: str) -> None:
     """One may use a connection until it ends itself."""
     ours, theirs = socket.socketpair()
     kept: list[Any] = []
@@ -187,7 +187,7 @@ def test_the_applications_own_generators_are_closed_before_it(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUN)
-def test_a_task_that_does_not_end_takes_nothing_of_the_peers_time(run: str) -> None:
+def test_a_task_that_does_not_end_does_not_shorten_the_peers_time(run: str) -> None:
     """A loop whose generators are closed while tasks still run: the peer has its half second to answer all the same."""
     ours, theirs = socket.socketpair()
     loop = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[run]()
@@ -204,7 +204,7 @@ def test_a_task_that_does_not_end_takes_nothing_of_the_peers_time(run: str) -> N
 
 @pytest.mark.parametrize("run", RUN)
 @pytest.mark.parametrize("returns", [True, False], ids=["returns", "does not return"])
-def test_a_handler_that_begins_with_the_end_is_not_left_behind(returns: bool, run: str) -> None:
+def test_a_handler_that_starts_at_the_end_is_not_left_behind(returns: bool, run: str) -> None:
     ours, theirs = socket.socketpair()
     ways: list[str] = []
 
@@ -229,7 +229,7 @@ def test_a_handler_that_begins_with_the_end_is_not_left_behind(returns: bool, ru
     assert ways == ["returned" if returns else "cancelled"]
 
 
-def test_what_one_of_them_raises_is_not_the_others_business(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_one_connection_does_not_affect_others(caplog: pytest.LogCaptureFixture) -> None:
     pairs = [socket.socketpair() for _ in range(2)]
 
     def trace(probe: str, connection: object, data: bytes) -> None:
@@ -266,7 +266,7 @@ def assert_ended(peer: socket.socket) -> None:
 
 @pytest.mark.parametrize("run", RUN)
 @pytest.mark.parametrize("transports", [False, True], ids=["sockets", "transports"])
-def test_a_relay(transports: bool, run: str) -> None:
+def test_a_relay_is_closed_with_its_loop(transports: bool, run: str) -> None:
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
     client, ours = socket.socketpair()
     server, theirs = socket.socketpair()

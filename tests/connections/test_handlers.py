@@ -158,7 +158,7 @@ def test_a_coroutine_handler_that_raises_ends_the_connection_with_1011(link: Lin
 
 
 @on_loop
-def test_without_run_it_is_logged(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_run_an_error_of_a_handler_is_logged(link: Link, caplog: pytest.LogCaptureFixture) -> None:
     live, peer = link(setup=lambda conn: conn.on("text", fail_later))
     peer.send(TEXT, "x")
     peer.answer_close(1011)
@@ -167,7 +167,7 @@ def test_without_run_it_is_logged(link: Link, caplog: pytest.LogCaptureFixture) 
 
 
 @on_loop
-def test_after_run_was_cancelled_it_is_logged(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+def test_after_run_was_cancelled_an_error_of_a_handler_is_logged(link: Link, caplog: pytest.LogCaptureFixture) -> None:
     live, peer = link(setup=lambda conn: conn.on("text", fail))
 
     async def run_for_a_moment(conn: Any) -> None:
@@ -182,7 +182,7 @@ def test_after_run_was_cancelled_it_is_logged(link: Link, caplog: pytest.LogCapt
 
 
 @few
-def test_a_handler_of_end_that_raises_spoils_nothing(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_end_handler_that_raises_is_harmless(link: Link, caplog: pytest.LogCaptureFixture) -> None:
     live, peer = link(setup=lambda conn: conn.on("end", fail))
     over = live.run()
     peer.begin_close(4000)
@@ -193,7 +193,7 @@ def test_a_handler_of_end_that_raises_spoils_nothing(link: Link, caplog: pytest.
 
 
 @few_pulling
-def test_a_handler_of_ping_that_raises_while_messages_are_pulled(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_ping_handler_may_raise_while_messages_are_pulled(link: Link, caplog: pytest.LogCaptureFixture) -> None:
     live, peer = link(setup=lambda conn: conn.on("ping", fail))
     receiving = live.begin("receive", LIMIT)
     peer.send(PING)
@@ -205,7 +205,9 @@ def test_a_handler_of_ping_that_raises_while_messages_are_pulled(link: Link, cap
 
 
 @pytest.mark.parametrize("way", [way for way in FEW if not way.on_loop], ids=str)
-def test_a_reply_that_comes_too_late_is_no_fault_of_the_handler(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reply_that_comes_too_late_is_not_an_error_of_the_handler(
+    link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
     def setup(conn: Any) -> None:
         def handler(text: str) -> None:
             peer.reset()
@@ -222,7 +224,7 @@ def test_a_reply_that_comes_too_late_is_no_fault_of_the_handler(link: Link, capl
 
 
 @on_loop
-def test_coroutine_handlers_keep_the_order(link: Link) -> None:
+def test_coroutine_handlers_run_in_order(link: Link) -> None:
     log = Log()
 
     def setup(conn: Any) -> None:

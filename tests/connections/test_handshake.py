@@ -162,7 +162,7 @@ def the_answer(data: bytes, method: str = "GET") -> tuple[h11.Response, bytes]:
 
 @pytest.mark.parametrize("carrier", ["socket", "asyncio", "uvloop"])
 @refusals
-def test_a_refusal_is_one_proper_answer(
+def test_a_refusal_is_one_valid_response(
     opener: Opener, carrier: str, asked: bytes, options: dict[str, Any], status: int
 ) -> None:
     error, written = attempt(opener, carrier, lambda stream: Watershed().accept(asked, stream, **options))
@@ -185,7 +185,7 @@ def test_a_refusal_is_one_proper_answer(
 
 @pytest.mark.parametrize("carrier", ["socket", "asyncio"])
 @refusals
-def test_a_refusal_that_is_left_to_the_caller_writes_nothing(
+def test_a_refusal_left_to_the_caller_writes_nothing(
     opener: Opener, carrier: str, asked: bytes, options: dict[str, Any], status: int
 ) -> None:
     def work(stream: Any) -> Any:
@@ -197,7 +197,7 @@ def test_a_refusal_that_is_left_to_the_caller_writes_nothing(
     assert written == b""
 
 
-def test_a_426_says_upgrade_in_connection_too(opener: Opener) -> None:
+def test_a_426_lists_upgrade_in_connection(opener: Opener) -> None:
     """RFC 9110 section 7.8: who sends Upgrade MUST also name it in Connection."""
     _, written = attempt(opener, "socket", lambda sock: Watershed().accept(REFUSALS["version 8"][0], sock))
     assert "upgrade" in (header(written, "connection") or "").lower()
@@ -212,7 +212,7 @@ def test_the_refusal_of_a_head_request_has_no_body(opener: Opener) -> None:
     assert body == b""
 
 
-def test_a_refusal_to_a_peer_that_has_gone_is_still_a_refusal() -> None:
+def test_a_refusal_to_a_peer_that_has_left_still_raises() -> None:
     ours, theirs = tcp_pair()
     with ours:
         WirePeer(theirs, CLIENT).reset()
@@ -239,7 +239,7 @@ injections = pytest.mark.parametrize("options", INJECTIONS.values(), ids=INJECTI
 
 @injections
 @pytest.mark.parametrize("carrier", ["socket", "asyncio"])
-def test_what_would_break_the_answer_is_refused_before_anything_is_written(
+def test_values_that_would_break_the_response_are_refused_first(
     opener: Opener, carrier: str, options: dict[str, Any]
 ) -> None:
     error, written = attempt(opener, carrier, lambda stream: Watershed().accept(request(), stream, **options))
@@ -248,7 +248,7 @@ def test_what_would_break_the_answer_is_refused_before_anything_is_written(
 
 
 @injections
-def test_what_would_break_the_request_is_refused(options: dict[str, Any]) -> None:
+def test_values_that_would_break_the_request_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Watershed().request_head("ws://127.0.0.1/", HANDSHAKE_KEY, **options)
 
@@ -271,7 +271,7 @@ def test_a_url_or_key_that_would_break_the_request_is_refused(url: str, key: str
         Watershed().request_head(url, key)
 
 
-def test_further_headers_stand_in_the_answer(opener: Opener) -> None:
+def test_additional_headers_are_in_the_response(opener: Opener) -> None:
     cookies = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("X-Name", "Käse")]
     conn, written = attempt(opener, "socket", lambda sock: Watershed().accept(request(), sock, headers=cookies))
     assert isinstance(conn, ThreadConnection)
@@ -298,7 +298,7 @@ UNUSUAL: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("asked", UNUSUAL.values(), ids=UNUSUAL)
-def test_an_unusual_request_is_accepted_soon(opener: Opener, asked: bytes) -> None:
+def test_an_unusual_request_is_accepted_quickly(opener: Opener, asked: bytes) -> None:
     began = time.monotonic()
     _, written = attempt(opener, "socket", lambda sock: Watershed(compression=False).accept(asked, sock))
     assert time.monotonic() - began < 1
@@ -308,7 +308,7 @@ def test_an_unusual_request_is_accepted_soon(opener: Opener, asked: bytes) -> No
 
 
 @pytest.mark.advisory("CVE-2021-32640")
-def test_32_000_spaces_between_words_are_refused_soon(opener: Opener) -> None:
+def test_32_000_spaces_between_words_are_refused_quickly(opener: Opener) -> None:
     asked = replaced("Upgrade", "web" + " " * 32_000 + "socket")
     began = time.monotonic()
     error, _ = attempt(opener, "socket", lambda sock: Watershed().accept(asked, sock))
@@ -330,7 +330,7 @@ def read_head(sock: socket.socket) -> bytes:
     return data
 
 
-def test_a_head_may_come_byte_by_byte_to_a_socket() -> None:
+def test_a_head_may_reach_a_socket_byte_by_byte() -> None:
     ours, theirs = tcp_pair()
     with ours, theirs:
         peer = WirePeer(theirs, CLIENT)
@@ -344,7 +344,7 @@ def test_a_head_may_come_byte_by_byte_to_a_socket() -> None:
         conn.destroy()
 
 
-def test_a_head_may_come_byte_by_byte_to_a_stream_reader(opener: Opener) -> None:
+def test_a_head_may_reach_a_stream_reader_byte_by_byte(opener: Opener) -> None:
     ours, theirs = tcp_pair()
     ours.setblocking(False)
 
@@ -366,7 +366,7 @@ def test_a_head_may_come_byte_by_byte_to_a_stream_reader(opener: Opener) -> None
         serving.result(LIMIT)
 
 
-def test_a_head_that_ends_early_is_refused_where_it_was_read() -> None:
+def test_an_incomplete_head_is_refused_where_it_was_read() -> None:
     ours, theirs = tcp_pair()
     with ours, theirs:
         theirs.sendall(request()[:60])
@@ -405,7 +405,7 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_a_request_in_any_form(form: Any) -> None:
+def test_a_request_is_accepted_in_any_form(form: Any) -> None:
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
     with theirs, Watershed().accept(form, ours, headers=[("X", "y")]) as conn:
@@ -433,7 +433,7 @@ BAD_FORMS: dict[str, tuple[Any, int]] = {
 
 
 @pytest.mark.parametrize("form, status", BAD_FORMS.values(), ids=BAD_FORMS)
-def test_a_request_in_any_form_is_judged(opener: Opener, form: Any, status: int) -> None:
+def test_a_request_is_validated_in_any_form(opener: Opener, form: Any, status: int) -> None:
     error, written = attempt(opener, "socket", lambda sock: Watershed().accept(form, sock))
     assert isinstance(error, HandshakeError)
     assert error.status == the_answer(written)[0].status_code == status
@@ -442,14 +442,14 @@ def test_a_request_in_any_form_is_judged(opener: Opener, form: Any, status: int)
 @pytest.mark.parametrize(
     "form", [None, 5, "GET / HTTP/1.1\r\n\r\n", object(), [1]], ids=lambda form: type(form).__name__
 )
-def test_what_is_no_request_is_a_type_error(opener: Opener, form: Any) -> None:
+def test_a_request_of_another_type_is_a_type_error(opener: Opener, form: Any) -> None:
     error, written = attempt(opener, "socket", lambda sock: Watershed().accept(form, sock))
     assert type(error) is TypeError
     assert written == b""
 
 
 @pytest.mark.parametrize("stream", [None, 5, b"", (), object()], ids=lambda stream: type(stream).__name__)
-def test_what_is_no_stream_is_a_type_error(stream: Any) -> None:
+def test_a_stream_of_another_type_is_a_type_error(stream: Any) -> None:
     with pytest.raises(TypeError, match="expected a socket"):
         Watershed().accept(request(), stream)
     with pytest.raises(TypeError, match="expected a socket"):
@@ -471,7 +471,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_request_handler_of_http_server_read_byte_by_byte() -> None:
+def test_a_request_handler_of_http_server_may_read_byte_by_byte() -> None:
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
     with ours, theirs:
@@ -485,7 +485,7 @@ def test_a_request_handler_of_http_server_read_byte_by_byte() -> None:
         handling.result(LIMIT)
 
 
-def test_a_request_handler_of_http_server_refuses() -> None:
+def test_a_request_handler_of_http_server_sends_the_refusal() -> None:
     ours, theirs = tcp_pair()
     with theirs:
         theirs.sendall(REFUSALS["version 8"][0])
@@ -532,7 +532,7 @@ BAD_RESPONSES: dict[str, tuple[bytes, int]] = {
 
 @pytest.mark.parametrize("carrier", ["socket", "asyncio"])
 @pytest.mark.parametrize("answer, status", BAD_RESPONSES.values(), ids=BAD_RESPONSES)
-def test_a_response_that_is_no_upgrade_is_refused_and_nothing_is_written(
+def test_a_response_that_is_not_a_101_is_refused_and_nothing_is_written(
     opener: Opener, carrier: str, answer: bytes, status: int
 ) -> None:
     shed = Watershed(compression=False, protocols=["a", "b"])
@@ -569,7 +569,7 @@ RESPONSE_FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", RESPONSE_FORMS.values(), ids=RESPONSE_FORMS)
-def test_a_response_in_any_form(form: Any) -> None:
+def test_a_response_is_accepted_in_any_form(form: Any) -> None:
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, SERVER)
     with theirs, Watershed().connect(form, ours, key=HANDSHAKE_KEY) as conn:
@@ -580,7 +580,7 @@ def test_a_response_in_any_form(form: Any) -> None:
         conn.destroy()
 
 
-def test_what_httpx_has_offered_is_known() -> None:
+def test_the_offer_is_read_from_the_httpx_request() -> None:
     shed = Watershed(compression=False)
     fields = [*_fields(response()), ("Sec-WebSocket-Protocol", "chat")]
     asked = httpx.Request("GET", "http://-/", headers=shed.request_headers(HANDSHAKE_KEY, ["chat"]))
@@ -591,13 +591,13 @@ def test_what_httpx_has_offered_is_known() -> None:
 
 
 @pytest.mark.parametrize("form", [None, 101, "HTTP/1.1 101", (101,), object()], ids=lambda form: type(form).__name__)
-def test_what_is_no_response_is_a_type_error(opener: Opener, form: Any) -> None:
+def test_a_response_of_another_type_is_a_type_error(opener: Opener, form: Any) -> None:
     error, written = attempt(opener, "socket", lambda sock: Watershed().connect(form, sock, key=HANDSHAKE_KEY))
     assert type(error) is TypeError
     assert written == b""
 
 
-def test_without_the_key_nothing_fits(opener: Opener) -> None:
+def test_without_the_key_no_response_is_accepted(opener: Opener) -> None:
     error, _ = attempt(opener, "socket", lambda sock: Watershed().connect(response(), sock))
     assert isinstance(error, HandshakeError)
 
@@ -612,7 +612,7 @@ hostile = pytest.mark.parametrize("way", HOSTILE, ids=str)
 @pytest.mark.advisory("CVE-2026-44545")
 @hostile
 @pytest.mark.parametrize("size, code", [(2**62, 1009), (2**63 - 1, 1009), (2**63, 1002), (2**64 - 1, 1002)])
-def test_a_frame_that_declares_too_much_is_refused_at_its_header(link: Link, way: Way, size: int, code: int) -> None:
+def test_a_frame_that_declares_too_much_is_refused_by_its_header(link: Link, way: Way, size: int, code: int) -> None:
     live, peer = link()
     over = live.run()
     masked = way.role is SERVER

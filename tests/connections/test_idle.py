@@ -60,7 +60,7 @@ STATES = [idle, half_a_message, sends_alone, takes_nothing, nobody_receives, nev
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_connections_that_wait_use_no_cpu(state: Callable[[Way, Live, WirePeer], None], opener: Opener) -> None:
+def test_idle_connections_use_no_cpu(state: Callable[[Way, Live, WirePeer], None], opener: Opener) -> None:
     options: dict[str, Any] = {"small": True, "fields": COMPRESSED, "ping_interval": None, "close_timeout": 60}
     opened = [(way, *opener.open(way, max_queued_messages=50, **options)) for way in EACH]
     for way, live, peer in opened:

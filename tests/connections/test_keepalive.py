@@ -39,7 +39,7 @@ def given_up(live: Live, over: Any) -> None:
 
 @pytest.mark.need(16)
 @each
-def test_a_silent_peer_is_given_up(link: Link) -> None:
+def test_a_silent_peer_is_dropped(link: Link) -> None:
     live, peer = link(**QUICK)
     over = live.run()
     frame = peer.read()
@@ -178,9 +178,7 @@ def _answer_pings(peer: WirePeer) -> None:
 
 
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
-def test_a_thread_that_was_away_for_long_still_finds_the_peers_answer(
-    link: Link, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_thread_still_finds_the_peers_answer(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody read meanwhile, not even the watcher, which is switched off: the PONG has been there all the time."""
     monkeypatch.setattr("watershed_mw.connection.threads.watcher._enabled", False)
     live, peer = link(ping_interval=0.05, ping_timeout=0.1)
@@ -204,9 +202,7 @@ def test_a_thread_that_was_away_for_long_still_finds_the_peers_answer(
 
 
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
-def test_a_thread_that_was_away_for_long_may_send_more_than_the_kernel_takes(
-    link: Link, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_thread_may_send_more_than_the_kernel_buffers(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its queue is full, so the PONG cannot be read; the peer reads, and is slow only at this moment."""
     monkeypatch.setattr("watershed_mw.connection.threads.watcher._enabled", False)
     live, peer = link(small=True, max_queued_messages=1, ping_interval=0.05, ping_timeout=0.1, close_timeout=0.2)
@@ -256,7 +252,7 @@ def test_a_peer_that_reads_slowly_is_kept(link: Link) -> None:
 
 
 @few
-def test_a_peer_that_never_reads_is_given_up_while_we_send(link: Link) -> None:
+def test_a_peer_that_never_reads_is_dropped_while_we_send(link: Link) -> None:
     live, peer = link(small=True, **QUICK)
     over = live.run()
     sending = live.begin("send", bytes(8 * MIB))
@@ -268,7 +264,7 @@ def test_a_peer_that_never_reads_is_given_up_while_we_send(link: Link) -> None:
 
 @pytest.mark.need(16)
 @each
-def test_a_message_that_trickles_in_is_given_up(link: Link) -> None:
+def test_a_trickling_message_ends_the_connection(link: Link) -> None:
     """Every byte of it is a sign of life, and PINGs are answered: it would hold its memory for ever."""
     live, peer = link(ping_interval=None, message_timeout=0.1, close_timeout=0.2)
     over = live.run()
@@ -293,7 +289,7 @@ def test_a_message_that_trickles_in_is_given_up(link: Link) -> None:
 
 
 @few_pulling
-def test_time_in_which_the_application_does_not_read_is_not_the_peers(link: Link) -> None:
+def test_time_without_reading_does_not_count_against_the_peer(link: Link) -> None:
     live, peer = link(ping_interval=None, message_timeout=0.2, max_queued_messages=1)
     peer.write(peer.frame(TEXT, "1"), peer.frame(TEXT, "2"), peer.frame(TEXT, "3")[:4])
     assert live.receive() == "1"

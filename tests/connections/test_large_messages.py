@@ -29,9 +29,7 @@ class Memory(bytearray):
         return data
 
 
-def test_no_transport_holds_the_memory_of_a_message_that_is_complete(
-    link: Link, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_transport_keeps_the_memory_of_a_complete_message(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("watershed_mw.core.frames.payload_buffer"), "_Memory", Memory)
     monkeypatch.setattr(Memory, "views_left", [], raising=False)
     live, peer = link(setup=lambda conn: conn.on("binary", conn.send))

@@ -61,7 +61,7 @@ def descriptors() -> int:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
-def test_who_has_received_large_messages_is_gone_without_a_collection(opener: Opener, flavour: str, tls: bool) -> None:
+def test_a_connection_that_received_large_messages_is_freed_without_gc(opener: Opener, flavour: str, tls: bool) -> None:
     """Transports keep the methods that they have read a large message by."""
     live, peer = opener.open(Way(flavour, "transport", tls, SERVER))
     conn = ref(live.conn)

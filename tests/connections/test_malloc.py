@@ -51,6 +51,6 @@ def test_a_process_with_a_connection_keeps_large_blocks(
     assert seen == ["True", str(mapped)]
 
 
-def test_settings_of_the_environment_prevail(run_python: RunPython) -> None:
+def test_environment_settings_take_precedence(run_python: RunPython) -> None:
     seen = run_python(PROGRAM, MALLOC_MMAP_THRESHOLD_=str(2**20)).split()
     assert seen == ["True", "True"]

@@ -52,7 +52,7 @@ def held(size: float) -> bool:
 
 @pytest.mark.need(6)
 @each
-def test_half_messages_end_the_largest_with_1009_and_no_other(
+def test_partial_messages_close_only_the_largest_with_1009(
     way: Way, opener: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "watershed_mw")
@@ -88,7 +88,7 @@ def test_half_messages_end_the_largest_with_1009_and_no_other(
 
 @pytest.mark.need(6)
 @pytest.mark.parametrize("way", [ON_LOOP[0], IN_THREADS[0]], ids=str)
-def test_many_small_halves_are_counted_together(way: Way, opener: Opener) -> None:
+def test_many_small_partial_messages_are_counted_together(way: Way, opener: Opener) -> None:
     opened = [opener.open(way, **OPTIONS) for _ in range(100)]
     for live, peer in opened:
         live.run()
@@ -105,7 +105,7 @@ def test_many_small_halves_are_counted_together(way: Way, opener: Opener) -> Non
 
 @pytest.mark.need(6)
 @pulling_on_loop
-def test_what_has_been_taken_and_answered_is_not_counted_any_more(way: Way, opener: Opener) -> None:
+def test_consumed_and_answered_messages_are_no_longer_counted(way: Way, opener: Opener) -> None:
     """Where a whole queue is answered in one turn, the answers are unsent when its last message is taken."""
     live, peer = opener.open(way, **OPTIONS)
     for _ in range(30):
@@ -126,7 +126,7 @@ def test_what_has_been_taken_and_answered_is_not_counted_any_more(way: Way, open
 
 @pytest.mark.need(6)
 @pulling
-def test_the_largest_waits_and_goes_on_when_there_is_room(way: Way, opener: Opener) -> None:
+def test_the_largest_pauses_and_resumes_when_memory_is_free(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, max_queued_bytes=64 * MIB, **OPTIONS)
     small, small_peer = opener.open(way, **OPTIONS)
     for _ in range(3):
@@ -146,7 +146,7 @@ def test_the_largest_waits_and_goes_on_when_there_is_room(way: Way, opener: Open
 
 @pytest.mark.need(6)
 @pulling
-def test_the_last_of_it_that_is_taken_at_once_makes_room(way: Way, opener: Opener) -> None:
+def test_consuming_everything_at_once_frees_memory(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, max_queued_bytes=64 * MIB, **OPTIONS)
     first, second = bytes(MIB), bytes(int(2.3 * MIB))
     for _ in range(2):
@@ -163,7 +163,7 @@ def test_the_last_of_it_that_is_taken_at_once_makes_room(way: Way, opener: Opene
 
 @pytest.mark.need(6)
 @pulling
-def test_what_the_application_does_not_take_ends_with_1013(way: Way, opener: Opener) -> None:
+def test_unconsumed_messages_close_with_1013(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, max_queued_bytes=64 * MIB, **OPTIONS)
     peer.send(BINARY, bytes(int(2.9 * MIB)))
     until(lambda: held(2.8))
@@ -179,7 +179,7 @@ def test_what_the_application_does_not_take_ends_with_1013(way: Way, opener: Ope
 
 @pytest.mark.need(6)
 @on_loop
-def test_what_the_peer_does_not_read_drops_it(way: Way, opener: Opener) -> None:
+def test_unsent_data_drops_the_connection(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, small=True, **OPTIONS)
 
     async def send(conn: Any) -> None:
@@ -199,7 +199,7 @@ def test_what_the_peer_does_not_read_drops_it(way: Way, opener: Opener) -> None:
 
 @pytest.mark.need(6)
 @pytest.mark.parametrize("way", [ON_LOOP[0], IN_THREADS[0]], ids=str)
-def test_what_never_becomes_less_ends_after_a_while(way: Way, opener: Opener) -> None:
+def test_memory_that_is_never_released_ends_the_connection_after_a_while(way: Way, opener: Opener) -> None:
     """Half messages at the mark: all who read large messages would wait for ever."""
     live, peer = opener.open(way, **OPTIONS)
     over = live.run()
@@ -213,7 +213,7 @@ def test_what_never_becomes_less_ends_after_a_while(way: Way, opener: Opener) ->
 
 @pytest.mark.need(6)
 @each
-def test_a_context_that_cannot_be_given_back_is_counted(way: Way, opener: Opener) -> None:
+def test_a_context_that_cannot_be_released_is_counted(way: Way, opener: Opener) -> None:
     """A few compressed bytes make this end hold zlib's context for as long as the message is not finished."""
     live, peer = opener.open(way, fields=OFFER, **OPTIONS)
     live.run()
@@ -226,7 +226,7 @@ def test_a_context_that_cannot_be_given_back_is_counted(way: Way, opener: Opener
 
 
 @each
-def test_none_is_not_counted(way: Way, opener: Opener) -> None:
+def test_a_connection_without_a_limit_is_not_counted(way: Way, opener: Opener) -> None:
     live, peer = opener.open(way, record=("binary",), **{**OPTIONS, "max_memory": None})
     live.run()
     data = bytes(8 * MIB)

@@ -41,7 +41,7 @@ def as_message(opcode: int, payload: bytes) -> str | bytes:
     return payload.decode() if opcode == TEXT else payload
 
 
-def test_every_message_is_echoed_as_it_was(link: Link) -> None:
+def test_every_message_is_echoed_unchanged(link: Link) -> None:
     live, peer = link(setup=echo)
     over = live.run()
     for opcode, payload in MESSAGES:
@@ -52,7 +52,7 @@ def test_every_message_is_echoed_as_it_was(link: Link) -> None:
 
 
 @pulling
-def test_every_message_is_pulled_as_it_was(link: Link) -> None:
+def test_every_message_is_pulled_unchanged(link: Link) -> None:
     live, peer = link()
     for opcode, payload in MESSAGES:
         peer.send(opcode, payload)
@@ -62,7 +62,7 @@ def test_every_message_is_pulled_as_it_was(link: Link) -> None:
 
 
 @pulling
-def test_fragments_make_one_message(link: Link) -> None:
+def test_fragments_become_one_message(link: Link) -> None:
     live, peer = link()
     euro = "a€b".encode()
     peer.send(TEXT, euro[:2], fin=False)  # cut within a character
@@ -77,7 +77,7 @@ def test_fragments_make_one_message(link: Link) -> None:
 
 @pytest.mark.advisory("aiohttp#13350")
 @pulling
-def test_bytes_may_come_one_at_a_time(link: Link) -> None:
+def test_bytes_may_arrive_one_at_a_time(link: Link) -> None:
     live, peer = link()
     receiving = live.begin("receive", LIMIT)
     for octet in peer.frame(TEXT, "slow") + peer.frame(BINARY, b"slower"):
@@ -92,7 +92,7 @@ PIECES = (1, 50_000, 131_072, 3, 400_000, 131_071, 14, 262_144)
 
 
 @pulling
-def test_large_messages_follow_each_other_with_small_ones_between(opener: Opener, way: Way) -> None:
+def test_large_messages_arrive_with_small_ones_in_between(opener: Opener, way: Way) -> None:
     """In pieces that fit neither the messages nor what is read at a time; on two connections of one loop in turns."""
     live, peer = zip(*(opener.open(way) for _ in range(2)), strict=True)
     messages = [
@@ -127,7 +127,7 @@ def test_large_messages_follow_each_other_with_small_ones_between(opener: Opener
 
 
 @pulling
-def test_large_messages_and_small_ones_take_turns(link: Link, way: Way) -> None:
+def test_large_and_small_messages_may_alternate(link: Link, way: Way) -> None:
     """So many small ones, one at a time, that reading is as it was before the large one."""
     live, peer = link()
 
@@ -145,7 +145,7 @@ def test_large_messages_and_small_ones_take_turns(link: Link, way: Way) -> None:
         assert not reads_in_place()
 
 
-def test_all_flavours_understand_each_other(both: Both) -> None:
+def test_all_flavours_interoperate(both: Both) -> None:
     """Compression included, which the peer by hand does not know."""
     live, other = both(setup=echo, compression=True)
     over = live.run()
@@ -159,7 +159,7 @@ def test_all_flavours_understand_each_other(both: Both) -> None:
 
 
 @pytest.mark.parametrize("buffer", [bytearray, memoryview], ids=["bytearray", "memoryview"])
-def test_the_callers_buffer_is_left_alone(link: Link, buffer: Any) -> None:
+def test_the_callers_buffer_is_not_modified(link: Link, buffer: Any) -> None:
     """Masking happens elsewhere, and a change after ``send`` changes nothing that was sent."""
     live, peer = link()
     if not _pulls(live):
@@ -172,7 +172,7 @@ def test_the_callers_buffer_is_left_alone(link: Link, buffer: Any) -> None:
     peer.expect(BINARY, original)
 
 
-def test_a_view_with_steps_is_sent_as_what_it_shows(link: Link) -> None:
+def test_a_strided_view_is_sent_as_its_contents(link: Link) -> None:
     live, peer = link()
     if not _pulls(live):
         live.run()
@@ -182,7 +182,7 @@ def test_a_view_with_steps_is_sent_as_what_it_shows(link: Link) -> None:
 
 @few
 @pytest.mark.parametrize("wrong", [None, 5, 1.5, ["x"], object()], ids=lambda value: type(value).__name__)
-def test_what_is_no_message_is_refused_and_nothing_is_sent(link: Link, wrong: Any) -> None:
+def test_other_types_are_refused_and_nothing_is_sent(link: Link, wrong: Any) -> None:
     live, peer = link()
     if not _pulls(live):
         live.run()
@@ -228,7 +228,7 @@ def test_a_timeout_of_receive_loses_nothing(link: Link) -> None:
 
 @pytest.mark.need(30)
 @pulling
-def test_a_timeout_of_zero_takes_what_is_there(link: Link) -> None:
+def test_a_timeout_of_zero_returns_an_available_message(link: Link) -> None:
     """Who polls gets messages, too."""
     live, peer = link()
     peer.send(TEXT, "there")
@@ -245,7 +245,7 @@ def _poll(live: Live) -> str | bytes | None:
 
 
 @pulling
-def test_iteration_ends_quietly_and_the_code_says_why(link: Link) -> None:
+def test_iteration_stops_without_an_error_and_close_code_says_why(link: Link) -> None:
     live, peer = link()
     collecting = live.collect()
     peer.write(*(peer.frame(TEXT, str(number)) for number in range(100)))
@@ -257,7 +257,7 @@ def test_iteration_ends_quietly_and_the_code_says_why(link: Link) -> None:
 
 @pytest.mark.need(15, 30)
 @pulling
-def test_receive_raises_once_everything_has_been_received(link: Link) -> None:
+def test_receive_raises_after_the_last_message(link: Link) -> None:
     live, peer = link()
     peer.write(peer.frame(TEXT, "last"), peer.frame(CLOSE, close_payload(1001, "leaving")))
     assert live.receive() == "last"
@@ -275,7 +275,7 @@ def test_receive_raises_once_everything_has_been_received(link: Link) -> None:
 
 @pytest.mark.need(30)
 @pulling
-def test_messages_that_came_before_the_end_can_still_be_received_after_it(link: Link) -> None:
+def test_messages_from_before_the_end_can_be_received_after_it(link: Link) -> None:
     live, peer = link(reply_timeout=0.05)
     peer.write(peer.frame(TEXT, "one"), peer.frame(BINARY, b"two"), peer.frame(CLOSE, close_payload(1000)))
     assert live.receive() == "one"
@@ -289,7 +289,7 @@ def test_messages_that_came_before_the_end_can_still_be_received_after_it(link: 
 
 
 @pulling
-def test_who_has_handlers_for_messages_cannot_pull(link: Link) -> None:
+def test_messages_cannot_be_pulled_while_handlers_are_registered(link: Link) -> None:
     live, _peer = link(record=("binary",))
     with pytest.raises(LocalProtocolError, match="pulled or pushed"):
         live.receive()
@@ -298,7 +298,7 @@ def test_who_has_handlers_for_messages_cannot_pull(link: Link) -> None:
 
 
 @pulling
-def test_handlers_of_other_events_leave_messages_to_be_pulled(link: Link) -> None:
+def test_messages_can_be_pulled_beside_handlers_of_other_events(link: Link) -> None:
     live, peer = link(record=("ping", "pong", "drain"))
     peer.write(peer.frame(PING, b"p"), peer.frame(TEXT, "pulled"))
     assert live.receive() == "pulled"
@@ -314,7 +314,7 @@ def test_messages_without_a_handler_of_their_type_are_dropped(link: Link) -> Non
     assert live.log.events == [("binary", b"kept")]
 
 
-def test_in_the_background_nothing_can_be_pulled(opener: Opener) -> None:
+def test_messages_cannot_be_pulled_in_the_background(opener: Opener) -> None:
     live, _peer = opener.open(IN_BACKGROUND[0])
     live.run()
     with pytest.raises(LocalProtocolError, match="pulled or pushed"):

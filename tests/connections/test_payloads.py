@@ -33,7 +33,7 @@ def expect(peer: WirePeer, message: str | bytes) -> None:
 
 
 @few
-def test_send(link: Link) -> None:
+def test_send_accepts_every_payload_type(link: Link) -> None:
     live, peer = opened(link)
     for data, message in SENDABLE.values():
         live.send(data)
@@ -46,7 +46,7 @@ def test_send(link: Link) -> None:
 
 
 @few
-def test_send_while_the_watcher_reads(link: Link) -> None:
+def test_send_accepts_every_payload_type_while_the_watcher_reads(link: Link) -> None:
     seen: list[tuple[str, bytes]] = []
     live, peer = opened(link, trace=lambda probe, _, data: seen.append((probe, data)))
     for data, message in SENDABLE.values():
@@ -58,7 +58,7 @@ def test_send_while_the_watcher_reads(link: Link) -> None:
 
 
 @few
-def test_send_from_another_thread(link: Link) -> None:
+def test_send_accepts_every_payload_type_from_another_thread(link: Link) -> None:
     live, peer = opened(link)
     for data, message in SENDABLE.values():
         live.conn.send(data)
@@ -69,7 +69,7 @@ def test_send_from_another_thread(link: Link) -> None:
 
 
 @few
-def test_broadcast(link: Link) -> None:
+def test_broadcast_accepts_every_payload_type(link: Link) -> None:
     live, peer = opened(link)
     for data, message in SENDABLE.values():
         if isinstance(live, LiveOnLoop):
@@ -83,7 +83,7 @@ def test_broadcast(link: Link) -> None:
 
 
 @few
-def test_ping(link: Link) -> None:
+def test_ping_accepts_every_payload_type(link: Link) -> None:
     live, peer = opened(link)
     for data, message in SENDABLE.values():
         payload = message.encode() if isinstance(message, str) else message
@@ -97,7 +97,7 @@ def test_ping(link: Link) -> None:
 
 @few
 @pytest.mark.parametrize("reason", [Colour.RED, Shouting("näive")], ids=["StrEnum", "str with methods"])
-def test_the_reason_of_a_close(link: Link, reason: str) -> None:
+def test_a_close_reason_accepts_every_kind_of_string(link: Link, reason: str) -> None:
     live, peer = opened(link)
     ending = live.begin("end", reason, code=4000)
     text = "red" if isinstance(reason, Colour) else "näive"

@@ -140,7 +140,7 @@ def descriptors() -> int:
 
 
 @EVERYWHERE
-def test_both_directions_pass_as_they_are(rig: Rig) -> None:
+def test_both_directions_pass_unchanged(rig: Rig) -> None:
     client, server, made = rig.open()
     client.sendall(b"no frames at all")
     assert exactly(server, 16) == b"no frames at all"
@@ -159,7 +159,7 @@ def test_both_directions_pass_as_they_are(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
-def test_half_close_leaves_the_other_direction(rig: Rig, first: str) -> None:
+def test_a_half_close_leaves_the_other_direction_open(rig: Rig, first: str) -> None:
     client, server, made = rig.open()
     one, other = (client, server) if first == "client" else (server, client)
     one.sendall(b"the last")
@@ -173,7 +173,7 @@ def test_half_close_leaves_the_other_direction(rig: Rig, first: str) -> None:
 
 
 @ONCE
-def test_a_silence_before_the_first_end_leaves_the_second_its_time(rig: Rig) -> None:
+def test_silence_before_the_first_end_does_not_shorten_the_wait_for_the_second(rig: Rig) -> None:
     client, server, made = rig.open(close_timeout=4 * SHORT)
     time.sleep(5 * SHORT)  # the silence itself
     client.shutdown(socket.SHUT_WR)
@@ -186,7 +186,7 @@ def test_a_silence_before_the_first_end_leaves_the_second_its_time(rig: Rig) -> 
 
 
 @ONCE
-def test_listeners_of_the_end_are_called(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_end_listeners_are_called(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     client, server, made = rig.open()
     heard = threading.Event()
 
@@ -206,7 +206,7 @@ def test_listeners_of_the_end_are_called(rig: Rig, caplog: pytest.LogCaptureFixt
 
 
 @ONCE
-def test_the_second_end_is_awaited_for_a_limited_time(rig: Rig) -> None:
+def test_the_wait_for_the_second_end_is_bounded(rig: Rig) -> None:
     client, server, made = rig.open(close_timeout=SHORT)
     client.shutdown(socket.SHUT_WR)
     assert to_the_end(server) == b""
@@ -215,7 +215,7 @@ def test_the_second_end_is_awaited_for_a_limited_time(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
-def test_reset_ends_the_other_side_after_what_came_before(rig: Rig, first: str) -> None:
+def test_a_reset_ends_the_other_side_after_earlier_bytes(rig: Rig, first: str) -> None:
     client, server, made = rig.open()
     one, other = (client, server) if first == "client" else (server, client)
     one.sendall(b"before")
@@ -226,7 +226,7 @@ def test_reset_ends_the_other_side_after_what_came_before(rig: Rig, first: str) 
     assert made.wait(LIMIT).end is RelayEnd.RESET
 
 
-def test_reset_is_found_out_by_writing_and_yet_what_came_before_passes(rig: Rig) -> None:
+def test_a_reset_noticed_while_writing_loses_no_earlier_bytes(rig: Rig) -> None:
     client, server, made = rig.open()
 
     async def at_once() -> None:
@@ -241,7 +241,7 @@ def test_reset_is_found_out_by_writing_and_yet_what_came_before_passes(rig: Rig)
     assert made.wait(LIMIT).end is RelayEnd.RESET
 
 
-def test_reset_that_comes_together_with_bytes(rig: Rig) -> None:
+def test_a_reset_may_arrive_together_with_bytes(rig: Rig) -> None:
     client, server, made = rig.open()
 
     async def at_once() -> None:
@@ -255,7 +255,7 @@ def test_reset_that_comes_together_with_bytes(rig: Rig) -> None:
 
 
 @ONCE
-def test_reset_while_the_other_side_does_not_read(rig: Rig) -> None:
+def test_a_reset_is_noticed_while_the_other_side_does_not_read(rig: Rig) -> None:
     client, server, made = rig.open(small=True, close_timeout=SHORT)
     sent = taken_from(server, 2**24)
     reset(client)
@@ -265,7 +265,7 @@ def test_reset_while_the_other_side_does_not_read(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("slow", ["client", "server"])
-def test_slow_reader_is_waited_for_within_bounds(rig: Rig, slow: str) -> None:
+def test_a_slow_reader_pauses_the_other_side_within_bounds(rig: Rig, slow: str) -> None:
     client, server, _ = rig.open(small=True)
     reader, writer = (client, server) if slow == "client" else (server, client)
     sent = taken_from(writer, 2**21)  # the kernel's share of it is some hundred KiB
@@ -281,7 +281,7 @@ def test_slow_reader_is_waited_for_within_bounds(rig: Rig, slow: str) -> None:
 
 
 @EVERYWHERE
-def test_bytes_that_came_early_pass_first(rig: Rig) -> None:
+def test_early_bytes_pass_first(rig: Rig) -> None:
     (client, a), (server, b) = rig.pair(), rig.pair()
     made = rig.between(detach(a, b"from the client, "), detach(b, b"from the server, "))
     client.sendall(b"and more")
@@ -308,7 +308,7 @@ def answer(client: socket.socket, server: socket.socket) -> None:
     server.close()
 
 
-def test_begin_end_between_two_frames(rig: Rig) -> None:
+def test_start_close_sends_its_close_between_two_frames(rig: Rig) -> None:
     client, server, made = rig.open()
     client.sendall(masked(TEXT, b"hello"))
     assert exactly(server, 11) == masked(TEXT, b"hello")
@@ -321,7 +321,7 @@ def test_begin_end_between_two_frames(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("came", [1, 3, 8, 5000])
-def test_begin_end_in_the_middle_of_a_frame(rig: Rig, came: int) -> None:
+def test_start_close_in_the_middle_of_a_frame_waits_for_its_end(rig: Rig, came: int) -> None:
     client, server, made = rig.open()
     up, down = masked(BINARY, bytes(9000)), plain(BINARY, bytes(9000))
     client.sendall(up[:came])
@@ -341,7 +341,7 @@ def test_begin_end_in_the_middle_of_a_frame(rig: Rig, came: int) -> None:
     assert (result.end, result.to_server, result.to_client) == (RelayEnd.DRAINED, len(up), len(down))
 
 
-def test_begin_end_in_the_middle_of_a_close(rig: Rig) -> None:
+def test_start_close_in_the_middle_of_a_close_adds_nothing(rig: Rig) -> None:
     client, server, made = rig.open()
     close = masked(CLOSE, b"\x03\xe8bye")
     client.sendall(close[:7])
@@ -359,7 +359,7 @@ def test_begin_end_in_the_middle_of_a_close(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
-def test_begin_end_adds_no_second_close(rig: Rig, first: str) -> None:
+def test_start_close_adds_no_second_close(rig: Rig, first: str) -> None:
     client, server, made = rig.open()
     if first == "client":
         client.sendall(masked(CLOSE, b"\x03\xe8"))
@@ -380,7 +380,7 @@ def test_begin_end_adds_no_second_close(rig: Rig, first: str) -> None:
     assert made.wait(LIMIT).end is RelayEnd.DRAINED
 
 
-def test_what_is_unsent_comes_before_the_close(rig: Rig) -> None:
+def test_unsent_bytes_go_before_the_close(rig: Rig) -> None:
     client, server, made = rig.open(small=True)
     frame = plain(BINARY, bytes(2**20))
     writing = in_thread(lambda: server.sendall(frame))
@@ -402,7 +402,7 @@ def test_start_close_waits_close_timeout_for_a_side_that_never_reads(rig: Rig) -
 
 
 @ONCE
-def test_begin_end_is_checked_where_it_is_called(rig: Rig) -> None:
+def test_start_close_checks_its_arguments_immediately(rig: Rig) -> None:
     _, _, made = rig.open()
     with pytest.raises(LocalProtocolError):
         made.start_close(code=1005, reason="no")
@@ -414,7 +414,7 @@ def test_begin_end_is_checked_where_it_is_called(rig: Rig) -> None:
 
 
 @EVERYWHERE
-def test_break_off(rig: Rig) -> None:
+def test_abort_ends_both_sides_immediately(rig: Rig) -> None:
     client, server, made = rig.open(shutdown_code=1012)
     assert made.shutdown_code == 1012
     made.abort()
@@ -432,7 +432,7 @@ AWAY = {RelayEnd.IDLE: "idle", RelayEnd.TOO_LONG: "too long"}
 
 
 @pytest.mark.parametrize("option, end", [("idle_timeout", RelayEnd.IDLE), ("max_duration", RelayEnd.TOO_LONG)])
-def test_limits_of_time(rig: Rig, option: str, end: RelayEnd) -> None:
+def test_max_duration_and_idle_timeout_end_the_relay(rig: Rig, option: str, end: RelayEnd) -> None:
     options: dict[str, Any] = {option: SHORT}
     client, server, made = rig.open(**options)
     close = plain(CLOSE, encode_close(1001, AWAY[end]))
@@ -443,7 +443,7 @@ def test_limits_of_time(rig: Rig, option: str, end: RelayEnd) -> None:
 
 
 @ONCE
-def test_a_relay_is_idle_when_nothing_moves_in_either_direction(rig: Rig) -> None:
+def test_a_relay_is_idle_if_nothing_moves_in_either_direction(rig: Rig) -> None:
     client, server, made = rig.open(idle_timeout=2 * SHORT)
     began = time.monotonic()
     while time.monotonic() < began + 3 * SHORT:
@@ -454,14 +454,14 @@ def test_a_relay_is_idle_when_nothing_moves_in_either_direction(rig: Rig) -> Non
 
 
 @ONCE
-def test_who_never_reads_is_idle(rig: Rig) -> None:
+def test_a_peer_that_never_reads_is_idle(rig: Rig) -> None:
     _, server, made = rig.open(small=True, idle_timeout=SHORT, close_timeout=SHORT)
     with contextlib.suppress(ConnectionError):
         taken_from(server, 2**24)
     assert made.wait(LIMIT).end is RelayEnd.IDLE
 
 
-def test_limit_of_bytes(rig: Rig) -> None:
+def test_max_bytes_ends_the_relay(rig: Rig) -> None:
     client, server, made = rig.open(max_bytes=20)
     client.sendall(masked(TEXT, b"hello"))
     assert exactly(server, 11) == masked(TEXT, b"hello")
@@ -476,7 +476,7 @@ def test_limit_of_bytes(rig: Rig) -> None:
     assert (result.end, result.to_server, result.to_client) == (RelayEnd.TOO_MUCH, 11, 9)
 
 
-def test_limit_of_bytes_in_the_middle_of_a_frame(rig: Rig) -> None:
+def test_max_bytes_may_be_reached_in_the_middle_of_a_frame(rig: Rig) -> None:
     client, server, made = rig.open(max_bytes=20)
     client.sendall(masked(TEXT, b"hello, world")[:10])
     assert exactly(server, 10) == masked(TEXT, b"hello, world")[:10]
@@ -510,7 +510,7 @@ def chat(client: socket.socket, server: socket.socket, size: int = 300_000) -> N
 
 
 @pytest.mark.parametrize("side", ["client", "server", "both"])
-def test_tls_sockets(rig: Rig, tls_contexts: Contexts, side: str) -> None:
+def test_tls_sockets_are_relayed(rig: Rig, tls_contexts: Contexts, side: str) -> None:
     client, a = wrapped(rig, tls_contexts) if side != "server" else rig.pair()
     server, b = wrapped(rig, tls_contexts) if side != "client" else rig.pair()
     early = masked(TEXT, b"early")
@@ -523,7 +523,7 @@ def test_tls_sockets(rig: Rig, tls_contexts: Contexts, side: str) -> None:
     assert made.wait(LIMIT).end in (RelayEnd.ENDED, RelayEnd.RESET)  # closed without a close_notify
 
 
-def test_tls_is_ended_with_a_close_frame_and_a_close_notify(rig: Rig, tls_contexts: Contexts) -> None:
+def test_tls_ends_with_a_close_frame_and_a_close_notify(rig: Rig, tls_contexts: Contexts) -> None:
     (client, a), (server, b) = wrapped(rig, tls_contexts), wrapped(rig, tls_contexts)
     made = rig.between(a, b)
     client.sendall(masked(TEXT, b"hello"))
@@ -543,7 +543,7 @@ async def streams_of(sock: socket.socket, context: ssl.SSLContext | None) -> Any
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls", "transport"])
-def test_streams_and_transports(rig: Rig, tls_contexts: Contexts, kind: str) -> None:
+def test_streams_and_transports_are_relayed(rig: Rig, tls_contexts: Contexts, kind: str) -> None:
     (client, a), (server, b) = rig.pair(), rig.pair()
     theirs = in_thread(lambda: tls_contexts[1].wrap_socket(server, server_side=True)) if kind == "tls" else None
 
@@ -580,7 +580,7 @@ def test_streams_and_transports(rig: Rig, tls_contexts: Contexts, kind: str) -> 
     assert made.wait(LIMIT).end is RelayEnd.DRAINED
 
 
-def test_slow_reader_behind_tls_is_waited_for_within_bounds(rig: Rig, tls_contexts: Contexts) -> None:
+def test_a_slow_reader_behind_tls_pauses_the_other_side_within_bounds(rig: Rig, tls_contexts: Contexts) -> None:
     (client, a), (server, b) = wrapped(rig, tls_contexts, small=True), rig.pair(small=True)
     rig.between(a, b)
     sent = taken_from(server, 2**21)
@@ -591,7 +591,7 @@ def test_slow_reader_behind_tls_is_waited_for_within_bounds(rig: Rig, tls_contex
 
 
 @EVERYWHERE
-def test_awaited_on_any_loop(rig: Rig) -> None:
+def test_a_relay_can_be_awaited_on_any_loop(rig: Rig) -> None:
     client, server, made = rig.open()
 
     async def cancelled_first() -> RelayResult:
@@ -609,7 +609,7 @@ def test_awaited_on_any_loop(rig: Rig) -> None:
 
 
 @EVERYWHERE
-def test_many_relays_take_no_threads_and_leave_no_descriptors(rig: Rig) -> None:
+def test_many_relays_need_no_threads_and_leave_no_descriptors(rig: Rig) -> None:
     rig.open()[2].abort()
     until(lambda: rig.relays[0].gone)
     threads, files = threading.active_count(), descriptors()
@@ -631,7 +631,7 @@ def test_many_relays_take_no_threads_and_leave_no_descriptors(rig: Rig) -> None:
     assert descriptors() <= files
 
 
-def test_what_is_no_open_stream_is_refused(tls_contexts: Contexts) -> None:
+def test_a_stream_that_is_not_open_is_refused(tls_contexts: Contexts) -> None:
     one, other = tcp_pair()
     datagrams = socket.socket(type=socket.SOCK_DGRAM)
     early = tls_contexts[0].wrap_socket(socket.socket(), server_hostname="localhost")
@@ -676,7 +676,7 @@ def test_a_loop_that_cannot_wait_for_sockets_is_refused(rig: Rig, monkeypatch: p
 
 
 @ONCE
-def test_a_fork_begins_without_relays(rig: Rig) -> None:
+def test_a_forked_child_has_no_relays(rig: Rig) -> None:
     rig.open()
     child = os.fork()
     if child == 0:

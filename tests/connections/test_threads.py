@@ -65,7 +65,7 @@ def no_thread_is_left_waiting() -> Iterator[None]:
 
 
 @in_threads
-def test_a_receiver_reads_on_while_two_senders_wait(link: Link) -> None:
+def test_a_receiver_keeps_reading_while_two_senders_wait(link: Link) -> None:
     """The first sender found the queue full, and the second waits for the first."""
     live, peer = link(small=True, ping_interval=None, max_queued_messages=4)
     first = live.begin("send", b"x" * 4_000_000)
@@ -86,7 +86,7 @@ def test_a_receiver_reads_on_while_two_senders_wait(link: Link) -> None:
 
 
 @in_threads
-def test_timeouts_are_kept_while_the_peer_takes_nothing(link: Link) -> None:
+def test_timeouts_hold_while_the_peer_does_not_read(link: Link) -> None:
     live, peer = link(small=True, ping_interval=None, max_queued_messages=2, close_timeout=0.3)
     sending = [live.begin("send", b"x" * 4_000_000) for _ in range(3)]
     until(lambda: live.conn._core.write_paused)
@@ -105,7 +105,7 @@ def test_timeouts_are_kept_while_the_peer_takes_nothing(link: Link) -> None:
 
 
 @plain
-def test_receive_keeps_its_timeout_while_the_end_is_awaited(link: Link) -> None:
+def test_receive_keeps_its_timeout_during_an_end(link: Link) -> None:
     """The closing handshake is over, and the peer leaves the TCP stream open."""
     live, peer = link(close_timeout=LIMIT)
     peer.send_close(1000)
@@ -120,7 +120,7 @@ def test_receive_keeps_its_timeout_while_the_end_is_awaited(link: Link) -> None:
 
 
 @in_threads
-def test_keepalive_ends_a_connection_without_receiver_whose_peer_reads_nothing(link: Link) -> None:
+def test_keepalive_ends_a_connection_without_receiver_whose_peer_does_not_read(link: Link) -> None:
     live, peer = link(small=True, max_queued_messages=2, ping_interval=0.1, ping_timeout=0.2, close_timeout=0.2)
     sending = live.begin("send", b"x" * 4_000_000)
     until(lambda: live.conn._core.write_paused)
@@ -131,7 +131,7 @@ def test_keepalive_ends_a_connection_without_receiver_whose_peer_reads_nothing(l
 
 @in_threads
 @pytest.mark.parametrize("call", ["send", "receive"])
-def test_a_connection_is_not_handed_over_while_another_thread_waits(call: str, link: Link) -> None:
+def test_run_in_background_is_refused_while_another_thread_waits(call: str, link: Link) -> None:
     """It would wake with bytes of the new owner's, or write in between."""
     live, peer = link(small=True)
     noise = b"n" * 2_000_000
@@ -232,7 +232,7 @@ def _counts(messages: list[str], name: int) -> list[int]:
 
 @pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("compression", [False, True])
-def test_a_message_that_has_left_was_sent_though_the_connection_ends_then(compression: bool) -> None:
+def test_send_returns_if_its_message_was_written_before_the_end(compression: bool) -> None:
     """Who destroys it once the peer has the message need not ask the thread that sends."""
     for size in range(200):
         server, client = pair(compression=compression, ping_interval=None)
@@ -244,7 +244,7 @@ def test_a_message_that_has_left_was_sent_though_the_connection_ends_then(compre
 
 
 @pytest.mark.usefixtures("restless")
-def test_the_same_where_several_threads_send() -> None:
+def test_each_of_several_sends_returns_if_its_message_was_written() -> None:
     """What others have queued behind a message, and who of them writes it, does not matter."""
     for _ in range(200):
         server, client = pair(ping_interval=None)
@@ -298,7 +298,7 @@ class Ticking:
 
 
 @pytest.mark.parametrize("compression", [False, True])
-def test_exceptions_within_receive_lose_and_double_nothing(compression: bool) -> None:
+def test_exceptions_in_receive_neither_lose_nor_duplicate_messages(compression: bool) -> None:
     count = 6000
     server, client = pair(compression=compression, ping_interval=None)
 
@@ -328,7 +328,7 @@ def test_exceptions_within_receive_lose_and_double_nothing(compression: bool) ->
 
 
 @pytest.mark.parametrize("compression", [False, True])
-def test_exceptions_within_send_tear_and_double_nothing(compression: bool) -> None:
+def test_exceptions_in_send_neither_tear_nor_duplicate_messages(compression: bool) -> None:
     count = 3000
     server, client = pair(compression=compression, ping_interval=None)
     receiving = in_thread(lambda: [int(str(text).split(" ")[0]) for text in server])
@@ -357,7 +357,7 @@ def test_exceptions_within_send_tear_and_double_nothing(compression: bool) -> No
 
 
 @in_threads
-def test_a_timeout_error_of_a_signals_handler_is_not_the_peers_end(link: Link) -> None:
+def test_a_timeout_error_from_a_signal_handler_is_not_the_peers_end(link: Link) -> None:
     live, peer = link()
 
     def late(*_: Any) -> None:
@@ -377,7 +377,7 @@ def test_a_timeout_error_of_a_signals_handler_is_not_the_peers_end(link: Link) -
 
 @in_threads
 @pytest.mark.parametrize("wait", [None, LIMIT], ids=["for ever", "so long"])
-def test_a_signal_that_interrupts_no_system_call_is_handled_soon(wait: float | None, link: Link) -> None:
+def test_a_signal_outside_a_system_call_is_handled_promptly(wait: float | None, link: Link) -> None:
     """It comes to another thread, or in the last moment before the call."""
     live, _ = link(ping_interval=None)
 
@@ -405,7 +405,7 @@ def test_a_signal_that_interrupts_no_system_call_is_handled_soon(wait: float | N
 
 
 @plain
-def test_a_handler_of_a_signal_may_end_the_connection_that_its_thread_waits_for(link: Link) -> None:
+def test_a_signal_handler_may_end_the_connection_of_its_own_thread(link: Link) -> None:
     live, peer = link(close_timeout=LIMIT)
     before = signal.signal(signal.SIGUSR1, lambda *_: live.conn.end("stop", code=1001))
     try:
@@ -448,7 +448,7 @@ def test_the_end_is_emitted_once_after_an_interrupt(link: Link, method: str) -> 
     assert live.endings.count("end") == 1
 
 
-def test_a_place_is_released_once_and_when_it_is_collected() -> None:
+def test_a_max_connections_slot_is_released_exactly_once() -> None:
     limit = ConnectionLimit(2)
     first, second = limit.enter(), limit.enter()
     first.leave()
@@ -463,7 +463,7 @@ def test_a_place_is_released_once_and_when_it_is_collected() -> None:
 
 
 @in_threads
-def test_pings_are_answered_and_sent_while_the_application_does_something_else(link: Link) -> None:
+def test_pings_are_answered_and_sent_while_the_application_is_busy(link: Link) -> None:
     live, peer = link(ping_interval=0.3, ping_timeout=5.0)
     peer.send(PING, b"busy?")
     peer.send(TEXT, "one")
@@ -477,7 +477,7 @@ def test_pings_are_answered_and_sent_while_the_application_does_something_else(l
 
 
 @in_threads
-def test_the_end_is_noticed_while_the_application_does_something_else(link: Link) -> None:
+def test_the_end_is_noticed_while_the_application_is_busy(link: Link) -> None:
     live, peer = link(reply_timeout=0.1, close_timeout=LIMIT)
     peer.send(TEXT, "last")
     peer.send_close(1000)
@@ -492,7 +492,7 @@ def test_the_end_is_noticed_while_the_application_does_something_else(link: Link
 
 
 @plain
-def test_what_arrives_without_a_receiver_is_bounded(link: Link) -> None:
+def test_data_without_a_receiver_is_bounded(link: Link) -> None:
     live, peer = link(small=True, max_queued_messages=4, max_queued_bytes=40_000, ping_interval=0.1, ping_timeout=0.2)
     frame = peer.frame(TEXT, "x" * 10_000)
     begun = peer.flood(frame, 4_000_000)
@@ -505,7 +505,7 @@ def test_what_arrives_without_a_receiver_is_bounded(link: Link) -> None:
 
 
 @plain
-def test_the_rest_of_an_interrupted_send_is_written_without_a_further_call(link: Link) -> None:
+def test_the_rest_of_an_interrupted_send_is_written_without_another_call(link: Link) -> None:
     live, peer = link(small=True)
 
     def interrupt(*_: Any) -> None:
@@ -522,7 +522,7 @@ def test_the_rest_of_an_interrupted_send_is_written_without_a_further_call(link:
 
 
 @pytest.mark.parametrize("way", [Way("background", "socket", tls, SERVER) for tls in (False, True)], ids=str)
-def test_a_connection_that_was_looked_after_may_move_to_the_background(opener: Opener, way: Way) -> None:
+def test_a_watched_connection_may_move_to_the_background(opener: Opener, way: Way) -> None:
     live, peer = opener.open(way, record=("text",))
     peer.send(TEXT, "early")
     peer.send(PING, b"there?")
@@ -535,7 +535,7 @@ def test_a_connection_that_was_looked_after_may_move_to_the_background(opener: O
     assert over.result(LIMIT) == (1000, "")
 
 
-def test_one_thread_looks_after_all_connections() -> None:
+def test_one_thread_watches_all_connections() -> None:
     shed = Watershed()
     conns, peers = [], []
     for _ in range(50):

@@ -45,7 +45,7 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_everybody_is_called_once_and_not_before_the_time() -> None:
+def test_every_callback_runs_once_and_not_too_early() -> None:
     async def scenario(timers: Timers) -> None:
         start = time.monotonic()
         callers = [Caller(due=start + random.uniform(-0.01, 0.05)) for _ in range(500)]
@@ -59,7 +59,7 @@ def test_everybody_is_called_once_and_not_before_the_time() -> None:
     on_a_loop(scenario)
 
 
-def test_who_has_cancelled_is_not_called() -> None:
+def test_a_cancelled_callback_does_not_run() -> None:
     async def scenario(timers: Timers) -> None:
         now = time.monotonic()
         callers = [Caller(due=now + 0.02) for _ in range(50)]
@@ -89,7 +89,7 @@ def test_many_deadlines_at_once_do_not_block_the_loop() -> None:
     on_a_loop(scenario)
 
 
-def test_what_is_cancelled_is_let_go_at_once() -> None:
+def test_a_cancelled_callback_is_released_immediately() -> None:
     async def scenario(timers: Timers) -> None:
         stays, goes = Caller(due=0.0), Caller(due=0.0)
         when = time.monotonic() + 1000
@@ -104,7 +104,7 @@ def test_what_is_cancelled_is_let_go_at_once() -> None:
     on_a_loop(scenario)
 
 
-def test_a_call_may_set_and_cancel_others() -> None:
+def test_a_callback_may_set_and_cancel_others() -> None:
     async def scenario(timers: Timers) -> None:
         when = time.monotonic() + 0.01
         last = Caller(due=0.0)
@@ -125,7 +125,7 @@ def test_a_call_may_set_and_cancel_others() -> None:
     on_a_loop(scenario)
 
 
-def test_a_call_that_raises_does_not_prevent_others() -> None:
+def test_a_callback_that_raises_does_not_stop_others() -> None:
     async def scenario(timers: Timers) -> None:
         failures: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context["exception"]))
@@ -144,7 +144,7 @@ def test_a_call_that_raises_does_not_prevent_others() -> None:
 
 
 @pytest.mark.parametrize("ahead, late", [(0.5, 0.001), (5.0, 1 / 64), (20.0, 1 / 8), (10**9, 1 / 8)])
-def test_who_waits_long_may_be_called_a_little_later_with_others(ahead: float, late: float) -> None:
+def test_distant_deadlines_may_be_coalesced(ahead: float, late: float) -> None:
     async def scenario(timers: Timers) -> None:
         callers = [Caller(due=time.monotonic() + ahead + 0.4 * random.random()) for _ in range(1000)]
         times = [timers.set(caller.due, Caller.call, caller) for caller in callers]

@@ -85,7 +85,7 @@ class Ticker:
 @on_loop
 @pytest.mark.parametrize("flood", FLOODS)
 @pytest.mark.parametrize("push", [False, True], ids=["pull", "push"])
-def test_no_peer_keeps_the_loop_to_itself(link: Link, way: Way, flood: Callable[[WirePeer], bytes], push: bool) -> None:
+def test_no_peer_monopolises_the_loop(link: Link, way: Way, flood: Callable[[WirePeer], bytes], push: bool) -> None:
     setup = (lambda conn: conn.on("binary", len)) if push else None
     live, peer = link(setup=setup, fields=DEFLATE, ping_interval=None)
     assert isinstance(live, LiveOnLoop)
@@ -107,7 +107,7 @@ def _read_until_close(peer: WirePeer) -> None:
 
 
 @on_loop
-def test_slow_handlers_give_others_their_turn(link: Link, way: Way) -> None:
+def test_slow_handlers_let_other_connections_run(link: Link, way: Way) -> None:
     came: list[float] = []
 
     def slow(_text: str) -> None:
@@ -135,7 +135,7 @@ def test_slow_handlers_give_others_their_turn(link: Link, way: Way) -> None:
 
 
 @pulling
-def test_the_queue_holds_what_it_may_hold_whatever_a_read_stands_for(link: Link) -> None:
+def test_the_queue_stays_within_its_limits_for_any_read(link: Link) -> None:
     live, peer = link(fields=DEFLATE, ping_interval=None)
     message = bytes(100_000)
     count = 200
@@ -222,7 +222,7 @@ def way_reads_by_itself(live: Live) -> bool:
 
 @pulling
 @pytest.mark.parametrize("end", ["close", "eof"])
-def test_what_came_before_the_end_of_the_stream_is_received(link: Link, way: Way, end: str) -> None:
+def test_messages_before_the_end_of_the_stream_are_received(link: Link, way: Way, end: str) -> None:
     live, peer = link(ping_interval=None)
     data = [peer.frame(TEXT, str(number)) for number in range(5000)]
     if end == "close":
@@ -239,7 +239,7 @@ def test_what_came_before_the_end_of_the_stream_is_received(link: Link, way: Way
 
 
 @plain_on_loop
-def test_replies_to_what_came_before_a_half_close_are_written(link: Link) -> None:
+def test_replies_to_messages_before_a_half_close_are_written(link: Link) -> None:
     live, peer = link(setup=lambda conn: conn.on("text", conn.send), ping_interval=None)
     live.run()
     peer.write(peer.frame(TEXT, "x" * 20) * 5000)
@@ -266,7 +266,7 @@ def test_a_connection_that_is_lost_with_a_backlog_ends_without_a_receiver(link: 
 
 
 @on_loop
-def test_destroying_a_connection_with_a_backlog_forgets_it(link: Link) -> None:
+def test_destroying_a_connection_discards_its_backlog(link: Link) -> None:
     live, peer = link(ping_interval=None)
     peer.write(peer.frame(TEXT, "x") * 20_000)
     until(lambda: live.conn._core.receiver.backlog)
@@ -276,7 +276,7 @@ def test_destroying_a_connection_with_a_backlog_forgets_it(link: Link) -> None:
 
 
 @plain_on_loop
-def test_pings_with_a_handler_and_pulled_messages_take_no_longer_the_more_there_are(link: Link) -> None:
+def test_pings_beside_pulled_messages_take_linear_time(link: Link) -> None:
     told: list[bytes] = []
     live, peer = link(setup=lambda conn: conn.on("ping", told.append), ping_interval=None)
     reading = in_thread(lambda: _read_until_close(peer))
@@ -289,7 +289,7 @@ def test_pings_with_a_handler_and_pulled_messages_take_no_longer_the_more_there_
 
 
 @plain_on_loop
-def test_tasks_that_wait_for_a_slow_peer_go_on_in_order_but_for_those_that_are_cancelled(link: Link) -> None:
+def test_tasks_waiting_for_a_slow_peer_resume_in_order_except_cancelled_ones(link: Link) -> None:
     live, peer = link(small=True, ping_interval=None)
     order: list[int] = []
 

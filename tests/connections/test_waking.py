@@ -41,7 +41,7 @@ runner.run(main())
 
 
 @on_loop
-def test_it_goes_on_as_itself(link: Link) -> None:
+def test_a_resumed_task_runs_as_itself(link: Link) -> None:
     """With its own context variables, and as the current task, whoever brought the bytes."""
     live, peer = link()
 
@@ -64,7 +64,7 @@ def test_it_goes_on_as_itself(link: Link) -> None:
 
 
 @on_loop
-def test_bytes_that_another_task_brings(link: Link) -> None:
+def test_a_task_may_be_resumed_by_bytes_fed_in_another_task(link: Link) -> None:
     """As a transport in memory may do: one task cannot go on within another, and does so in its turn."""
     live, peer = link()
 
@@ -80,7 +80,7 @@ def test_bytes_that_another_task_brings(link: Link) -> None:
 
 
 @on_loop
-def test_who_comes_after_a_cancelled_task_waits_for_itself(link: Link) -> None:
+def test_a_receiver_after_a_cancelled_one_waits_on_its_own(link: Link) -> None:
     """Though the one before has not heard of its end yet."""
     live, peer = link()
 
@@ -98,7 +98,7 @@ def test_who_comes_after_a_cancelled_task_waits_for_itself(link: Link) -> None:
 
 
 @on_loop
-def test_what_waits_may_be_a_task_a_timeout_or_an_awaitable(link: Link) -> None:
+def test_receive_works_in_tasks_timeouts_and_custom_awaitables(link: Link) -> None:
     live, peer = link()
 
     async def in_four_ways(conn: Any) -> list[str | bytes]:
@@ -121,7 +121,7 @@ def test_what_waits_may_be_a_task_a_timeout_or_an_awaitable(link: Link) -> None:
 
 
 @on_loop
-def test_what_send_ping_and_end_return_may_be_a_task_an_awaitable_or_let_go(link: Link) -> None:
+def test_results_of_send_ping_and_end_may_be_awaited_wrapped_or_dropped(link: Link) -> None:
     live, peer = link()
 
     async def in_every_way(conn: Any) -> None:
@@ -156,7 +156,7 @@ def test_what_send_ping_and_end_return_may_be_a_task_an_awaitable_or_let_go(link
 
 
 @on_loop
-def test_a_turn_of_large_sends_ends_as_any_other(link: Link) -> None:
+def test_a_series_of_large_sends_ends_normally(link: Link) -> None:
     """What was sent in it does not count in the next."""
     live, peer = link()
     data = bytes(300_000)
@@ -176,14 +176,14 @@ def test_a_turn_of_large_sends_ends_as_any_other(link: Link) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_leaving_the_program_leaves_the_program(loop: str) -> None:
+def test_exiting_the_program_is_not_swallowed(loop: str) -> None:
     """Not only the connection whose message made it leave."""
     program = EXITS.format(loop=loop, request=request_head(), frame=encode_frame(TEXT, b"leave", KEY))
     assert subprocess.run([sys.executable, "-c", program], timeout=LIMIT, capture_output=True).returncode == 7
 
 
 @pytest.mark.parametrize("way", [Way("asyncio", "transport", False, SERVER)], ids=str)
-def test_who_takes_a_burst_at_once_stops_no_reading(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_burst_consumed_immediately_does_not_pause_reading(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though it is longer than the queue: nothing is read meanwhile, and to stop and to begin are two system calls."""
     live, peer = link(max_queued_messages=4)
     burst = [str(number) for number in range(50)]

@@ -30,7 +30,7 @@ def numbered(count: int) -> list[str]:
 
 
 @plain
-def test_order_stays_when_the_kernel_is_full_and_when_it_has_room_again(link: Link) -> None:
+def test_order_is_kept_when_the_socket_buffer_fills_and_drains(link: Link) -> None:
     """Half of them come while the peer reads nothing, the rest while it reads as fast as it can."""
     live, peer = link(small=True)
     messages = numbered(2000)
@@ -48,7 +48,7 @@ def test_order_stays_when_the_kernel_is_full_and_when_it_has_room_again(link: Li
 
 
 @plain
-def test_order_stays_between_large_messages_and_small_ones(link: Link) -> None:
+def test_order_is_kept_between_large_and_small_messages(link: Link) -> None:
     """The large ones are written in pieces, of which some wait where the small ones could pass them."""
     live, peer = link(small=True)
     messages = [f"{number} ".ljust(100_000 if number % 4 == 0 else 50, "*") for number in range(400)]
@@ -64,7 +64,7 @@ def test_order_stays_between_large_messages_and_small_ones(link: Link) -> None:
 
 
 @pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
-def test_the_answer_to_the_handshake_comes_before_all_else(flavour: str, loops: Callable[[str], LoopThread]) -> None:
+def test_the_handshake_response_comes_first(flavour: str, loops: Callable[[str], LoopThread]) -> None:
     """Though it is still waiting in the transport when the first message is sent, and the kernel has room again."""
     ours, theirs = tcp_pair(small=True)
     before = b"x" * 2**20
@@ -94,7 +94,7 @@ def test_the_answer_to_the_handshake_comes_before_all_else(flavour: str, loops: 
 
 
 @plain
-def test_what_another_writer_put_into_the_transport_is_not_overtaken(link: Link) -> None:
+def test_bytes_of_another_writer_are_not_overtaken(link: Link) -> None:
     """Though the kernel has room again, and the loop has not been told of it."""
     live, peer = link(small=True)
     live.send("first")
@@ -137,7 +137,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("way", [*PLAIN, Way("uvloop", "transport", True, SERVER)], ids=str)
-def test_which_transports_are_passed_by(link: Link, way: Way) -> None:
+def test_only_plain_transports_are_bypassed(link: Link, way: Way) -> None:
     """Those that would do the same: should one of them get another name, writes are slower, and nothing else shows."""
     live, _ = link()
     assert live.conn._writer.bypasses_transport is (implementation == "compiled" and not way.tls)
