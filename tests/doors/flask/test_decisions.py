@@ -79,7 +79,7 @@ def chooser() -> Flask:
         ("tuple", 302, b"/login"),
     ],
 )
-def test_a_view_that_decides_refuses_as_any_view(
+def test_a_deciding_view_refuses_like_any_view(
     caplog: pytest.LogCaptureFixture, path: str, status: int, body: bytes
 ) -> None:
     with Werkzeug(chooser()) as server:
@@ -92,7 +92,7 @@ def test_a_view_that_decides_refuses_as_any_view(
         assert_quiet(server, caplog)
 
 
-def test_a_view_that_decides_may_be_a_coroutine_function_as_any_view_of_flasks() -> None:
+def test_a_deciding_view_may_be_a_coroutine_function() -> None:
     app = Flask(__name__)
 
     @Shed(app).route("/", accept=False)
@@ -109,13 +109,13 @@ def test_a_view_that_decides_may_be_a_coroutine_function_as_any_view_of_flasks()
 
 
 @pytest.mark.parametrize("way", ["async", "object", "partial", "lambda"])
-def test_a_view_that_decides_returns_any_kind_of_handler(way: str) -> None:
+def test_a_deciding_view_may_return_any_kind_of_handler(way: str) -> None:
     with connect(chooser().test_client(), f"/choose/{way}?user") as connection:
         assert connection.receive() == way
 
 
 @pytest.mark.need(9)
-def test_an_exception_before_the_101_is_a_500_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_before_the_101_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
     with Werkzeug(chooser()) as server, Peer(server.port) as peer:
         peer.send(head("/choose/raise?user"))
         assert peer.refusal().status == 500
@@ -124,7 +124,7 @@ def test_an_exception_before_the_101_is_a_500_as_ever(caplog: pytest.LogCaptureF
 
 @pytest.mark.need(9)
 @pytest.mark.parametrize("way", ["before", "after"])
-def test_hooks_may_answer_instead_of_the_route(way: str) -> None:
+def test_hooks_may_respond_instead_of_the_route(way: str) -> None:
     app, called = Flask(__name__), Inbox[str]()
 
     @Shed(app).route("/")
@@ -157,7 +157,7 @@ def test_a_page_of_another_host_is_refused(app: Flask, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("way", ["raise", "raise-async"])
-def test_what_a_handler_raises_is_reported_as_flask_does(caplog: pytest.LogCaptureFixture, way: str) -> None:
+def test_exceptions_of_a_handler_are_reported_as_flask_does(caplog: pytest.LogCaptureFixture, way: str) -> None:
     app = application()
     signalled, torn_down = Inbox[BaseException](), Inbox[BaseException | None]()
 
@@ -198,9 +198,7 @@ def test_a_callback_that_raises_in_the_background_is_logged_once(caplog: pytest.
 
 @pytest.mark.parametrize("way", ["raise", "raise-async"])
 @pytest.mark.parametrize("setting", ["TESTING", "PROPAGATE_EXCEPTIONS"])
-def test_an_exception_that_propagates_closes_with_1011_all_the_same(
-    caplog: pytest.LogCaptureFixture, setting: str, way: str
-) -> None:
+def test_a_propagated_exception_closes_with_1011_too(caplog: pytest.LogCaptureFixture, setting: str, way: str) -> None:
     app = application()
     app.config[setting] = True
     with Werkzeug(app) as server:
@@ -216,9 +214,7 @@ def test_an_exception_that_propagates_closes_with_1011_all_the_same(
 
 
 @pytest.mark.parametrize("way", ["blocking", "async"])
-def test_that_its_own_connection_has_closed_is_no_failure_of_a_handler(
-    caplog: pytest.LogCaptureFixture, way: str
-) -> None:
+def test_connection_closed_of_its_own_connection_is_not_a_failure(caplog: pytest.LogCaptureFixture, way: str) -> None:
     app, ended = Flask(__name__), Inbox[str]()
     shed = Shed(app)
 
@@ -248,7 +244,7 @@ def test_that_its_own_connection_has_closed_is_no_failure_of_a_handler(
 
 
 @pytest.mark.parametrize("way", ["blocking", "async"])
-def test_that_another_connection_has_closed_is_a_failure(caplog: pytest.LogCaptureFixture, way: str) -> None:
+def test_connection_closed_of_another_connection_is_a_failure(caplog: pytest.LogCaptureFixture, way: str) -> None:
     app = Flask(__name__)
     shed = Shed(app)
 
@@ -266,7 +262,7 @@ def test_that_another_connection_has_closed_is_a_failure(caplog: pytest.LogCaptu
     eventually(lambda: len(errors_in(caplog.records)) == 1, "one line in the log")
 
 
-def test_a_decorated_coroutine_function_is_one() -> None:
+def test_a_decorated_coroutine_function_is_recognised() -> None:
     app, calls = Flask(__name__), Inbox[str]()
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -64,7 +64,7 @@ TOLD_ONCE = re.compile(
 @pytest.mark.parametrize(
     "worker", [("sync",), ("gthread", "--threads", "1"), ("gevent",)], ids=lambda worker: worker[0]
 )
-def test_under_gunicorn(worker: tuple[str, ...]) -> None:
+def test_routes_work_under_gunicorn(worker: tuple[str, ...]) -> None:
     port = free_port()
     options = ["-k", *worker, "--access-logfile", "-", "--no-control-socket"]
     with Program(BIN / "gunicorn", f"{APPLICATION}()", "--bind", f"127.0.0.1:{port}", *options) as program:
@@ -86,7 +86,7 @@ def test_under_gunicorn(worker: tuple[str, ...]) -> None:
 
 
 @pytest.mark.need(13)
-def test_under_flasks_own_debug_server_with_its_reloader(tmp_path: Path) -> None:
+def test_routes_work_under_flasks_debug_server_with_its_reloader(tmp_path: Path) -> None:
     port, watched = free_port(), tmp_path / "watched"
     watched.write_text("as it was")
     options = ["--app", APPLICATION, "run", "--debug", "--port", str(port), "--extra-files", str(watched)]

@@ -59,7 +59,7 @@ def test_the_request_is_over_before_the_handler_begins(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["background", "events"])
-def test_connections_that_need_no_thread(app: Flask, way: str) -> None:
+def test_background_and_async_connections_need_no_thread(app: Flask, way: str) -> None:
     with connect(app.test_client(), f"/{way}?user=ann") as connection:
         connection.send("hi")
         assert connection.receive() == ("hi ann" if way == "background" else "hi")
@@ -69,7 +69,7 @@ def test_connections_that_need_no_thread(app: Flask, way: str) -> None:
 
 
 @pytest.mark.need(9, 10, 13)
-def test_whatever_flask_refuses_is_refused_before_the_101(app: Flask) -> None:
+def test_flasks_refusals_are_sent_before_the_101(app: Flask) -> None:
     for path, status in (
         ("/blocking/7?user=banned", 403),
         ("/blocking/7?user=stranger", 302),
@@ -85,7 +85,7 @@ def test_whatever_flask_refuses_is_refused_before_the_101(app: Flask) -> None:
 
 
 @pytest.mark.need(10)
-def test_fields_of_the_response_and_the_session_go_with_the_101(app: Flask) -> None:
+def test_response_headers_and_the_session_go_with_the_101(app: Flask) -> None:
     with Werkzeug(app) as server, Peer(server.port) as peer:
         answer = peer.open("/choose?user=ann")
         assert answer["x-after"] == "yes"
@@ -130,7 +130,7 @@ def test_a_handler_that_raises_is_logged_once_and_closes_with_1011(
 
 @pytest.mark.need(13)
 @pytest.mark.parametrize("way", ["blocking/7", "async/7", "background", "events"])
-def test_a_client_that_leaves_is_no_noise(caplog: pytest.LogCaptureFixture, app: Flask, way: str) -> None:
+def test_a_client_disconnect_is_not_logged(caplog: pytest.LogCaptureFixture, app: Flask, way: str) -> None:
     with Werkzeug(app) as server:
         with Peer(server.port) as peer:
             peer.open(f"/{way}?user=ann")
@@ -142,13 +142,13 @@ def test_a_client_that_leaves_is_no_noise(caplog: pytest.LogCaptureFixture, app:
         assert_quiet(server, caplog)
 
 
-def test_pages_beside_it_are_untouched(app: Flask) -> None:
+def test_other_pages_are_unaffected(app: Flask) -> None:
     client = app.test_client()
     assert client.get("/page").text == "page"
     assert client.get("/blocking/7").status_code == 400  # as Flask answers where a WebSocket is asked for
 
 
-def test_options_of_a_route_and_of_a_shed() -> None:
+def test_options_apply_per_route_and_per_shed() -> None:
     app = application(max_message_size=100)
     for path, most in (("/small", 10), ("/events", 100)):
         with connect(app.test_client(), path) as connection:
@@ -160,7 +160,7 @@ def test_options_of_a_route_and_of_a_shed() -> None:
             assert connection.close_code == 1009
 
 
-def test_blueprints_and_init_app() -> None:
+def test_blueprints_and_init_app_work() -> None:
     shed = Shed(max_message_size=50)
 
     @shed.route("/late", endpoint="later")
@@ -186,7 +186,7 @@ def test_blueprints_and_init_app() -> None:
         assert connection.receive() == "ann ws://localhost/outer/inner/echo/x"
 
 
-def test_a_view_may_return_the_response_itself() -> None:
+def test_a_view_may_return_the_upgrade_response_itself() -> None:
     app = Flask(__name__)
     app.wsgi_app = WatershedWSGI(app.wsgi_app)  # type: ignore[method-assign]
 
@@ -201,14 +201,14 @@ def test_a_view_may_return_the_response_itself() -> None:
         assert peer.text() == "hi"
 
 
-def test_without_the_middleware_it_is_a_clear_error() -> None:
+def test_a_route_without_the_middleware_is_a_clear_error() -> None:
     app = Flask(__name__)
     app.add_url_rule("/", view_func=lambda: UpgradeResponse(lambda connection: None), websocket=True)
     with pytest.raises(RuntimeError, match="the application is not wrapped in WatershedWSGI"):
         app.test_client().get("/", headers={"Upgrade": "websocket", "Connection": "Upgrade"})
 
 
-def test_a_coroutine_function_is_no_handler_of_a_threads_event() -> None:
+def test_a_coroutine_function_is_refused_as_a_thread_event_handler() -> None:
     errors = Inbox[str]()
 
     async def handler(message: str) -> None: ...
@@ -231,7 +231,7 @@ def test_a_coroutine_function_is_no_handler_of_a_threads_event() -> None:
 
 
 @pytest.mark.need(12)
-def test_async_handlers_hold_no_thread(app: Flask) -> None:
+def test_async_handlers_occupy_no_thread(app: Flask) -> None:
     with Werkzeug(app, threaded=False) as server, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(dial(server.port, "/async/7")) for _ in range(20)]
         for client in clients:
@@ -249,7 +249,7 @@ def test_async_handlers_hold_no_thread(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("way", ["blocking", "async"])
-def test_a_handler_reads_the_session_and_knows_its_own_address(way: str) -> None:
+def test_a_handler_can_read_the_session_and_build_its_own_url(way: str) -> None:
     app = Flask(__name__)
     app.secret_key = "secret"
     shed = Shed(app)
@@ -293,7 +293,7 @@ def test_each_connection_has_a_context_of_its_own(app: Flask, way: str) -> None:
                 assert client.recv(LIMIT) == f"hi {number} user{number} /{way}/{number} True /page"
 
 
-def test_converters_and_defaults() -> None:
+def test_converters_and_defaults_work() -> None:
     app = Flask(__name__)
     shed = Shed(app)
 
@@ -308,7 +308,7 @@ def test_converters_and_defaults() -> None:
             assert connection.receive() == expected
 
 
-def test_a_page_and_a_websocket_may_share_an_address() -> None:
+def test_a_page_and_a_websocket_may_share_a_path() -> None:
     app = Flask(__name__)
     app.add_url_rule("/both", view_func=lambda: "page", endpoint="page")
 
@@ -321,7 +321,7 @@ def test_a_page_and_a_websocket_may_share_an_address() -> None:
         assert connection.receive() == "socket"
 
 
-def test_what_is_no_upgrade_is_answered_as_flask_does() -> None:
+def test_plain_requests_are_answered_by_flask() -> None:
     ours, plain = Flask(__name__), Flask(__name__)
     Shed(ours).route("/ws/")(lambda connection: None)
     plain.add_url_rule("/ws/", view_func=lambda: "", websocket=True, endpoint="<lambda>")
@@ -344,7 +344,7 @@ def test_what_is_no_upgrade_is_answered_as_flask_does() -> None:
 @pytest.mark.need(13)
 @pytest.mark.parametrize("first", ["GET {} HTTP/1.0", "HEAD {} HTTP/1.1"])
 @pytest.mark.parametrize("path", ["/blocking/7", "/async/7", "/choose?user=ann"])
-def test_what_flask_takes_for_an_upgrade_and_is_none_is_no_crash(
+def test_a_request_that_only_flask_takes_for_an_upgrade_is_refused(
     app: Flask, caplog: pytest.LogCaptureFixture, first: str, path: str
 ) -> None:
     with Werkzeug(app) as server:
@@ -358,7 +358,7 @@ def test_what_flask_takes_for_an_upgrade_and_is_none_is_no_crash(
         assert_quiet(server, caplog)
 
 
-def test_behind_a_proxy_that_ends_tls_whatever_wraps_what() -> None:
+def test_tls_terminated_by_a_proxy_works_in_any_order_of_middlewares() -> None:
     app = Flask(__name__)
     inner = Shed(app)
     app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1, x_host=1)  # type: ignore[method-assign]
@@ -404,7 +404,7 @@ def test_two_sheds_of_one_application_share_its_middleware() -> None:
             assert connection.receive() == "x" * 100  # the first one's options hold
 
 
-def test_a_blueprint_of_two_applications_with_hooks_of_its_own() -> None:
+def test_a_blueprint_may_belong_to_two_applications() -> None:
     rooms, shed = Blueprint("rooms", __name__), Shed(protocols=["rooms.v1"])
     shed.init_app(rooms)
 

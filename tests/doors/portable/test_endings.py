@@ -33,7 +33,7 @@ MIB = 2**20
 
 @pytest.mark.need(6)
 @pytest.mark.advisory("CVE-2026-44545")
-def test_a_message_past_the_limit_is_1009(server: Server) -> None:
+def test_a_message_above_the_limit_is_1009(server: Server) -> None:
     events = Inbox[Any]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -74,7 +74,7 @@ def test_too_many_messages_a_second_are_1008(server: Server) -> None:
 
 @pytest.mark.need(5)
 @pytest.mark.parametrize("bound", ["messages", "bytes"])
-def test_reading_stops_when_the_application_does_not_take(server: Server, bound: str) -> None:
+def test_reading_pauses_when_the_application_does_not_receive(server: Server, bound: str) -> None:
     connections, ready = Gate[PortableConnection](), Gate[anyio.Event]()
     count, size = (500, 1) if bound == "messages" else (64, 16 * KIB)
 
@@ -109,7 +109,7 @@ def test_reading_stops_when_the_application_does_not_take(server: Server, bound:
 
 
 @pytest.mark.parametrize("how", ["returns", "raises", "async with", "raises in async with"])
-def test_what_the_application_leaves_open_is_ended(server: Server, how: str) -> None:
+def test_a_connection_left_open_by_the_application_is_closed(server: Server, how: str) -> None:
     async def handler(conn: PortableConnection) -> None:
         if "async with" in how:
             async with conn:
@@ -154,7 +154,7 @@ def test_everything_sent_before_the_end_arrives(server: Server) -> None:
 
 
 @pytest.mark.need(14)
-def test_a_handler_that_only_sends_learns_of_the_end_at_once(server: Server) -> None:
+def test_a_handler_that_only_sends_stops_immediately_at_the_end(server: Server) -> None:
     errors = Inbox[BaseException]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -178,7 +178,7 @@ def test_a_handler_that_only_sends_learns_of_the_end_at_once(server: Server) -> 
 
 @pytest.mark.need(15)
 @pytest.mark.parametrize("side", ["theirs", "ours"])
-def test_after_the_end_there_is_one_family_of_exceptions(server: Server, side: str) -> None:
+def test_after_the_end_every_call_raises_connection_closed(server: Server, side: str) -> None:
     async def handler(conn: PortableConnection) -> None:
         if side == "ours":
             await conn.end("mine", code=4001)
@@ -220,7 +220,9 @@ def test_after_the_end_there_is_one_family_of_exceptions(server: Server, side: s
 
 
 @pytest.mark.parametrize("stage", ["receive", "send", "run", "end", "wait_closed", "sleep"])
-def test_cancelling_a_handler_leaves_nothing(server: Server, stage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_cancelling_a_handler_leaves_nothing_behind(
+    server: Server, stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     connections = Inbox["weakref.ref[PortableConnection]"]()
     waiting = Inbox[anyio.CancelScope]()
     stages: dict[str, Callable[[PortableConnection], Awaitable[Any]]] = {
@@ -290,7 +292,7 @@ def time_of_the_loop(server: Server, scope: anyio.CancelScope) -> None:
         turn.get()
 
 
-def test_clients_that_vanish_leave_nothing(server: Server) -> None:
+def test_clients_that_vanish_leave_nothing_behind(server: Server) -> None:
     connections = Inbox["weakref.ref[PortableConnection]"]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -380,7 +382,7 @@ class _Hoarder:
 
 @pytest.mark.need(6)
 @pytest.mark.usefixtures("nothing_is_held")
-def test_the_one_that_holds_most_waits_and_goes_on_when_there_is_room(server: Server) -> None:
+def test_the_largest_pauses_and_resumes_when_memory_is_free(server: Server) -> None:
     application = _Hoarder(server)
     messages = [*[bytes([number]) * MIB for number in range(3)], bytes(MIB // 4)]
     with dial(server.port) as large, dial(server.port) as small:
@@ -403,7 +405,7 @@ def test_the_one_that_holds_most_waits_and_goes_on_when_there_is_room(server: Se
 
 @pytest.mark.need(6)
 @pytest.mark.usefixtures("nothing_is_held")
-def test_the_last_of_it_that_is_taken_at_once_makes_room(server: Server) -> None:
+def test_consuming_everything_at_once_frees_memory(server: Server) -> None:
     application = _Hoarder(server)
     messages = [bytes(MIB), bytes(int(2.3 * MIB))]
     with dial(server.port) as large:
@@ -419,7 +421,7 @@ def test_the_last_of_it_that_is_taken_at_once_makes_room(server: Server) -> None
 
 @pytest.mark.need(6)
 @pytest.mark.usefixtures("nothing_is_held")
-def test_past_max_memory_the_one_that_holds_most_ends_with_1013(server: Server) -> None:
+def test_beyond_max_memory_the_largest_ends_with_1013(server: Server) -> None:
     application = _Hoarder(server)
     with dial(server.port) as large, dial(server.port) as small:
         application.begin(large)

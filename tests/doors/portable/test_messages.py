@@ -28,7 +28,7 @@ MIB = 2**20
 # --- messages ------------------------------------------------------------------------------------------------
 
 
-def test_messages_of_every_kind_and_size(server: Server) -> None:
+def test_messages_of_every_type_and_size_are_echoed(server: Server) -> None:
     run = server.serve(echo)
     with dial(server.port) as client:
         for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70000, b"y" * MIB, "é" * MIB):
@@ -37,7 +37,7 @@ def test_messages_of_every_kind_and_size(server: Server) -> None:
     assert run.outcome() is None
 
 
-def test_what_a_connection_knows_of_itself(server: Server) -> None:
+def test_a_connection_has_request_addresses_and_counters(server: Server) -> None:
     reports = Inbox[Any]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +76,7 @@ def test_what_a_connection_knows_of_itself(server: Server) -> None:
     assert run.outcome() is None
 
 
-def test_messages_that_came_before_the_end_are_not_lost(server: Server) -> None:
+def test_messages_before_the_end_are_not_lost(server: Server) -> None:
     received, ready = Inbox[Any](), Gate[anyio.Event]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -133,7 +133,7 @@ def test_a_receive_that_times_out_or_is_cancelled_loses_nothing(server: Server) 
     assert run.outcome() is None
 
 
-def test_a_message_that_is_there_needs_no_time(server: Server) -> None:
+def test_a_queued_message_is_returned_with_any_timeout(server: Server) -> None:
     async def handler(conn: PortableConnection) -> None:
         conn.send("ready")
         await until(lambda: len(conn._queue) == 2)
@@ -167,7 +167,7 @@ def test_messages_are_pulled_or_pushed(server: Server) -> None:
     assert run.outcome() is None
 
 
-def test_tasks_that_receive_get_a_message_each_in_the_order_in_which_they_asked(server: Server) -> None:
+def test_concurrent_receivers_get_one_message_each_in_order(server: Server) -> None:
     """One that is cancelled or out of time takes none; at the end each of them hears of it."""
     count = 5
     got: list[tuple[int, str | bytes]] = []
@@ -206,7 +206,7 @@ def test_tasks_that_receive_get_a_message_each_in_the_order_in_which_they_asked(
 
 
 @pytest.mark.parametrize("verb", ["receive", "__anext__", "send", "wait_closed", "end", "run"])
-def test_who_asks_again_and_again_after_the_end_leaves_others_their_turn(server: Server, verb: str) -> None:
+def test_receiving_in_a_loop_after_the_end_lets_other_tasks_run(server: Server, verb: str) -> None:
     async def handler(conn: PortableConnection) -> None:
         async def again_and_again() -> None:
             while True:
@@ -233,7 +233,7 @@ def test_who_asks_again_and_again_after_the_end_leaves_others_their_turn(server:
 # --- events --------------------------------------------------------------------------------------------------
 
 
-def test_events_in_order_one_at_a_time(server: Server) -> None:
+def test_events_arrive_in_order_and_one_at_a_time(server: Server) -> None:
     events = Inbox[Any]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -274,7 +274,7 @@ def test_events_in_order_one_at_a_time(server: Server) -> None:
     assert run.outcome() is None
 
 
-def test_messages_wait_for_handlers_that_are_registered_later(server: Server) -> None:
+def test_messages_wait_for_handlers_registered_later(server: Server) -> None:
     seen = Inbox[str]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -290,7 +290,7 @@ def test_messages_wait_for_handlers_that_are_registered_later(server: Server) ->
         assert seen.get() == "later"
 
 
-def test_events_come_without_run_while_the_handler_is_busy(server: Server) -> None:
+def test_events_arrive_without_run_while_the_handler_is_busy(server: Server) -> None:
     ended = Inbox[int]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -308,9 +308,7 @@ def test_events_come_without_run_while_the_handler_is_busy(server: Server) -> No
 
 @pytest.mark.parametrize("kind", ["function", "coroutine function"])
 @pytest.mark.parametrize("event", ["text", "binary", "end", "error", "drain"])
-def test_an_exception_in_a_handler_ends_the_connection_and_comes_out_of_run(
-    server: Server, kind: str, event: str
-) -> None:
+def test_an_exception_in_a_handler_ends_the_connection_and_run_raises_it(server: Server, kind: str, event: str) -> None:
     raised = Inbox[BaseException]()
 
     def fail(*_: Any) -> None:
@@ -452,7 +450,7 @@ def test_a_buffer_may_change_after_the_send(server: Server) -> None:
         assert [bytes(peer.frame().data), bytes(peer.frame().data)] == [b"before", b"bef"]
 
 
-def test_mistakes_send_nothing(server: Server) -> None:
+def test_invalid_calls_send_nothing(server: Server) -> None:
     async def handler(conn: PortableConnection) -> None:
         for wrong in (5, None, ["x"]):
             with pytest.raises(TypeError):
@@ -473,7 +471,7 @@ def test_mistakes_send_nothing(server: Server) -> None:
 
 
 @pytest.mark.need(4)
-def test_send_waits_for_a_client_that_does_not_read_and_drain_tells(server: Server) -> None:
+def test_send_waits_for_a_client_that_does_not_read_and_drain_follows(server: Server) -> None:
     stalled, drained, message = Gate[int](), Gate[int](), b"m" * 64 * KIB
 
     async def handler(conn: PortableConnection) -> None:
@@ -503,7 +501,7 @@ def test_send_waits_for_a_client_that_does_not_read_and_drain_tells(server: Serv
 
 
 @pytest.mark.need(4)
-def test_a_client_that_never_reads_is_given_up(server: Server) -> None:
+def test_a_client_that_never_reads_is_dropped(server: Server) -> None:
     ended = Inbox[Any]()
 
     async def handler(conn: PortableConnection) -> None:
@@ -530,7 +528,7 @@ def test_a_client_that_never_reads_is_given_up(server: Server) -> None:
 # --- what only frames can do ---------------------------------------------------------------------------------
 
 
-def test_what_needs_frames_names_the_server_and_the_way_out(server: Server) -> None:
+def test_unsupported_calls_name_the_server_and_an_alternative(server: Server) -> None:
     errors = Inbox[UnsupportedServerError]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -35,7 +35,7 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-def test_an_upstream_with_tls(some: Front, serve: Serve, authority: trustme.CA, server_tls: ssl.SSLContext) -> None:
+def test_an_upstream_may_use_tls(some: Front, serve: Serve, authority: trustme.CA, server_tls: ssl.SSLContext) -> None:
     upstream = serve(echoing, tls=server_tls)
     assert upstream.url().startswith("wss://")
     some.serve(WebSocketProxy(upstream.url()))
@@ -53,7 +53,7 @@ def test_an_upstream_with_tls(some: Front, serve: Serve, authority: trustme.CA, 
 
 
 @pytest.mark.parametrize("inner", ["plain", "tls"])
-def test_a_client_with_tls(
+def test_a_client_may_use_tls(
     tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, serve: Serve, inner: str, server_tls: ssl.SSLContext,
     authority: trustme.CA,
 ) -> None:  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_client_with_tls(
         peer.end()
 
 
-def test_an_upstream_on_a_unix_socket(some: Front, serve: Serve, tmp_path: Path) -> None:
+def test_an_upstream_may_be_a_unix_socket(some: Front, serve: Serve, tmp_path: Path) -> None:
     place = tmp_path / "upstream"
     upstream = serve(echoing, unix=place)
     some.serve(WebSocketProxy(f"unix:{place}", keep_host=False))
@@ -83,7 +83,7 @@ def test_an_upstream_on_a_unix_socket(some: Front, serve: Serve, tmp_path: Path)
     assert ask(some).status == 502
 
 
-def test_an_application_of_its_own(start: Callable[[str], Front], serve: Serve) -> None:
+def test_the_proxy_can_be_the_whole_application(start: Callable[[str], Front], serve: Serve) -> None:
     """The proxy alone, lifespan included."""
     upstream = serve(echoing)
     with Uvicorn(WebSocketProxy(upstream.url()), lifespan="on") as server, Peer(server.port) as peer:

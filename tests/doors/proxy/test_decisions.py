@@ -37,7 +37,7 @@ from watershed_mw.proxy import ProxyRequest, Upstream, WebSocketProxy
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
-def test_the_application_chooses(some: Front, serve: Serve, kind: str) -> None:
+def test_the_application_chooses_the_upstream(some: Front, serve: Serve, kind: str) -> None:
     upstream, asked = serve(echoing), []
 
     def choose(one: ProxyRequest) -> Upstream | str | None:
@@ -82,7 +82,7 @@ def test_a_choice_that_fails_is_a_500(some: Front, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("url", [f"ws://{'a' * 70}.example", "ws://a..b/"])
-def test_a_choice_that_is_no_host_is_a_502(some: Front, url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_choice_that_is_not_a_host_is_a_502(some: Front, url: str, caplog: pytest.LogCaptureFixture) -> None:
     some.serve(WebSocketProxy(lambda _: url))
     assert ask(some).status == 502
     assert errors_in(caplog.records) == []
@@ -92,14 +92,14 @@ def test_a_choice_that_is_no_host_is_a_502(some: Front, url: str, caplog: pytest
     "upstream",
     ["127.0.0.1:80", "ftp://127.0.0.1", "unix:relative", "ws://", "ws://127.0.0.1/#a", "ws://me:secret@127.0.0.1", ""],
 )
-def test_what_is_no_upstream(upstream: str) -> None:
+def test_invalid_upstreams_are_refused(upstream: str) -> None:
     for make in (WebSocketProxy, Upstream):
         with pytest.raises(ValueError, match=r"^expected") as caught:
             make(upstream)
         assert "secret" not in str(caught.value)
 
 
-def test_what_is_no_option() -> None:
+def test_invalid_options_are_refused() -> None:
     for name in ("open_timeout", "close_timeout", "idle_timeout", "max_duration", "max_bytes"):
         for value in (0, -1, "1", True):
             with pytest.raises(ValueError, match=f"^expected {name} above 0"):
@@ -153,7 +153,9 @@ def test_one_connection_too_many_is_a_503(front: Front, serve: Serve) -> None:
         ({"Sec-WebSocket-Key": "short"}, 400),
     ],
 )
-def test_what_the_upstream_never_hears_of(some: Front, serve: Serve, changes: dict[str, str], status: int) -> None:
+def test_invalid_requests_never_reach_the_upstream(
+    some: Front, serve: Serve, changes: dict[str, str], status: int
+) -> None:
     upstream = serve(echoing)
     some.serve(WebSocketProxy(upstream.url(), origins=["https://friend.example"]))
     with Peer(some.port) as peer:
@@ -165,7 +167,7 @@ def test_what_the_upstream_never_hears_of(some: Front, serve: Serve, changes: di
 
 @pytest.mark.advisory("upgrade smuggling")
 @pytest.mark.parametrize("field", [{"Content-Length": "5"}, {"Transfer-Encoding": "chunked"}])
-def test_a_request_with_a_body_goes_nowhere(raw: Front, serve: Serve, field: dict[str, str]) -> None:
+def test_a_request_with_a_body_is_not_forwarded(raw: Front, serve: Serve, field: dict[str, str]) -> None:
     upstream = serve(echoing)
     raw.serve(WebSocketProxy(upstream.url()))
     with Peer(raw.port) as peer:
@@ -175,7 +177,7 @@ def test_a_request_with_a_body_goes_nowhere(raw: Front, serve: Serve, field: dic
 
 
 @pytest.mark.advisory("upgrade smuggling")
-def test_nothing_of_the_client_follows_a_refusal_to_the_upstream(some: Front, serve: Serve) -> None:
+def test_after_a_refusal_no_client_data_reaches_the_upstream(some: Front, serve: Serve) -> None:
     behind: list[bytes] = []
 
     def script(visit: Visit) -> None:
@@ -201,7 +203,7 @@ class _Backend:
 
 @pytest.mark.parametrize("around", ["nothing", "our middleware"])
 @pytest.mark.parametrize("name", ["raw-h11", "uvicorn-own", "hypercorn"])
-def test_behind_starlettes_authentication(
+def test_the_proxy_runs_behind_starlettes_authentication(
     start: Callable[[str], Front], serve: Serve, name: str, around: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     front, upstream = start(name), serve(echoing)
@@ -242,7 +244,7 @@ def test_behind_starlettes_authentication(
 
 
 @pytest.mark.parametrize("around", ["nothing", "our middleware"])
-def test_inside_of_a_flask_view(
+def test_the_proxy_runs_inside_a_flask_view(
     start: Callable[[str], Front], serve: Serve, around: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     front, upstream = start("wsgi"), serve(echoing)

@@ -227,7 +227,7 @@ _numbers = iter(range(10**6))
 
 @pytest.mark.programs
 @pytest.mark.parametrize("stage", ["unread", "asked", "head", "switched", "frame", "idle", "flood"])
-def test_a_client_learns_at_once_that_its_upstream_was_killed(door: Door, victims: Program, stage: str) -> None:
+def test_killing_the_upstream_immediately_ends_the_client(door: Door, victims: Program, stage: str) -> None:
     door.serve(f"ws://127.0.0.1:{victims.port()}")
     for _ in range(2):  # the server goes on
         path = f"/{stage}/{next(_numbers)}"
@@ -261,7 +261,7 @@ def test_a_client_learns_at_once_that_its_upstream_was_killed(door: Door, victim
 
 
 @pytest.mark.parametrize("leave", [socket.socket.close, reset])
-def test_an_upstream_that_is_being_asked_learns_that_the_client_has_left(
+def test_a_client_that_leaves_ends_the_handshake_with_the_upstream(
     door: Door, upstream: Upstream, leave: Callable[[socket.socket], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     door.serve(upstream.url)
@@ -281,7 +281,7 @@ def test_an_upstream_that_is_being_asked_learns_that_the_client_has_left(
 
 @pytest.mark.parametrize("leave", [socket.socket.close, reset])
 @pytest.mark.parametrize("frame", [b"", binary(b"whole"), binary(b"cut")[:-2]], ids=["none", "whole", "cut"])
-def test_an_upstream_learns_at_once_that_the_client_has_left(
+def test_a_client_that_leaves_immediately_ends_the_upstream(
     door: Door, upstream: Upstream, leave: Callable[[socket.socket], None], frame: bytes
 ) -> None:
     door.serve(upstream.url)
@@ -295,7 +295,7 @@ def test_an_upstream_learns_at_once_that_the_client_has_left(
     server.close()
 
 
-def test_a_client_that_leaves_ends_the_wait_for_a_choice(door: Door, upstream: Upstream) -> None:
+def test_a_client_that_leaves_cancels_the_choice_of_upstream(door: Door, upstream: Upstream) -> None:
     told: Inbox[str] = Inbox()
 
     async def choose(request: ProxyRequest) -> str:
@@ -316,7 +316,7 @@ def test_a_client_that_leaves_ends_the_wait_for_a_choice(door: Door, upstream: U
     assert time.monotonic() - left < SOON
 
 
-def test_a_choice_that_fails_costs_one_answer_and_no_place(door: Door, upstream: Upstream) -> None:
+def test_a_failed_choice_releases_its_max_connections_slot(door: Door, upstream: Upstream) -> None:
     answers: Iterator[Any] = iter([RuntimeError("no"), 42, "http//", None, "", upstream.url])
 
     def choose(request: ProxyRequest) -> Any:
@@ -334,7 +334,7 @@ def test_a_choice_that_fails_costs_one_answer_and_no_place(door: Door, upstream:
     upstream.open(door.port)[0].sock.close()
 
 
-def test_an_upstream_that_leaves_with_its_101_is_no_upstream(door: Door, upstream: Upstream) -> None:
+def test_an_upstream_that_closes_right_after_its_101_is_a_502(door: Door, upstream: Upstream) -> None:
     door.serve(upstream.url)
     with Peer(door.port) as client:
         client.send(head())
@@ -346,7 +346,7 @@ def test_an_upstream_that_leaves_with_its_101_is_no_upstream(door: Door, upstrea
             assert client.rest() in (b"", plain(b"bye"))
 
 
-def test_what_an_upstream_said_before_it_ended_arrives(door: Door, upstream: Upstream) -> None:
+def test_messages_before_the_upstreams_end_arrive(door: Door, upstream: Upstream) -> None:
     door.serve(upstream.url)
     with Peer(door.port) as client:
         client.send(head())
@@ -437,7 +437,7 @@ def resident() -> int:
 
 
 @pytest.mark.parametrize("silent", ["client", "upstream"])
-def test_who_never_reads_costs_little_and_ends(door: Door, upstream: Upstream, silent: str) -> None:
+def test_a_peer_that_never_reads_costs_little_memory_and_ends(door: Door, upstream: Upstream, silent: str) -> None:
     door.serve(upstream.url, idle_timeout=0.1, close_timeout=0.1)
     client, server = upstream.open(door.port)
     talker = server if silent == "client" else client.sock
@@ -477,7 +477,7 @@ def test_a_long_stream_takes_no_memory(door: Door, upstream: Upstream) -> None:
 # --- the server stops ----------------------------------------------------------------------------------------------
 
 
-def test_a_stopping_server_does_not_wait_for_an_answer(upstream: Upstream) -> None:
+def test_a_stopping_server_does_not_wait_for_the_upstreams_response(upstream: Upstream) -> None:
     with Uvicorn() as server:
         server.run(WebSocketProxy(upstream.url))
         with Peer(server.port) as client:
@@ -497,7 +497,7 @@ class Hurried(WatershedProtocol):
     options: ClassVar[ConnectionOptions] = {"close_timeout": 0.05}
 
 
-def test_peers_that_do_not_answer_a_close_have_the_proxys_time(
+def test_peers_that_do_not_answer_a_close_are_dropped_after_close_timeout(
     upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Uvicorn(ws=Hurried) as server:
@@ -513,7 +513,7 @@ def test_peers_that_do_not_answer_a_close_have_the_proxys_time(
         asked.close()
 
 
-def test_a_server_that_stops_between_the_101_and_the_relay_closes_both_sides(upstream: Upstream) -> None:
+def test_a_shutdown_between_the_101_and_the_relay_closes_both_sides(upstream: Upstream) -> None:
     proxy = WebSocketProxy(upstream.url, shutdown_code=4004)
     accepted, go_on = Gate[None](), Gate[None]()
 
@@ -572,7 +572,7 @@ def served(kind: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> It
     "kind, code",
     [("uvicorn", 1012), ("werkzeug", 1001), ("gunicorn-preload", 1001), ("gunicorn-gevent", 1001)],
 )
-def test_a_server_that_stops_says_so_to_both_sides_between_two_frames(
+def test_a_shutdown_closes_both_sides_between_two_frames(
     kind: str, code: int, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(kind, upstream, monkeypatch) as (program, port), Peer(port) as own:
@@ -622,7 +622,7 @@ def test_a_server_that_stops_says_so_to_both_sides_between_two_frames(
 @pytest.mark.parametrize(
     "kind, number", [("uvicorn", signal.SIGINT), ("werkzeug", signal.SIGINT), ("werkzeug", signal.SIGTERM)]
 )
-def test_a_second_signal_ends_a_server_at_once(
+def test_a_second_signal_stops_a_server_immediately(
     kind: str, number: signal.Signals, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(kind, upstream, monkeypatch) as (program, port):
@@ -643,7 +643,7 @@ def test_a_second_signal_ends_a_server_at_once(
         to_the_end(server)
 
 
-def test_a_relay_takes_one_task(upstream: Upstream) -> None:
+def test_a_relay_needs_one_task(upstream: Upstream) -> None:
     proxy = WebSocketProxy(upstream.url)
     loops: Inbox[asyncio.AbstractEventLoop] = Inbox()
 
@@ -676,7 +676,7 @@ def many_files() -> Iterator[None]:
 @pytest.mark.programs
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", ["uvicorn", "gunicorn-gthread"])
-def test_a_thousand_connections_take_no_thread_each(
+def test_a_thousand_connections_need_no_thread_each(
     kind: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def threads() -> int:

@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 @pytest.mark.need(23)
-def test_the_upstream_chooses_and_both_sides_talk(front: Front, serve: Serve) -> None:
+def test_the_upstream_negotiates_and_messages_pass(front: Front, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.switch(("Sec-WebSocket-Protocol", "b"), ("X-From", "upstream"), ("Server", "hidden"), then=b"\x81\5early")
         visit.echo()
@@ -48,7 +48,7 @@ def test_the_upstream_chooses_and_both_sides_talk(front: Front, serve: Serve) ->
 
 
 @pytest.mark.need(23)
-def test_raw_handshakes_are_the_clients_own(raw: Front, serve: Serve) -> None:
+def test_raw_mode_forwards_the_clients_handshake(raw: Front, serve: Serve) -> None:
     upstream = serve(lambda visit: visit.switch(("Sec-WebSocket-Extensions", "x-odd; a=1")).echo())
     raw.serve(WebSocketProxy(upstream.url(), mode="raw"))
     with Peer(raw.port) as peer:
@@ -64,7 +64,7 @@ def test_raw_handshakes_are_the_clients_own(raw: Front, serve: Serve) -> None:
 
 
 @pytest.mark.need(23)
-def test_messages_have_a_handshake_of_their_own_with_the_upstream(messages: Front, serve: Serve) -> None:
+def test_message_mode_has_its_own_handshake_with_the_upstream(messages: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     messages.serve(WebSocketProxy(upstream.url()))
     with Peer(messages.port) as peer:
@@ -92,7 +92,7 @@ def test_messages_have_a_handshake_of_their_own_with_the_upstream(messages: Fron
     ],
     ids=["bare 101", "no accept", "wrong accept", "garbage", "no such status", "endless head"],
 )
-def test_what_is_no_answer_of_a_websocket_server_is_a_502(some: Front, serve: Serve, answer: bytes) -> None:
+def test_an_answer_that_is_not_websocket_is_a_502(some: Front, serve: Serve, answer: bytes) -> None:
     gone: list[bool] = []
 
     def script(visit: Visit) -> None:
@@ -111,13 +111,13 @@ def test_what_is_no_answer_of_a_websocket_server_is_a_502(some: Front, serve: Se
     eventually(lambda: gone, "an end of the connection to the upstream")
 
 
-def test_an_upstream_that_closes_at_once_is_a_502(some: Front, serve: Serve) -> None:
+def test_an_upstream_that_closes_immediately_is_a_502(some: Front, serve: Serve) -> None:
     some.serve(WebSocketProxy(serve(lambda visit: None).url()))
     assert ask(some).status == 502
 
 
 @pytest.mark.need(24)
-def test_an_upstream_that_is_not_there_is_a_502(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_upstream_is_a_502(front: Front, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     front.serve(WebSocketProxy(f"ws://127.0.0.1:{free_port()}"))
     assert ask(front).status == 502
@@ -126,7 +126,7 @@ def test_an_upstream_that_is_not_there_is_a_502(front: Front, caplog: pytest.Log
 
 
 @pytest.mark.need(24)
-def test_an_upstream_that_says_nothing_is_a_504(front: Front, serve: Serve) -> None:
+def test_a_silent_upstream_is_a_504(front: Front, serve: Serve) -> None:
     gone: list[bool] = []
 
     def script(visit: Visit) -> None:
@@ -147,7 +147,7 @@ REFUSALS: dict[str, bytes] = {
 
 @pytest.mark.need(23)
 @pytest.mark.parametrize("body", REFUSALS)
-def test_a_refusal_of_the_upstreams_is_the_clients(front: Front, serve: Serve, body: str) -> None:
+def test_the_upstreams_refusal_reaches_the_client(front: Front, serve: Serve, body: str) -> None:
     fields = (
         b"WWW-Authenticate: Basic realm=x\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Type: text/html\r\n"
         b"Keep-Alive: timeout=5\r\nX-Hop: 1\r\nConnection: keep-alive, X-Hop\r\n"
@@ -171,7 +171,7 @@ def test_a_refusal_of_the_upstreams_is_the_clients(front: Front, serve: Serve, b
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "302 Found", "304 Not Modified", "426 Upgrade Required"])
-def test_refusals_of_other_kinds(some: Front, serve: Serve, status: str) -> None:
+def test_refusals_of_every_status_reach_the_client(some: Front, serve: Serve, status: str) -> None:
     fields = (("Location", "/login"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
 
     def script(visit: Visit) -> None:
@@ -187,14 +187,14 @@ def test_refusals_of_other_kinds(some: Front, serve: Serve, status: str) -> None
     assert answer.body == b""
 
 
-def test_a_refusal_that_breaks_off_is_never_taken_for_whole(some: Front, serve: Serve) -> None:
+def test_a_truncated_refusal_never_looks_complete(some: Front, serve: Serve) -> None:
     part = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\npart"
     some.serve(WebSocketProxy(serve(lambda visit: visit.request().write(part)).url()))
     assert ask(some).status == 502
 
 
 @pytest.mark.parametrize("coding", [b"Content-Length: 300000\r\n", b"Transfer-Encoding: chunked\r\n", b""])
-def test_a_long_refusal_that_breaks_off_is_never_taken_for_whole(raw: Front, serve: Serve, coding: bytes) -> None:
+def test_a_long_truncated_refusal_never_looks_complete(raw: Front, serve: Serve, coding: bytes) -> None:
     def script(visit: Visit) -> None:
         visit.request().write(b"HTTP/1.1 401 Unauthorized\r\n" + coding + b"\r\n")
         for _ in range(100):
@@ -233,7 +233,7 @@ class Stuck:
 
 
 @pytest.mark.parametrize("part, pause", [(b"x" * 65536, 0.0), (b"x" * 1024, 0.1)], ids=["endless", "trickling"])
-def test_a_refusal_that_does_not_get_on_holds_neither_side(
+def test_a_stalled_refusal_releases_both_sides(
     raw: Front, serve: Serve, part: bytes, pause: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     stuck = Stuck(part, pause)
@@ -251,7 +251,7 @@ def test_a_refusal_that_does_not_get_on_holds_neither_side(
     assert errors_in(caplog.records) == []
 
 
-def test_without_a_socket_the_upstream_at_least_is_let_go(messages: Front, serve: Serve) -> None:
+def test_without_a_socket_a_stalled_refusal_releases_the_upstream(messages: Front, serve: Serve) -> None:
     stuck = Stuck(b"x" * 65536, 0.0)
     messages.serve(WebSocketProxy(serve(stuck).url(), open_timeout=0.5))
     with Peer(messages.port, receive_buffer=8192) as peer:
@@ -259,7 +259,7 @@ def test_without_a_socket_the_upstream_at_least_is_let_go(messages: Front, serve
         eventually(lambda: stuck.begun == stuck.ended == 1, "an end of the upstream's connection")
 
 
-def test_an_upstream_is_read_no_faster_than_its_refusal_gets_on(raw: Front, serve: Serve) -> None:
+def test_a_refusal_is_read_no_faster_than_it_is_passed_on(raw: Front, serve: Serve) -> None:
     raw.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=b"x" * MIB)).url()))
     assert ask(raw).status == 403  # all that is imported and allocated once
     stuck = Stuck(b"x" * 65536, 0.0)
@@ -282,7 +282,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_a_client_that_reads_gets_no_refusal_without_an_end(raw: Front, serve: Serve) -> None:
+def test_an_endless_refusal_is_aborted_even_if_the_client_reads(raw: Front, serve: Serve) -> None:
     stuck = Stuck(b"x" * 65536, 0.0)
     raw.serve(WebSocketProxy(serve(stuck).url(), close_timeout=0.5))
     got = 0
@@ -297,7 +297,7 @@ def test_a_client_that_reads_gets_no_refusal_without_an_end(raw: Front, serve: S
     assert stuck.sent > 16 * MIB
 
 
-def test_a_slow_client_gets_the_whole_refusal(some: Front, serve: Serve) -> None:
+def test_a_slow_client_gets_the_complete_refusal(some: Front, serve: Serve) -> None:
     body = b"x" * MIB
     some.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=body)).url()))
     with Peer(some.port, receive_buffer=8192) as peer:
@@ -306,7 +306,7 @@ def test_a_slow_client_gets_the_whole_refusal(some: Front, serve: Serve) -> None
         assert peer.refusal().body == body
 
 
-def test_a_long_refusal_is_passed_on_as_it_comes(some: Front, serve: Serve) -> None:
+def test_a_long_refusal_is_passed_on_as_it_arrives(some: Front, serve: Serve) -> None:
     body = bytes(range(256)) * 2**13
     some.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=body)).url()))
     assert ask(some).body == body

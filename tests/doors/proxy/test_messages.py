@@ -37,7 +37,7 @@ MIB = 2**20
 
 
 @pytest.mark.need(25)
-def test_bytes_pass_as_they_are(raw: Front, serve: Serve) -> None:
+def test_bytes_pass_unchanged(raw: Front, serve: Serve) -> None:
     """No frame is looked into: reserved bits, masks and lengths are between the peers."""
     odd = b"\xff\x03abc" + b"\x81\xfe\0\5\1\2\3\4hello" + bytes(range(256))
     got: list[bytes] = []
@@ -60,7 +60,7 @@ def test_bytes_pass_as_they_are(raw: Front, serve: Serve) -> None:
 
 
 @pytest.mark.need(25)
-def test_no_message_is_too_long_for_raw_bytes(raw: Front, serve: Serve) -> None:
+def test_no_message_is_too_long_for_raw_mode(raw: Front, serve: Serve) -> None:
     message = bytes(20 * MIB)
     frame = b"\x82\x7f" + len(message).to_bytes(8, "big") + message
 
@@ -81,7 +81,9 @@ def test_no_message_is_too_long_for_raw_bytes(raw: Front, serve: Serve) -> None:
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("name", ["raw-h11", "uvicorn-own", "hypercorn"])
-def test_a_message_that_is_too_long(start: Callable[[str], Front], serve: Serve, name: str, direction: str) -> None:
+def test_a_message_that_is_too_long_closes_with_1009(
+    start: Callable[[str], Front], serve: Serve, name: str, direction: str
+) -> None:
     front, told = start(name), list[int]()
 
     def script(visit: Visit) -> None:
@@ -104,7 +106,7 @@ def test_a_message_that_is_too_long(start: Callable[[str], Front], serve: Serve,
 @pytest.mark.parametrize(
     "limit, code", [({"idle_timeout": 0.1}, 1001), ({"max_duration": 0.1}, 1001), ({"max_bytes": 100}, 1008)]
 )
-def test_limits(some: Front, serve: Serve, limit: dict[str, Any], code: int) -> None:
+def test_limits_end_both_sides(some: Front, serve: Serve, limit: dict[str, Any], code: int) -> None:
     told: list[int] = []
 
     def script(visit: Visit) -> None:
@@ -130,7 +132,9 @@ def test_limits(some: Front, serve: Serve, limit: dict[str, Any], code: int) -> 
 
 
 @pytest.mark.parametrize("name, mode", [("raw-httptools", "raw"), ("wsgi", "raw"), ("raw-h11", "messages")])
-def test_peers_that_never_answer_a_close(start: Callable[[str], Front], serve: Serve, name: str, mode: Mode) -> None:
+def test_peers_that_never_answer_a_close_are_dropped(
+    start: Callable[[str], Front], serve: Serve, name: str, mode: Mode
+) -> None:
     front, gone = start(name), list[float]()
 
     def script(visit: Visit) -> None:
@@ -153,7 +157,7 @@ def test_peers_that_never_answer_a_close(start: Callable[[str], Front], serve: S
 
 @pytest.mark.need(24)
 @pytest.mark.parametrize("code", [None, 1000, 1001, 1011, 3000, 4999])
-def test_close_codes_of_the_upstream_are_carried_over(front: Front, serve: Serve, code: int | None) -> None:
+def test_close_codes_of_the_upstream_reach_the_client(front: Front, serve: Serve, code: int | None) -> None:
     reason = "" if code is None else "enough, Grüße"
 
     def script(visit: Visit) -> None:
@@ -171,7 +175,7 @@ def test_close_codes_of_the_upstream_are_carried_over(front: Front, serve: Serve
 
 @pytest.mark.need(24)
 @pytest.mark.parametrize("code", [1000, 1001, 3000, 4999])
-def test_close_codes_of_the_client_are_carried_over(front: Front, serve: Serve, code: int) -> None:
+def test_close_codes_of_the_client_reach_the_upstream(front: Front, serve: Serve, code: int) -> None:
     told: list[bytes] = []
 
     def script(visit: Visit) -> None:
@@ -189,7 +193,7 @@ def test_close_codes_of_the_client_are_carried_over(front: Front, serve: Serve, 
 
 
 @pytest.mark.need(24)
-def test_an_upstream_that_vanishes(front: Front, serve: Serve) -> None:
+def test_an_upstream_that_vanishes_ends_the_client(front: Front, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.switch().send(TEXT, "last words")
 
@@ -204,7 +208,7 @@ def test_an_upstream_that_vanishes(front: Front, serve: Serve) -> None:
 
 
 @pytest.mark.need(24)
-def test_a_client_that_vanishes(front: Front, serve: Serve) -> None:
+def test_a_client_that_vanishes_ends_the_upstream(front: Front, serve: Serve) -> None:
     told: list[object] = []
 
     def script(visit: Visit) -> None:
@@ -254,7 +258,7 @@ def test_pings_are_answered(front: Front, serve: Serve) -> None:
 
 
 @pytest.mark.need(25)
-def test_where_there_is_a_socket_messages_are_relayed_if_asked_for(raw: Front, serve: Serve) -> None:
+def test_mode_messages_relays_messages_even_with_a_socket(raw: Front, serve: Serve) -> None:
     if not raw.asgi:
         return  # no WSGI server has anything but its socket
     pinged: list[bytes] = []
@@ -281,7 +285,7 @@ def test_where_there_is_a_socket_messages_are_relayed_if_asked_for(raw: Front, s
 
 
 @pytest.mark.parametrize("name", ["raw-h11", "raw-httptools"])
-def test_pings_do_not_pile_up(start: Callable[[str], Front], serve: Serve, name: str) -> None:
+def test_pings_do_not_accumulate(start: Callable[[str], Front], serve: Serve, name: str) -> None:
     front = start(name)
 
     def script(visit: Visit) -> None:
@@ -304,7 +308,7 @@ def test_pings_do_not_pile_up(start: Callable[[str], Front], serve: Serve, name:
 
 
 @pytest.mark.parametrize("name", ["raw-h11", "uvicorn-own", "hypercorn"])
-def test_an_upstream_that_refuses_the_proxys_own_offer_gets_a_plain_one(
+def test_an_upstream_that_refuses_the_proxys_offer_gets_a_plain_one(
     start: Callable[[str], Front], serve: Serve, name: str
 ) -> None:
     front = start(name)
@@ -328,7 +332,7 @@ def test_an_upstream_that_refuses_the_proxys_own_offer_gets_a_plain_one(
 
 
 @pytest.mark.parametrize("name", ["raw-h11", "raw-httptools", "wsgi", "hypercorn"])
-def test_an_upstream_of_which_one_address_does_not_answer(
+def test_an_upstream_with_an_unresponsive_address_is_reached(
     start: Callable[[str], Front], serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     front, upstream = start(name), serve(echoing)
@@ -347,7 +351,7 @@ def test_an_upstream_of_which_one_address_does_not_answer(
             peer.send(close())
 
 
-def test_raw_bytes_or_nothing(messages: Front, serve: Serve) -> None:
+def test_mode_raw_refuses_where_it_cannot_relay_bytes(messages: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     messages.serve(WebSocketProxy(upstream.url(), mode="raw"))
     answer = ask(messages)
@@ -357,7 +361,7 @@ def test_raw_bytes_or_nothing(messages: Front, serve: Serve) -> None:
 
 
 @pytest.mark.usefixtures("no_readers")
-def test_messages_where_the_event_loop_cannot_wait_for_sockets(start: Callable[[str], Front], serve: Serve) -> None:
+def test_a_loop_without_add_reader_relays_messages(start: Callable[[str], Front], serve: Serve) -> None:
     front, upstream = start("raw-h11"), serve(echoing)
     front.serve(WebSocketProxy(upstream.url(), mode="raw"))
     assert ask(front).status == 501
@@ -372,7 +376,7 @@ def test_messages_where_the_event_loop_cannot_wait_for_sockets(start: Callable[[
 
 
 @pytest.mark.usefixtures("no_readers")
-def test_under_wsgi_such_a_loop_is_a_501(start: Callable[[str], Front], serve: Serve) -> None:
+def test_under_wsgi_a_loop_without_add_reader_is_a_501(start: Callable[[str], Front], serve: Serve) -> None:
     front, upstream = start("wsgi"), serve(echoing)
     front.serve(WebSocketProxy(upstream.url()))
     answer = ask(front)
@@ -381,14 +385,14 @@ def test_under_wsgi_such_a_loop_is_a_501(start: Callable[[str], Front], serve: S
     assert upstream.visits == 0
 
 
-def test_a_platform_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_without_unix_sockets_refuses_unix_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_UNIX")
     with pytest.raises(ValueError, match="without Unix sockets"):
         WebSocketProxy("unix:/run/of/nowhere.sock")
 
 
 @pytest.mark.need(25)
-def test_the_log_says_how(front: Front, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_states_the_mode(front: Front, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "watershed_mw.proxy")
     upstream = serve(echoing)
     front.serve(WebSocketProxy(upstream.url("/app?token=secret")))
@@ -405,7 +409,7 @@ def test_the_log_says_how(front: Front, serve: Serve, caplog: pytest.LogCaptureF
     assert not [line for line in said() if "secret" in line]
 
 
-def test_where_there_is_no_asyncio(serve: Serve) -> None:
+def test_on_trio_the_client_gets_a_501(serve: Serve) -> None:
     upstream = serve(echoing)
     with Hypercorn("trio") as server:
         server.run(WebSocketProxy(upstream.url()))
@@ -417,7 +421,7 @@ def test_where_there_is_no_asyncio(serve: Serve) -> None:
     assert upstream.visits == 0
 
 
-def test_a_client_that_speaks_http_2(start: Callable[[str], Front], serve: Serve) -> None:
+def test_a_client_may_use_http_2(start: Callable[[str], Front], serve: Serve) -> None:
     front, upstream = (
         start("hypercorn"),
         serve(lambda visit: visit.switch(("Sec-WebSocket-Protocol", "chat.v1")).echo()),

@@ -22,7 +22,7 @@ from watershed_mw.proxy import Upstream, WebSocketProxy
 # --- header rules --------------------------------------------------------------------------------------------
 
 
-def test_the_head_that_the_upstream_gets(front: Front, serve: Serve) -> None:
+def test_the_upstream_gets_the_expected_head(front: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     front.serve(front.mounted(WebSocketProxy(upstream.url()), "/mount"))
     got = conversed(front, upstream, "/mount/x", **shared(front))
@@ -51,7 +51,7 @@ def test_the_head_that_the_upstream_gets(front: Front, serve: Serve) -> None:
     }
 
 
-def test_options_for_header_fields(some: Front, serve: Serve) -> None:
+def test_header_options_apply(some: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     proxy = WebSocketProxy(
         lambda asked: Upstream(upstream.url(), {"X-User": f"of {asked.path}"}),
@@ -80,7 +80,7 @@ def test_a_forged_address_stays_a_value(start: Callable[[str], Front], serve: Se
     assert got["forwarded"].startswith('for="[2001:db8::1]";proto=')
 
 
-def test_fields_that_cannot_be_written_do_not_get_anywhere(some: Front, serve: Serve) -> None:
+def test_invalid_header_fields_are_not_forwarded(some: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     some.serve(WebSocketProxy(lambda asked: Upstream(upstream.url(), {"X-Tenant": f"a\r\nX-Admin: {asked.query}"})))
     assert ask(some).status == 500
@@ -88,7 +88,7 @@ def test_fields_that_cannot_be_written_do_not_get_anywhere(some: Front, serve: S
 
 
 @pytest.mark.parametrize("token", ["s3cret\n", "s3cret "])
-def test_a_secret_that_cannot_be_sent_is_not_disclosed(
+def test_an_invalid_secret_is_not_disclosed(
     some: Front, serve: Serve, token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream = serve(echoing)
@@ -101,7 +101,7 @@ def test_a_secret_that_cannot_be_sent_is_not_disclosed(
     assert not upstream.heads
 
 
-def test_a_path_stays_in_its_line_of_the_log(some: Front, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_path_cannot_add_a_log_line(some: Front, caplog: pytest.LogCaptureFixture) -> None:
     some.serve(WebSocketProxy("ws://127.0.0.1:1"))
     assert ask(some, path="/a%0aERROR%20forged").status == 502
     [told] = [record.getMessage() for record in caplog.records if "not proxied" in record.getMessage()]
@@ -109,7 +109,7 @@ def test_a_path_stays_in_its_line_of_the_log(some: Front, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("field", [("X", "a\r\nb: c"), ("a b", "c")])
-def test_fields_that_cannot_be_written_are_refused_at_once(field: tuple[str, str]) -> None:
+def test_invalid_header_options_are_refused_immediately(field: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="header"):
         WebSocketProxy("ws://127.0.0.1", headers=[field])
 
@@ -153,7 +153,7 @@ PATHS: list[tuple[str, bool | str, str, str, str]] = [
 ]
 
 
-def test_paths(front: Front, serve: Serve) -> None:
+def test_paths_are_forwarded_as_configured(front: Front, serve: Serve) -> None:
     upstream = serve(echoing)
     for mount, strip, base, path, expected in PATHS:
         proxy = WebSocketProxy(upstream.url(base), strip_prefix=strip)
@@ -173,7 +173,7 @@ def test_paths(front: Front, serve: Serve) -> None:
         *("/m/..;/admin", "/m/..;x=y/admin"),
     ],
 )
-def test_no_path_leads_out_of_what_the_upstream_stands_for(some: Front, serve: Serve, path: str) -> None:
+def test_no_path_escapes_the_upstreams_base_path(some: Front, serve: Serve, path: str) -> None:
     upstream = serve(echoing)
     some.serve(some.mounted(WebSocketProxy(upstream.url("/app")), "/m"))
     with Peer(some.port) as peer:
@@ -182,7 +182,7 @@ def test_no_path_leads_out_of_what_the_upstream_stands_for(some: Front, serve: S
     assert upstream.visits == 0
 
 
-def test_a_request_for_another_server_goes_nowhere(front: Front, serve: Serve) -> None:
+def test_a_request_for_another_server_is_not_forwarded(front: Front, serve: Serve) -> None:
     upstream, elsewhere = serve(echoing), serve(echoing)
     front.serve(WebSocketProxy(upstream.url()))
     with Peer(front.port) as peer:
@@ -194,7 +194,9 @@ def test_a_request_for_another_server_goes_nowhere(front: Front, serve: Serve) -
 
 
 @pytest.mark.parametrize("path", ["/m\xff", "/m?\xff", "/m#a", "*"])
-def test_bytes_that_no_target_has(front: Front, serve: Serve, path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_bytes_in_a_target_are_refused(
+    front: Front, serve: Serve, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     upstream = serve(echoing)
     front.serve(WebSocketProxy(upstream.url()))
     with Peer(front.port) as peer:
@@ -225,7 +227,7 @@ INVALID_HOSTS = [
 
 @pytest.mark.advisory("upgrade smuggling")
 @pytest.mark.parametrize("host", INVALID_HOSTS)
-def test_a_host_that_is_none_goes_nowhere(some: Front, serve: Serve, host: str) -> None:
+def test_an_invalid_host_is_not_forwarded(some: Front, serve: Serve, host: str) -> None:
     upstream = serve(echoing)
     some.serve(WebSocketProxy(upstream.url()))
     with Peer(some.port) as peer:
@@ -237,7 +239,7 @@ def test_a_host_that_is_none_goes_nowhere(some: Front, serve: Serve, host: str) 
 @pytest.mark.parametrize(
     "host", ["a.example", "a.example:80", "A_b-c.example.", "127.0.0.1:1", "[::1]:8080", "a:", "%41"]
 )
-def test_a_host_that_is_one_goes_on_to_the_letter(some: Front, serve: Serve, host: str) -> None:
+def test_a_valid_host_is_forwarded_unchanged(some: Front, serve: Serve, host: str) -> None:
     upstream = serve(echoing)
     some.serve(WebSocketProxy(upstream.url()))
     assert conversed(some, upstream, Host=host)["host"] == host
@@ -245,7 +247,7 @@ def test_a_host_that_is_one_goes_on_to_the_letter(some: Front, serve: Serve, hos
 
 @pytest.mark.parametrize("character", ["\0", "\v", "\x01", "\x7f"])
 @pytest.mark.parametrize("name", ["X-Note", "Cookie", "Host"])
-def test_a_control_character_in_a_field_is_a_400(
+def test_a_control_character_in_a_header_is_a_400(
     raw: Front, serve: Serve, name: str, character: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream = serve(echoing)

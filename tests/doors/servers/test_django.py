@@ -61,7 +61,7 @@ def program(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Program]
 
 @pytest.mark.need(13, 15)
 @pytest.mark.parametrize("leave", ["close", "vanish"])
-def test_a_view_that_does_not_catch_the_end_is_no_crash(program: Program, leave: str) -> None:
+def test_a_view_need_not_catch_the_end(program: Program, leave: str) -> None:
     with Peer(program.port()) as peer:
         peer.open("/talk")
         peer.send(text("hi"))
@@ -85,14 +85,14 @@ def test_a_view_that_does_not_catch_the_end_is_no_crash(program: Program, leave:
         ({"Sec_WebSocket_Version": "8"}, 400),
     ],
 )
-def test_a_refusal_is_an_answer_of_djangos(program: Program, changes: Any, status: int) -> None:
+def test_a_refusal_is_a_django_response(program: Program, changes: Any, status: int) -> None:
     with Peer(program.port()) as peer:
         peer.send(head("/talk", **changes))
         assert peer.refusal().status == status
     assert "ERROR" not in program.output
 
 
-def test_a_crash_is_reported_as_a_crash(program: Program) -> None:
+def test_other_exceptions_are_reported_as_errors(program: Program) -> None:
     with Peer(program.port()) as peer:
         peer.open("/crash")
         peer.send(text("on purpose"))

@@ -57,7 +57,7 @@ def native(request: pytest.FixtureRequest) -> Iterator[Native]:
 
 
 @pytest.mark.parametrize("path", ["/plain/echo", "/echo", "/push", ROOM])
-def test_our_class_carries_messages_and_closes(native: Native, path: str) -> None:
+def test_watershed_protocol_carries_messages_and_closes(native: Native, path: str) -> None:
     program, port = native
     with dial(port, path, protocols=["chat.v1", "chat.v2"], compression="deflate") as client:
         assert client.subprotocol == "chat.v1"
@@ -74,7 +74,7 @@ def test_our_class_carries_messages_and_closes(native: Native, path: str) -> Non
 
 
 @pytest.mark.parametrize("path, message", [("/starlette/echo", "Grüße 🌊"), ("/starlette/bytes", b"\x00\xff")])
-def test_our_class_runs_starlette_unchanged(native: Native, path: str, message: str | bytes) -> None:
+def test_watershed_protocol_runs_starlette_unchanged(native: Native, path: str, message: str | bytes) -> None:
     program, port = native
     with dial(port, path, protocols=["chat.v1"]) as client:
         assert client.subprotocol == "chat.v1"
@@ -86,7 +86,7 @@ def test_our_class_runs_starlette_unchanged(native: Native, path: str, message: 
 
 @pytest.mark.need(1)
 @pytest.mark.parametrize("path", ["/plain/close", "/starlette/close", "/close"])
-def test_our_class_lets_the_application_close(native: Native, path: str) -> None:
+def test_watershed_protocol_lets_the_application_close(native: Native, path: str) -> None:
     assert read_close(native[1], path) == ("x" * 200_000, 4001, "bye")
 
 
@@ -102,7 +102,7 @@ def test_watershed_protocol_reports_a_client_that_vanished(native: Native, path:
 
 
 @pytest.mark.need(14)
-def test_our_class_stops_a_handler_that_only_sends(native: Native) -> None:
+def test_watershed_protocol_stops_a_handler_that_only_sends(native: Native) -> None:
     program, port = native
     with Peer(port) as peer:
         peer.open("/ticks")
@@ -113,19 +113,19 @@ def test_our_class_stops_a_handler_that_only_sends(native: Native) -> None:
 
 @pytest.mark.need(9)
 @pytest.mark.parametrize("path", ["/plain/deny", "/starlette/deny", "/reject"])
-def test_our_class_denies_with_a_response(native: Native, path: str) -> None:
+def test_watershed_protocol_denies_with_a_response(native: Native, path: str) -> None:
     answer = refused(native[1], path)
     assert (answer.status, answer["x-app"], answer.body) == (402, "yes", b"pay first")
 
 
 @pytest.mark.parametrize("path", ["/plain/echo", "/starlette/echo", "/headers"])
-def test_our_class_sends_the_header_fields_of_the_accept(native: Native, path: str) -> None:
+def test_watershed_protocol_sends_the_headers_of_the_accept(native: Native, path: str) -> None:
     with Peer(native[1]) as peer:
         assert peer.open(path).all("x-app") == ["yes"]
 
 
 @pytest.mark.need(8)
-def test_our_class_judges_origins_where_the_application_asks_for_it(native: Native) -> None:
+def test_watershed_protocol_checks_origins_on_request(native: Native) -> None:
     elsewhere = "http://elsewhere.example"
     for path in ("/raise-before", ROOM):  # the first would raise if it were called
         answer = refused(native[1], path, Origin=elsewhere)
@@ -135,12 +135,12 @@ def test_our_class_judges_origins_where_the_application_asks_for_it(native: Nati
         peer.open("/plain/echo", Origin=elsewhere)
 
 
-def test_our_class_answers_for_applications_that_raise(native: Native) -> None:
+def test_watershed_protocol_responds_for_applications_that_raise(native: Native) -> None:
     assert refused(native[1], "/raise-before").status == 500
     assert read_close(native[1], "/raise")[:2] == ("so far", 1011)
 
 
-def test_our_class_gives_the_frames_away(native: Native) -> None:
+def test_watershed_protocol_provides_the_native_connection(native: Native) -> None:
     with Peer(native[1]) as peer:
         peer.open("/frames")
         assert peer.frame().opcode is Opcode.PING
@@ -149,7 +149,7 @@ def test_our_class_gives_the_frames_away(native: Native) -> None:
         assert came == {(Opcode.TEXT, b"pong ours"), (Opcode.TEXT, b"ping theirs"), (Opcode.PONG, b"theirs")}
 
 
-def test_our_class_hands_the_socket_over(native: Native) -> None:
+def test_watershed_protocol_hands_over_the_socket(native: Native) -> None:
     with Peer(native[1]) as peer:
         peer.open("/detached")
         peer.send(b"bytes")
@@ -164,7 +164,7 @@ def test_our_class_hands_the_socket_over(native: Native) -> None:
     ids="-".join,
 )
 @pytest.mark.parametrize("path", ["/plain/echo", "/starlette/echo", "/echo"])
-def test_early_bytes_are_kept_where_the_parser_has_them(native: Native, path: str) -> None:
+def test_early_bytes_are_kept_if_the_parser_exposes_them(native: Native, path: str) -> None:
     with Peer(native[1]) as peer:
         peer.open_with(head(path) + text("early"))
         assert peer.text() == "early"
@@ -180,7 +180,7 @@ def scope_of(port: int, path: str = "/plain/scope", **fields: str) -> dict[str, 
         return facts
 
 
-def test_root_path_state_and_proxy_headers() -> None:
+def test_root_path_state_and_proxy_headers_apply() -> None:
     options = ("--root-path", "/api", "--lifespan", "on", "--proxy-headers", "--forwarded-allow-ips", "127.0.0.1")
     with running(*ours(*options)) as (program, port):
         facts = scope_of(port, X_Forwarded_For="192.0.2.7", X_Forwarded_Proto="https")
@@ -197,7 +197,7 @@ def test_root_path_state_and_proxy_headers() -> None:
         saw(program, lifespan="ended")
 
 
-def test_a_unix_socket(tmp_path: Path) -> None:
+def test_a_unix_socket_works(tmp_path: Path) -> None:
     place = tmp_path / "socket"
     with running_at(place) as program:
         for path in ("/plain/echo", "/echo", "/starlette/echo"):
@@ -214,7 +214,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.need(2)
-def test_a_socket_that_another_program_has_opened() -> None:
+def test_a_socket_opened_by_another_program_works() -> None:
     with running(*ours_on_a_socket()) as (program, port), Peer(port) as held:
         for path in ("/plain/echo", "/echo", "/starlette/echo"):
             is_served(port, path)
@@ -224,7 +224,7 @@ def test_a_socket_that_another_program_has_opened() -> None:
         assert program.wait() in STOPPED
 
 
-def test_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
+def test_tls_works(certificate: tuple[Path, ssl.SSLContext]) -> None:
     file, client = certificate
     with running(*ours("--ssl-certfile", str(file), "--ssl-keyfile", str(file)), probe=False) as (_, port):
         for path in ("/plain/echo", "/push", "/starlette/echo"):
@@ -240,7 +240,7 @@ def test_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
 
 
 @pytest.mark.need(6)
-def test_ws_max_size_and_no_compression() -> None:
+def test_ws_max_size_and_disabled_compression_apply() -> None:
     with running(*ours("--ws-max-size", "1000", "--ws-per-message-deflate", "false")) as (_, port):
         for path in ("/plain/echo", "/settings"):
             with Peer(port) as peer:
@@ -253,7 +253,7 @@ def test_ws_max_size_and_no_compression() -> None:
 
 
 @pytest.mark.need(16)
-def test_ws_ping_interval_and_timeout() -> None:
+def test_ws_ping_interval_and_timeout_apply() -> None:
     with running(*ours("--ws-ping-interval", "0.1", "--ws-ping-timeout", "0.3")) as (_, port):
         for path in ("/plain/echo", "/settings"):
             with Peer(port) as peer:  # it never answers
@@ -266,7 +266,7 @@ def test_ws_ping_interval_and_timeout() -> None:
 
 
 @pytest.mark.need(5)
-def test_ws_max_queue() -> None:
+def test_ws_max_queue_applies() -> None:
     with running(*ours("--ws-max-queue", "2")) as (_, port), Peer(port) as peer:
         peer.open("/plain/stall")
         pongs = 0
@@ -287,7 +287,7 @@ def test_ws_max_queue() -> None:
 
 
 @pytest.mark.need(27)
-def test_limit_concurrency() -> None:
+def test_limit_concurrency_applies() -> None:
     command = ours("--limit-concurrency", "3")
     with running(*command, probe=False) as (_, port), Peer(port) as first, Peer(port) as second:
         first.open("/plain/echo")
@@ -298,7 +298,7 @@ def test_limit_concurrency() -> None:
 
 
 @pytest.mark.need(2, 3)
-def test_several_workers_all_serve_and_all_end() -> None:
+def test_several_workers_serve_and_stop() -> None:
     with running(*ours("--workers", "2")) as (program, port), contextlib.ExitStack() as stack:
         peers: list[Peer] = []
         served_by: set[str] = set()
@@ -350,7 +350,7 @@ def test_reload_does_not_hang_on_open_sockets(tmp_path: Path) -> None:
 
 
 @pytest.mark.need(2)
-def test_gunicorn_with_uvicorn_worker() -> None:
+def test_gunicorn_with_uvicorn_worker_works() -> None:
     command = (
         *("gunicorn", ours()[1], "--worker-class", "tests.support.gunicorn_worker.Worker", "--workers", "2"),
         *("--bind", "127.0.0.1:{port}", "--no-control-socket"),
@@ -410,11 +410,11 @@ def troubles() -> dict[str, str]:
 
 @pytest.mark.timeout(240)  # the first run installs them
 @pytest.mark.parametrize("version", UVICORNS)
-def test_our_class_runs_on_every_minor_version_of_uvicorn(troubles: dict[str, str], version: str) -> None:
+def test_watershed_protocol_runs_on_every_minor_version_of_uvicorn(troubles: dict[str, str], version: str) -> None:
     assert troubles[version] == ""
 
 
-def test_the_versions_are_those_that_the_package_claims() -> None:
+def test_the_tested_versions_are_the_supported_ones() -> None:
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     [floor] = [one.partition(">=")[2] for one in extras["uvicorn"] if one.startswith("uvicorn>=")]
     minors = [tuple(map(int, version.split(".")[:2])) for version in UVICORNS]

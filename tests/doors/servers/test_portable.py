@@ -43,7 +43,7 @@ def portable(request: pytest.FixtureRequest) -> Iterator[Portable]:
 
 
 @pytest.mark.parametrize("path", ["/echo", "/push", ROOM])
-def test_messages_travel_both_ways(portable: Portable, path: str) -> None:
+def test_messages_pass_in_both_directions(portable: Portable, path: str) -> None:
     program, port, server = portable
     with dial(port, path, protocols=["other", "chat.v1"]) as client:
         assert client.subprotocol == "chat.v1"
@@ -61,12 +61,12 @@ def test_messages_travel_both_ways(portable: Portable, path: str) -> None:
 
 
 @pytest.mark.need(1)
-def test_the_application_closes(portable: Portable) -> None:
+def test_the_applications_close_reaches_the_client(portable: Portable) -> None:
     _, port, server = portable
     assert read_close(port, "/close") == ("x" * 200_000, 4001, "bye" if server.reasons else "")
 
 
-def test_what_the_server_cannot_send_is_a_clear_error(portable: Portable) -> None:
+def test_unsupported_messages_and_close_codes_are_clear_errors(portable: Portable) -> None:
     _, port, server = portable
     told, code, _ = read_close(port, "/odd")
     assert ("to send an empty message, got" in told) is not server.empty
@@ -75,11 +75,11 @@ def test_what_the_server_cannot_send_is_a_clear_error(portable: Portable) -> Non
     assert code == (1001 if server.low_codes else 3001)
 
 
-def test_a_handler_that_raises_is_1011(portable: Portable) -> None:
+def test_a_handler_that_raises_closes_with_1011(portable: Portable) -> None:
     assert read_close(portable[1], "/raise")[:2] == ("so far", 1011)
 
 
-def test_what_a_handler_raises_ends_its_connection_alone(portable: Portable) -> None:
+def test_an_exception_in_a_handler_ends_only_its_connection(portable: Portable) -> None:
     """Whatever its class: a sys.exit() is no end of the server, nor of other connections."""
     program, port, _ = portable
     with dial(port, "/echo") as other:
@@ -108,7 +108,7 @@ def test_a_message_that_is_too_long_ends_the_connection(portable: Portable) -> N
 
 
 @pytest.mark.need(8, 9)
-def test_refusals(portable: Portable) -> None:
+def test_refusals_reach_the_client(portable: Portable) -> None:
     _, port, server = portable
     answer = refused(port, "/reject")
     told = (answer.status, answer["x-app"], answer.body == b"pay first")
@@ -120,7 +120,7 @@ def test_refusals(portable: Portable) -> None:
     assert refused(port, "/raise-before").status == server.before
 
 
-def test_a_target_in_absolute_form(portable: Portable) -> None:
+def test_absolute_form_targets_give_path_and_host(portable: Portable) -> None:
     """RFC 9112 section 3.2.2: path and host are those of the target, whatever Host says."""
     _, port, server = portable
     first = "GET http://a.example{} HTTP/1.1"
@@ -132,7 +132,7 @@ def test_a_target_in_absolute_form(portable: Portable) -> None:
     assert refused(port, "/echo", first=first, Origin="http://elsewhere.example").status == 403
 
 
-def test_an_upgrade_of_http_1_0_is_refused_where_it_can_be_known(portable: Portable) -> None:
+def test_an_http_1_0_upgrade_is_refused_if_the_server_exposes_the_version(portable: Portable) -> None:
     _, port, server = portable
     with Peer(port) as peer:
         peer.send(head("/echo", first="GET {} HTTP/1.0"))
@@ -146,7 +146,7 @@ def test_an_invalid_host_is_refused(portable: Portable, host: str) -> None:
     assert refused(port, "/raise-before", Host=host).status == (400 if server.denial else 403)
 
 
-def test_header_fields_of_the_accept(portable: Portable) -> None:
+def test_headers_of_the_accept_are_sent(portable: Portable) -> None:
     _, port, server = portable
     with Peer(port) as peer:
         answer = peer.open("/headers")
@@ -157,7 +157,7 @@ def test_header_fields_of_the_accept(portable: Portable) -> None:
         assert ("leave out headers=" in told) is not server.headers
 
 
-def test_what_the_server_keeps_is_a_clear_error(portable: Portable) -> None:
+def test_unsupported_calls_are_clear_errors(portable: Portable) -> None:
     program, port, server = portable
     wanted = ("to send a PING", "to report PING frames", "to report PONG frames", "to drop the stream")
     with dial(port, "/kept") as client:
@@ -173,7 +173,7 @@ def test_what_the_server_keeps_is_a_clear_error(portable: Portable) -> None:
 
 
 @pytest.mark.need(14)
-def test_a_handler_that_only_sends_learns_of_the_end(portable: Portable) -> None:
+def test_a_handler_that_only_sends_stops_at_the_end(portable: Portable) -> None:
     program, port, _ = portable
     with Peer(port) as peer:
         peer.open("/ticks")
@@ -190,7 +190,7 @@ def page(port: int, path: str) -> bytes:
         return answer.body
 
 
-def test_pages_and_lifespan_pass_untouched(portable: Portable) -> None:
+def test_pages_and_lifespan_are_unaffected(portable: Portable) -> None:
     _, port, server = portable
     assert page(port, "/page") == b"an ordinary page"
     assert json.loads(page(port, "/state")) == ({"started": "yes"} if server.lifespan else None)
@@ -198,7 +198,7 @@ def test_pages_and_lifespan_pass_untouched(portable: Portable) -> None:
 
 @pytest.mark.need(2)
 @pytest.mark.parametrize("server", PORTABLE, ids=lambda server: server.name)
-def test_no_server_hangs_at_its_stop(server: Server) -> None:
+def test_no_server_hangs_at_shutdown(server: Server) -> None:
     with running(*server.command) as (program, port), Peer(port) as peer:
         peer.open("/echo")
         peer.send(text("hi"))
@@ -219,7 +219,7 @@ def test_no_server_hangs_at_its_stop(server: Server) -> None:
 
 
 @pytest.mark.parametrize("server", HYPERCORNS, ids=lambda server: server.name)
-def test_http_2(server: Server) -> None:
+def test_upgrades_over_http_2_work(server: Server) -> None:
     """Its extended CONNECT makes no difference to the application."""
     with running(*server.command) as (program, port):
         with socket.create_connection(("127.0.0.1", port), LIMIT) as sock:

@@ -62,7 +62,7 @@ def converse(port: int, upstream: Server) -> None:
 @pytest.mark.parametrize(
     "server", [one for one in servers.PORTABLE if one.name in ("granian", "daphne", "gunicorn-asgi")]
 )
-def test_messages(server: servers.Server, upstream: Server) -> None:
+def test_the_proxy_relays_messages(server: servers.Server, upstream: Server) -> None:
     command = [part.replace(servers.APPLICATION, APP) for part in server.command]
     with servers.running(*command, probe=False) as (program, port):
         eventually(lambda: listens(port))  # granian says so before it is true
@@ -79,7 +79,7 @@ def test_messages(server: servers.Server, upstream: Server) -> None:
 
 
 @pytest.mark.parametrize("worker", WORKERS)
-def test_bytes(worker: str, upstream: Server) -> None:
+def test_the_proxy_relays_bytes(worker: str, upstream: Server) -> None:
     with servers.running(*WORKERS[worker], probe=False) as (program, port):
         converse(port, upstream)
         with Peer(port) as peer:

@@ -94,7 +94,7 @@ def ways_of(running: Running) -> list[str]:
 # --- an open connection ----------------------------------------------------------------------------------
 
 
-def test_echo(server: Running) -> None:
+def test_messages_are_echoed(server: Running) -> None:
     for way in ways_of(server):
         with server.peer() as peer:
             assert peer.open(f"/{way}")["sec-websocket-accept"] == ACCEPT
@@ -109,7 +109,7 @@ def test_echo(server: Running) -> None:
             peer.end()
 
 
-def test_a_target_in_absolute_form(server: Running) -> None:
+def test_absolute_form_targets_give_path_and_host(server: Running) -> None:
     """RFC 9112 section 3.2.2: path and host are those of the target, whatever Host says."""
     way = ways_of(server)[-1]
     request = head(f"/{way}", first="GET http://a.example{} HTTP/1.1", Host="b.example", Origin="http://a.example")
@@ -124,7 +124,7 @@ def test_a_target_in_absolute_form(server: Running) -> None:
         assert peer.close() == (1000, "")
 
 
-def test_frames_in_the_segment_of_the_head(server: Running) -> None:
+def test_frames_in_the_segment_of_the_head_are_received(server: Running) -> None:
     messages = [f"{number} " + "x" * 90 for number in range(40)]
     for way in ways_of(server):
         with server.peer() as peer:
@@ -145,7 +145,7 @@ def test_bytes_in_the_segment_of_the_head_are_lost_where_the_table_says_so(serve
         assert peer.close() == (1000, "")
 
 
-def test_a_subprotocol_and_fields_of_the_applications_own(server: Running) -> None:
+def test_the_application_may_set_subprotocol_and_headers(server: Running) -> None:
     with server.peer() as peer:
         word = server.word()
         answer = peer.open(f"/choosing?{word}", Sec_WebSocket_Protocol="a, c, b")
@@ -160,7 +160,7 @@ def test_a_subprotocol_and_fields_of_the_applications_own(server: Running) -> No
         assert peer.close() == (1000, "")
 
 
-def test_close_codes_travel_both_ways(server: Running) -> None:
+def test_close_codes_pass_in_both_directions(server: Running) -> None:
     for way in ways_of(server):
         with server.peer() as peer:
             word = server.word()
@@ -184,7 +184,7 @@ def test_close_codes_travel_both_ways(server: Running) -> None:
         server.program.wait_for_line(re.compile(f"ended {word} 1006"))
 
 
-def test_a_detached_socket_is_the_applications_alone(server: Running) -> None:
+def test_a_detached_socket_belongs_to_the_application(server: Running) -> None:
     with server.peer() as peer:
         word = server.word() if server.kind.background else f"here{server.word()}"
         peer.open_with(head(f"/detached?{word}") + (b"early" if server.kind.early else b""))
@@ -211,7 +211,7 @@ def exactly(peer: Peer, size: int) -> bytes:
 
 
 @pytest.mark.need(13)
-def test_one_line_in_the_access_log(server: Running) -> None:
+def test_the_access_log_has_one_line(server: Running) -> None:
     words = []
     for way in ways_of(server):
         with server.peer() as peer:
@@ -253,7 +253,7 @@ def test_pages_are_served_while_connections_are_open(server: Running) -> None:
             assert peer.close() == (1000, "")
 
 
-def test_an_upgrade_as_a_later_request_of_its_connection(server: Running) -> None:
+def test_an_upgrade_may_be_a_later_request_of_its_connection(server: Running) -> None:
     for way in ways_of(server):
         with server.peer() as peer:
             peer.send(b"GET /page HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -270,7 +270,7 @@ def test_an_upgrade_as_a_later_request_of_its_connection(server: Running) -> Non
             peer.end()
 
 
-def test_a_proxied_path_is_spelled_as_it_came(server: Running) -> None:
+def test_a_proxied_path_keeps_its_encoding(server: Running) -> None:
     with Upstream(echoing) as upstream:
         for path in ("/proxied/a%2Fb", "/%70roxied/%2f%252F%41%C3%A9/", "/proxied/%E9;a=b"):
             with server.peer() as peer:
@@ -285,14 +285,14 @@ def test_a_proxied_path_is_spelled_as_it_came(server: Running) -> None:
 
 
 @pytest.mark.need(9)
-def test_a_rejection_is_an_answer_like_any_other(server: Running) -> None:
+def test_a_rejection_is_an_ordinary_response(server: Running) -> None:
     with server.peer() as peer:
         peer.send(head("/reject"))
         answer = peer.answer()
     assert (answer.status, answer.body, answer["www-authenticate"]) == (401, b"who are you?", "Basic")
 
 
-def test_an_application_that_ignores_the_upgrade_answers_as_ever(server: Running) -> None:
+def test_an_application_that_ignores_the_upgrade_responds_as_usual(server: Running) -> None:
     for path, status, body in (("/nowhere", 404, b"nothing here"), ("/page", 200, b"page"), ("/upgrade", 200, b"True")):
         with server.peer() as peer:
             peer.send(head(path))
@@ -318,14 +318,14 @@ def test_a_bad_handshake_is_answered_once(server: Running) -> None:
     [({"Content_Length": "5"}, b"hello"), ({"Transfer_Encoding": "chunked"}, b"5\r\nhello\r\n0\r\n\r\n")],
     ids=["length", "chunked"],
 )
-def test_a_request_with_a_body_takes_no_socket(server: Running, fields: dict[str, str], body: bytes) -> None:
+def test_a_request_with_a_body_is_not_hijacked(server: Running, fields: dict[str, str], body: bytes) -> None:
     with server.peer() as peer:
         peer.send(head("/blocking", **fields) + body)
         assert peer.answer().status == 400
     assert server.get().body == b"page"
 
 
-def test_what_is_no_upgrade_passes_untouched(server: Running) -> None:
+def test_plain_requests_are_unaffected(server: Running) -> None:
     for request in (head("/upgrade", Upgrade="h2c"), head("/upgrade", first="POST {} HTTP/1.1", Content_Length="0")):
         with server.peer() as peer:
             peer.send(request)
@@ -381,7 +381,7 @@ def refusal_of(running: Running, first: Any, **changes: Any) -> str:
     return running.program.wait_for_line(re.compile(r"^.*UnsupportedServerError: (.*)$", re.MULTILINE))[1]
 
 
-def test_werkzeugs_processes_cannot_run_anything_in_the_background(fleet: Fleet) -> None:
+def test_werkzeug_with_processes_cannot_run_in_the_background(fleet: Fleet) -> None:
     server = fleet("werkzeug-processes")
     for way in ("background", "async"):
         with server.peer() as peer:
@@ -438,7 +438,7 @@ def test_hypercorns_bridge_is_a_clear_error() -> None:
     "name, environ",
     [("mod_wsgi", {"mod_wsgi.version": (6, 1, 1)}), ("bjoern", {"SERVER_SOFTWARE": "bjoern/3.2"}), ("other/1.0", {})],
 )
-def test_a_server_that_keeps_its_sockets_is_a_clear_error(name: str, environ: dict[str, Any]) -> None:
+def test_a_server_that_cannot_hand_over_its_socket_is_a_clear_error(name: str, environ: dict[str, Any]) -> None:
     """Neither can be started here: Apache is not installed, bjoern has no wheel. All that counts is their environ."""
     environ = {"wsgi.input": io.BytesIO(), "SERVER_SOFTWARE": name, "wsgi.errors": io.StringIO(), **environ}
     environ |= {"REQUEST_METHOD": "GET", "PATH_INFO": "/blocking", "SERVER_PROTOCOL": "HTTP/1.1", "QUERY_STRING": ""}
@@ -485,7 +485,7 @@ def h2_answer(peer: Peer, connection: H2Connection, stream: int) -> tuple[str, b
                 return status, body
 
 
-def test_a_request_of_http2_takes_no_socket(h2_server: Running) -> None:
+def test_an_http2_request_is_not_hijacked(h2_server: Running) -> None:
     words = [("sec-websocket-version", "13"), ("sec-websocket-key", KEY)]
     with h2_server.peer() as peer:
         connection = H2Connection(H2Configuration(client_side=True, validate_outbound_headers=False))
@@ -506,7 +506,7 @@ def test_a_request_of_http2_takes_no_socket(h2_server: Running) -> None:
     assert h2_server.get().body == b"page"
 
 
-def test_a_request_that_becomes_http2_takes_no_socket(h2_server: Running) -> None:
+def test_a_request_upgraded_to_http2_is_not_hijacked(h2_server: Running) -> None:
     """RFC 7540 section 3.2: the request of HTTP/1.1 that asks for HTTP/2 is answered on stream 1."""
     with h2_server.peer() as peer:
         connection = H2Connection(H2Configuration(client_side=True))

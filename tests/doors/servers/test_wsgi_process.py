@@ -119,7 +119,7 @@ def wait_for_workers(server: Running, kind: Kind) -> None:
 @pytest.mark.need(2, 3)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("name", WORKERS)
-def test_a_gunicorn_that_stops_ends_every_connection(name: str, number: signal.Signals) -> None:
+def test_stopping_gunicorn_closes_every_connection(name: str, number: signal.Signals) -> None:
     kind = SERVERS[name]
     with start(kind) as server, ExitStack() as stack:
         server.wait_until_it_serves()
@@ -137,7 +137,7 @@ def test_a_gunicorn_that_stops_ends_every_connection(name: str, number: signal.S
 @pytest.mark.usefixtures("patient")
 @pytest.mark.need(2, 3)
 @pytest.mark.parametrize("name", WORKERS)
-def test_a_reload_ends_every_connection_and_the_new_worker_is_there_at_once(name: str) -> None:
+def test_a_reload_closes_every_connection_and_starts_the_new_worker_immediately(name: str) -> None:
     kind = SERVERS[name]
     with start(kind) as server, ExitStack() as stack:
         server.wait_until_it_serves()
@@ -159,7 +159,7 @@ def test_a_reload_ends_every_connection_and_the_new_worker_is_there_at_once(name
 @pytest.mark.usefixtures("patient")
 @pytest.mark.need(2, 3)
 @pytest.mark.parametrize("name", [name for name in WORKERS if "pywsgi" not in name])  # gevent's server does not count
-def test_a_worker_that_has_served_enough_ends_every_connection(name: str) -> None:
+def test_a_worker_that_reaches_max_requests_closes_every_connection(name: str) -> None:
     kind = SERVERS[name]
     assert kind.options is not None
     with start_gunicorn(*kind.options, "--max-requests", "30") as server, ExitStack() as stack:
@@ -185,7 +185,7 @@ def test_a_worker_that_has_served_enough_ends_every_connection(name: str) -> Non
         *("waitress", "cheroot", "pywsgi", "pywsgi-patched", "eventlet"),
     ],
 )
-def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number: signal.Signals) -> None:
+def test_a_server_stopped_by_a_signal_closes_every_connection(name: str, number: signal.Signals) -> None:
     kind = SERVERS[name]
     with start(kind) as server, ExitStack() as stack:
         server.wait_until_it_serves()
@@ -209,7 +209,7 @@ def test_a_server_that_dies_of_a_signal_ends_every_connection(name: str, number:
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "werkzeug"])
-def test_the_code_of_a_shutdown_is_an_option(name: str) -> None:
+def test_the_shutdown_code_is_an_option(name: str) -> None:
     with start(SERVERS[name], shutdown_code=1012) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         peers = open_connections(server, stack, ["/blocking", "/background", "/async"])
@@ -230,7 +230,7 @@ def test_a_shutdown_can_be_left_to_the_application() -> None:
 @pytest.mark.need(2)
 @pytest.mark.parametrize("answer", [b"", close(1001)], ids=["silent", "lingering"])
 @pytest.mark.parametrize("name", ["gunicorn-sync", "gunicorn-gthread", "werkzeug"])
-def test_a_peer_that_does_not_close_delays_no_shutdown(name: str, answer: bytes) -> None:
+def test_a_peer_that_does_not_close_does_not_delay_the_shutdown(name: str, answer: bytes) -> None:
     """Neither one that does not answer the Close, nor one that does and leaves its end of the TCP stream open."""
     assert shutdown._GRACE + shutdown._ABORT_GRACE < 1.0
     with start(SERVERS[name]) as server, ExitStack() as stack:
@@ -282,7 +282,7 @@ def seen(server: Running) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["werkzeug", "gunicorn-gthread"])
 @pytest.mark.parametrize("path", ["/forking", "/forking-background"])
-def test_a_fork_in_a_handler_disturbs_no_connection(name: str, path: str) -> None:
+def test_a_fork_in_a_handler_does_not_affect_connections(name: str, path: str) -> None:
     with start(SERVERS[name]) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         others = open_connections(server, stack, ["/blocking", "/background", "/async"])
@@ -302,7 +302,7 @@ def test_a_fork_in_a_handler_disturbs_no_connection(name: str, path: str) -> Non
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_a_peer_sees_the_end_though_a_child_holds_the_socket(
+def test_a_peer_sees_the_end_even_if_a_child_holds_the_socket(
     tls: bool, certificate: tuple[Path, ssl.SSLContext]
 ) -> None:
     with start(SERVERS["gunicorn-gthread"], certificate if tls else None) as server, ExitStack() as stack:
@@ -393,7 +393,7 @@ POOL = 32
 """Threads that handlers of events share, whatever the number of connections; they come when there is work."""
 
 
-def test_floods_add_no_thread() -> None:
+def test_floods_do_not_add_threads() -> None:
     with start_gunicorn(*GTHREAD) as server, ExitStack() as stack:
         peers = open_connections(server, stack, ["/background", "/async", "/blocking"])
         threads = process(server)["threads"]
@@ -417,7 +417,7 @@ def test_floods_add_no_thread() -> None:
         assert_no_traceback(server)
 
 
-def test_waitress_with_more_sockets_than_select_knows(many_descriptors: int) -> None:
+def test_waitress_works_with_more_sockets_than_select_supports(many_descriptors: int) -> None:
     """Waitress waits with select(), for which a number above 1,023 is the end of the server."""
     with start(SERVERS["waitress"]) as server, ExitStack() as stack:
         server.wait_until_it_serves()
@@ -433,7 +433,7 @@ def test_waitress_with_more_sockets_than_select_knows(many_descriptors: int) -> 
 
 @pytest.mark.need(27)
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "gunicorn-gevent", "waitress", "eventlet"])
-def test_max_connections_of_a_process(name: str) -> None:
+def test_max_connections_applies_per_process(name: str) -> None:
     with start(SERVERS[name], max_connections=3) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         for _ in range(2):  # every place is given back
@@ -458,7 +458,7 @@ def test_max_connections_of_a_process(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gunicorn-gevent", "gunicorn-gevent_pywsgi", "pywsgi-patched", "eventlet"])
-def test_a_run_that_times_out_still_sees_the_end_and_releases_its_place(name: str) -> None:
+def test_a_run_that_times_out_still_sees_the_end_and_releases_its_slot(name: str) -> None:
     with start(SERVERS[name], max_connections=2) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         for _ in range(4):
@@ -489,7 +489,7 @@ def takes(server: Running, stack: ExitStack, path: str, peers: list[Peer]) -> bo
 
 @pytest.mark.need(27)
 @pytest.mark.parametrize("way", ["blocking", "background", "async"])
-def test_max_message_rate(way: str) -> None:
+def test_max_message_rate_applies(way: str) -> None:
     with start(SERVERS["gunicorn-gthread"], max_message_rate=20) as server:
         server.wait_until_it_serves()
         for flood in (text("x"), ping(b"x")):
@@ -523,7 +523,7 @@ def started(name: str, certificate: tuple[Path, ssl.SSLContext], **options: Any)
 
 @pytest.mark.need(16)
 @pytest.mark.parametrize("name, way", RELEASED)
-def test_keepalive(name: str, way: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+def test_keepalive_applies(name: str, way: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
     with started(name, certificate, ping_interval=0.1, ping_timeout=0.3, close_timeout=0.3) as server:
         with server.peer() as peer:
             peer.open(f"/{way}?alive")
@@ -547,7 +547,7 @@ def test_keepalive(name: str, way: str, certificate: tuple[Path, ssl.SSLContext]
 
 @pytest.mark.need(1)
 @pytest.mark.parametrize("name, way", RELEASED)
-def test_the_close_timeout(name: str, way: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+def test_close_timeout_applies(name: str, way: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
     with started(name, certificate, close_timeout=0.3) as server, server.peer() as peer:
         word = server.word()
         peer.open(f"/{way}?{word}")
@@ -561,7 +561,7 @@ def test_the_close_timeout(name: str, way: str, certificate: tuple[Path, ssl.SSL
 
 @pytest.mark.need(4)
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "gunicorn-gthread+tls", "gunicorn-gevent", "waitress"])
-def test_a_peer_that_does_not_read_holds_its_sender(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+def test_a_peer_that_does_not_read_blocks_its_sender(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
     with started(name, certificate, compression=False) as server, server.peer(receive_buffer=65536) as peer:
         word = server.word()
         peer.open(f"/flooding?{word}")
@@ -574,7 +574,7 @@ def test_a_peer_that_does_not_read_holds_its_sender(name: str, certificate: tupl
 
 @pytest.mark.need(5)
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "gunicorn-gthread+tls", "gunicorn-gevent", "waitress"])
-def test_a_handler_that_does_not_take_holds_its_peer(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+def test_a_handler_that_does_not_receive_blocks_its_peer(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
     frame = binary(bytes(65536))
     with started(name, certificate) as server, server.peer() as peer:
         word = server.word()
@@ -598,7 +598,7 @@ def test_a_handler_that_does_not_take_holds_its_peer(name: str, certificate: tup
 
 
 @pytest.mark.parametrize("kind", ["gevent", "eventlet"])
-def test_a_signal_within_a_green_socket_doubles_and_loses_nothing(kind: str) -> None:
+def test_a_signal_inside_a_green_socket_neither_duplicates_nor_loses_bytes(kind: str) -> None:
     """As with a KeyboardInterrupt: the kernel has moved bytes already, though the socket's method does not return."""
     command = [sys.executable, "-m", "tests.support.green_signals", kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)

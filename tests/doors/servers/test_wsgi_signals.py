@@ -64,7 +64,7 @@ def test_no_constructor_installs_a_handler(run_python: Callable[..., str]) -> No
     assert shown == "True\n"
 
 
-def test_the_first_connection_installs_them_though_it_is_served_by_another_thread() -> None:
+def test_the_first_connection_installs_handlers_from_any_thread() -> None:
     with served("plain") as (program, connect), connect() as peer:
         assert before(program) == []
         peer.open("/")
@@ -72,7 +72,7 @@ def test_the_first_connection_installs_them_though_it_is_served_by_another_threa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_ends_the_only_connection_and_then_the_process(number: signal.Signals) -> None:
+def test_a_signal_closes_the_connection_and_then_ends_the_process(number: signal.Signals) -> None:
     with served("plain") as (program, connect), connect() as peer:
         peer.open("/")
         assert ask(peer, "state") == ALL
@@ -82,7 +82,7 @@ def test_a_signal_ends_the_only_connection_and_then_the_process(number: signal.S
         assert program.wait() == -number
 
 
-def test_an_interrupt_ends_connections_and_a_program_may_go_on() -> None:
+def test_an_interrupt_closes_connections_and_the_program_may_continue() -> None:
     with served("plain") as (program, connect):
         with connect() as peer:
             peer.open("/")
@@ -106,7 +106,7 @@ def test_the_option_leaves_signals_alone() -> None:
         assert peer.rest() == b"", "the process has ended without a Close"
 
 
-def test_without_handlers_the_exit_of_the_interpreter_ends_connections() -> None:
+def test_without_handlers_the_interpreters_exit_closes_connections() -> None:
     with start(SERVERS["werkzeug"], install_signal_handlers=False) as server:
         server.wait_until_it_serves()
         with server.peer() as peer:
@@ -117,7 +117,7 @@ def test_without_handlers_the_exit_of_the_interpreter_ends_connections() -> None
             assert peer.close() == (1001, "the server stops")
 
 
-def test_a_handler_of_the_program_is_kept() -> None:
+def test_the_programs_own_handler_is_kept() -> None:
     with served("own") as (program, connect), connect() as peer:
         peer.open("/")
         assert before(program) == ["SIGTERM"]
@@ -127,7 +127,7 @@ def test_a_handler_of_the_program_is_kept() -> None:
         assert ask(peer, "state") == ALL, "the connection goes on"
 
 
-def test_a_signal_to_a_child_ends_the_child_alone() -> None:
+def test_a_signal_to_a_child_ends_only_the_child() -> None:
     with served("plain") as (program, connect), connect() as peer:
         peer.open("/")
         assert ask(peer, "fork") == -signal.SIGTERM
@@ -135,7 +135,7 @@ def test_a_signal_to_a_child_ends_the_child_alone() -> None:
         assert peer.close() == (1001, "the server stops")
 
 
-def test_a_main_thread_that_waits_for_ever_holds_up_no_connection() -> None:
+def test_a_blocked_main_thread_does_not_delay_connections() -> None:
     with served("blocked") as (_, connect), connect() as peer:
         began = time.monotonic()
         peer.open("/")
@@ -143,7 +143,7 @@ def test_a_main_thread_that_waits_for_ever_holds_up_no_connection() -> None:
         assert ask(peer, "state") == [], "it runs no code that could install them"
 
 
-def test_a_program_may_install_them_before_its_main_thread_waits() -> None:
+def test_a_program_may_install_handlers_before_its_main_thread_blocks() -> None:
     with served("explicit") as (program, connect), connect() as peer:
         peer.open("/")
         assert ask(peer, "state") == ALL
@@ -163,7 +163,7 @@ def test_a_server_with_handlers_in_c_keeps_them() -> None:
             assert server.program.wait() == 30, "UWSGI_END_CODE"
 
 
-def test_they_are_installed_in_the_main_thread_alone(run_python: RunPython) -> None:
+def test_handlers_are_installed_only_in_the_main_thread(run_python: RunPython) -> None:
     """In a process of its own: in this one an earlier test may have installed them."""
     program = """
 import threading
@@ -182,7 +182,7 @@ thread.join()
     assert run_python(program).strip() == "ValueError"
 
 
-def test_a_call_in_the_main_thread() -> None:
+def test_call_in_main_thread_runs_there() -> None:
     seen: list[threading.Thread] = []
     results: list[bool] = []
     call = lambda: seen.append(threading.current_thread())  # noqa: E731
@@ -195,7 +195,7 @@ def test_a_call_in_the_main_thread() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1, "yes"])
-def test_the_option_is_true_or_false(value: Any) -> None:
+def test_the_option_must_be_a_bool(value: Any) -> None:
     for door in (lambda **options: WatershedWSGI(lambda *_: [], **options), lambda **o: WebSocketProxy("ws://a", **o)):
         with pytest.raises(ValueError, match="expected install_signal_handlers as True or False, got "):
             door(install_signal_handlers=value)
