@@ -33,17 +33,24 @@ class Run:
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
-            # In the next iteration of the loop the server has logged the exception, through every handler. A test
-            # that went on before could end meanwhile, and pytest's handlers keep the record beyond its end.
-            loop = asyncio.get_running_loop()
             try:
                 await app(scope, receive, send)
             except BaseException as error:
-                loop.call_soon(self._outcomes.put, error)
+                self._report(error)
                 raise
-            loop.call_soon(self._outcomes.put, None)
+            self._report(None)
 
         return run
+
+    def _report(self, outcome: BaseException | None) -> None:
+        # One loop iteration later the server has passed the exception to every log handler. A test that continues
+        # earlier may end first, and pytest's handlers keep the record beyond its end.
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # hypercorn runs the application under trio
+            self._outcomes.put(outcome)
+        else:
+            loop.call_soon(self._outcomes.put, outcome)
 
     def outcome(self) -> BaseException | None:
         """The exception with which the next application ended, None when it returned."""
