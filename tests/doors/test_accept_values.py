@@ -21,7 +21,7 @@ from watershed_mw import LocalProtocolError, WatershedASGI
 
 @pytest.mark.parametrize("subprotocol", ["", None])
 @pytest.mark.parametrize("front", [lambda app: app, WatershedASGI], ids=["plain", "behind WatershedASGI"])
-def test_an_empty_subprotocol_is_none(uvicorns: Uvicorn, front: Any, subprotocol: str | None) -> None:
+def test_an_empty_subprotocol_means_none(uvicorns: Uvicorn, front: Any, subprotocol: str | None) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send, subprotocol=subprotocol)
         await receive()
@@ -68,7 +68,9 @@ class Codes(enum.IntEnum):
         ({"reason": "bye"}, (1000, "bye")),
     ],
 )
-def test_code_and_reason_of_a_close(uvicorns: Uvicorn, message: dict[str, Any], told: tuple[int, str]) -> None:
+def test_close_code_and_reason_reach_the_client(
+    uvicorns: Uvicorn, message: dict[str, Any], told: tuple[int, str]
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         await send({"type": "websocket.close", **message})
@@ -88,7 +90,7 @@ def test_code_and_reason_of_a_close(uvicorns: Uvicorn, message: dict[str, Any], 
     ids=["123 bytes", "124 bytes", "two bytes each", "four bytes each"],
 )
 @pytest.mark.parametrize("front", [lambda app: app, WatershedASGI], ids=["plain", "behind WatershedASGI"])
-def test_a_long_close_reason_is_cut_between_characters(
+def test_a_long_close_reason_is_truncated_between_characters(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, front: Any, reason: str, cut: str
 ) -> None:
     """RFC 6455 section 5.5: a control frame holds 125 bytes, two of which are the code."""
@@ -109,7 +111,7 @@ def test_a_long_close_reason_is_cut_between_characters(
     assert all(f"of {len(reason.encode())} bytes was cut to the 123" in line for line in told)
 
 
-def test_the_connection_itself_does_not_cut_a_reason(uvicorns: Uvicorn) -> None:
+def test_the_connection_itself_does_not_truncate_a_reason(uvicorns: Uvicorn) -> None:
     errors = Gate[str]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,7 +132,7 @@ def test_the_connection_itself_does_not_cut_a_reason(uvicorns: Uvicorn) -> None:
 # --- copies of the scope --------------------------------------------------------------------------------------
 
 
-def test_a_deep_copy_of_a_scope_serves_as_well(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deep_copy_of_a_scope_works(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     async def copying(scope: Scope, receive: Receive, send: Send) -> None:
         again = copy.deepcopy(scope)
         assert again is not scope
@@ -148,7 +150,7 @@ def test_a_deep_copy_of_a_scope_serves_as_well(uvicorns: Uvicorn, caplog: pytest
     assert errors_in(caplog.records) == []
 
 
-def test_an_upgrade_is_answered_through_a_deep_copy(uvicorns: Uvicorn) -> None:
+def test_an_upgrade_can_be_answered_through_a_deep_copy(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         connection = await copy.deepcopy(scope)["watershed"].accept()
         await connection.send("from a copy")
@@ -186,7 +188,7 @@ def test_a_scope_can_be_pickled(every_uvicorn: Uvicorn, front: Any) -> None:
     assert again.get("watershed") is None
 
 
-def test_a_pickled_scope_of_a_denied_request(uvicorns: Uvicorn) -> None:
+def test_the_scope_of_a_denied_request_can_be_pickled(uvicorns: Uvicorn) -> None:
     pickled = Gate[bytes]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -64,7 +64,7 @@ def survivor(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> Iterator[Pe
 
 @pytest.mark.advisory("CVE-2026-44545")
 @pytest.mark.parametrize("declared", [2**40, 2**62, 2**63 - 1, 16 * MIB + 1])
-def test_a_length_that_is_declared_reserves_nothing(uvicorns: Uvicorn, survivor: Peer, declared: int) -> None:
+def test_a_declared_length_reserves_no_memory(uvicorns: Uvicorn, survivor: Peer, declared: int) -> None:
     with Peer(uvicorns.port) as first:
         first.open()  # the first connection of a process allocates more
     with Peer(uvicorns.port) as peer, measured() as memory:
@@ -76,7 +76,7 @@ def test_a_length_that_is_declared_reserves_nothing(uvicorns: Uvicorn, survivor:
 
 @pytest.mark.advisory("CVE-2026-44545", "CVE-2026-54274")
 @pytest.mark.parametrize("shape", ["fragments", "an incomplete frame behind a fragment"])
-def test_a_message_that_is_streamed_past_the_limit_is_refused_there(
+def test_a_message_streamed_past_the_limit_is_refused_at_the_limit(
     uvicorns: Uvicorn, survivor: Peer, shape: str
 ) -> None:
     uvicorns.run(accepting(echoing, max_message_size=MIB))
@@ -95,7 +95,7 @@ def test_a_message_that_is_streamed_past_the_limit_is_refused_there(
 
 
 @pytest.mark.advisory("CVE-2026-54274")
-def test_a_large_frame_that_is_trickled_costs_what_has_come_of_it(uvicorns: Uvicorn, survivor: Peer) -> None:
+def test_a_trickled_frame_costs_only_the_received_bytes(uvicorns: Uvicorn, survivor: Peer) -> None:
     with Peer(uvicorns.port) as peer, measured() as memory:
         peer.open()
         peer.send(ping(b"1") + beginning(Opcode.BINARY, 16 * MIB))
@@ -119,7 +119,7 @@ def trickle(peer: Peer, data: bytes) -> None:
 
 @pytest.mark.advisory("aiohttp#13350")
 @pytest.mark.parametrize("kind", ["one frame", "fragments"])
-def test_single_bytes_cost_little_more_than_themselves(uvicorns: Uvicorn, survivor: Peer, kind: str) -> None:
+def test_single_bytes_cost_little_more_than_their_size(uvicorns: Uvicorn, survivor: Peer, kind: str) -> None:
     size = 66_000
     with Peer(uvicorns.port) as peer:
         peer.open()
@@ -142,7 +142,7 @@ def test_single_bytes_cost_little_more_than_themselves(uvicorns: Uvicorn, surviv
 
 
 @pytest.mark.advisory("aiohttp#13487")
-def test_reading_that_was_paused_by_single_bytes_goes_on(uvicorns: Uvicorn) -> None:
+def test_reading_paused_by_single_bytes_resumes(uvicorns: Uvicorn) -> None:
     gate, counted = Gate[None](), Gate[int]()
 
     async def handler(connection: AsyncConnection) -> None:
@@ -169,7 +169,7 @@ def test_reading_that_was_paused_by_single_bytes_goes_on(uvicorns: Uvicorn) -> N
 
 @pytest.mark.advisory("aiohttp#11898", "CVE-2018-1000518")
 @pytest.mark.parametrize("pieces", [1, 30])
-def test_a_bomb_is_stopped_while_it_is_inflated(uvicorns: Uvicorn, survivor: Peer, pieces: int) -> None:
+def test_a_bomb_is_stopped_during_decompression(uvicorns: Uvicorn, survivor: Peer, pieces: int) -> None:
     deflater = zlib.compressobj(9, wbits=-12)
     bomb = (deflater.compress(bytes(32 * MIB)) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
     step = len(bomb) // pieces + 1
@@ -230,7 +230,7 @@ FIELDS = {
 
 @pytest.mark.advisory("CVE-2026-44546")
 @pytest.mark.parametrize("field", FIELDS)
-def test_no_byte_inside_a_value_makes_a_second_header(uvicorns: Uvicorn, field: str) -> None:
+def test_no_byte_inside_a_value_creates_a_second_header(uvicorns: Uvicorn, field: str) -> None:
     scopes = Inbox[Any]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -265,7 +265,7 @@ def test_no_byte_inside_a_value_makes_a_second_header(uvicorns: Uvicorn, field: 
 
 
 @pytest.mark.advisory("CVE-2026-44546")
-def test_no_byte_inside_the_target_makes_a_header(uvicorns: Uvicorn) -> None:
+def test_no_byte_inside_the_target_creates_a_header(uvicorns: Uvicorn) -> None:
     scopes = Inbox[Any]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -287,7 +287,7 @@ def test_no_byte_inside_the_target_makes_a_header(uvicorns: Uvicorn) -> None:
 @pytest.mark.advisory("CVE-2026-42544")
 @pytest.mark.parametrize("value", ["\x80\xff", "chat, \xff", "\xe9", "\x80" * 4000])
 @pytest.mark.parametrize("field", ["Sec_WebSocket_Protocol", "Sec_WebSocket_Extensions", "Origin", "Sec_WebSocket_Key"])
-def test_no_header_beyond_ascii_harms_the_server(uvicorns: Uvicorn, survivor: Peer, field: str, value: str) -> None:
+def test_non_ascii_headers_are_harmless(uvicorns: Uvicorn, survivor: Peer, field: str, value: str) -> None:
     for app in (echo, accepting(echoing)):
         uvicorns.run(app)
         with Peer(uvicorns.port) as peer:
@@ -301,7 +301,7 @@ def test_no_header_beyond_ascii_harms_the_server(uvicorns: Uvicorn, survivor: Pe
 
 @pytest.mark.advisory("CVE-2024-37890")
 @pytest.mark.parametrize("name", ["X-{}", "X-Same", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Cookie"])
-def test_2000_headers_do_no_harm(uvicorns: Uvicorn, survivor: Peer, name: str) -> None:
+def test_2000_headers_are_harmless(uvicorns: Uvicorn, survivor: Peer, name: str) -> None:
     for app in (echo, accepting(echoing)):
         uvicorns.run(app)
         fields = "".join(f"{name.format(number)}: v{number}\r\n" for number in range(2000))
@@ -334,9 +334,7 @@ def test_2000_headers_do_no_harm(uvicorns: Uvicorn, survivor: Peer, name: str) -
     ],
     ids=lambda value: f"{value[:44]!a}",
 )
-def test_a_malformed_list_is_refused_with_the_request(
-    uvicorns: Uvicorn, survivor: Peer, field: str, value: str
-) -> None:
+def test_a_request_with_a_malformed_list_is_refused(uvicorns: Uvicorn, survivor: Peer, field: str, value: str) -> None:
     with Peer(uvicorns.port) as peer:
         peer.send(head(**{field: value}))
         assert peer.refusal().status == 400
@@ -355,7 +353,7 @@ SHAPES = {
 @pytest.mark.advisory("CVE-2021-32640", "node ws 3.3.1")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("parse", [offered_subprotocols, parse_extensions])
-def test_the_work_grows_with_the_length_and_not_with_its_square(parse: Callable[[Headers], object], shape: str) -> None:
+def test_parsing_takes_linear_time(parse: Callable[[Headers], object], shape: str) -> None:
     """16 times the length: with its square that would be 256 times the work. The clock is this thread's own."""
 
     def work(size: int) -> int:
@@ -385,7 +383,7 @@ def test_the_work_grows_with_the_length_and_not_with_its_square(parse: Callable[
         {"Connection": None},
     ],
 )
-def test_what_only_resembles_an_upgrade_gets_no_101(uvicorns: Uvicorn, changes: dict[str, Any]) -> None:
+def test_a_request_that_only_resembles_an_upgrade_gets_no_101(uvicorns: Uvicorn, changes: dict[str, Any]) -> None:
     kinds = Inbox[str]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -407,7 +405,7 @@ def test_what_only_resembles_an_upgrade_gets_no_101(uvicorns: Uvicorn, changes: 
 @pytest.mark.advisory("engine.io 4.x")
 @pytest.mark.parametrize("rsv", [1, 2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.PING, Opcode.CLOSE])
-def test_reserved_bits_end_this_connection_alone(uvicorns: Uvicorn, survivor: Peer, rsv: int, opcode: Opcode) -> None:
+def test_reserved_bits_end_only_their_connection(uvicorns: Uvicorn, survivor: Peer, rsv: int, opcode: Opcode) -> None:
     with Peer(uvicorns.port) as peer:
         peer.open()  # without compression: RSV1 has no meaning either
         peer.send(fragment(opcode, b"", rsv=rsv, fin=True))
@@ -421,7 +419,7 @@ def test_reserved_bits_end_this_connection_alone(uvicorns: Uvicorn, survivor: Pe
 
 @pytest.mark.advisory("aiohttp changelog")
 @pytest.mark.parametrize("compressed", [False, True])
-def test_control_frames_inside_a_message_leave_it_whole(uvicorns: Uvicorn, survivor: Peer, compressed: bool) -> None:
+def test_control_frames_inside_a_message_do_not_affect_it(uvicorns: Uvicorn, survivor: Peer, compressed: bool) -> None:
     message = b"Hello, " * 40
     deflater = zlib.compressobj(wbits=-12)
     data = (deflater.compress(message) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4] if compressed else message
@@ -441,7 +439,7 @@ def test_control_frames_inside_a_message_leave_it_whole(uvicorns: Uvicorn, survi
 
 @pytest.mark.advisory("aiohttp changelog")
 @pytest.mark.parametrize("native", [False, True], ids=["messages", "native"])
-def test_a_send_that_is_cancelled_leaves_the_compressor_right(uvicorns: Uvicorn, native: bool) -> None:
+def test_a_cancelled_send_keeps_the_compressor_consistent(uvicorns: Uvicorn, native: bool) -> None:
     sent = Gate[list[bytes]]()
     source = random.Random(1)
     # Half of each is noise, so that it takes room; half is what the next ones can refer to.
@@ -488,7 +486,7 @@ ODD_REASONS: list[Any] = [5, b"bytes", 4096, 1.5, ["a"], "x" * 124, "é" * 62, "
 
 @pytest.mark.advisory("CVE-2026-45736")
 @pytest.mark.parametrize("server", ["native", "portable"])
-def test_an_odd_close_reason_is_a_clear_error_and_nothing_of_our_memory_is_sent(running: Start, server: str) -> None:
+def test_an_invalid_close_reason_is_a_clear_error_and_leaks_no_memory(running: Start, server: str) -> None:
     errors = Inbox[BaseException]()
 
     async def handler(connection: AsyncConnection) -> None:
@@ -521,7 +519,7 @@ def test_an_odd_close_reason_is_a_clear_error_and_nothing_of_our_memory_is_sent(
 
 @pytest.mark.advisory("CVE-2026-45736")
 @pytest.mark.parametrize("reason", [5, b"bytes", 4096, 1.5, ["a"], "\ud800", bytearray(5)], ids=repr)
-def test_an_odd_close_reason_in_an_asgi_message_is_a_clear_error(uvicorns: Uvicorn, reason: Any) -> None:
+def test_an_invalid_close_reason_in_an_asgi_message_is_a_clear_error(uvicorns: Uvicorn, reason: Any) -> None:
     errors = Gate[BaseException]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

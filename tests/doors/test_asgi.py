@@ -50,7 +50,7 @@ async def echo(upgrade: Any) -> None:
 # --- an open connection ------------------------------------------------------------------------------------
 
 
-def test_accept_and_echo(every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_accepted_connection_echoes(every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     run = every_uvicorn.run(bare(echo))
     with dial(every_uvicorn.port) as client:
         for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70000, b"y" * MIB):
@@ -92,7 +92,7 @@ def test_the_connection_knows_its_scope(uvicorns: Uvicorn) -> None:
     assert run.outcome() is None
 
 
-def test_native_events(uvicorns: Uvicorn) -> None:
+def test_native_events_arrive(uvicorns: Uvicorn) -> None:
     events = Inbox[tuple[Any, ...]]()
 
     async def handler(upgrade: Any) -> None:
@@ -123,7 +123,7 @@ def test_native_events(uvicorns: Uvicorn) -> None:
 
 
 @pytest.mark.need(14, 15)
-def test_a_handler_that_only_sends_learns_of_the_end(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handler_that_only_sends_stops_at_the_end(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     errors = Inbox[BaseException]()
 
     async def handler(upgrade: Any) -> None:
@@ -175,7 +175,7 @@ def test_a_slow_client_makes_send_wait(uvicorns: Uvicorn) -> None:
 
 
 @pytest.mark.parametrize("how", ["returns", "raises"])
-def test_what_the_application_leaves_open_is_ended(
+def test_a_connection_left_open_by_the_application_is_closed(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     async def handler(upgrade: Any) -> None:
@@ -194,7 +194,7 @@ def test_what_the_application_leaves_open_is_ended(
     assert (run.outcome() is None) is (how == "returns")
 
 
-def test_an_application_may_take_the_connect_message_itself(uvicorns: Uvicorn) -> None:
+def test_an_application_may_receive_the_connect_message_itself(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "websocket.connect"
         connection = await asyncio.wait_for(scope["watershed"].accept(), SOON)
@@ -232,7 +232,7 @@ def test_a_second_accept_is_a_clear_error(uvicorns: Uvicorn) -> None:
 
 
 @pytest.mark.parametrize("after", ["returns", "raises"])
-def test_detached_hands_over_the_socket_for_good(every_uvicorn: Uvicorn, after: str) -> None:
+def test_a_detached_socket_belongs_to_the_application(every_uvicorn: Uvicorn, after: str) -> None:
     sockets, started, gate = Inbox[Any](), Gate[None](), Gate[None]()
 
     async def handler(upgrade: Any) -> None:
@@ -301,7 +301,7 @@ def test_a_detached_socket_outlives_the_server() -> None:
 
 
 @pytest.mark.need(9)
-def test_reject(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_reject_sends_status_headers_and_body(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(upgrade: Any) -> None:
         await upgrade.reject(402, b"pay first", [("Retry-After", "5"), ("Content-Type", "a/b")])
 
@@ -316,7 +316,7 @@ def test_reject(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_a_rejection_that_has_no_body_says_nothing_of_one(uvicorns: Uvicorn, status: int) -> None:
+def test_a_rejection_without_a_body_has_no_body_headers(uvicorns: Uvicorn, status: int) -> None:
     run = uvicorns.run(bare(lambda upgrade: upgrade.reject(status, headers=[("ETag", '"1"')])))
     with Peer(uvicorns.port) as peer:
         peer.send(head())
@@ -357,7 +357,7 @@ def test_a_bad_handshake_never_reaches_the_application(
     assert errors_in(caplog.records) == []
 
 
-def test_a_handshake_error_of_the_accept_is_answered_once_and_is_no_crash(
+def test_a_handshake_error_of_accept_is_answered_once_and_not_logged_as_an_error(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     errors = Inbox[HandshakeError]()
@@ -392,14 +392,14 @@ def test_a_handshake_error_of_the_accept_is_answered_once_and_is_no_crash(
         ("*", "http://evil.example", 101),
     ],
 )
-def test_the_origins_option(uvicorns: Uvicorn, origins: Any, origin: str | None, status: int) -> None:
+def test_the_origins_option_allows_origins(uvicorns: Uvicorn, origins: Any, origin: str | None, status: int) -> None:
     uvicorns.run(bare(echo, origins=origins))
     with Peer(uvicorns.port) as peer:
         peer.send(head(Origin=origin))
         assert peer.answer().status == status
 
 
-def test_a_client_that_vanishes_before_the_accept(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_may_vanish_before_the_accept(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     started, gate = Gate[None](), Gate[None]()
 
     errors = Inbox[ConnectionClosed]()
@@ -429,7 +429,7 @@ def test_a_client_that_vanishes_before_the_accept(uvicorns: Uvicorn, caplog: pyt
 # --- options -----------------------------------------------------------------------------------------------
 
 
-def test_the_options_override_uvicorns() -> None:
+def test_options_override_uvicorns_settings() -> None:
     with Uvicorn(ws_max_size=10_000, ws_per_message_deflate=False) as server:
         server.run(bare(echo, max_message_size=1000, compression=True))
         with Peer(server.port) as peer:
@@ -448,7 +448,7 @@ def test_the_options_override_uvicorns() -> None:
             assert peer.close()[0] == 1009
 
 
-def test_unknown_and_impossible_options_are_errors_at_once() -> None:
+def test_unknown_and_invalid_options_are_refused_immediately() -> None:
     with pytest.raises(TypeError, match="max_size"):
         WatershedASGI(bare(echo), max_size=1)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="max_message_size"):
@@ -483,7 +483,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize("place", ["outermost", "in Starlette's list"])
-def test_in_starlette(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, place: str) -> None:
+def test_the_middleware_works_in_starlette(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, place: str) -> None:
     if place == "outermost":
         app: Any = WatershedASGI(Starlette(routes=ROUTES), max_message_size=1000)
     else:
@@ -511,7 +511,7 @@ def test_in_starlette(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, place
     assert errors_in(caplog.records) == []
 
 
-def test_http_and_lifespan_scopes_pass_untouched() -> None:
+def test_http_and_lifespan_scopes_pass_unchanged() -> None:
     seen: list[tuple[Any, Any, Any]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -529,7 +529,7 @@ def test_http_and_lifespan_scopes_pass_untouched() -> None:
     assert seen == [(scope, receive, send) for scope in scopes]
 
 
-def test_lifespan_and_its_state_under_uvicorn() -> None:
+def test_lifespan_state_works_under_uvicorn() -> None:
     states = Inbox[Any]()
 
     @contextlib.asynccontextmanager
@@ -549,7 +549,7 @@ def test_lifespan_and_its_state_under_uvicorn() -> None:
     assert [states.get() for _ in range(3)] == ["up", "open", "down"]
 
 
-def test_nothing_of_an_exception_reaches_the_client(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_exception_details_do_not_reach_the_client(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(upgrade: Any) -> None:
         raise LookupError("a secret")
 

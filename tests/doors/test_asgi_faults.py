@@ -184,7 +184,7 @@ NATIVE: dict[str, Handler] = {
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("stage", NATIVE)
-def test_cancelling_a_handler_at_any_of_its_waits_ends_its_connection(
+def test_cancelling_a_handler_at_any_await_ends_its_connection(
     server: Server, caplog: pytest.LogCaptureFixture, stage: str
 ) -> None:
     tasks = Inbox["asyncio.Task[Any]"]()
@@ -214,7 +214,7 @@ def test_cancelling_a_handler_at_any_of_its_waits_ends_its_connection(
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("event", ["text", "end"])
-def test_a_callback_that_never_returns_does_not_outlive_its_application_for_long(
+def test_a_callback_that_never_returns_soon_ends_with_its_application(
     server: Server, caplog: pytest.LogCaptureFixture, event: str
 ) -> None:
     told = Inbox[int]()
@@ -247,7 +247,7 @@ def test_a_callback_that_never_returns_does_not_outlive_its_application_for_long
 
 @pytest.mark.parametrize("app", [accepting(lambda conn: conn.receive()), echo], ids=["native", "plain"])
 @pytest.mark.parametrize("end", ["Close", "reset"])
-def test_what_has_ended_does_not_wait_for_the_garbage_collector(server: Server, app: ASGIApp, end: str) -> None:
+def test_an_ended_connection_is_freed_without_gc(server: Server, app: ASGIApp, end: str) -> None:
     eventually(server._idle)
     gc.disable()
     try:
@@ -273,7 +273,7 @@ async def plain_flood(receive: Receive, send: Send) -> None:
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("stage", ["receive", "send"])
-def test_cancelling_an_application_that_knows_nothing_of_us_ends_its_connection(
+def test_cancelling_a_plain_asgi_application_ends_its_connection(
     server: Server, caplog: pytest.LogCaptureFixture, stage: str
 ) -> None:
     tasks = Inbox["asyncio.Task[Any]"]()
@@ -338,7 +338,7 @@ def test_cancelling_a_handler_before_its_answer_is_complete_ends_the_request(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_wait_that_is_cancelled_costs_the_connection_nothing(server: Server) -> None:
+def test_a_cancelled_wait_does_not_affect_the_connection(server: Server) -> None:
     async def handler(conn: AsyncConnection) -> None:
         for wait in (conn.receive, conn.wait_closed, conn.run):
             with pytest.raises(TimeoutError):
@@ -386,7 +386,7 @@ EVENTS: dict[str, tuple[bytes, int | None]] = {
 @pytest.mark.parametrize("waits", [True, False], ids=["in run", "and nobody waits"])
 @pytest.mark.parametrize("kind", ["function", "coroutine function"])
 @pytest.mark.parametrize("event", EVENTS)
-def test_an_exception_in_a_callback_ends_its_connection_alone_and_is_not_lost(
+def test_an_exception_in_a_callback_ends_only_its_connection_and_is_logged(
     server: Server, caplog: pytest.LogCaptureFixture, event: str, kind: str, waits: bool
 ) -> None:
     sent, code = EVENTS[event]
@@ -442,7 +442,7 @@ def test_an_exception_in_a_callback_ends_its_connection_alone_and_is_not_lost(
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("native", [True, False], ids=["native", "plain"])
-def test_an_exception_in_a_handler_harms_no_other_connection(
+def test_an_exception_in_a_handler_does_not_affect_other_connections(
     server: Server, caplog: pytest.LogCaptureFixture, native: bool
 ) -> None:
     async def handler(conn: AsyncConnection) -> None:

@@ -109,7 +109,7 @@ def settled(port: int) -> dict[str, int]:
     ],
     ids=["plain-h11", "plain-httptools", "native-h11", "native-httptools", "portable"],
 )
-def test_1000_connects_and_disconnects_leave_the_process_where_it_was(kind: str, http: str, loop: str, ws: str) -> None:
+def test_1000_connections_leave_no_memory_behind(kind: str, http: str, loop: str, ws: str) -> None:
     with Program(sys.executable, "-c", SERVER, kind, http, loop, ws) as program:
         port = program.port()
         connect(port, 1000)  # until every cache and pool has its size

@@ -230,7 +230,7 @@ def test_a_violation_is_answered_with_its_code(serve: Serve, options: dict[str, 
 
 
 @pytest.mark.need(27)
-def test_one_connection_too_many_is_refused_until_another_has_gone(serve: Serve) -> None:
+def test_one_connection_too_many_is_refused_until_another_ends(serve: Serve) -> None:
     with serve(*ECHO, max_connections=2) as port, Peer(port) as first, Peer(port) as second:
         first.open()
         second.open()
@@ -260,7 +260,7 @@ def test_one_connection_too_many_is_refused_until_another_has_gone(serve: Serve)
         ({"Sec_WebSocket_Key": None}, 400),
     ],
 )
-def test_a_handshake_is_refused_with_its_status_and_a_reason(serve: Serve, changes: Any, status: int) -> None:
+def test_a_handshake_is_refused_with_status_and_reason(serve: Serve, changes: Any, status: int) -> None:
     with serve(*ECHO) as port, Peer(port) as peer:
         peer.send(head(**changes))
         answer = peer.refusal()
@@ -272,7 +272,7 @@ def test_a_handshake_is_refused_with_its_status_and_a_reason(serve: Serve, chang
 
 
 @pytest.mark.need(16)
-def test_pings_are_sent_and_a_client_that_answers_stays(serve: Serve) -> None:
+def test_a_client_that_answers_pings_stays_connected(serve: Serve) -> None:
     with serve(*ECHO, ping_interval=0.1, ping_timeout=LIMIT) as port, Peer(port) as peer:
         peer.open()
         for _ in range(8):
@@ -300,7 +300,7 @@ def test_a_silent_client_is_dropped(serve: Serve) -> None:
 
 
 @pytest.mark.need(1)
-def test_what_came_before_a_close_is_answered_before_it(serve: Serve) -> None:
+def test_messages_before_a_close_are_answered_before_it(serve: Serve) -> None:
     with serve(*ECHO) as port, Peer(port) as peer:
         peer.open_with(head() + b"".join(text(str(number)) for number in range(20)) + close(4321, "done"))
         assert [peer.text() for _ in range(20)] == [str(number) for number in range(20)]
@@ -310,9 +310,7 @@ def test_what_came_before_a_close_is_answered_before_it(serve: Serve) -> None:
 
 @pytest.mark.need(1, 2)
 @pytest.mark.parametrize("answers", [True, False], ids=["answered", "ignored"])
-def test_a_close_of_the_applications_waits_for_the_peers_and_no_longer_than_it_was_told(
-    serve: Serve, answers: bool
-) -> None:
+def test_an_application_close_waits_for_the_peers_at_most_close_timeout(serve: Serve, answers: bool) -> None:
     with serve(*ways(Ender), close_timeout=0.3 if not answers else LIMIT) as port, Peer(port) as peer:
         peer.open_with(head() + text("go on"))
         began = time.monotonic()
@@ -341,7 +339,7 @@ def grows_less_than(size: int) -> Iterator[None]:
 
 
 @pytest.mark.need(4)
-def test_a_client_that_does_not_read_costs_no_memory_and_gets_all_of_it_in_the_end(serve: Serve) -> None:
+def test_a_client_that_does_not_read_costs_no_memory_and_gets_everything_later(serve: Serve) -> None:
     flood = Flood()
     with serve(*ways(flood)) as port, Peer(port, receive_buffer=65536) as slow:
         with grows_less_than(16 * MIB):
@@ -359,7 +357,7 @@ def test_a_client_that_does_not_read_costs_no_memory_and_gets_all_of_it_in_the_e
 
 
 @pytest.mark.need(5)
-def test_an_application_that_takes_nothing_makes_its_client_wait_and_loses_nothing(serve: Serve) -> None:
+def test_an_application_that_does_not_receive_pauses_its_client(serve: Serve) -> None:
     late = Late()
     with serve(*ways(late)) as port, Peer(port) as peer:
         peer.open()

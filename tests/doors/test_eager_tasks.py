@@ -59,7 +59,7 @@ def exchange(port: int) -> None:
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("http", ["h11", "httptools"])
-def test_asgi_messages(loop: str, http: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_asgi_messages_work_with_eager_tasks(loop: str, http: str, caplog: pytest.LogCaptureFixture) -> None:
     with eager(echo, loop=loop, http=http) as server:
         exchange(server.port)
         with dial(server.port) as client:
@@ -68,7 +68,7 @@ def test_asgi_messages(loop: str, http: str, caplog: pytest.LogCaptureFixture) -
     assert errors_in(caplog.records) == []
 
 
-def test_an_application_that_refuses_or_returns_at_once() -> None:
+def test_an_application_may_refuse_or_return_immediately() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/accept":
             await accept(receive, send)
@@ -84,7 +84,7 @@ def test_an_application_that_refuses_or_returns_at_once() -> None:
 
 
 @DOORS
-def test_messages_that_are_pulled(ws: str) -> None:
+def test_pulled_messages_work_with_eager_tasks(ws: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         conn = await scope["watershed"].accept()
         async for message in conn:
@@ -96,7 +96,7 @@ def test_messages_that_are_pulled(ws: str) -> None:
 
 @DOORS
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "later"])
-def test_handlers_that_are_coroutine_functions(ws: str, wait: bool) -> None:
+def test_coroutine_handlers_work_with_eager_tasks(ws: str, wait: bool) -> None:
     """Those that never wait, and those that do: in order, one at a time."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +116,7 @@ def test_handlers_that_are_coroutine_functions(ws: str, wait: bool) -> None:
 
 
 @DOORS
-def test_the_asyncio_client(ws: str) -> None:
+def test_the_asyncio_client_works_with_eager_tasks(ws: str) -> None:
     async def talk(port: int) -> list[str | bytes]:
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
         got: list[str | bytes] = []
@@ -146,7 +146,7 @@ async def _send(conn: AsyncConnection, message: str) -> None:
     await conn.send(message)
 
 
-def test_uvicorns_own_way_of_giving_the_factory() -> None:
+def test_eager_tasks_work_as_uvicorn_configures_them() -> None:
     """By a loop factory, as the command line's ``--loop module:factory`` does."""
     made = asyncio.new_event_loop()
     made.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]

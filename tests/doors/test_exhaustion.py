@@ -66,7 +66,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[bool]:
 
 @pytest.mark.parametrize("detached", [False, True], ids=["connection", "detached"])
 @pytest.mark.parametrize("free", [0, 1])
-def test_a_takeover_without_descriptors_is_a_503(free: int, detached: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hijack_without_descriptors_is_a_503(free: int, detached: bool, caplog: pytest.LogCaptureFixture) -> None:
     def view() -> ResponseReturnValue:
         with descriptors(free):
             upgrade().accept(detached=detached)
@@ -87,7 +87,7 @@ def test_a_takeover_without_descriptors_is_a_503(free: int, detached: bool, capl
 
 
 @pytest.mark.parametrize("free", [0, 1, 4, 8])
-def test_without_descriptors_for_the_event_loop_a_connection_is_as_it_was(
+def test_without_descriptors_for_the_event_loop_a_connection_is_unchanged(
     free: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where uvloop would abort the process."""
@@ -114,7 +114,7 @@ def test_without_descriptors_for_the_event_loop_a_connection_is_as_it_was(
             assert peer.text() == word
 
 
-def test_without_threads_for_the_event_loop_a_connection_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_threads_for_the_event_loop_a_connection_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_thread, "_serving", None)
     raised = Inbox[RuntimeError]()
 
@@ -141,7 +141,7 @@ def test_without_threads_for_the_event_loop_a_connection_is_as_it_was(monkeypatc
         assert peer.text() == "still here"
 
 
-def test_handlers_wait_for_a_thread_that_cannot_be_had_and_are_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handlers_wait_for_a_free_thread_and_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_thread, "_serving", None)
     refused: list[str] = []
     real = threading.Thread.start
@@ -170,7 +170,7 @@ def _count(server: Any) -> int:
 @pytest.mark.programs
 @pytest.mark.skipif(sys.platform != "linux", reason="another process's descriptors are in /proc")
 @pytest.mark.parametrize("kind", [kind for kind in SERVERS.values() if not kind.single], ids=lambda kind: kind.name)
-def test_descriptors_of_a_connection(kind: Kind) -> None:
+def test_a_connection_takes_the_documented_descriptors(kind: Kind) -> None:
     """One in the background; a second one while its handler blocks, for the server's socket to stand on."""
     if kind.name in ("werkzeug-processes", "gunicorn-preload"):
         pytest.skip("which process it is changes with each request")
@@ -220,7 +220,7 @@ def _proxy(limit: contextlib.ExitStack) -> WebSocketProxy:
     return WebSocketProxy(to)
 
 
-def test_an_upstream_that_cannot_be_dialled_for_want_of_descriptors_is_a_503_by_asgi(
+def test_without_descriptors_for_the_upstream_an_asgi_proxy_responds_503(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.ExitStack() as limit, Peer(uvicorns.port) as peer:
@@ -234,7 +234,7 @@ def test_an_upstream_that_cannot_be_dialled_for_want_of_descriptors_is_a_503_by_
     assert any(told(caplog))
 
 
-def test_an_upstream_that_cannot_be_dialled_for_want_of_descriptors_is_a_503_by_wsgi(
+def test_without_descriptors_for_the_upstream_a_wsgi_proxy_responds_503(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with contextlib.ExitStack() as limit, Werkzeug(_proxy(limit)) as server, Peer(server.port) as peer:

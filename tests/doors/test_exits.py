@@ -89,7 +89,9 @@ APPS = {"plain": plain} | {
 
 @kinds
 @pytest.mark.parametrize("way", APPS)
-def test_an_application_under_uvicorn(uvicorns: Uvicorn, way: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_sys_exit_in_an_application_under_uvicorn_ends_only_its_connection(
+    uvicorns: Uvicorn, way: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     uvicorns.run(echo)
     with Peer(uvicorns.port) as other:
         other.open()
@@ -109,7 +111,7 @@ def test_an_application_under_uvicorn(uvicorns: Uvicorn, way: str, kind: str, ca
 
 
 @kinds
-def test_an_application_under_uvicorn_before_its_answer(uvicorns: Uvicorn, kind: str) -> None:
+def test_sys_exit_before_the_accept_under_uvicorn_ends_only_its_request(uvicorns: Uvicorn, kind: str) -> None:
     uvicorns.run(refusing)
     with Peer(uvicorns.port) as peer:
         peer.send(head(f"/{kind}"))
@@ -121,7 +123,7 @@ def test_an_application_under_uvicorn_before_its_answer(uvicorns: Uvicorn, kind:
 
 @pytest.mark.programs
 @pytest.mark.parametrize("name", SERVERS)
-def test_sys_exit_in_a_handler_under_wsgi(name: str) -> None:
+def test_sys_exit_in_a_handler_under_wsgi_ends_only_its_connection(name: str) -> None:
     kind = SERVERS[name]
     paths = ["/blocking", "/background", "/async"] if kind.background else ["/blocking"]
     with start(kind) as server, ExitStack() as stack:
@@ -195,7 +197,7 @@ SIGNALS = {
 @pytest.mark.programs
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("how", SIGNALS)
-def test_a_signal_that_comes_while_a_handler_is_at_work_ends_the_program(run: str, how: str, tmp_path: Any) -> None:
+def test_a_signal_during_a_handler_ends_the_program(run: str, how: str, tmp_path: Any) -> None:
     raising, set_up, number, codes = SIGNALS[how]
     program = tmp_path / "program.py"
     program.write_text(

@@ -66,7 +66,7 @@ def test_an_endpoint_gets_its_connection(uvicorns: Uvicorn, caplog: pytest.LogCa
     assert errors_in(caplog.records) == []
 
 
-def test_subprotocols_and_options_of_one_endpoint(uvicorns: Uvicorn) -> None:
+def test_subprotocols_and_options_apply_per_endpoint(uvicorns: Uvicorn) -> None:
     app = application(max_message_size=1000, protocols=["front.v1"])
 
     @app.websocket("/own")
@@ -107,7 +107,7 @@ def test_the_request_of_the_connection_is_starlettes(uvicorns: Uvicorn) -> None:
 
 
 @pytest.mark.need(8)
-def test_a_page_from_elsewhere_never_reaches_a_dependency(uvicorns: Uvicorn) -> None:
+def test_a_page_of_another_host_never_reaches_a_dependency(uvicorns: Uvicorn) -> None:
     called = Inbox[None]()
     app = application(origins=["https://friend.example"])
 
@@ -219,7 +219,9 @@ def test_an_endpoint_that_raises_is_logged_and_the_client_gets_no_details(
 
 
 @pytest.mark.need(15)
-def test_a_client_that_leaves_is_no_error_of_the_endpoint(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_disconnect_is_not_an_error_of_the_endpoint(
+    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
+) -> None:
     app = application()
     seen = Inbox[ConnectionClosed]()
 
@@ -273,7 +275,7 @@ def test_a_dependency_that_fails_before_the_accept_unwinds_the_others(
     assert events.empty
 
 
-def test_what_depends_on_the_connection_may_come_after_it(uvicorns: Uvicorn) -> None:
+def test_dependencies_on_the_connection_may_follow_it(uvicorns: Uvicorn) -> None:
     app = application()
 
     async def first_message(conn: Connection) -> Any:
@@ -293,7 +295,7 @@ def test_what_depends_on_the_connection_may_come_after_it(uvicorns: Uvicorn) -> 
         assert json.loads(peer.text()) == "hello ann"
 
 
-def test_two_that_share_a_connection_get_the_same(uvicorns: Uvicorn) -> None:
+def test_dependencies_that_share_a_connection_get_the_same_one(uvicorns: Uvicorn) -> None:
     app = application()
     accepted = Accepted()
 
@@ -370,7 +372,7 @@ def test_dependencies_can_be_overridden(uvicorns: Uvicorn) -> None:
     assert told(uvicorns.port, "/", Sec_WebSocket_Protocol="v1") == ["ann", "v1"]
 
 
-def test_the_lifespan_is_there_before_and_after() -> None:
+def test_the_lifespan_runs_before_and_after() -> None:
     events = Inbox[str]()
 
     @contextlib.asynccontextmanager
@@ -403,7 +405,7 @@ def test_the_lifespan_is_there_before_and_after() -> None:
 # --- routers -------------------------------------------------------------------------------------------------
 
 
-def test_routers_with_prefixes_and_dependencies(uvicorns: Uvicorn) -> None:
+def test_routers_work_with_prefixes_and_dependencies(uvicorns: Uvicorn) -> None:
     order = Inbox[str]()
 
     def note(word: str) -> Any:
@@ -466,7 +468,7 @@ def test_the_upgrade_leaves_the_decision_to_the_endpoint(uvicorns: Uvicorn, capl
     assert errors_in(caplog.records) == []
 
 
-def test_exception_handlers_of_the_application_answer(uvicorns: Uvicorn) -> None:
+def test_the_applications_exception_handlers_respond(uvicorns: Uvicorn) -> None:
     class NotYet(Exception):
         pass
 

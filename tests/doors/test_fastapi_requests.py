@@ -109,7 +109,7 @@ def test_a_security_scheme_refuses_with_its_own_status(
 
 
 @pytest.mark.need(9, 10)
-def test_http_basic(uvicorns: Uvicorn) -> None:
+def test_http_basic_authentication_works(uvicorns: Uvicorn) -> None:
     app = application()
 
     @app.websocket("/")
@@ -204,7 +204,7 @@ def test_parameters_of_dependencies_are_checked_before_the_101(uvicorns: Uvicorn
         assert refused(uvicorns.port, path).status == 403
 
 
-def test_what_is_invalid_can_be_answered_by_the_application(uvicorns: Uvicorn) -> None:
+def test_the_application_may_respond_to_invalid_parameters(uvicorns: Uvicorn) -> None:
     app = application()
 
     @app.exception_handler(WebSocketRequestValidationError)
@@ -220,7 +220,7 @@ def test_what_is_invalid_can_be_answered_by_the_application(uvicorns: Uvicorn) -
     assert (answer.status, json.loads(answer.body)) == (422, {"wrong": [["path", "number"], ["query", "size"]]})
 
 
-def test_parameters_of_an_overridden_dependency_are_not_asked_for(uvicorns: Uvicorn) -> None:
+def test_parameters_of_an_overridden_dependency_are_not_required(uvicorns: Uvicorn) -> None:
     app = application()
 
     def user(token: Annotated[str, Query()]) -> str:

@@ -25,7 +25,7 @@ def parsed(*lines: str) -> list[tuple[bytes, bytes]]:
 REQUEST = ("host: a.example", "user-agent: Firefox", "cookie: id=1", "sec-websocket-key: abc", "x-mine: 1", "host: b")
 
 
-def test_fields_stay_what_they_were_and_in_their_order() -> None:
+def test_fields_keep_their_values_and_order() -> None:
     for _ in range(2):
         fields = parsed(*REQUEST)
         share_fields(fields)
@@ -42,12 +42,12 @@ def test_common_fields_of_two_requests_are_the_same_objects() -> None:
     assert first[2][1] is not second[2][1]
 
 
-def test_no_value_of_one_client_is_remembered() -> None:
+def test_individual_values_are_not_cached() -> None:
     share_fields(parsed("cookie: id=1", "authorization: Bearer x", "sec-websocket-key: abc", "x-forwarded-for: ::1"))
     assert not header_cache._known
 
 
-def test_clients_cannot_fill_memory_and_common_fields_come_back() -> None:
+def test_clients_cannot_fill_the_cache_and_common_fields_return() -> None:
     for number in range(2000):
         share_fields(parsed(f"user-agent: {number}", f"host: {'x' * 300}{number}", "upgrade: websocket"))
         assert len(header_cache._known) <= 512

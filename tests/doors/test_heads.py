@@ -174,20 +174,20 @@ def with_byte(place: str, byte: int) -> bytes:
 PLACES = ("method", "target", "version", "name", "end of name", "value")
 
 
-def test_both_readers_make_the_same_of_every_raw_head() -> None:
+def test_both_parsers_agree_on_every_raw_head() -> None:
     for head in HEADS:
         for data in (head, head + b"\x81\x80", head[:-1], head[:-2], head + head):
             assert judged(read_request_head, data) == judged(read_by_h11, data), data
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_byte_makes_a_difference_wherever_it_stands(place: str) -> None:
+def test_both_parsers_agree_on_every_byte_at_every_position(place: str) -> None:
     for byte in range(256):
         head = with_byte(place, byte)
         assert judged(read_request_head, head) == judged(read_by_h11, head), head
 
 
-def test_a_plain_head_is_read_by_httptools_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_head_is_parsed_by_httptools_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     early = PLAIN + b"\x81\x80"
     by_h11 = read_by_h11(early)
 
@@ -201,7 +201,7 @@ def test_a_plain_head_is_read_by_httptools_where_it_is_there(monkeypatch: pytest
     assert read_request_head(early) == by_h11
 
 
-def test_uvicorns_fields_make_the_same_request_as_the_head(comparing: Uvicorn) -> None:
+def test_uvicorns_fields_give_the_same_request_as_the_head(comparing: Uvicorn) -> None:
     Comparing.seen.clear()
     heads = [*HEADS, *(with_byte(place, byte) for place in PLACES for byte in range(0, 256, 5))]
     answers = {head: answer_to(comparing, head) for head in heads}
@@ -258,7 +258,7 @@ def test_what_uvicorn_has_parsed_is_not_parsed_again(monkeypatch: pytest.MonkeyP
         [(b"host", b"a.example\r\nx: 1")],
     ],
 )
-def test_fields_that_are_not_the_head_are_not_believed(headers: object) -> None:
+def test_fields_that_do_not_match_the_head_are_not_used(headers: object) -> None:
     request, fields, rest = read(headers)
     assert request == read_request_head(HEAD)[0]
     assert (fields, rest) == (FIELDS, b"")
@@ -280,22 +280,22 @@ def test_fields_that_are_not_the_head_are_not_believed(headers: object) -> None:
         (b"transfer-encoding", b"chunked"),
     ],
 )
-def test_what_a_lenient_parser_may_let_pass_is_judged_by_h11(field: tuple[bytes, bytes]) -> None:
+def test_headers_that_a_lenient_parser_may_accept_are_parsed_by_h11(field: tuple[bytes, bytes]) -> None:
     fields = [(b"host", b"a.example"), field]
     assert as_parsed(fields, b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % one for one in fields) + b"\r\n") is None
 
 
 @pytest.mark.parametrize("line", [b"GET  / HTTP/1.1", b"GET / HTTP/1.0", b"GET /", b" / HTTP/1.1", b"GET / a HTTP/1.1"])
-def test_so_is_any_other_first_line(line: bytes) -> None:
+def test_unusual_request_lines_are_parsed_by_h11(line: bytes) -> None:
     assert as_parsed(FIELDS, HEAD.replace(b"GET / HTTP/1.1", line)) is None
     assert as_parsed(FIELDS, HEAD) is not None
 
 
-def test_bytes_behind_the_head_are_kept() -> None:
+def test_bytes_after_the_head_are_kept() -> None:
     assert read(FIELDS, HEAD + b"\x81\x80")[2] == b"\x81\x80"
 
 
-def test_a_head_over_the_limit_is_refused_whichever_parser_read_it() -> None:
+def test_a_head_above_the_limit_is_refused_by_every_parser() -> None:
     fields = [(b"host", b"a.example"), *[(b"x-%d" % number, b"y" * 64) for number in range(1_000)]]
     head = b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
     with pytest.raises(HandshakeError) as refusal:
@@ -303,7 +303,7 @@ def test_a_head_over_the_limit_is_refused_whichever_parser_read_it() -> None:
     assert refusal.value.status == 431
 
 
-def test_heads_without_anything_unusual_are_taken_in_linear_time() -> None:
+def test_ordinary_heads_are_parsed_in_linear_time() -> None:
     fields = [(b"host", b"a.example"), *[(b"x", b"y")] * 9_000]
     head = b"GET / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
     begin = time.process_time()

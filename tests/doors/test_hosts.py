@@ -20,7 +20,7 @@ from watershed_mw.http.hosts import HostList
         ),
     ],
 )
-def test_addresses_and_names_of_this_machine_pass(host: str, allowed: bool) -> None:
+def test_addresses_and_names_of_this_machine_are_allowed(host: str, allowed: bool) -> None:
     assert HostList(["App.example", "*.b.example"]).allows(host) is allowed
 
 
@@ -30,6 +30,6 @@ def test_a_star_allows_every_name_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "http://a", "a:80", "*.", "a.*", "**", "[::1]"])
-def test_what_is_no_name(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="expected a host name"):
         HostList([name])

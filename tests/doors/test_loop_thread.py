@@ -145,7 +145,7 @@ def test_a_loop_that_fails_is_replaced(breaking: Callable[[], None], caplog: pyt
     ] * 2
 
 
-def test_a_thread_that_waits_for_a_loop_that_fails_waits_no_longer(breaking: Callable[[], None]) -> None:
+def test_a_failing_loop_releases_waiting_threads(breaking: Callable[[], None]) -> None:
     connections = Inbox[ThreadConnection]()
 
     def view() -> ResponseReturnValue:
@@ -177,7 +177,7 @@ def test_a_thread_that_waits_for_a_loop_that_fails_waits_no_longer(breaking: Cal
 
 
 @pytest.mark.parametrize("turns", range(4))
-def test_a_connection_that_a_failing_loop_is_taking_over_ends(breaking: Callable[[], None], turns: int) -> None:
+def test_a_connection_moving_to_a_failing_loop_ends(breaking: Callable[[], None], turns: int) -> None:
     """However far it has come with it: the peer sees the end, the application hears of it, no socket is left over."""
     ends = Inbox[int]()
 
@@ -214,7 +214,7 @@ def test_a_connection_that_a_failing_loop_is_taking_over_ends(breaking: Callable
     background_loop()
 
 
-def test_a_connection_that_comes_while_a_failed_loop_is_closed_ends(
+def test_a_connection_that_arrives_while_a_failed_loop_closes_ends(
     breaking: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its thread asked for the loop before that failed, and hands the connection over after all others have ended."""
@@ -254,7 +254,7 @@ def test_a_connection_that_comes_while_a_failed_loop_is_closed_ends(
     background_loop()
 
 
-def test_a_relay_on_a_loop_that_fails_ends(breaking: Callable[[], None]) -> None:
+def test_a_relay_on_a_failing_loop_ends(breaking: Callable[[], None]) -> None:
     import socket
 
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
@@ -296,7 +296,7 @@ def test_without_a_loop_connections_are_refused(
     assert ["got none (Too many open files)" in line for line in lines] == [True] * 2
 
 
-def test_what_a_coroutine_raises_on_the_loop_is_raised_to_the_thread_that_waits(breaking: Callable[[], None]) -> None:
+def test_an_exception_on_the_loop_is_raised_in_the_waiting_thread(breaking: Callable[[], None]) -> None:
     """As a proxy's hook that calls sys.exit(), say; the loop goes on."""
 
     async def leave() -> None:

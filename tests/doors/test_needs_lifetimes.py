@@ -43,7 +43,7 @@ def refused(port: int, path: str = "/", **changes: Any) -> int:
 
 
 @pytest.mark.need(8)
-def test_pages_of_other_sites_are_kept_out_unless_they_are_named(doors: Uvicorn) -> None:
+def test_pages_of_other_sites_are_refused_unless_listed(doors: Uvicorn) -> None:
     entered = Inbox[None]()
 
     async def handler(connection: AsyncConnection) -> None:
@@ -68,7 +68,7 @@ def test_pages_of_other_sites_are_kept_out_unless_they_are_named(doors: Uvicorn)
 
 @pytest.mark.need(9)
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
-def test_a_refusal_is_an_http_answer_with_a_body_and_nothing_was_accepted_before(doors: Uvicorn, status: int) -> None:
+def test_a_refusal_is_an_http_response_with_a_body_and_no_101(doors: Uvicorn, status: int) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await scope["watershed"].reject(status, b"no entry", [("X-Why", "because")])
 
@@ -86,7 +86,7 @@ def test_a_refusal_is_an_http_answer_with_a_body_and_nothing_was_accepted_before
 @pytest.mark.need(13, 15)
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("leave", [Peer.vanish, lambda peer: peer.send(close(1001))], ids=["RST", "Close"])
-def test_a_flask_view_that_does_not_catch_the_end_is_no_crash(
+def test_a_flask_view_need_not_catch_the_end(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
     debug: bool,
@@ -113,7 +113,7 @@ def test_a_flask_view_that_does_not_catch_the_end_is_no_crash(
 
 
 @pytest.mark.need(14)
-def test_a_handler_that_only_sends_stops_when_its_client_has_gone(
+def test_a_handler_that_only_sends_stops_when_its_client_leaves(
     doors: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     codes = Inbox[int]()
@@ -140,7 +140,7 @@ def test_a_handler_that_only_sends_stops_when_its_client_has_gone(
 
 @pytest.mark.need(14)
 @NATIVE
-def test_a_handler_that_does_nothing_but_send_stops_though_its_client_reads_on(uvicorns: Uvicorn, native: bool) -> None:
+def test_a_handler_that_only_sends_stops_even_if_its_client_keeps_reading(uvicorns: Uvicorn, native: bool) -> None:
     """Nothing here ever waits for the client, as it takes everything: send() alone must let the event loop look."""
     codes = Inbox[int]()
 
@@ -243,7 +243,7 @@ def test_keepalive_is_on_by_default() -> None:
 
 
 @pytest.mark.need(16)
-def test_keepalive_is_per_connection_and_measures_the_round_trip(uvicorns: Uvicorn) -> None:
+def test_keepalive_is_set_per_connection_and_measures_latency(uvicorns: Uvicorn) -> None:
     latencies = Inbox[float]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -277,7 +277,7 @@ def test_keepalive_is_per_connection_and_measures_the_round_trip(uvicorns: Uvico
 
 @pytest.mark.need(16)
 @pytest.mark.parametrize("trickle", [b"x", text("a message")], ids=["one long message", "messages"])
-def test_a_client_that_sends_is_alive_though_it_answers_no_ping(one_uvicorn: Uvicorn, trickle: bytes) -> None:
+def test_a_client_that_sends_is_alive_even_if_it_answers_no_ping(one_uvicorn: Uvicorn, trickle: bytes) -> None:
     ended = Gate[tuple[int, str]]()
     ping_timeout = 0.5
 
@@ -384,7 +384,7 @@ def test_connections_are_listed_for_as_long_as_they_live(doors: Uvicorn) -> None
 
 
 @pytest.mark.need(30)
-def test_receive_in_every_odd_case_loses_nothing(doors: Uvicorn) -> None:
+def test_receive_loses_nothing_in_any_edge_case(doors: Uvicorn) -> None:
     report = Gate[list[Any]]()
 
     async def handler(connection: AsyncConnection) -> None:
@@ -448,7 +448,7 @@ def test_another_thread_may_close_while_receive_waits(doors: Uvicorn) -> None:
 
 
 @pytest.mark.need(30)
-def test_a_client_may_come_back_as_often_as_it_likes(doors: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_may_reconnect_any_number_of_times(doors: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     run = doors.run(accepting(echoing))
     for number in range(30):
         with Peer(doors.port) as peer:

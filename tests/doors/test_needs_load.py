@@ -36,9 +36,7 @@ MIB = 2**20
 
 @pytest.mark.need(1)
 @NATIVE
-def test_a_client_that_reads_slowly_and_goes_on_sending_gets_everything_and_the_code(
-    uvicorns: Uvicorn, native: bool
-) -> None:
+def test_a_slow_reader_that_keeps_sending_gets_everything_and_the_close_code(uvicorns: Uvicorn, native: bool) -> None:
     """What this client sends is never taken by the application: closed at once, the socket would answer with a RST."""
     data = b"d" * 100_000
 
@@ -71,7 +69,7 @@ def test_a_client_that_reads_slowly_and_goes_on_sending_gets_everything_and_the_
 
 
 @pytest.mark.need(1)
-def test_a_client_that_is_refused_in_the_middle_of_its_message_gets_the_code(uvicorns: Uvicorn) -> None:
+def test_a_client_refused_in_the_middle_of_its_message_gets_the_close_code(uvicorns: Uvicorn) -> None:
     uvicorns.run(accepting(echoing, max_message_size=1000))
     with Peer(uvicorns.port) as peer:
         peer.open()
@@ -83,7 +81,7 @@ def test_a_client_that_is_refused_in_the_middle_of_its_message_gets_the_code(uvi
 
 
 @pytest.mark.need(1)
-def test_a_close_waits_for_the_clients_within_close_timeout(uvicorns: Uvicorn) -> None:
+def test_a_close_waits_for_the_clients_close_up_to_close_timeout(uvicorns: Uvicorn) -> None:
     ended = Inbox[float]()
 
     async def handler(connection: AsyncConnection) -> None:
@@ -115,7 +113,7 @@ class Brief(WatershedProtocol):
 
 @pytest.mark.need(2, 3)
 @NATIVE
-def test_a_server_that_stops_accepts_no_client_closes_all_and_waits_no_longer_than_its_timeout(native: bool) -> None:
+def test_a_stopping_server_refuses_clients_closes_connections_and_bounds_its_wait(native: bool) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await echo(scope, receive, send)
 
@@ -178,9 +176,7 @@ def test_100_mib_to_a_slow_client_take_no_memory_and_block_no_other_client(uvico
 
 @pytest.mark.need(5)
 @NATIVE
-def test_100_mib_to_an_application_that_receives_late_take_no_memory_and_arrive(
-    uvicorns: Uvicorn, native: bool
-) -> None:
+def test_100_mib_to_a_late_receiver_take_no_memory_and_arrive(uvicorns: Uvicorn, native: bool) -> None:
     gate, counted = Gate[None](), Gate[int]()
     size, count = 65536, 1600
 
@@ -229,7 +225,7 @@ def test_100_mib_to_an_application_that_receives_late_take_no_memory_and_arrive(
 @pytest.mark.advisory("CVE-2026-48779")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("payload", [b"", b"x"])
-def test_an_endless_flood_of_fragments_meets_a_default_limit(one_uvicorn: Uvicorn, payload: bytes) -> None:
+def test_an_endless_flood_of_fragments_reaches_a_default_limit(one_uvicorn: Uvicorn, payload: bytes) -> None:
     one_uvicorn.run(echo)
     fragments = Frame(Opcode.CONT, payload, fin=False).serialize(mask=True) * 1024
     with Peer(one_uvicorn.port) as peer, measured() as memory:
@@ -248,7 +244,7 @@ def test_an_endless_flood_of_fragments_meets_a_default_limit(one_uvicorn: Uvicor
 
 @pytest.mark.need(6)
 @NATIVE
-def test_a_message_that_is_too_large_meets_a_default_limit(uvicorns: Uvicorn, native: bool) -> None:
+def test_a_message_that_is_too_large_reaches_a_default_limit(uvicorns: Uvicorn, native: bool) -> None:
     uvicorns.run(accepting(echoing) if native else echo)
     with Peer(uvicorns.port) as peer, measured() as memory:
         peer.open()
@@ -258,7 +254,7 @@ def test_a_message_that_is_too_large_meets_a_default_limit(uvicorns: Uvicorn, na
 
 
 @pytest.mark.need(6)
-def test_over_asgi_messages_the_size_is_limited_as_well(doors: Uvicorn) -> None:
+def test_message_size_is_limited_over_asgi_messages_too(doors: Uvicorn) -> None:
     doors.run(accepting(echoing, max_message_size=1000))
     with Peer(doors.port) as peer:
         peer.open()
@@ -279,7 +275,7 @@ def traced() -> int:
 
 
 @pytest.mark.need(18)
-def test_compression_costs_memory_where_it_is_used_and_for_as_long(uvicorns: Uvicorn) -> None:
+def test_compression_costs_memory_only_while_it_is_used(uvicorns: Uvicorn) -> None:
     count, offer = 40, "permessage-deflate; client_max_window_bits"
     deflater = zlib.compressobj(wbits=-12)
     payload = (deflater.compress(b"compress me " * 20) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
@@ -324,7 +320,7 @@ def test_compression_costs_memory_where_it_is_used_and_for_as_long(uvicorns: Uvi
 
 
 @pytest.mark.need(27)
-def test_one_connection_too_many_is_refused_with_503_until_another_has_gone(doors: Uvicorn) -> None:
+def test_one_connection_too_many_is_refused_with_503_until_another_ends(doors: Uvicorn) -> None:
     run = doors.run(accepting(echoing, max_connections=2))
     with Peer(doors.port) as first, Peer(doors.port) as second:
         first.open()

@@ -59,7 +59,7 @@ def one_warning(caplog: pytest.LogCaptureFixture) -> str:
 
 
 @pytest.mark.parametrize("ws", CLASSES)
-def test_a_route_that_forgets_run(caplog: pytest.LogCaptureFixture, ws: str) -> None:
+def test_a_route_that_forgets_run_is_logged(caplog: pytest.LogCaptureFixture, ws: str) -> None:
     with Uvicorn(Starlette(routes=[WatershedRoute("/", forgets_run)]), ws=ws) as server:
         see_it_end(server.port)
     assert "is ended as it is left, with handlers for binary, text that were never called: call run()" in one_warning(
@@ -69,7 +69,9 @@ def test_a_route_that_forgets_run(caplog: pytest.LogCaptureFixture, ws: str) -> 
 
 
 @pytest.mark.parametrize("handler", [forgets_run, forgets_run_in_thread], ids=["background", "blocking"])
-def test_a_flask_route_that_forgets_run(caplog: pytest.LogCaptureFixture, handler: Callable[[Any], Any]) -> None:
+def test_a_flask_route_that_forgets_run_is_logged(
+    caplog: pytest.LogCaptureFixture, handler: Callable[[Any], Any]
+) -> None:
     app = Flask(__name__)
     Shed(app).route("/")(handler)
     with Werkzeug(app) as server:
@@ -77,7 +79,7 @@ def test_a_flask_route_that_forgets_run(caplog: pytest.LogCaptureFixture, handle
     assert "handlers for binary, text" in one_warning(caplog)
 
 
-def test_a_wsgi_application_that_forgets_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wsgi_application_that_forgets_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         forgets_run_in_thread(environ["watershed"].accept())
         return []
@@ -88,7 +90,7 @@ def test_a_wsgi_application_that_forgets_run(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize("flavour", ["threads", "asyncio"])
-def test_a_client_that_forgets_run(caplog: pytest.LogCaptureFixture, flavour: str) -> None:
+def test_a_client_that_forgets_run_is_logged(caplog: pytest.LogCaptureFixture, flavour: str) -> None:
     async def app(connection: AsyncConnection) -> None:
         async for _ in connection:
             pass
@@ -109,7 +111,7 @@ def test_a_client_that_forgets_run(caplog: pytest.LogCaptureFixture, flavour: st
 
 @pytest.mark.parametrize("ws", CLASSES)
 @pytest.mark.parametrize("how", ["run", "wait_closed", "another way", "raises", "ends"])
-def test_no_warning_where_nothing_is_wrong(caplog: pytest.LogCaptureFixture, ws: str, how: str) -> None:
+def test_correct_programs_log_no_warning(caplog: pytest.LogCaptureFixture, ws: str, how: str) -> None:
     async def endpoint(connection: AsyncConnection) -> None:
         got = asyncio.Event()
 
@@ -151,17 +153,17 @@ class Endpoint:
 
 
 @pytest.mark.parametrize("endpoint", [plain, lambda connection: None, Endpoint().plain, print], ids=str)
-def test_a_route_refuses_a_plain_function_at_once(endpoint: Any) -> None:
+def test_a_route_refuses_a_plain_function_immediately(endpoint: Any) -> None:
     with pytest.raises(TypeError, match=r"expected a coroutine function \(async def\) as the endpoint of a Watershed"):
         WatershedRoute("/", endpoint)
 
 
 @pytest.mark.parametrize("endpoint", [forgets_run, Endpoint(), Endpoint().method], ids=str)
-def test_a_route_takes_whatever_is_async(endpoint: Any) -> None:
+def test_a_route_accepts_every_kind_of_async_callable(endpoint: Any) -> None:
     assert WatershedRoute("/", endpoint).endpoint is endpoint
 
 
-def test_a_plain_function_that_is_to_decide(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plain_function_is_refused_with_accept_false(caplog: pytest.LogCaptureFixture) -> None:
     def decide(request: HTTPConnection, upgrade: ASGIUpgrade) -> None: ...
 
     route = WatershedRoute("/", decide, accept=False)  # type: ignore[call-overload]

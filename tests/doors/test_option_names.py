@@ -57,21 +57,21 @@ EVERYWHERE = {**DOORS, **ACCEPTS, **CLIENTS}
 
 
 @pytest.mark.parametrize("door", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_a_misspelt_option_is_an_error_that_names_the_one_that_was_meant(door: Door) -> None:
+def test_a_misspelt_option_is_an_error_that_suggests_the_right_one(door: Door) -> None:
     with pytest.raises(TypeError, match=r"^expected options (of .*)?among .*max_message_size, ") as caught:
         door(colour=1, ping_intervall=2)
     assert str(caught.value).endswith("; got colour, ping_intervall (did you mean ping_interval?)")
 
 
 @pytest.mark.parametrize("door", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_a_value_that_cannot_be_is_an_error_at_once(door: Door) -> None:
+def test_an_invalid_value_is_an_error_immediately(door: Door) -> None:
     with pytest.raises(ValueError, match="expected max_message_size"):
         door(max_message_size=-1)
 
 
 @pytest.mark.parametrize("name", ["origins", "max_connections"])
 @pytest.mark.parametrize("where", [*ACCEPTS, *CLIENTS])
-def test_an_option_of_the_middleware_says_where_it_belongs(where: str, name: str) -> None:
+def test_an_option_of_the_middleware_is_an_error_that_says_where_it_belongs(where: str, name: str) -> None:
     with pytest.raises(TypeError, match=rf"; got {name} \(an option of WatershedASGI and WatershedWSGI\)$") as caught:
         EVERYWHERE[where](**{name: 1})
     listed = str(caught.value).partition(" among ")[2].partition(";")[0].split(", ")
@@ -81,12 +81,12 @@ def test_an_option_of_the_middleware_says_where_it_belongs(where: str, name: str
 
 
 @pytest.mark.parametrize("where", CLIENTS)
-def test_a_client_stops_with_no_server(where: str) -> None:
+def test_shutdown_code_is_not_an_option_of_a_client(where: str) -> None:
     with pytest.raises(TypeError, match=r"; got shutdown_code \(an option of WatershedASGI and WatershedWSGI\)$"):
         CLIENTS[where](shutdown_code=1012)
 
 
-def test_the_error_of_connect_names_all_that_it_takes() -> None:
+def test_the_error_of_connect_lists_all_options() -> None:
     with pytest.raises(TypeError, match=r"got protocls \(did you mean protocols\?\)$") as caught:
         clients.connect("ws://a.example", protocls=["a"])  # type: ignore[call-arg]
     listed = str(caught.value).partition(" among ")[2].partition(";")[0].split(", ")
@@ -95,7 +95,7 @@ def test_the_error_of_connect_names_all_that_it_takes() -> None:
 
 
 @pytest.mark.parametrize("ws", ["watershed_mw.uvicorn:WatershedProtocol", "websockets-sansio"])
-def test_accept_of_asgi_takes_options_of_a_connection(ws: str) -> None:
+def test_asgi_accept_takes_options_of_a_connection(ws: str) -> None:
     said = Gate[str]()
 
     async def accepting(scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,7 +112,7 @@ def test_accept_of_asgi_takes_options_of_a_connection(ws: str) -> None:
     assert said.get().endswith("; got origins (an option of WatershedASGI and WatershedWSGI)")
 
 
-def test_accept_of_wsgi_takes_options_of_a_connection() -> None:
+def test_wsgi_accept_takes_options_of_a_connection() -> None:
     said = Gate[str]()
 
     def accepting(environ: dict[str, Any], start_response: Any) -> Any:

@@ -19,7 +19,7 @@ from watershed_mw import WatershedASGI
 
 
 @pytest.mark.parametrize("field", ["text", "bytes", "both"])
-def test_asgi_messages(uvicorns: Uvicorn, field: str) -> None:
+def test_asgi_messages_accept_every_payload_type(uvicorns: Uvicorn, field: str) -> None:
     """Whichever field it is in: the type of a message is that of its payload."""
     failures = Gate[list[str]]()
 
@@ -47,7 +47,7 @@ def test_asgi_messages(uvicorns: Uvicorn, field: str) -> None:
 
 
 @pytest.mark.parametrize("ws", ["websockets-sansio", "watershed_mw.uvicorn:WatershedProtocol"])
-def test_connections_of_an_asgi_application(ws: str) -> None:
+def test_connections_accept_every_payload_type(ws: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         conn = await scope["watershed"].accept()
         for data, _ in SENDABLE.values():
@@ -64,7 +64,7 @@ def test_connections_of_an_asgi_application(ws: str) -> None:
         assert run.outcome() is None
 
 
-def test_starlettes_own_verbs(uvicorns: Uvicorn) -> None:
+def test_starlettes_methods_accept_every_payload_type(uvicorns: Uvicorn) -> None:
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
         for data, message in SENDABLE.values():

@@ -92,7 +92,7 @@ def one_warning(caplog: pytest.LogCaptureFixture) -> str:
     ],
     ids=["origin", "host", "subprotocols"],
 )
-def test_a_refusal_is_one_line_with_its_reason(
+def test_a_refusal_is_logged_once_with_its_reason(
     door: Front, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], reason: str
 ) -> None:
     with door() as server:
@@ -103,7 +103,7 @@ def test_a_refusal_is_one_line_with_its_reason(
     assert reason in line
 
 
-def test_no_subprotocol_in_common_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_common_subprotocol_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     for name in ("WatershedASGI", "WatershedASGI on another class", "WatershedRoute", "WatershedWSGI", "Shed"):
         caplog.clear()
         with DOORS[name](protocols=["b"]) as server:
@@ -113,7 +113,7 @@ def test_no_subprotocol_in_common_is_one_line(caplog: pytest.LogCaptureFixture) 
             assert "no subprotocol in common: the client offers 'a'" in one_warning(caplog)
 
 
-def test_max_connections_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_max_connections_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     for name in ("WatershedASGI", "WatershedASGI on another class", "WatershedRoute", "WatershedWSGI", "Shed"):
         caplog.clear()
         with DOORS[name](max_connections=1) as server:
@@ -125,7 +125,7 @@ def test_max_connections_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("name", ["proxy under ASGI", "proxy under WSGI"])
-def test_an_upstream_that_is_not_there_is_one_line(caplog: pytest.LogCaptureFixture, name: str) -> None:
+def test_an_unreachable_upstream_is_logged_once(caplog: pytest.LogCaptureFixture, name: str) -> None:
     with DOORS[name]() as server:
         with Peer(server.port) as peer:
             peer.send(head(f"/chat?{SECRET}"))
@@ -153,7 +153,7 @@ def test_watershed_protocol_logs_client_and_target(
     assert reason in line
 
 
-def test_a_shutdown_before_the_answer_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shutdown_before_the_answer_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     asked = Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,7 +170,7 @@ def test_a_shutdown_before_the_answer_is_one_line(caplog: pytest.LogCaptureFixtu
     assert "refused with 503: the server is shutting down" in one_warning(caplog)
 
 
-def test_limit_concurrency_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_limit_concurrency_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with Uvicorn(WatershedASGI(holding), limit_concurrency=2) as server:
         with Peer(server.port) as first:
             first.open("/chat")
@@ -181,7 +181,7 @@ def test_limit_concurrency_is_one_line(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
-def test_only_a_get_may_ask_and_a_head_gets_no_body(uvicorns: Uvicorn, method: str) -> None:
+def test_only_get_is_allowed_and_head_gets_no_body(uvicorns: Uvicorn, method: str) -> None:
     """RFC 9110 section 9.3.2: "The server MUST NOT send content in the response" to HEAD."""
     with Peer(uvicorns.port) as peer:
         peer.send(head("/chat", first=method + " {} HTTP/1.1"))
@@ -246,7 +246,7 @@ def sansio() -> Iterator[Uvicorn]:
 @pytest.mark.parametrize("field", EVIL.values(), ids=EVIL)
 @pytest.mark.parametrize("way", ["accept", "reject"])
 @pytest.mark.parametrize("where", ["uvicorn class", "another class", "werkzeug"])
-def test_a_header_field_that_cannot_be_written_is_a_clear_error(
+def test_an_invalid_header_is_a_clear_error(
     uvicorns: Uvicorn, sansio: Uvicorn, where: str, way: str, field: tuple[str, str]
 ) -> None:
     app = Answering(way, field)
@@ -277,7 +277,9 @@ def answer_of(port: int) -> bytes:
 
 @pytest.mark.parametrize("field", [field for name, field in EVIL.items() if name != "not Latin-1"])
 @pytest.mark.parametrize("message", ["websocket.accept", "websocket.http.response.start"])
-def test_neither_can_one_of_an_asgi_message(uvicorns: Uvicorn, message: str, field: tuple[str, str]) -> None:
+def test_an_invalid_header_in_an_asgi_message_is_a_clear_error(
+    uvicorns: Uvicorn, message: str, field: tuple[str, str]
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         fields = [(field[0].encode(), field[1].encode())]
@@ -294,7 +296,7 @@ def test_neither_can_one_of_an_asgi_message(uvicorns: Uvicorn, message: str, fie
 
 
 @pytest.mark.parametrize("status", [101, 99, 600, "403 no\r\nSet-Cookie: evil=1", None])
-def test_a_status_that_is_none_is_a_clear_error(uvicorns: Uvicorn, status: Any) -> None:
+def test_an_invalid_status_is_a_clear_error(uvicorns: Uvicorn, status: Any) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         with pytest.raises(ValueError, match="expected an HTTP status from 200 to 599"):
             await scope["watershed"].reject(status)
@@ -316,7 +318,7 @@ def test_a_status_that_is_none_is_a_clear_error(uvicorns: Uvicorn, status: Any) 
 
 
 @pytest.mark.parametrize("where", ["uvicorn class", "another class"])
-def test_a_streamed_rejection_that_cannot_begin_is_500(uvicorns: Uvicorn, sansio: Uvicorn, where: str) -> None:
+def test_a_streamed_rejection_with_an_invalid_start_is_a_500(uvicorns: Uvicorn, sansio: Uvicorn, where: str) -> None:
     async def body() -> Any:
         raise LookupError("a secret")
         yield b""
