@@ -116,7 +116,7 @@ def test_every_advisory_has_a_test(advisory: str) -> None:
     assert marked()["advisory"][advisory], f'mark a test with @pytest.mark.advisory("{advisory}")'
 
 
-def test_no_mark_names_what_there_is_not() -> None:
+def test_every_mark_names_an_existing_need_or_advisory() -> None:
     rows = {row: tests for row, tests in marked()["need"].items() if row not in range(1, ROWS + 1)}
     known = SERVER_ADVISORIES | CLIENT_ADVISORIES | OTHER_ADVISORIES
     advisories = {name: tests for name, tests in marked()["advisory"].items() if name not in known}

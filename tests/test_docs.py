@@ -297,7 +297,7 @@ ASGI_PYTHON = [block for block in PYTHON if block.page.name not in ELSEWHERE]
     [pytest.param(one, marks=[pytest.mark.programs] if one.name in PROGRAMS else []) for one in ASGI_PYTHON],
     ids=str,
 )
-def test_python_block(
+def test_python_blocks_run(
     block: Block, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert block.name in TESTS, f"{block} names no test of TESTS: put <!-- test: name --> in front of it"
@@ -306,12 +306,12 @@ def test_python_block(
     test(**{name: given[name] for name in inspect.signature(test).parameters})
 
 
-def test_every_test_of_a_block_has_its_block() -> None:
+def test_every_block_test_has_its_block() -> None:
     assert set(TESTS) == {block.name for block in ASGI_PYTHON}
 
 
 @pytest.mark.programs
-def test_the_log_lines_are_those_that_a_server_prints(tmp_path: Path) -> None:
+def test_documented_log_lines_match_a_server(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(named("plain").code)
     [shown] = [block.code for block in blocks() if block.page.name == "uvicorn.md" and block.language == "text"]
     uvicorn = Path(sys.executable).with_name("uvicorn")
@@ -434,13 +434,13 @@ def _ours(run: Callable[[Any], Any], *, accept: bool = True) -> ASGIApp:
 
 
 @pytest.mark.parametrize("row", tables("compare")["starlette"], ids=lambda row: row[1])
-def test_both_sides_do_the_same_on_an_open_connection(row: list[str]) -> None:
+def test_both_columns_do_the_same_on_an_open_connection(row: list[str]) -> None:
     left, right = row
     _compare(_on_asgi(left, "websocket", _starlette), _on_asgi(right, "conn", _ours))
 
 
 @pytest.mark.parametrize("row", tables("compare")["answer"], ids=lambda row: row[1])
-def test_both_sides_answer_alike(row: list[str]) -> None:
+def test_both_columns_answer_alike(row: list[str]) -> None:
     left, right = row
     theirs = _on_asgi(left, "websocket", lambda run: _starlette(run, accept=False))
     ours = _on_asgi(right, "upgrade", lambda run: _ours(run, accept=False))
@@ -451,7 +451,7 @@ def test_both_sides_answer_alike(row: list[str]) -> None:
 
 
 @pytest.mark.parametrize("row", tables("compare")["websockets"], ids=lambda row: row[1])
-def test_both_sides_do_the_same_as_websockets(row: list[str]) -> None:
+def test_both_columns_do_the_same_with_websockets(row: list[str]) -> None:
     left, right = row
     values: list[Any] = []
 
@@ -484,7 +484,7 @@ def _number(shown: str) -> float | None:
     return int(found[1].replace(",", "")) * _UNITS[found[2]] if found else None
 
 
-def test_the_table_of_settings_has_the_names_and_defaults_of_all_three() -> None:
+def test_the_settings_table_has_the_names_and_defaults_of_all_three() -> None:
     flags = {flag: option for option in uvicorn_cli.params for flag in option.opts}
     their_options = inspect.signature(serve).parameters
     settings = Settings.of({})

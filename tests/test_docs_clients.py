@@ -239,14 +239,14 @@ TESTS: dict[str, Callable[..., None]] = {
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python_block(block: Block, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(block: Block, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
     assert block.name in TESTS, f"{block} names no test of TESTS: put <!-- test: name --> in front of it"
     test = TESTS[block.name]
     known = {"block": block, "seen": seen, "capsys": capsys}
     test(**{name: known[name] for name in inspect.signature(test).parameters})
 
 
-def test_every_test_has_a_block() -> None:
+def test_every_block_test_has_its_block() -> None:
     assert {block.name for block in PYTHON} == set(TESTS)
 
 
@@ -254,7 +254,7 @@ def test_every_test_has_a_block() -> None:
 
 
 @pytest.mark.parametrize("row", tables("compare")["proxy_paths"], ids=lambda row: f"{row[0]} {row[1]}")
-def test_paths_are_as_the_table_says(row: list[str], seen: Seen) -> None:
+def test_paths_match_the_table(row: list[str], seen: Seen) -> None:
     upstream, prefix, target = (cell.strip("`") for cell in row)
     proxy = WebSocketProxy(upstream.replace("HOST", f"127.0.0.1:{seen.port}"), strip_prefix=eval(prefix))
     with Uvicorn(proxy, root_path="/notebook") as server:
@@ -264,7 +264,7 @@ def test_paths_are_as_the_table_says(row: list[str], seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("row", tables("compare")["client"], ids=lambda row: row[1])
-def test_both_sides_ask_for_the_same(row: list[str], seen: Seen) -> None:
+def test_both_columns_send_the_same_request(row: list[str], seen: Seen) -> None:
     """What the server sees of websockets' connect and of ours."""
     url = f"ws://127.0.0.1:{seen.port}/echo"
     left, right = (cell.strip("`") for cell in row)
@@ -297,7 +297,7 @@ def _number(shown: str) -> float | None:
     return float(number.replace(",", "")) * {"": 1, "s": 1, "MiB": 2**20}[unit]
 
 
-def test_the_table_of_connect_has_its_options_and_defaults() -> None:
+def test_the_options_table_matches_connect() -> None:
     parameters = inspect.signature(connect).parameters
     rows = {name: shown for cell, shown, _ in tables("names")["connect"] for name in re.findall(r"`(\w+)`", cell)}
     assert set(rows) == set(parameters) - {"url", "options"}
@@ -308,14 +308,14 @@ def test_the_table_of_connect_has_its_options_and_defaults() -> None:
     assert (Backoff().initial, Backoff().factor, Backoff().maximum) == (1, 2, 60)
 
 
-def test_the_table_of_limits_has_the_proxys_defaults() -> None:
+def test_the_limits_table_matches_the_proxy() -> None:
     parameters = inspect.signature(WebSocketProxy).parameters
     for cell, shown, _ in tables("names")["proxy"]:
         assert parameters[cell.strip("`")].default == _number(shown), cell
     assert parameters["max_message_size"].default == Settings.of({}).limits.max_message_size
 
 
-def test_the_log_lines_are_those_that_the_proxy_writes(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+def test_documented_log_lines_match_the_proxy(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
     [shown] = [block.code for block in blocks() if block.page.name == "proxy.md" and block.language == "text"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = listener.getsockname()[1]
@@ -332,7 +332,7 @@ def test_the_log_lines_are_those_that_the_proxy_writes(seen: Seen, caplog: pytes
     assert not any("secret" in line for line in lines)
 
 
-def test_a_header_of_the_applications_stands_in_place_of_the_clients(seen: Seen) -> None:
+def test_an_application_header_replaces_the_clients(seen: Seen) -> None:
     with Uvicorn(WebSocketProxy(f"ws://127.0.0.1:{seen.port}", headers={"X-User": "ann"}, keep_host=False)) as server:
         fields = {"X-User": "root", "TE": "trailers", "X-Forwarded-Host": "claimed", "Forwarded": "for=claimed"}
         fields |= {"X_User": "root", "X_Forwarded_Host": "claimed"}  # which a WSGI server calls by the same names

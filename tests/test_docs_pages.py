@@ -26,7 +26,7 @@ from watershed_mw.cli.commands import cli as watershed_cli
 
 
 @pytest.mark.parametrize("command", list(commands()), ids=lambda command: " ".join((command[0], *command[1])))
-def test_command_line(command: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_lines_parse(command: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program, arguments = command
     if program == "uvicorn":
         uvicorn_cli.make_context(program, arguments)
@@ -55,7 +55,7 @@ def test_command_line(command: tuple[str, list[str]], monkeypatch: pytest.Monkey
         raise AssertionError(f"no test knows the program {program}")
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     for where in (*PAGES, PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)\s]+)\)", where.read_text()):
             if target.startswith("http"):
@@ -97,7 +97,7 @@ def still_there(peer: Peer) -> None:
 
 @pytest.mark.programs
 @MAY_BE_LEFT_OUT
-def test_behind_a_proxy_the_client_is_known_and_pages_of_its_host_may_connect(proxy: Proxy) -> None:
+def test_behind_a_proxy_client_address_and_origin_check_work(proxy: Proxy) -> None:
     with proxy.peer() as peer:
         peer.open("/", Host=proxy.host, Origin=f"{proxy.scheme}://{proxy.host}")
         assert peer.text() == ("ws 127.0.0.1" if proxy.is_caddy else "wss 127.0.0.1")
@@ -108,7 +108,7 @@ def test_behind_a_proxy_the_client_is_known_and_pages_of_its_host_may_connect(pr
 
 @pytest.mark.programs
 @MAY_BE_LEFT_OUT
-def test_pings_keep_a_silent_connection_open_for_longer_than_the_proxy_bears(proxy: Proxy) -> None:
+def test_pings_keep_an_idle_connection_open_beyond_the_proxys_timeout(proxy: Proxy) -> None:
     with proxy.peer() as alive, proxy.peer() as still:
         for peer, path in ((alive, "/alive"), (still, "/still")):
             peer.open(path, Host=proxy.host)
@@ -125,7 +125,7 @@ def test_pings_keep_a_silent_connection_open_for_longer_than_the_proxy_bears(pro
 
 @pytest.mark.programs
 @MAY_BE_LEFT_OUT
-def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
+def test_a_proxy_reload_affects_connections_as_documented(proxy: Proxy) -> None:
     with proxy.peer() as old, proxy.peer() as new:
         old.open("/alive", Host=proxy.host)
         assert old.text().endswith("127.0.0.1")
@@ -147,7 +147,7 @@ def test_what_a_reload_of_the_proxy_does_to_connections(proxy: Proxy) -> None:
 @pytest.mark.programs
 @MAY_BE_LEFT_OUT
 @pytest.mark.parametrize("host", ["$proxy_host", "$host"])
-def test_nginx_must_pass_the_host_on_with_its_port(host: str, upstream: int, tmp_path: Path) -> None:
+def test_nginx_must_pass_the_host_with_its_port(host: str, upstream: int, tmp_path: Path) -> None:
     need("nginx")
     with nginx(tmp_path, upstream, ("$http_host", host)) as proxy, proxy.peer() as peer:
         peer.send(head("/", Host=proxy.host, Origin=f"https://{proxy.host}"))

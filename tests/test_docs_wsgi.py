@@ -234,14 +234,14 @@ TESTS: dict[str, Callable[..., None]] = {
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python_block(block: Block, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(block: Block, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert block.name in TESTS, f"{block} names no test of TESTS: put <!-- test: name --> in front of it"
     test = TESTS[block.name]
     known = {"block": block, "place": tmp_path, "capsys": capsys}
     test(**{name: known[name] for name in inspect.signature(test).parameters})
 
 
-def test_every_test_has_a_block() -> None:
+def test_every_block_test_has_its_block() -> None:
     assert {block.name for block in PYTHON} == set(TESTS)
 
 
@@ -267,7 +267,7 @@ ROWS = {
 }
 
 
-def test_the_table_of_servers_says_what_the_tests_of_the_servers_show() -> None:
+def test_the_server_table_matches_the_server_tests() -> None:
     shown = {row[0]: row[1:] for row in tables("names")["wsgi_servers"]}
     assert set(shown) == set(ROWS)
     for title, (blocking, background, asynchronous, tls, early, _) in shown.items():
@@ -278,10 +278,10 @@ def test_the_table_of_servers_says_what_the_tests_of_the_servers_show() -> None:
         assert early == ("yes" if kind.early else "lost"), title
 
 
-def test_every_server_of_the_tests_is_on_the_page() -> None:
+def test_every_tested_server_is_on_the_page() -> None:
     variants = {"werkzeug-single", "werkzeug-debugger", "gunicorn-preload", "gunicorn-unix"}
     assert set(ROWS.values()) | variants == set(SERVERS)
 
 
-def test_pages_are_in_the_tree() -> None:
+def test_example_pages_exist() -> None:
     assert {page.name for page in (PROJECT / "docs").glob("*.md")} >= set(PAGES)

@@ -134,13 +134,13 @@ def echo() -> Iterator[Echo]:
         thread.join(LIMIT)
 
 
-def test_every_example_is_executed() -> None:
+def test_every_example_is_run() -> None:
     files = {path.name for path in EXAMPLES.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert files == {*ECHOES, *OTHERS}
 
 
 @pytest.mark.parametrize("name", ECHOES)
-def test_echo_examples(name: str) -> None:
+def test_echo_examples_echo(name: str) -> None:
     with Program(EXAMPLES / name, "0") as program:
         port = program.port()
         with dial(port, protocols=["unknown.v1", "echo.watershed"]) as connection:
@@ -166,7 +166,7 @@ def test_echo_examples_refuse_a_plain_request(name: str) -> None:
         assert "Traceback" not in program.output
 
 
-def test_uvicorn_plain_example() -> None:
+def test_uvicorn_plain_example_echoes() -> None:
     with Program(EXAMPLES / "uvicorn_plain.py", "0") as program:
         with dial(program.port()) as connection:
             assert_echo(connection, "Grüße, 水", "", "a" * 70_000)
@@ -175,7 +175,7 @@ def test_uvicorn_plain_example() -> None:
 
 
 @pytest.mark.parametrize("name", ["starlette_chat.py", "flask_rooms.py"])
-def test_chat_examples_and_their_httpx_client(name: str) -> None:
+def test_chat_examples_work_with_their_httpx_client(name: str) -> None:
     with Program(EXAMPLES / name, "0") as program:
         port = program.port()
         assert_refused(401, port, "/rooms/blue")
@@ -225,7 +225,7 @@ def test_notebook_examples_lead_each_user_to_their_own_server(name: str) -> None
         assert "Traceback" not in program.output
 
 
-def test_jupyter_like_examples_agree_on_a_subprotocol_end_to_end() -> None:
+def test_jupyter_like_examples_negotiate_a_subprotocol_end_to_end() -> None:
     module: dict[str, Any] = runpy.run_path(str(EXAMPLES / "jupyter_like_kernel.py"))
     pack, unpack, protocol = module["pack"], module["unpack"], module["PROTOCOL"]
     port_of_kernel = free_port()
@@ -252,7 +252,7 @@ def test_jupyter_like_examples_agree_on_a_subprotocol_end_to_end() -> None:
         assert "Traceback" not in kernel.output + proxy.output
 
 
-def test_flask_rooms_example_has_a_page_for_it() -> None:
+def test_flask_rooms_example_serves_its_page() -> None:
     with Program(EXAMPLES / "flask_rooms.py", "0") as program:
         with urlopen(f"http://127.0.0.1:{program.port()}/", timeout=LIMIT) as answer:
             page = answer.read().decode()
@@ -275,7 +275,7 @@ def test_wsgi_plain_example_leaves_its_only_thread_free() -> None:
         assert "Traceback" not in program.output
 
 
-def test_fastapi_rooms_example() -> None:
+def test_fastapi_rooms_example_works() -> None:
     with Program(EXAMPLES / "fastapi_rooms.py", "0") as program:
         port = program.port()
         ann, bob = ({"Authorization": f"Bearer {name}"} for name in ("ann", "bob"))
@@ -295,13 +295,13 @@ def test_fastapi_rooms_example() -> None:
         assert "Traceback" not in program.output
 
 
-def test_client_example(echo: Echo) -> None:
+def test_client_example_prints_the_reply(echo: Echo) -> None:
     with Program(EXAMPLES / "client.py", str(echo.port)) as program:
         assert program.wait() == 0
         assert "echo.watershed: 'Hello, watershed!'" in program.output
 
 
-def test_client_example_meets_server_example() -> None:
+def test_client_example_talks_to_server_example() -> None:
     with Program(EXAMPLES / "asyncio_server.py", "0") as server:
         with Program(EXAMPLES / "client.py", str(server.port())) as client:
             assert client.wait() == 0
@@ -338,7 +338,7 @@ def test_raw_socket_example_relays(echo: Echo) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_demo_serves_its_page_and_ends_in_good_order(number: signal.Signals) -> None:
+def test_demo_serves_its_page_and_shuts_down_cleanly(number: signal.Signals) -> None:
     with Program(EXAMPLES / "demo.py", "--port", "0") as demo:
         port = demo.port()
         page = f"http://127.0.0.1:{port}"
@@ -362,7 +362,7 @@ def test_demo_serves_its_page_and_ends_in_good_order(number: signal.Signals) -> 
         assert not demo.group_is_alive()
 
 
-def test_demo_lets_in_its_own_page_only() -> None:
+def test_demo_accepts_only_its_own_page() -> None:
     with Program(EXAMPLES / "demo.py", "--port", "0") as demo:
         port = demo.port()
         for door in (port, flask_port(f"http://127.0.0.1:{port}")):
@@ -370,7 +370,7 @@ def test_demo_lets_in_its_own_page_only() -> None:
 
 
 @pytest.mark.parametrize("by", ["server", "page"])
-def test_demo_closes_with_the_code_that_was_asked_for(by: str) -> None:
+def test_demo_closes_with_the_requested_code(by: str) -> None:
     with Program(EXAMPLES / "demo.py", "--port", "0") as demo:
         port = demo.port()
         for door in (port, flask_port(f"http://127.0.0.1:{port}")):
@@ -384,7 +384,7 @@ def test_demo_closes_with_the_code_that_was_asked_for(by: str) -> None:
                 assert (connection.close_code, connection.close_reason) == (4002, "bis später")
 
 
-def test_demo_says_so_when_its_port_is_taken() -> None:
+def test_demo_reports_a_port_in_use() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         Program(EXAMPLES / "demo.py", "--port", str(taken.getsockname()[1])) as demo,
@@ -404,7 +404,7 @@ def snippets() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_readme_shows_two_doors_a_raw_socket_a_client_and_a_proxy() -> None:
+def test_readme_has_all_its_snippets() -> None:
     shown = snippets()
     for what in ("WatershedASGI(", "WatershedWSGI(", ".accept(", "connect(", "WebSocketProxy("):
         assert any(what in snippet for snippet in shown), f"README.md has no Python block with {what}"
@@ -422,7 +422,7 @@ def wait_for_listener(program: Program, port: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(snippets())))
-def test_readme_snippet(number: int, tmp_path: Path, echo: Echo) -> None:
+def test_readme_snippets_run(number: int, tmp_path: Path, echo: Echo) -> None:
     snippet = snippets()[number]
     assert "8000" in snippet, "a Python block of README.md is a whole program that names port 8000"
     client = CLIENT.search(snippet) is not None

@@ -37,6 +37,6 @@ TOLD = [
 
 
 @pytest.mark.parametrize("page, told", TOLD)
-def test_the_memory_of_an_idle_connection_is_the_measured_one_on_every_page(page: str, told: str) -> None:
+def test_documented_idle_memory_matches_the_benchmark(page: str, told: str) -> None:
     text = " ".join((DOCS / page).read_text().split())
     assert told in text, f"expected {told!r} in {page}, as the benchmark says"

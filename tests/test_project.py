@@ -160,20 +160,20 @@ def _identify(path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(_children(ROOT / PACKAGE)))
-def test_a_folder_imports_what_it_may(name: str) -> None:
+def test_a_folder_imports_only_what_it_may(name: str) -> None:
     found = _children(ROOT / PACKAGE)[name]
     assert {other: at for other, at in found.items() if other not in MAY_IMPORT[name]} == {}
     assert MAY_IMPORT[name] <= found.keys(), "MAY_IMPORT allows what nobody needs"
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES}), ids=_identify)
-def test_imports_form_no_circle(folder: Path) -> None:
+def test_imports_form_no_cycle(folder: Path) -> None:
     children = _children(folder)
     placed = set().union(*_floors(children))
     assert {name: found for name, found in children.items() if name not in placed} == {}
 
 
-def test_the_package_has_few_rooms_on_few_floors() -> None:
+def test_the_package_has_few_modules_on_few_import_levels() -> None:
     children = _children(ROOT / PACKAGE)
     assert len(children) <= 30
     assert len(_floors(children)) <= 9
@@ -188,7 +188,7 @@ def test_core_imports_the_standard_library_without_io_clock_or_threads(path: Pat
         assert top not in CLOCKS_AND_IO, f"{path.name}:{line}: {imported}"
 
 
-def test_core_runs_without_cython_and_loads_no_io_module(run_python: RunPython) -> None:
+def test_core_runs_without_cython_and_imports_no_io_module(run_python: RunPython) -> None:
     loaded = run_python(
         "import sys\n"
         "class Hide:\n"
@@ -212,7 +212,7 @@ def test_modules_are_small() -> None:
     assert statistics.median(lines.values()) <= 200
 
 
-def test_files_of_tests_are_small() -> None:
+def test_test_files_are_small() -> None:
     lines = {_identify(path): len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
     assert {name: count for name, count in lines.items() if count > 700} == {}
 
@@ -268,24 +268,24 @@ def test_classes_have_at_most_350_lines(path: Path) -> None:
     assert {name: size for name, size in sizes.items() if size > 350} == {}
 
 
-def test_chooser_is_small() -> None:
+def test_the_build_selection_is_small() -> None:
     assert len((ROOT / PACKAGE / "_implementation.py").read_text().splitlines()) <= 40
 
 
-def test_types_of_the_compiled_modules_hold_no_logic() -> None:
+def test_pxd_files_hold_no_logic() -> None:
     assert {_module_name(path) for path in TYPES} == set(HOT_PATH) | DECLARATIONS
     for path in TYPES:
         assert path.with_suffix(".py").exists() is (_module_name(path) not in DECLARATIONS)
         assert not re.search(r"^\s*(return|if|for|while|inline)\b", path.read_text(), re.MULTILINE), path.name
 
 
-def test_a_connection_comes_without_a_dictionary() -> None:
+def test_a_connection_has_no_dictionary() -> None:
     """Where there is one, each call between its methods looks for another method in it first."""
     connection = importlib.import_module(f"{PACKAGE}.connection.aio.connection").AsyncioConnection
     assert connection.__dictoffset__ == 0
 
 
-def test_a_connection_is_no_buffered_protocol_to_uvloop() -> None:
+def test_uvloop_does_not_treat_a_connection_as_a_buffered_protocol() -> None:
     """It takes whatever has this name for one, and would read each small message in a dearer way."""
     connection = importlib.import_module(f"{PACKAGE}.connection.aio.connection").AsyncioConnection
     assert not hasattr(connection, "get_buffer")
@@ -307,7 +307,7 @@ def test_pure_environment_variable_forces_the_interpreted_build(run_python: RunP
     assert run_python(SHOW_IMPLEMENTATION, WATERSHED_MW_PURE="1").strip() == "interpreted"
 
 
-def test_extension_modules_are_used_where_they_are_built(run_python: RunPython) -> None:
+def test_extension_modules_are_used_if_built(run_python: RunPython) -> None:
     expected = "compiled" if _compiled_here() else "interpreted"
     assert run_python(SHOW_IMPLEMENTATION, WATERSHED_MW_PURE=None).strip() == expected
     if os.environ.get("WATERSHED_MW_COMPILE") == "required":
@@ -320,7 +320,7 @@ def test_extension_modules_enable_the_gil(run_python: RunPython) -> None:
     assert run_python(shown, PYTHON_GIL=None).strip() == str(bool(_compiled_here()))
 
 
-def test_no_extension_module_is_declared_to_run_without_the_gil() -> None:
+def test_no_extension_module_declares_free_threading() -> None:
     """Before one is, the tests of the core and of connections must pass on a free-threaded CPython."""
     assert not re.search(r"freethreading_compatible\W+True", (ROOT / "setup.py").read_text())
 
@@ -333,7 +333,7 @@ def test_version_is_the_newest_of_the_changelog() -> None:
     assert versions[0] == importlib.import_module(PACKAGE).__version__
 
 
-def test_one_hard_dependency() -> None:
+def test_there_is_one_required_dependency() -> None:
     assert [re.match(r"[\w-]+", need)[0] for need in PROJECT["dependencies"]] == ["h11"]  # type: ignore[index]
 
 
@@ -387,7 +387,7 @@ def _expected_sources() -> set[str]:
 
 @pytest.mark.programs
 @pytest.mark.timeout(120)
-def test_sdist_holds_what_a_build_needs_and_nothing_that_was_built(unpacked_sdist: Path) -> None:
+def test_sdist_holds_everything_for_a_build_and_nothing_built(unpacked_sdist: Path) -> None:
     names = {str(path.relative_to(unpacked_sdist)) for path in unpacked_sdist.rglob("*") if path.is_file()}
     typed = {_identify(path) for path in TYPES}
     needed = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "CHANGELOG.md", "tests/test_project.py"}

@@ -88,13 +88,13 @@ NAMES = [(module, name) for module, names in PUBLIC.items() for name in names]
 
 
 @pytest.mark.parametrize("module, name", NAMES)
-def test_a_public_name_is_the_object_that_the_package_works_with(module: str, name: str) -> None:
+def test_a_public_name_is_the_object_that_the_package_uses(module: str, name: str) -> None:
     made = importlib.import_module(f"watershed_mw.{PUBLIC[module][name]}")
     assert getattr(importlib.import_module(module), name) is getattr(made, name)
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_a_public_module_exports_what_it_promises(module: str) -> None:
+def test_a_public_module_exports_its_documented_names(module: str) -> None:
     exported = set(importlib.import_module(module).__all__)
     assert exported >= PUBLIC[module].keys()
     assert all(hasattr(importlib.import_module(module), name) for name in exported)

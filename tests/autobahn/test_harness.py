@@ -32,7 +32,7 @@ def test_patterns_match_whole_identifiers() -> None:
         cases.select(["6.*"], known)
 
 
-def test_a_set_of_cases_survives_being_written_shortly() -> None:
+def test_a_set_of_cases_survives_its_short_form() -> None:
     members = ["1.1.1", "1.1.2", "1.2.1", "2.1", "2.2", "2.4", "13.7.18"]
     assert cases.compress(members) == ["1.1.1-2 1.2.1", "2.1-2 2.4", "13.7.18"]
     assert cases.expand(cases.compress(members)) == members
@@ -40,7 +40,7 @@ def test_a_set_of_cases_survives_being_written_shortly() -> None:
         cases.expand(["x"])
 
 
-def test_shards_hold_every_case_once() -> None:
+def test_shards_contain_every_case_once() -> None:
     members = [f"12.1.{number}" for number in range(1, 19)]
     parts = cases.split(members, 4)
     assert sorted(itertools.chain(*parts), key=cases.order) == members
@@ -80,7 +80,7 @@ def test_the_recorded_good_outcome_passes() -> None:
     assert compare({"1.1.1": OK}, {"1.1.1": OK}, ["1.1.1"]) == []
 
 
-def test_the_baseline_survives_being_written(tmp_path: Path) -> None:
+def test_the_baseline_survives_saving_and_loading(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     other = {"1.1.1": OK, "7.1.6": Outcome("INFORMATIONAL", "INFORMATIONAL", None)}
     baseline = {"a/compiled": {"1.1.1": OK}, "a/interpreted": {"1.1.1": OK}, "b/compiled": other}
@@ -96,7 +96,7 @@ def test_a_problem_outside_any_case_is_a_failure(capsys: pytest.CaptureFixture[s
     assert "some-door/compiled: the door died" in capsys.readouterr().out
 
 
-def test_without_python27_one_line_says_so_and_nothing_passes(tmp_path: Path) -> None:
+def test_without_python27_one_line_says_so_and_nothing_counts_as_passed(tmp_path: Path) -> None:
     """Without a finished set-up, and with neither PATH nor pyenv to find a Python 2.7 in."""
     program = (
         "import pathlib, sys; from tests.autobahn import __main__, suite;"
@@ -110,7 +110,7 @@ def test_without_python27_one_line_says_so_and_nothing_passes(tmp_path: Path) ->
     assert done.stdout.startswith("conformance NOT RUN: ")
 
 
-def test_a_child_is_ended_even_if_it_ignores_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.autobahn.process._PATIENCE", 0.2)
     program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('pid: 1'); time.sleep(60)"
 

@@ -107,12 +107,12 @@ def test_ordinary_routes_and_websocket_routes_coexist(uvicorns: Uvicorn, caplog:
         ("/router/x", ["/router", "/router/x", {}]),
     ],
 )
-def test_path_parameters_convertors_and_mounts(uvicorns: Uvicorn, path: str, expected: list[Any]) -> None:
+def test_path_parameters_convertors_and_mounts_work(uvicorns: Uvicorn, path: str, expected: list[Any]) -> None:
     uvicorns.run(Starlette(routes=ROUTES))
     assert told(uvicorns.port, path) == [*expected, {"q": "2"} if "?" in path else {}]
 
 
-def test_a_host_route(uvicorns: Uvicorn) -> None:
+def test_a_host_route_works(uvicorns: Uvicorn) -> None:
     uvicorns.run(Starlette(routes=ROUTES))
     assert told(uvicorns.port, "/hosted", Host="other.example")[1] == "/hosted"
     assert refused(uvicorns.port, "/hosted").status == 403
@@ -125,7 +125,7 @@ def test_the_root_path_of_a_server_reaches_the_handler() -> None:
     assert values == {"tenant": ["str", "t"], "room": ["str", "r"]}
 
 
-def test_names_of_routes_become_paths_and_urls(uvicorns: Uvicorn) -> None:
+def test_route_names_become_paths_and_urls(uvicorns: Uvicorn) -> None:
     app = Starlette(routes=ROUTES)
     assert app.url_path_for("number", number=7, rest="a/b") == "/int/7/a/b"
     assert app.url_path_for("api:tenant:room", tenant="t", room="r") == "/api/t/rooms/r"
@@ -141,7 +141,7 @@ def test_names_of_routes_become_paths_and_urls(uvicorns: Uvicorn) -> None:
     assert told(uvicorns.port, "/urls", Host="site.example") == "ws://site.example/urls"
 
 
-def test_a_route_is_shown_and_compared_like_starlettes_own() -> None:
+def test_a_route_has_starlettes_repr_and_equality() -> None:
     route = WatershedRoute("/echo", echo)
     assert repr(route) == "WatershedRoute(path='/echo', name='echo')"
     assert route == WatershedRoute("/echo", echo)
@@ -168,7 +168,7 @@ def test_endpoints_may_be_methods_partials_and_objects(uvicorns: Uvicorn) -> Non
         assert told(uvicorns.port, f"/{name}") == name
 
 
-def test_requests_that_are_no_upgrade_or_go_elsewhere(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_plain_requests_and_other_paths_are_not_matched(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     """What Starlette says to a page request for a WebSocket's path, and to a WebSocket for no path at all."""
     uvicorns.run(Starlette(routes=ROUTES))
     answer = get(uvicorns.port, "/echo")
@@ -179,14 +179,14 @@ def test_requests_that_are_no_upgrade_or_go_elsewhere(uvicorns: Uvicorn, caplog:
     assert errors_in(caplog.records) == []
 
 
-def test_a_route_alone_is_an_application(uvicorns: Uvicorn) -> None:
+def test_a_route_is_an_application_on_its_own(uvicorns: Uvicorn) -> None:
     uvicorns.run(Router(routes=[WatershedRoute("/echo", echo)]))
     with dial(uvicorns.port, "/echo") as client:
         client.send("hello")
         assert client.recv(LIMIT) == "hello"
 
 
-def test_a_bad_option_of_a_route_is_an_error_at_the_start() -> None:
+def test_an_invalid_option_of_a_route_is_an_error_at_definition() -> None:
     with pytest.raises(TypeError, match="max_size"):
         WatershedRoute("/", echo, max_size=1)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="max_message_size"):
@@ -230,7 +230,7 @@ def test_no_subprotocol_in_common_is_refused_before_the_handler(
 
 @pytest.mark.need(8)
 @pytest.mark.parametrize("front", [False, True], ids=["alone", "behind the middleware"])
-def test_a_route_judges_every_request(uvicorns: Uvicorn, front: bool) -> None:
+def test_a_route_validates_every_request(uvicorns: Uvicorn, front: bool) -> None:
     entered = Inbox[None]()
 
     async def handler(conn: AsyncConnection) -> None:
@@ -248,7 +248,7 @@ def test_a_route_judges_every_request(uvicorns: Uvicorn, front: bool) -> None:
         assert peer.close() == (1000, "")
 
 
-def test_options_of_a_route_go_before_those_of_the_middleware(uvicorns: Uvicorn) -> None:
+def test_options_of_a_route_override_those_of_the_middleware(uvicorns: Uvicorn) -> None:
     routes = [
         WatershedRoute("/own", echo, max_message_size=100, origins=["http://friend.example"]),
         WatershedRoute("/front", echo),
@@ -268,7 +268,7 @@ def test_options_of_a_route_go_before_those_of_the_middleware(uvicorns: Uvicorn)
     assert refused(uvicorns.port, "/open", Origin="http://evil.example").status == 403
 
 
-def test_options_of_a_route_alone(uvicorns: Uvicorn) -> None:
+def test_options_of_a_route_work_without_the_middleware(uvicorns: Uvicorn) -> None:
     route = WatershedRoute(
         "/", echo, origins=["http://friend.example"], compression=DeflateOptions(window_bits=9), max_message_rate=5
     )
@@ -332,9 +332,7 @@ def test_a_refusal_has_status_headers_and_body(
     assert errors_in(caplog.records) == []
 
 
-def test_a_websocket_exception_before_the_accept_is_starlettes_403(
-    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_websocket_exception_before_the_accept_is_a_403(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
         raise WebSocketException(1008, "no")
 
@@ -359,7 +357,7 @@ def test_an_accept_takes_protocols_headers_and_options(uvicorns: Uvicorn) -> Non
         assert peer.close()[0] == 1009
 
 
-def test_a_second_answer_is_a_mistake_of_the_program(uvicorns: Uvicorn) -> None:
+def test_a_second_answer_is_a_local_error(uvicorns: Uvicorn) -> None:
     errors = Inbox[Exception]()
 
     async def handler(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
@@ -404,7 +402,7 @@ def test_a_failed_negotiation_may_be_caught(uvicorns: Uvicorn) -> None:
     assert run.outcome() is None
 
 
-def test_upgrade_of_without_a_middleware_says_what_is_missing(
+def test_upgrade_of_without_the_middleware_says_what_is_missing(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     errors = Inbox[RuntimeError]()
@@ -456,7 +454,7 @@ def test_an_error_before_the_accept_is_a_500_and_is_logged(
     [LookupError("a secret"), HTTPException(404), WebSocketException(1008)],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_after_the_accept_is_1011_and_is_logged(
+def test_an_error_after_the_accept_closes_with_1011_and_is_logged(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     async def handler(conn: AsyncConnection) -> None:
@@ -479,7 +477,9 @@ def test_an_error_after_the_accept_is_1011_and_is_logged(
 
 
 @pytest.mark.need(14, 15)
-def test_a_handler_that_only_sends_stops_with_its_client(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handler_that_only_sends_stops_when_its_client_leaves(
+    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
+) -> None:
     errors = Inbox[ConnectionClosed]()
 
     async def handler(conn: AsyncConnection) -> None:
@@ -502,7 +502,7 @@ def test_a_handler_that_only_sends_stops_with_its_client(uvicorns: Uvicorn, capl
     assert errors_in(caplog.records) == []
 
 
-def test_events_from_a_handler_of_a_route(uvicorns: Uvicorn) -> None:
+def test_a_route_handler_may_use_events(uvicorns: Uvicorn) -> None:
     ended = Inbox[tuple[int, str]]()
 
     async def handler(conn: AsyncConnection) -> None:

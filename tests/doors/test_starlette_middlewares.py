@@ -64,7 +64,7 @@ def signed(session: Mapping[str, Any]) -> str:
 
 @pytest.mark.need(10)
 @pytest.mark.parametrize("front", [False, True], ids=["alone", "behind the middleware"])
-def test_the_request_is_starlettes_with_everything_in_front(uvicorns: Uvicorn, front: bool) -> None:
+def test_the_request_has_everything_that_middleware_adds(uvicorns: Uvicorn, front: bool) -> None:
     app = Starlette(
         routes=[Mount("/in", routes=[WatershedRoute("/who", who)])],
         middleware=[
@@ -117,7 +117,7 @@ def renaming(send: Send, old: str, new: str) -> Send:
 
 @pytest.mark.need(10)
 @pytest.mark.parametrize("place", ["no middleware", "first of the list", "last of the list", "outermost wrapper"])
-def test_a_session_that_the_handler_begins_is_a_cookie_on_the_101(uvicorns: Uvicorn, place: str) -> None:
+def test_a_session_started_before_the_accept_is_a_cookie_on_the_101(uvicorns: Uvicorn, place: str) -> None:
     async def login(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
         request.session["name"] = request.query_params["name"]
         conn = await upgrade.accept(headers=[("Set-Cookie", "own=1")])
@@ -180,7 +180,7 @@ def test_authentication_decides_before_the_101(uvicorns: Uvicorn, caplog: pytest
     assert errors_in(caplog.records) == []
 
 
-def test_an_authentication_error_is_an_http_answer(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_authentication_error_is_an_http_response(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     from starlette.authentication import AuthenticationError
 
     class Broken(AuthenticationBackend):
@@ -193,7 +193,7 @@ def test_an_authentication_error_is_an_http_answer(uvicorns: Uvicorn, caplog: py
     assert errors_in(caplog.records) == []
 
 
-def test_cors_lets_websockets_pass_untouched(uvicorns: Uvicorn) -> None:
+def test_cors_does_not_affect_websockets(uvicorns: Uvicorn) -> None:
     """CORS is for pages: it neither lets a foreign WebSocket in nor keeps an allowed one out."""
     cors = Middleware(CORSMiddleware, allow_origins=["https://app.example"])
     routes = [WatershedRoute("/strict", echo), WatershedRoute("/app", echo, origins=["https://app.example"])]
@@ -232,7 +232,7 @@ class Watching:
 
 
 @pytest.mark.parametrize("place", ["alone", "inside the middleware", "outside the middleware", "on the route"])
-def test_a_middleware_between_sees_the_handshake_and_not_the_frames(uvicorns: Uvicorn, place: str) -> None:
+def test_middleware_sees_the_handshake_but_not_the_frames(uvicorns: Uvicorn, place: str) -> None:
     seen: list[str] = []
 
     async def handler(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
@@ -257,7 +257,7 @@ def test_a_middleware_between_sees_the_handshake_and_not_the_frames(uvicorns: Uv
     assert seen[2:] == ["websocket.connect", "websocket.http.response.start", "websocket.http.response.body"]
 
 
-def test_middlewares_of_a_mount_and_of_a_route_all_stand_in_front(uvicorns: Uvicorn) -> None:
+def test_middleware_of_mounts_and_routes_applies(uvicorns: Uvicorn) -> None:
     seen: list[str] = []
     route = WatershedRoute("/x", echo, middleware=[Middleware(Watching, seen=seen, name="x-route")])
     mount = Mount("/m", routes=[route], middleware=[Middleware(Watching, seen=seen, name="x-mount")])
@@ -269,7 +269,7 @@ def test_middlewares_of_a_mount_and_of_a_route_all_stand_in_front(uvicorns: Uvic
 
 
 @pytest.mark.parametrize("place", ["outermost", "in Starlette's list"])
-def test_the_middleware_with_origins(uvicorns: Uvicorn, place: str) -> None:
+def test_the_middlewares_origins_apply(uvicorns: Uvicorn, place: str) -> None:
     inner = [WatershedRoute("/ours", echo), WebSocketRoute("/plain", plain)]
     if place == "outermost":
         app: Any = WatershedASGI(Starlette(routes=inner), origins=["https://*.friend.example"])

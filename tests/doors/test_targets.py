@@ -53,7 +53,7 @@ TARGETS = (
 
 
 @pytest.mark.parametrize("target, told", TARGETS)
-def test_a_target_in_absolute_form(every_uvicorn: Uvicorn, target: str, told: str) -> None:
+def test_an_absolute_form_target_gives_path_and_host(every_uvicorn: Uvicorn, target: str, told: str) -> None:
     """RFC 9112 section 3.2.2: "the origin server MUST ignore the received Host header field"."""
     every_uvicorn.run(tell_scope)
     with Peer(every_uvicorn.port) as peer:
@@ -62,7 +62,7 @@ def test_a_target_in_absolute_form(every_uvicorn: Uvicorn, target: str, told: st
 
 
 @pytest.mark.parametrize("target, told", TARGETS)
-def test_a_target_in_absolute_form_where_the_server_keeps_the_frames(others: Uvicorn, target: str, told: str) -> None:
+def test_an_absolute_form_target_works_over_asgi_messages(others: Uvicorn, target: str, told: str) -> None:
     others.run(WatershedASGI(tell_scope))
     with Peer(others.port) as peer:
         peer.open_with(head(target, first=ABSOLUTE, Host="ignored.example"))
@@ -87,14 +87,14 @@ def tell_environ(environ: dict[str, Any], start_response: Any) -> Any:
     return ()
 
 
-def test_a_target_in_absolute_form_under_wsgi() -> None:
+def test_an_absolute_form_target_works_under_wsgi() -> None:
     with Werkzeug(WatershedWSGI(tell_environ)) as server, Peer(server.port) as peer:
         peer.open_with(head("/a%2Fb?x=1", first=ABSOLUTE, Host="ignored.example", Origin="http://a.example:8080"))
         assert peer.text() == "/a/b x=1 a.example:8080 /a%2Fb?x=1"
 
 
 @pytest.mark.parametrize("door", ["asgi", "wsgi"])
-def test_a_target_in_absolute_form_at_a_proxy(door: str) -> None:
+def test_an_absolute_form_target_works_with_a_proxy(door: str) -> None:
     async def tell(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         host = dict(scope["headers"])[b"x-forwarded-host"].decode()
@@ -120,7 +120,7 @@ def test_a_target_in_absolute_form_at_a_proxy(door: str) -> None:
     ],
     ids=["as gevent", "as gunicorn", "as waitress"],
 )
-def test_the_environs_of_other_servers(environ: dict[str, str]) -> None:
+def test_environs_of_other_servers_are_understood(environ: dict[str, str]) -> None:
     seen: list[dict[str, Any]] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
@@ -135,7 +135,7 @@ def test_the_environs_of_other_servers(environ: dict[str, str]) -> None:
         assert seen[0].get(name, "/chat?x=1") == "/chat?x=1"
 
 
-def test_a_raw_head_and_other_objects_with_a_target_in_absolute_form() -> None:
+def test_an_absolute_form_target_works_in_raw_heads_and_other_objects() -> None:
     request, _ = read_request_head(head("/chat?x=1", first=ABSOLUTE))
     assert (request.target, request.headers.get("host")) == ("/chat?x=1", "a.example:8080")
 
@@ -155,13 +155,13 @@ def test_an_absolute_target_without_a_proper_host_is_refused(uvicorns: Uvicorn, 
 
 
 @pytest.mark.parametrize("host", [None, ["a.example:8080", "a.example:8080"]], ids=["no", "two"])
-def test_an_absolute_target_does_not_stand_in_for_the_host(uvicorns: Uvicorn, host: Any) -> None:
+def test_an_absolute_target_does_not_replace_a_missing_host(uvicorns: Uvicorn, host: Any) -> None:
     """RFC 9112 section 3.2: a request without a Host field, or with two, is answered with 400 all the same."""
     refused(uvicorns, first=ABSOLUTE, Host=host)
 
 
 @pytest.mark.parametrize("target", ["*", "ftp://a.example/chat"])
-def test_a_target_that_is_no_path_is_refused(uvicorns: Uvicorn, target: str) -> None:
+def test_a_target_that_is_not_a_path_is_refused(uvicorns: Uvicorn, target: str) -> None:
     refused(uvicorns, first=f"GET {target} HTTP/1.1")
 
 
@@ -187,7 +187,7 @@ def test_an_invalid_host_is_refused(every_uvicorn: Uvicorn, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", INVALID_HOSTS)
-def test_an_invalid_host_is_refused_at_the_other_doors(others: Uvicorn, host: str) -> None:
+def test_an_invalid_host_is_refused_by_the_other_integrations(others: Uvicorn, host: str) -> None:
     run = others.run(WatershedASGI(tell_scope))
     with Peer(others.port) as peer:
         peer.send(head("/", Host=host))
@@ -206,13 +206,13 @@ def test_a_control_character_in_the_head_is_refused(every_uvicorn: Uvicorn, plac
 
 @pytest.mark.parametrize("byte", ["\0", "\x0b", "\x7f"], ids=["NUL", "VT", "DEL"])
 @pytest.mark.parametrize("place", ["X-Anything", "Host", "Origin", "Cookie"])
-def test_a_control_character_that_a_wsgi_server_lets_pass_is_refused(place: str, byte: str) -> None:
+def test_a_control_character_that_a_wsgi_server_accepts_is_refused(place: str, byte: str) -> None:
     with Werkzeug(WatershedWSGI(tell_environ)) as server, Peer(server.port) as peer:
         peer.send(head("/", **{place.replace("-", "_"): f"a{byte}b"}))
         assert peer.refusal().status == 400
 
 
-def test_neither_may_one_stand_in_the_target() -> None:
+def test_a_control_character_in_the_target_is_refused() -> None:
     with Werkzeug(WatershedWSGI(tell_environ)) as server, Peer(server.port) as peer:
         peer.send(head("/a\0b"))
         assert b"control character" in peer.refusal().body
@@ -221,7 +221,7 @@ def test_neither_may_one_stand_in_the_target() -> None:
         assert peer.text().startswith("/a\0b ")
 
 
-def test_a_head_that_is_too_long_is_refused_before_it_is_parsed(uvicorns: Uvicorn) -> None:
+def test_an_oversized_head_is_refused_before_it_is_parsed(uvicorns: Uvicorn) -> None:
     """h11 under uvicorn has a limit of its own; httptools has none, and hands over whatever came."""
     run = uvicorns.run(tell_scope)
     with Peer(uvicorns.port) as peer:
@@ -233,7 +233,7 @@ def test_a_head_that_is_too_long_is_refused_before_it_is_parsed(uvicorns: Uvicor
     assert refusal.value.status == 431
 
 
-def test_the_limit_of_a_head_does_not_count_what_follows(uvicorns: Uvicorn) -> None:
+def test_the_head_limit_excludes_data_after_the_head(uvicorns: Uvicorn) -> None:
     uvicorns.run(tell_scope)
     with Peer(uvicorns.port) as peer:
         peer.open_with(head("/") + b"".join(text("x" * 1000) for _ in range(50)))

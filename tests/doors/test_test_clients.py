@@ -105,18 +105,18 @@ def test_starlettes_test_client_connects(client: TestClient, path: str, headers:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_subprotocols(client: TestClient, path: str) -> None:
+def test_subprotocols_are_negotiated_with_a_test_client(client: TestClient, path: str) -> None:
     with client.websocket_connect(path, subprotocols=["chat.v1"]) as session:
         assert session.accepted_subprotocol == "chat.v1"
 
 
-def test_header_fields_of_the_accept(client: TestClient) -> None:
+def test_headers_of_the_accept_reach_a_test_client(client: TestClient) -> None:
     with client.websocket_connect("/upgraded") as session:
         assert session.extra_headers == [(b"x-app", b"yes")]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_does_not_belong_to_the_servers_handshake_is_judged(client: TestClient, path: str) -> None:
+def test_checks_outside_the_servers_handshake_still_apply(client: TestClient, path: str) -> None:
     status, body = denied(client, path, {"Origin": "http://evil.example"})
     assert status == 403
     assert "evil.example" in body
@@ -165,7 +165,7 @@ REAL = [(b"Upgrade", b"websocket"), (b"sec-websocket-key", KEY.encode())]
     ],
     ids=["no fields", "of HTTP/1.0", "of HTTP/2", "real", "Starlette's key"],
 )
-def test_which_scopes_are_a_test_clients(scope: dict[str, Any], of_test_client: bool) -> None:
+def test_scopes_of_test_clients_are_recognised(scope: dict[str, Any], of_test_client: bool) -> None:
     async def channel(*message: Any) -> Any: ...
 
     assert (server_of(scope, channel, channel) is TEST_CLIENT) is of_test_client

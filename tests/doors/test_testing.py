@@ -150,7 +150,7 @@ WAYS = pytest.mark.parametrize("way", ["blocking", "background", "async"])
 
 
 @WAYS
-def test_messages_of_both_types_go_there_and_back(app: Flask, way: str) -> None:
+def test_messages_of_both_types_are_echoed(app: Flask, way: str) -> None:
     with connect(app.test_client(), f"/{way}") as connection:
         assert isinstance(connection, TestConnection)
         for message in ("Grüße, 水", b"\x00\xff", "", "x" * 200_000):
@@ -159,7 +159,7 @@ def test_messages_of_both_types_go_there_and_back(app: Flask, way: str) -> None:
 
 
 @WAYS
-def test_the_test_closes_with_a_code_of_its_own(app: Flask, way: str) -> None:
+def test_the_test_may_close_with_its_own_code(app: Flask, way: str) -> None:
     with connect(app.test_client(), f"/{way}") as connection:
         connection.end("bye", code=4001)
         assert (connection.close_code, connection.close_reason) == (4001, "bye")
@@ -174,7 +174,7 @@ def test_leaving_the_block_closes_with_1000(app: Flask, way: str) -> None:
 
 
 @WAYS
-def test_the_application_closes_with_a_code_of_its_own(app: Flask, way: str) -> None:
+def test_the_application_may_close_with_its_own_code(app: Flask, way: str) -> None:
     with connect(app.test_client(), f"/{way}") as connection:
         connection.send("last")
         connection.send("end 4002")
@@ -186,7 +186,7 @@ def test_the_application_closes_with_a_code_of_its_own(app: Flask, way: str) -> 
 
 
 @pytest.mark.need(20)
-def test_two_connections_at_once(app: Flask) -> None:
+def test_two_connections_work_at_once(app: Flask) -> None:
     client = app.test_client()
     with connect(client, "/blocking") as one, connect(client, "/async") as other:
         for connection, message in ((other, "b"), (one, "a"), (other, "d"), (one, "c")):
@@ -195,7 +195,7 @@ def test_two_connections_at_once(app: Flask) -> None:
 
 
 @pytest.mark.need(20)
-def test_cookies_go_both_ways(app: Flask) -> None:
+def test_cookies_are_shared_in_both_directions(app: Flask) -> None:
     client = app.test_client()
     with client.session_transaction() as kept:
         kept["visits"] = 41
@@ -210,13 +210,13 @@ def test_cookies_go_both_ways(app: Flask) -> None:
 
 
 @pytest.mark.need(20)
-def test_query_string_and_header_fields_reach_the_application(app: Flask) -> None:
+def test_query_string_and_headers_reach_the_application(app: Flask) -> None:
     with connect(app.test_client(), "/request?a=b&c=%20", headers=[("X-Asked", "yes")]) as connection:
         assert connection.receive() == "a=b&c=%20 yes localhost"
 
 
 @pytest.mark.need(20)
-def test_an_origin_is_judged_as_ever(app: Flask) -> None:
+def test_the_origin_is_checked_as_usual(app: Flask) -> None:
     with connect(app.test_client(), "/blocking", headers=[("Origin", "http://localhost")]) as connection:
         connection.send("hi")
         assert connection.receive() == "hi"
@@ -224,7 +224,7 @@ def test_an_origin_is_judged_as_ever(app: Flask) -> None:
 
 
 @pytest.mark.need(20)
-def test_subprotocols(app: Flask) -> None:
+def test_subprotocols_are_negotiated(app: Flask) -> None:
     with connect(app.test_client(), "/blocking", protocols=["other", "chat.v1"]) as connection:
         assert connection.protocol == "chat.v1"
     assert refused(app.test_client(), "/blocking", protocols=["other"]).status == 400
@@ -233,7 +233,7 @@ def test_subprotocols(app: Flask) -> None:
 
 
 @pytest.mark.need(20)
-def test_a_denial_is_seen_whole(app: Flask) -> None:
+def test_a_refusal_carries_status_headers_and_body(app: Flask) -> None:
     denial = refused(app.test_client(), "/denied/json")
     fields = dict(denial.headers)
     assert (denial.status, fields["X-Why"], fields["WWW-Authenticate"]) == (401, "token", "Bearer")
@@ -247,7 +247,7 @@ def test_a_denial_is_seen_whole(app: Flask) -> None:
 
 
 @pytest.mark.need(20)
-def test_a_message_that_never_comes_is_a_timeout(app: Flask) -> None:
+def test_a_missing_message_is_a_timeout(app: Flask) -> None:
     with connect(app.test_client(), "/blocking", timeout=0.05) as connection:
         receives: list[Callable[[], Any]] = [connection.receive, partial(connection.receive, 0.01)]
         receives.append(partial(next, connection))
@@ -303,7 +303,7 @@ def test_a_handler_that_does_not_return_is_a_timeout(left_by: str) -> None:
 @pytest.mark.need(20)
 @pytest.mark.parametrize("setting", ["TESTING", "PROPAGATE_EXCEPTIONS"])
 @pytest.mark.parametrize("when", ["before", "at once", "later"])
-def test_what_a_flask_application_raises_is_raised_in_the_test(setting: str, when: str) -> None:
+def test_exceptions_of_a_flask_application_are_raised_in_the_test(setting: str, when: str) -> None:
     app = application()
     app.config[setting] = True
     with pytest.raises(DeliberateError, match=when):
@@ -311,7 +311,7 @@ def test_what_a_flask_application_raises_is_raised_in_the_test(setting: str, whe
 
 
 @pytest.mark.need(20)
-def test_what_the_application_raised_is_logged_before_its_consequences() -> None:
+def test_an_exception_is_logged_before_its_consequences() -> None:
     app = application()
     app.testing = True
     with pytest.raises(DeliberateError) as raised:
@@ -322,7 +322,7 @@ def test_what_the_application_raised_is_logged_before_its_consequences() -> None
 
 
 @pytest.mark.need(20)
-def test_without_testing_a_failure_is_what_a_client_would_see(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_testing_a_failure_looks_as_it_does_to_a_client(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     assert refused(app.test_client(), "/fails/before").status == 500
     with pytest.raises(ConnectionClosed) as closed:
         ask(app, "/fails/later")
@@ -331,7 +331,7 @@ def test_without_testing_a_failure_is_what_a_client_would_see(app: Flask, caplog
 
 
 @pytest.mark.need(20)
-def test_what_a_plain_application_raises_is_raised_in_the_test() -> None:
+def test_exceptions_of_a_plain_application_are_raised_in_the_test() -> None:
     def bare(environ: Environ, start_response: StartResponse) -> list[bytes]:
         connection = environ["watershed"].accept()
         connection.receive()
@@ -364,7 +364,7 @@ def test_a_plain_application_accepts_and_refuses() -> None:
 
 
 @pytest.mark.need(20)
-def test_an_application_without_the_middleware_answers_as_ever() -> None:
+def test_an_application_without_the_middleware_responds_as_usual() -> None:
     app = Flask(__name__)
     app.add_url_rule("/", view_func=lambda: "a page")
     denial = refused(app.test_client(), "/")
@@ -373,7 +373,7 @@ def test_an_application_without_the_middleware_answers_as_ever() -> None:
 
 @pytest.mark.need(20)
 @pytest.mark.parametrize("before", [False, True])
-def test_a_client_that_keeps_its_last_context(app: Flask, before: bool) -> None:
+def test_a_client_may_preserve_its_last_context(app: Flask, before: bool) -> None:
     with app.test_client() as client:
         if before:
             client.get("/nowhere")
@@ -387,7 +387,7 @@ def test_a_client_that_keeps_its_last_context(app: Flask, before: bool) -> None:
 
 
 @pytest.mark.need(20)
-def test_a_client_class_of_the_applications_own() -> None:
+def test_a_custom_client_class_works() -> None:
     class Known(FlaskClient):
         def open(self, *args: Any, **options: Any) -> Any:
             options["headers"] = [*options["headers"], ("Authorization", "Bearer token")]
@@ -405,7 +405,7 @@ def test_a_client_class_of_the_applications_own() -> None:
 
 
 @pytest.mark.need(20)
-def test_a_test_inside_an_application_context(app: Flask) -> None:
+def test_a_test_may_run_inside_an_application_context(app: Flask) -> None:
     with app.app_context(), app.test_request_context("/outside"):
         g.mine = "the test's"
         with connect(app.test_client(), "/request?inside") as connection:
@@ -415,7 +415,7 @@ def test_a_test_inside_an_application_context(app: Flask) -> None:
 
 @pytest.mark.need(20)
 @pytest.mark.parametrize("compression", [True, False])
-def test_options_of_the_clients_end(app: Flask, compression: Literal[True, False]) -> None:
+def test_options_apply_to_the_clients_end(app: Flask, compression: Literal[True, False]) -> None:
     with connect(app.test_client(), "/blocking", compression=compression, max_message_size=10_000) as connection:
         connection.send("x" * 9_000)
         assert connection.receive() == "x" * 9_000

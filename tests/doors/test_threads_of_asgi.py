@@ -91,7 +91,7 @@ def test_channels_synchronous_consumers_wait_for_their_client(uvicorns: Uvicorn,
     assert consumer.sent == COUNT
 
 
-def test_send_and_receive_are_known_as_coroutine_functions(uvicorns: Uvicorn) -> None:
+def test_send_and_receive_are_recognised_as_coroutine_functions(uvicorns: Uvicorn) -> None:
     known = Gate[list[bool]]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +109,7 @@ def test_send_and_receive_are_known_as_coroutine_functions(uvicorns: Uvicorn) ->
 
 
 @threads
-def test_asgi_channels_in_another_thread(uvicorns: Uvicorn, in_thread: Any) -> None:
+def test_asgi_send_and_receive_work_in_another_thread(uvicorns: Uvicorn, in_thread: Any) -> None:
     """Everything from the accept to the end, in order, with the errors of each."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,7 +139,7 @@ def test_asgi_channels_in_another_thread(uvicorns: Uvicorn, in_thread: Any) -> N
     assert run.outcome() is None
 
 
-def test_what_send_returns_in_another_thread_acts_when_it_is_awaited(uvicorns: Uvicorn) -> None:
+def test_send_in_another_thread_acts_when_it_is_awaited(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         loop = asyncio.get_running_loop()
@@ -159,7 +159,7 @@ def test_what_send_returns_in_another_thread_acts_when_it_is_awaited(uvicorns: U
 
 @DOORS
 @threads
-def test_a_connections_verbs_in_another_thread(ws: str, in_thread: Any) -> None:
+def test_a_connections_methods_work_in_another_thread(ws: str, in_thread: Any) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         conn: AsyncConnection = await scope["watershed"].accept()
         loop = asyncio.get_running_loop()
@@ -223,7 +223,7 @@ async def _send(conn: AsyncConnection, data: bytes) -> None:
     await conn.send(data)
 
 
-def test_a_send_that_comes_too_late_raises_where_it_is_awaited(uvicorns: Uvicorn) -> None:
+def test_a_send_after_the_end_raises_where_it_is_awaited(uvicorns: Uvicorn) -> None:
     """The connection ends between the call in the thread and its turn on the loop."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -30,7 +30,7 @@ MIB = 2**20
 # --- the opening handshake -------------------------------------------------------------------------------
 
 
-def test_accept_and_echo(every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_accepted_connection_echoes(every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     run = every_uvicorn.run(echo)
     with dial(every_uvicorn.port) as client:
         for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70000, b"y" * 126):
@@ -57,7 +57,7 @@ def test_the_accept_answers_the_key_and_carries_subprotocol_and_headers(uvicorns
         assert answer.all("content-length") == answer.all("transfer-encoding") == []
 
 
-def test_scope(uvicorns: Uvicorn) -> None:
+def test_the_scope_is_as_the_specification_says(uvicorns: Uvicorn) -> None:
     scopes = Inbox[Scope]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +100,7 @@ def test_an_upgrade_may_follow_other_requests_on_a_kept_alive_connection(every_u
         assert peer.text() == "still here"
 
 
-def test_connection_header_with_more_tokens_in_any_case(uvicorns: Uvicorn) -> None:
+def test_the_connection_header_may_have_more_tokens_in_any_case(uvicorns: Uvicorn) -> None:
     uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
         peer.open(Connection="keep-alive, uPGRADE", Upgrade="WebSocket")
@@ -143,14 +143,14 @@ def test_a_bad_handshake_never_reaches_the_application(
 
 
 @pytest.mark.advisory("CVE-2024-37890")
-def test_many_headers_are_no_reason_to_refuse(every_uvicorn: Uvicorn) -> None:
+def test_many_headers_are_accepted(every_uvicorn: Uvicorn) -> None:
     every_uvicorn.run(echo)
     with Peer(every_uvicorn.port) as peer:
         fields: dict[str, Any] = {f"X_{number}": "v" for number in range(2000)}
         peer.open(**fields)
 
 
-def test_a_head_that_is_far_too_large_is_refused(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_above_the_limit_is_refused(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     run = uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
         try:
@@ -172,7 +172,9 @@ def test_a_head_that_is_far_too_large_is_refused(uvicorns: Uvicorn, caplog: pyte
     ],
     ids=["TLS", "frames", "lines"],
 )
-def test_garbage_instead_of_a_request(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, garbage: bytes) -> None:
+def test_garbage_instead_of_a_request_is_refused(
+    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, garbage: bytes
+) -> None:
     run = uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
         peer.send(garbage + b"\r\n\r\n")
@@ -181,7 +183,7 @@ def test_garbage_instead_of_a_request(uvicorns: Uvicorn, caplog: pytest.LogCaptu
     assert errors_in(caplog.records) == []
 
 
-def test_no_client_can_break_out_of_a_log_line(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_client_can_add_a_log_line(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
         peer.send(head("/%0d%0afake%1b[31m", Sec_WebSocket_Version="\x7f\x85\xa0evil"))
@@ -195,7 +197,7 @@ def test_no_client_can_break_out_of_a_log_line(uvicorns: Uvicorn, caplog: pytest
 # --- messages --------------------------------------------------------------------------------------------
 
 
-def test_one_mebibyte_comes_back_in_one_message(uvicorns: Uvicorn) -> None:
+def test_one_mebibyte_is_echoed_in_one_message(uvicorns: Uvicorn) -> None:
     uvicorns.run(echo)
     with dial(uvicorns.port) as client:
         for message in ("ä" * (MIB // 2), bytes(range(256)) * 4096):
@@ -228,7 +230,7 @@ def test_frames_in_the_segment_of_the_head_are_not_lost(every_uvicorn: Uvicorn) 
     assert run.outcome() is None
 
 
-def test_frames_that_come_between_the_head_and_the_accept_are_not_lost(every_uvicorn: Uvicorn) -> None:
+def test_frames_between_the_head_and_the_accept_are_not_lost(every_uvicorn: Uvicorn) -> None:
     started, gate = Gate[None](), Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -266,7 +268,7 @@ def test_receive_may_wait_before_another_task_accepts(uvicorns: Uvicorn) -> None
         assert peer.text() == "hello"
 
 
-def test_pings_are_answered_while_the_application_does_something_else(uvicorns: Uvicorn) -> None:
+def test_pings_are_answered_while_the_application_is_busy(uvicorns: Uvicorn) -> None:
     gate = Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -298,7 +300,7 @@ def test_fragments_arrive_as_one_message(uvicorns: Uvicorn) -> None:
         assert peer.text() == "Hello"
 
 
-def test_send_wants_text_or_bytes(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_send_requires_text_or_bytes(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         await send({"type": "websocket.send", "text": None, "bytes": b"bytes"})
@@ -317,7 +319,7 @@ def test_send_wants_text_or_bytes(uvicorns: Uvicorn, caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     "kind", ["websocket.accept", "websocket.http.response.start", "http.response.start", "nonsense"]
 )
-def test_messages_that_do_not_fit_an_open_connection(uvicorns: Uvicorn, kind: str) -> None:
+def test_messages_invalid_on_an_open_connection_are_refused(uvicorns: Uvicorn, kind: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         await send({"type": kind, "status": 200, "headers": []})
@@ -377,7 +379,7 @@ def test_disconnect_carries_the_clients_code_and_reason(
     ],
     ids=["HTTP", "unmasked", "2^62 bytes", "no UTF-8", "close 1005"],
 )
-def test_a_violation_ends_this_connection_alone(
+def test_a_violation_ends_only_its_connection(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, rude: bytes, code: int
 ) -> None:
     events = Inbox[Any]()
@@ -425,7 +427,9 @@ def test_a_client_that_vanishes_is_a_disconnect_with_1006(uvicorns: Uvicorn) -> 
         ({}, (1000, "")),
     ],
 )
-def test_the_applications_close(uvicorns: Uvicorn, message: dict[str, Any], expected: tuple[int, str]) -> None:
+def test_the_applications_close_reaches_the_client(
+    uvicorns: Uvicorn, message: dict[str, Any], expected: tuple[int, str]
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         await send({"type": "websocket.send", "text": "last words"})
@@ -502,7 +506,7 @@ def test_send_after_the_end_raises_an_os_error(
 
 
 @pytest.mark.need(14)
-def test_an_application_that_only_sends_learns_that_the_client_has_gone(uvicorns: Uvicorn) -> None:
+def test_an_application_that_only_sends_stops_when_the_client_leaves(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         while True:
@@ -518,7 +522,7 @@ def test_an_application_that_only_sends_learns_that_the_client_has_gone(uvicorns
             assert isinstance(run.outcome(), OSError)
 
 
-def test_return_after_the_accept_closes_with_1000(uvicorns: Uvicorn) -> None:
+def test_returning_after_the_accept_closes_with_1000(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         await send({"type": "websocket.send", "text": "hi"})
@@ -588,7 +592,7 @@ def test_send_waits_for_a_slow_client_that_blocks_no_other(uvicorns: Uvicorn) ->
 
 
 @pytest.mark.need(5)
-def test_reading_stops_while_the_application_does_not_receive(uvicorns: Uvicorn) -> None:
+def test_reading_pauses_while_the_application_does_not_receive(uvicorns: Uvicorn) -> None:
     gate, counted = Gate[None](), Gate[int]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -629,7 +633,7 @@ def starlette(**endpoints: Any) -> Starlette:
     return Starlette(routes=[WebSocketRoute(f"/{name}", endpoint) for name, endpoint in endpoints.items()])
 
 
-def test_starlettes_websocket(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
+def test_starlettes_websocket_works(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     async def talk(websocket: WebSocket) -> None:
         await websocket.accept(subprotocol="json", headers=[(b"x-a", b"1")])
         async for message in websocket.iter_json():
@@ -659,7 +663,7 @@ def test_starlettes_websocket(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.need(9)
-def test_starlettes_denial_responses(uvicorns: Uvicorn) -> None:
+def test_starlettes_denial_responses_work(uvicorns: Uvicorn) -> None:
     async def whole(websocket: WebSocket) -> None:
         await websocket.send_denial_response(PlainTextResponse("pay first", 402))
 
@@ -677,7 +681,7 @@ def test_starlettes_denial_responses(uvicorns: Uvicorn) -> None:
         assert (answer.status, answer.body, answer["retry-after"]) == (429, b"wait a bit", "5")
 
 
-def test_plain_http_goes_on_beside_open_connections(uvicorns: Uvicorn) -> None:
+def test_plain_http_works_beside_open_connections(uvicorns: Uvicorn) -> None:
     async def page(request: Any) -> PlainTextResponse:
         return PlainTextResponse("page")
 

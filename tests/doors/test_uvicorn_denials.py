@@ -67,7 +67,7 @@ def test_close_before_the_accept_is_403(uvicorns: Uvicorn, caplog: pytest.LogCap
 
 
 @pytest.mark.need(9)
-def test_a_whole_denial_response(every_uvicorn: Uvicorn) -> None:
+def test_a_denial_response_is_sent_unchanged(every_uvicorn: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         fields = [(b"content-type", b"application/json"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
@@ -87,7 +87,7 @@ def test_a_whole_denial_response(every_uvicorn: Uvicorn) -> None:
 
 @pytest.mark.need(9)
 @pytest.mark.parametrize("declared", [True, False], ids=["with its length", "without its length"])
-def test_a_streamed_denial_response(uvicorns: Uvicorn, declared: bool) -> None:
+def test_a_denial_response_may_be_streamed(uvicorns: Uvicorn, declared: bool) -> None:
     chunks = [b"binary \x00\xff", b"", b"x" * 300_000, b"end"]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +106,7 @@ def test_a_streamed_denial_response(uvicorns: Uvicorn, declared: bool) -> None:
     assert run.outcome() is None
 
 
-def test_a_streamed_denial_ends_when_the_client_has_gone(uvicorns: Uvicorn) -> None:
+def test_a_streamed_denial_ends_when_the_client_leaves(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.http.response.start", "status": 200, "headers": []})
@@ -123,7 +123,7 @@ def test_a_streamed_denial_ends_when_the_client_has_gone(uvicorns: Uvicorn) -> N
     assert isinstance(run.outcome(), OSError)
 
 
-def test_a_denial_without_a_body_is_the_status_announced(
+def test_a_denial_without_a_body_keeps_its_announced_status(
     every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -151,7 +151,7 @@ def test_a_denial_without_a_body_is_the_status_announced(
     ],
     ids=["exception", "start", "accept", "close", "send", "body"],
 )
-def test_a_denial_that_fails_before_its_body_is_500(uvicorns: Uvicorn, message: Any) -> None:
+def test_a_denial_that_fails_before_its_body_is_a_500(uvicorns: Uvicorn, message: Any) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-app", b"yes")]})
@@ -169,7 +169,7 @@ def test_a_denial_that_fails_before_its_body_is_500(uvicorns: Uvicorn, message: 
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["returns", "raises"])
-def test_a_denial_that_ends_in_its_body_ends_the_stream(uvicorns: Uvicorn, failing: bool) -> None:
+def test_a_denial_that_fails_in_its_body_ends_the_stream(uvicorns: Uvicorn, failing: bool) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         fields = [(b"content-length", b"100")]  # so that the client knows that there should be more
@@ -186,7 +186,7 @@ def test_a_denial_that_ends_in_its_body_ends_the_stream(uvicorns: Uvicorn, faili
     assert answer.endswith(b"\r\n\r\nso far")
 
 
-def test_a_denial_that_waits_at_the_shutdown_is_503(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_denial_pending_at_shutdown_is_a_503(caplog: pytest.LogCaptureFixture) -> None:
     begun = Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,7 +208,7 @@ def test_a_denial_that_waits_at_the_shutdown_is_503(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("status", [101, 99, 600, 0])
-def test_a_denial_wants_an_http_status(uvicorns: Uvicorn, status: int) -> None:
+def test_a_denial_requires_an_http_status(uvicorns: Uvicorn, status: int) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.http.response.start", "status": status, "headers": []})
@@ -232,21 +232,21 @@ def refused_as_a_fault(uvicorns: Uvicorn, app: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [b"a\r\nX-Evil: 1", b"a\nb"])
-def test_a_header_cannot_break_out_of_its_line(uvicorns: Uvicorn, value: bytes) -> None:
+def test_a_header_cannot_add_a_line(uvicorns: Uvicorn, value: bytes) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send, headers=[(b"x-name", value)])
 
     refused_as_a_fault(uvicorns, app)
 
 
-def test_neither_can_a_subprotocol(uvicorns: Uvicorn) -> None:
+def test_a_subprotocol_cannot_add_a_line(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send, subprotocol="a\r\nX-Evil: 1")
 
     refused_as_a_fault(uvicorns, app)
 
 
-def test_messages_that_do_not_fit_before_the_accept(uvicorns: Uvicorn) -> None:
+def test_messages_invalid_before_the_accept_are_refused(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.send", "text": "too early"})
@@ -262,7 +262,7 @@ def test_messages_that_do_not_fit_before_the_accept(uvicorns: Uvicorn) -> None:
 
 
 @pytest.mark.parametrize("leave", [Peer.vanish, lambda peer: peer.sock.close()], ids=["RST", "FIN"])
-def test_a_client_that_vanishes_before_the_accept(
+def test_a_client_may_vanish_before_the_accept(
     every_uvicorn: Uvicorn, caplog: pytest.LogCaptureFixture, leave: Any
 ) -> None:
     connected, events = Gate[None](), Inbox[Any]()
@@ -286,7 +286,7 @@ def test_a_client_that_vanishes_before_the_accept(
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("body", [b"", b"that nobody may see"], ids=["empty", "body"])
-def test_a_denial_that_has_no_body_says_nothing_of_one(
+def test_a_denial_without_a_body_has_no_body_headers(
     uvicorns: Uvicorn, status: int, streamed: bool, body: bytes
 ) -> None:
     """RFC 9110 sections 8.6, 15.3.5 and 15.4.5: such a response ends with its head."""
@@ -309,7 +309,7 @@ def test_a_denial_that_has_no_body_says_nothing_of_one(
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-def test_how_a_denial_is_framed_is_not_the_applications_to_say(uvicorns: Uvicorn, streamed: bool) -> None:
+def test_the_application_cannot_set_the_framing_of_a_denial(uvicorns: Uvicorn, streamed: bool) -> None:
     """The body is not chunked, and the stream ends with it (RFC 9112 section 6.3), whatever the header fields say."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -330,7 +330,7 @@ def test_how_a_denial_is_framed_is_not_the_applications_to_say(uvicorns: Uvicorn
     assert run.outcome() is None
 
 
-def test_starlettes_denial_without_a_body(uvicorns: Uvicorn) -> None:
+def test_starlettes_denial_may_have_no_body(uvicorns: Uvicorn) -> None:
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.send_denial_response(Response(status_code=204))
 

@@ -37,12 +37,12 @@ def test_early_bytes_are_kept(http: str, loop: str, size: int) -> None:
         assert peer.text() == "e" * size
 
 
-def test_uvicorns_httptools_layer_names_its_data_as_before() -> None:
+def test_uvicorns_httptools_layer_still_has_the_expected_local_variable() -> None:
     method = HttpToolsProtocol.data_received
     assert method.__code__.co_varnames[: method.__code__.co_argcount] == ("self", "data")
 
 
-def test_uvicorns_h11_layer_has_its_parser_where_it_was() -> None:
+def test_uvicorns_h11_layer_still_has_the_expected_parser_attribute() -> None:
     loop = asyncio.new_event_loop()
     try:
         layer = H11Protocol(uvicorn.Config(echo_one), uvicorn.server.ServerState(), {}, _loop=loop)
@@ -121,9 +121,7 @@ class NoTrailingData(H11Protocol):
 
 
 @pytest.mark.parametrize("layer", [RenamedVariable, AnotherType, HandledLater, OffsetWithheld, NoTrailingData])
-def test_where_early_bytes_cannot_be_found_the_upgrade_is_refused(
-    layer: type, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_upgrade_is_refused_if_early_bytes_cannot_be_found(layer: type, caplog: pytest.LogCaptureFixture) -> None:
     with Uvicorn(echo_one, http=layer) as server, Peer(server.port) as peer:
         peer.send(head("/here?secret=1") + text("early"))
         answer = peer.refusal()

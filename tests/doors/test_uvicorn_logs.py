@@ -59,7 +59,7 @@ def test_a_log_line_below_the_level_is_not_formatted(
 @pytest.mark.need(28)
 @pytest.mark.parametrize("leave, code", [(leave_cleanly, 4000), (Peer.vanish, 1006)], ids=["Close", "RST"])
 @pytest.mark.parametrize("native", [False, True], ids=["messages", "native"])
-def test_open_and_close_lines(
+def test_open_and_close_are_logged(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, leave: Callable[[Peer], Any], code: int, native: bool
 ) -> None:
     async def native_echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +117,7 @@ class Talkative(WatershedProtocol):
     log_query = True
 
 
-def test_they_are_there_on_request(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_query_shows_the_values(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Uvicorn(echo, ws=Talkative) as server:
         with Peer(server.port) as peer:
@@ -129,7 +129,7 @@ def test_they_are_there_on_request(caplog: pytest.LogCaptureFixture) -> None:
     assert any(expected in line for line in lines(caplog))
 
 
-def test_behind_a_proxy_the_client_is_the_one_that_the_proxy_names(
+def test_behind_a_proxy_the_logged_client_is_the_forwarded_one(
     uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture
 ) -> None:
     remotes = Inbox[str]()

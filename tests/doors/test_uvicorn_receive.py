@@ -28,7 +28,7 @@ class Hasty(WatershedProtocol):
 # --- several tasks -----------------------------------------------------------------------------------------
 
 
-def test_tasks_get_a_message_each_in_the_order_in_which_they_asked(uvicorns: Uvicorn) -> None:
+def test_concurrent_receivers_get_one_message_each_in_order(uvicorns: Uvicorn) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         left_behind = asyncio.ensure_future(receive())
@@ -49,7 +49,7 @@ def test_tasks_get_a_message_each_in_the_order_in_which_they_asked(uvicorns: Uvi
     assert run.outcome() is None
 
 
-def test_at_the_end_every_task_that_waits_gets_the_disconnect(uvicorns: Uvicorn) -> None:
+def test_every_receiver_gets_the_disconnect_at_the_end(uvicorns: Uvicorn) -> None:
     events = Inbox[Any]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +99,7 @@ def _come_and_go(port: int) -> None:
 
 
 @ENDS
-def test_who_asks_after_the_disconnect_waits_until_the_task_is_cancelled(uvicorns: Uvicorn, end: Any) -> None:
+def test_receive_after_the_disconnect_waits_until_cancelled(uvicorns: Uvicorn, end: Any) -> None:
     events = Inbox[Any]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +123,7 @@ def test_who_asks_after_the_disconnect_waits_until_the_task_is_cancelled(uvicorn
 
 @ENDS
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_an_application_that_ignores_the_disconnect_harms_no_other(
+def test_an_application_that_ignores_the_disconnect_does_not_affect_others(
     loop: str, caplog: pytest.LogCaptureFixture, end: Any
 ) -> None:
     """Other connections go on, and the server stops in time, though the client is long gone."""
@@ -155,7 +155,7 @@ def _streams(server: Uvicorn) -> list[Any]:
     return [known for known in server.server.server_state.connections if not known._lost]  # type: ignore[union-attr]
 
 
-def test_an_application_that_goes_on_after_its_client_has_left_is_limited_at_the_shutdown() -> None:
+def test_an_application_still_running_after_its_client_left_is_cancelled_at_shutdown() -> None:
     """Whatever it does meanwhile."""
     left = Gate[None]()
 
@@ -175,9 +175,7 @@ def test_an_application_that_goes_on_after_its_client_has_left_is_limited_at_the
 
 @ENDS
 @pytest.mark.parametrize("kind", ["websocket.send", "websocket.close"])
-def test_who_sends_again_and_again_after_the_end_leaves_others_their_turn(
-    uvicorns: Uvicorn, end: Any, kind: str
-) -> None:
+def test_sending_in_a_loop_after_the_end_lets_other_tasks_run(uvicorns: Uvicorn, end: Any, kind: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async def again_and_again() -> None:
             while True:

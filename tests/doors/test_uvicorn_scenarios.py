@@ -71,7 +71,7 @@ def drained(peer: Peer) -> list[Frame]:
 
 
 @pytest.mark.parametrize("code, reason", [(1000, ""), (1001, "away"), (4005, "enough"), (3000, "Grüße")])
-def test_a_clients_close(server: Uvicorn, code: int, reason: str) -> None:
+def test_the_clients_close_is_a_disconnect(server: Uvicorn, code: int, reason: str) -> None:
     app = Telling()
     server.run(app)
     with Peer(server.port) as peer:
@@ -83,7 +83,7 @@ def test_a_clients_close(server: Uvicorn, code: int, reason: str) -> None:
         peer.end()
 
 
-def test_a_close_without_a_code(server: Uvicorn) -> None:
+def test_a_close_without_a_code_is_1005(server: Uvicorn) -> None:
     app = Telling()
     server.run(app)
     with Peer(server.port) as peer:
@@ -94,7 +94,7 @@ def test_a_close_without_a_code(server: Uvicorn) -> None:
         peer.end()
 
 
-def test_frames_after_a_close_are_not_looked_at(server: Uvicorn) -> None:
+def test_frames_after_a_close_are_ignored(server: Uvicorn) -> None:
     app = Telling()
     run = server.run(app)
     with Peer(server.port) as peer:
@@ -107,7 +107,7 @@ def test_frames_after_a_close_are_not_looked_at(server: Uvicorn) -> None:
 
 
 @pytest.mark.parametrize("leave", [Peer.vanish, lambda peer: peer.sock.close()], ids=["RST", "FIN"])
-def test_a_client_that_vanishes(server: Uvicorn, leave: Any) -> None:
+def test_a_client_that_vanishes_is_a_disconnect_with_1006(server: Uvicorn, leave: Any) -> None:
     """Our 1006 says that no Close came (RFC 6455 section 7.1.5); uvicorn's class says 1005, a Close without a code."""
     app, errors = Telling(), Gate[BaseException]()
 
@@ -129,7 +129,7 @@ def test_a_client_that_vanishes(server: Uvicorn, leave: Any) -> None:
 # --- the application closes --------------------------------------------------------------------------------------
 
 
-def test_the_application_closes_and_hears_of_it(server: Uvicorn) -> None:
+def test_the_application_closes_and_gets_a_disconnect(server: Uvicorn) -> None:
     events = Inbox[Any]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,7 +149,7 @@ def test_the_application_closes_and_hears_of_it(server: Uvicorn) -> None:
     assert run.outcome() is None
 
 
-def test_late_frames_do_not_hold_up_the_clients_close(server: Uvicorn) -> None:
+def test_late_frames_do_not_delay_the_clients_close(server: Uvicorn) -> None:
     """The application is past its close; what the client sent meanwhile must not hold up its Close.
 
     An application that goes on receiving gets the disconnect, from ours behind the messages that were on their way.
@@ -192,7 +192,7 @@ def test_a_client_that_does_not_answer_a_close_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("kind", ["websocket.send", "websocket.close"])
-def test_messages_after_the_applications_close(server: Uvicorn, kind: str) -> None:
+def test_messages_after_the_applications_close_are_refused(server: Uvicorn, kind: str) -> None:
     """In uvicorn's class they are the application's fault. Ours cannot say so: the client may have closed first.
 
     A second close of ours does nothing, and a send raises the `OSError` that ASGI has for a connection that is over:
@@ -226,7 +226,7 @@ def test_messages_after_the_applications_close(server: Uvicorn, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["websocket.accept", "websocket.http.response.start", "unheard.of"])
-def test_a_message_that_does_not_fit_after_the_accept(server: Uvicorn, kind: str) -> None:
+def test_an_invalid_message_after_the_accept_is_an_error(server: Uvicorn, kind: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         await send({"type": kind, "status": 200, "headers": []})
@@ -242,7 +242,7 @@ def test_a_message_that_does_not_fit_after_the_accept(server: Uvicorn, kind: str
 
 
 @pytest.mark.parametrize("error", [None, LookupError("a secret")], ids=["returns", "raises"])
-def test_an_application_that_leaves_the_connection_open(
+def test_a_connection_left_open_by_the_application_is_closed(
     server: Uvicorn, caplog: pytest.LogCaptureFixture, error: Exception | None
 ) -> None:
     """Ours closes with 1000 or 1011; uvicorn's class drops the stream, and its client sees a broken connection."""
@@ -267,7 +267,7 @@ def test_an_application_that_leaves_the_connection_open(
 # --- what comes in -----------------------------------------------------------------------------------------------
 
 
-def test_fragments_are_one_message_and_control_frames_come_between(server: Uvicorn) -> None:
+def test_fragments_are_one_message_with_control_frames_in_between(server: Uvicorn) -> None:
     app = Telling()
     server.run(app)
     with Peer(server.port) as peer:
@@ -283,7 +283,7 @@ def test_fragments_are_one_message_and_control_frames_come_between(server: Uvico
         assert {(frame.opcode, bytes(frame.data)) for frame in pongs} == {(Opcode.PONG, b"between")}
 
 
-def test_a_large_message_both_ways(server: Uvicorn) -> None:
+def test_a_large_message_passes_in_both_directions(server: Uvicorn) -> None:
     server.run(echo)
     data = bytes(range(256)) * (4 * MIB // 256)
     with Peer(server.port) as peer:
@@ -307,7 +307,7 @@ def test_a_large_message_both_ways(server: Uvicorn) -> None:
     ],
     ids=["no UTF-8", "unmasked", "a reserved bit", "nothing to continue"],
 )
-def test_what_breaks_the_protocol(server: Uvicorn, frame: bytes, code: int) -> None:
+def test_protocol_violations_close_with_their_code(server: Uvicorn, frame: bytes, code: int) -> None:
     app = Telling()
     run = server.run(app)
     with Peer(server.port) as peer:
@@ -319,7 +319,7 @@ def test_what_breaks_the_protocol(server: Uvicorn, frame: bytes, code: int) -> N
     assert run.outcome() is None
 
 
-def test_a_message_that_is_too_long(ws: str) -> None:
+def test_a_message_that_is_too_long_closes_with_1009(ws: str) -> None:
     app = Telling()
     with Uvicorn(app, ws=ws, ws_max_size=1000) as server, Peer(server.port) as peer:
         peer.open()
@@ -413,7 +413,7 @@ def test_a_client_waits_for_an_application_that_does_not_receive(server: Uvicorn
 # --- keepalive -----------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_does_not_answer_pings(ws: str) -> None:
+def test_a_client_that_does_not_answer_pings_is_dropped(ws: str) -> None:
     app = Telling()
     with Uvicorn(app, ws=ws, ws_ping_interval=0.1, ws_ping_timeout=0.2) as server, Peer(server.port) as peer:
         peer.open()
@@ -424,7 +424,7 @@ def test_a_client_that_does_not_answer_pings(ws: str) -> None:
         assert app.events.get()["type"] == "websocket.disconnect"
 
 
-def test_a_client_that_answers_pings_stays(ws: str) -> None:
+def test_a_client_that_answers_pings_stays_connected(ws: str) -> None:
     with Uvicorn(echo, ws=ws, ws_ping_interval=0.05, ws_ping_timeout=5) as server, Peer(server.port) as peer:
         peer.open()
         for _ in range(4):
@@ -437,7 +437,7 @@ def test_a_client_that_answers_pings_stays(ws: str) -> None:
         assert bytes(frame.data) == b"still here"
 
 
-def test_no_keepalive(ws: str) -> None:
+def test_keepalive_can_be_switched_off(ws: str) -> None:
     """None switches it off: nothing but the echo may come, however many of the intervals above have passed."""
     with Uvicorn(echo, ws=ws, ws_ping_interval=None, ws_ping_timeout=None) as server, Peer(server.port) as peer:
         peer.open()
@@ -449,7 +449,7 @@ def test_no_keepalive(ws: str) -> None:
 # --- shutdown --------------------------------------------------------------------------------------------------------
 
 
-def test_a_shutdown_with_open_connections(ws: str) -> None:
+def test_a_shutdown_closes_open_connections(ws: str) -> None:
     apps = [Telling() for _ in range(3)]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -470,7 +470,7 @@ def test_a_shutdown_with_open_connections(ws: str) -> None:
         assert telling.events.get()["code"] == 1012
 
 
-def test_a_shutdown_before_the_answer(ws: str) -> None:
+def test_a_shutdown_before_the_answer_is_a_503(ws: str) -> None:
     """Ours says 503, which clients and proxies take as an invitation to try again; uvicorn's class says 500."""
     asked = Gate[None]()
 
@@ -486,7 +486,7 @@ def test_a_shutdown_before_the_answer(ws: str) -> None:
         assert peer.refusal().status == (503 if ws == UVICORN_CLASS else 500)
 
 
-def test_tasks_of_an_application_go_on_sending_from_beside(server: Uvicorn) -> None:
+def test_other_tasks_of_an_application_may_send(server: Uvicorn) -> None:
     """One task receives and another sends, as chat applications do; the sender is cancelled at the end."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -52,7 +52,7 @@ def reporting(events: Inbox[Any]) -> ASGIApp:
 
 @pytest.mark.need(6)
 @pytest.mark.advisory("aiohttp#11898", "CVE-2018-1000518")
-def test_ws_max_size() -> None:
+def test_ws_max_size_applies() -> None:
     with Uvicorn(echo, ws_max_size=1000) as server:
         with dial(server.port) as client:
             client.send(b"x" * 1000)
@@ -70,7 +70,7 @@ def test_ws_max_size() -> None:
 
 
 @pytest.mark.need(6)
-def test_the_default_max_size_is_uvicorns() -> None:
+def test_the_default_max_size_is_that_of_uvicorn() -> None:
     with Uvicorn(echo) as server, Peer(server.port) as peer:
         peer.open()
         size = 16 * 2**20
@@ -80,7 +80,7 @@ def test_the_default_max_size_is_uvicorns() -> None:
 
 @pytest.mark.need(16)
 @LOOPS
-def test_ws_ping_interval(loop: str) -> None:
+def test_ws_ping_interval_applies(loop: str) -> None:
     events = Inbox[Any]()
     # However long this thread is kept from answering, it is not taken for dead.
     with Uvicorn(reporting(events), loop=loop, ws_ping_interval=0.05, ws_ping_timeout=2 * LIMIT) as server:
@@ -101,7 +101,7 @@ def test_ws_ping_interval(loop: str) -> None:
 
 @pytest.mark.need(16)
 @LOOPS
-def test_ws_ping_timeout(loop: str) -> None:
+def test_ws_ping_timeout_applies(loop: str) -> None:
     events = Inbox[Any]()
     with Uvicorn(reporting(events), loop=loop, ws_ping_interval=0.05, ws_ping_timeout=0.1) as server:
         with Peer(server.port) as silent:
@@ -125,7 +125,7 @@ def test_keepalive_can_be_switched_off(value: Any) -> None:
 
 @pytest.mark.need(18)
 @pytest.mark.parametrize("enabled", [True, False])
-def test_ws_per_message_deflate(enabled: bool) -> None:
+def test_ws_per_message_deflate_applies(enabled: bool) -> None:
     with Uvicorn(echo, ws_per_message_deflate=enabled) as server:
         with dial(server.port, compression="deflate") as client:
             assert bool(client.protocol.extensions) is enabled
@@ -159,7 +159,7 @@ def test_ws_max_queue_bounds_what_is_read_ahead() -> None:
         assert [peer.text() for _ in messages] == messages
 
 
-def test_root_path() -> None:
+def test_root_path_applies() -> None:
     scopes = Inbox[Scope]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,7 +218,7 @@ def test_a_well_behaved_client_does_not_delay_the_shutdown(loop: str) -> None:
 @pytest.mark.need(2, 3)
 @LOOPS
 @pytest.mark.parametrize("reads", [True, False], ids=["silent", "does not read"])
-def test_a_rude_client_delays_the_shutdown_by_the_close_timeout_at_most(loop: str, reads: bool) -> None:
+def test_an_unresponsive_client_delays_the_shutdown_by_at_most_close_timeout(loop: str, reads: bool) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         connection = await scope["watershed"].accept()
         connection.send("open")
@@ -237,7 +237,7 @@ def test_a_rude_client_delays_the_shutdown_by_the_close_timeout_at_most(loop: st
 
 @pytest.mark.need(2)
 @LOOPS
-def test_shutdown_while_the_application_decides(loop: str) -> None:
+def test_an_undecided_upgrade_gets_a_503_at_shutdown(loop: str) -> None:
     started = Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -257,7 +257,7 @@ def test_shutdown_while_the_application_decides(loop: str) -> None:
 
 @pytest.mark.need(2)
 @LOOPS
-def test_shutdown_while_a_denial_is_not_read(loop: str) -> None:
+def test_an_unread_denial_does_not_block_the_shutdown(loop: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
@@ -273,7 +273,7 @@ def test_shutdown_while_a_denial_is_not_read(loop: str) -> None:
 
 
 @pytest.mark.need(2)
-def test_an_application_that_does_not_end_is_cancelled_at_the_grace_periods_end() -> None:
+def test_an_application_that_does_not_end_is_cancelled_after_the_grace_period() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
@@ -337,7 +337,7 @@ class Hurried(WatershedProtocol):
 @LOOPS
 @pytest.mark.need(2)
 @pytest.mark.parametrize("stage", ["deciding", "open", "denying"])
-def test_an_application_that_never_looks_again_does_not_hold_the_shutdown_up(
+def test_an_application_that_never_receives_does_not_delay_the_shutdown(
     loop: str, stage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -361,14 +361,14 @@ def test_an_application_that_never_looks_again_does_not_hold_the_shutdown_up(
     assert "has not returned 0.3 seconds after the shutdown began: cancelled" in caplog.text
 
 
-def test_options_of_a_subclass_go_before_uvicorns() -> None:
+def test_options_of_a_subclass_override_uvicorns_settings() -> None:
     with Uvicorn(echo, ws=Hurried, ws_max_size=5000) as server, Peer(server.port) as peer:
         peer.open()
         peer.send(binary(bytes(1001)))
         assert peer.close()[0] == 1009
 
 
-def test_and_those_of_the_middleware_before_both() -> None:
+def test_options_of_the_middleware_override_both() -> None:
     async def native(scope: Scope, receive: Receive, send: Send) -> None:
         connection = await scope["watershed"].accept(max_message_size=int(scope["query_string"] or 100))
         await connection.run()
@@ -383,7 +383,7 @@ def test_and_those_of_the_middleware_before_both() -> None:
 
 
 @pytest.mark.parametrize("name", ["origins", "max_connections", "colour"])
-def test_an_option_that_is_not_the_classes_is_a_clear_error(name: str) -> None:
+def test_an_option_that_does_not_belong_to_the_class_is_a_clear_error(name: str) -> None:
     error = f"expected {{}}.options among close_timeout, .*; got {name}: origins, "
     with pytest.raises(TypeError, match=error.format("Wrong")):
         type("Wrong", (WatershedProtocol,), {"options": {name: 1}})

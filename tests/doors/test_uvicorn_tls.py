@@ -44,7 +44,9 @@ def dial_tls(port: int, tls: ssl.SSLContext, **options: Any) -> connect:
     return connect(f"wss://127.0.0.1:{port}/", ssl=tls, proxy=None, max_size=2 * MIB, ping_interval=None, **options)
 
 
-def test_accept_and_echo(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_accepted_connection_echoes(
+    tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
     async def talk() -> tuple[int | None, str | None]:
         async with asyncio.timeout(LIMIT), dial_tls(tls_uvicorns.port, client_tls, compression="deflate") as client:
             for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"y" * MIB, "compress me " * 10_000):
@@ -74,7 +76,7 @@ def test_the_scheme_is_wss(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) ->
         assert (tuple(scope["client"]), tuple(scope["server"])) == (peer.sock.getsockname(), peer.sock.getpeername())
 
 
-def test_frames_that_come_before_the_accept_are_not_lost(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
+def test_frames_before_the_accept_are_not_lost(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
     started, gate = Gate[None](), Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +101,9 @@ def test_frames_that_come_before_the_accept_are_not_lost(tls_uvicorns: Uvicorn, 
 # --- the closing handshake ---------------------------------------------------------------------------------
 
 
-def test_the_clients_close(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_clients_close_is_a_disconnect(
+    tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
     events = Inbox[Any]()
     run = tls_uvicorns.run(reporting(events))
     with Peer(tls_uvicorns.port, client_tls, clean=True) as peer:
@@ -112,7 +116,7 @@ def test_the_clients_close(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, ca
     assert errors_in(caplog.records) == []
 
 
-def test_the_applications_close(
+def test_the_applications_close_reaches_the_client(
     tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,7 +141,7 @@ def test_the_applications_close(
     assert errors_in(caplog.records) == []
 
 
-def test_the_applications_close_as_a_client_sees_it(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
+def test_the_applications_close_is_orderly_to_a_tls_client(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         await send({"type": "websocket.close", "code": 4001, "reason": "so long"})
@@ -187,7 +191,7 @@ def _close_notify(peer: Peer) -> None:
         pytest.param(Peer.vanish, id="RST"),
     ],
 )
-def test_a_client_that_leaves_without_a_close_is_a_disconnect_with_1006(
+def test_a_client_that_vanishes_is_a_disconnect_with_1006(
     tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture, leave: Callable[[Peer], None]
 ) -> None:
     events = Inbox[Any]()
@@ -234,7 +238,7 @@ def test_shutdown_ends_open_connections_with_1012(
 # --- no connection -----------------------------------------------------------------------------------------
 
 
-def test_a_denial_response(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
+def test_a_denial_response_is_sent(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
     body = b"x" * 300_000
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -250,7 +254,7 @@ def test_a_denial_response(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) ->
     assert run.outcome() is None
 
 
-def test_a_bad_handshake(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
+def test_a_bad_handshake_is_refused(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
     run = tls_uvicorns.run(echo)
     with Peer(tls_uvicorns.port, client_tls, clean=True) as peer:
         peer.send(head(Sec_WebSocket_Version="8"))
@@ -261,7 +265,7 @@ def test_a_bad_handshake(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> N
 # --- WatershedASGI -----------------------------------------------------------------------------------------
 
 
-def test_the_native_connection(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
+def test_the_native_connection_works(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
     stalled, message = Gate[int](), b"m" * 65536
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -295,7 +299,9 @@ def test_the_native_connection(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext
 
 
 @pytest.mark.parametrize("after", ["returns", "raises"])
-def test_detached_gives_a_reader_and_a_writer(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, after: str) -> None:
+def test_a_detached_connection_is_a_reader_and_a_writer(
+    tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, after: str
+) -> None:
     started, gate, served = Gate[None](), Gate[None](), Inbox[bytes]()
 
     async def serve(streams: DetachedStreams) -> None:
@@ -333,7 +339,7 @@ def test_detached_gives_a_reader_and_a_writer(tls_uvicorns: Uvicorn, client_tls:
         assert peer.rest() == b"raw"
 
 
-def test_a_detached_stream_is_not_uvicorns_to_shut_down(
+def test_a_detached_stream_is_not_closed_at_shutdown(
     certificate: tuple[Path, ssl.SSLContext], client_tls: ssl.SSLContext
 ) -> None:
     streams, over = Gate[DetachedStreams](), Gate[None]()

@@ -39,7 +39,7 @@ def started(name: str, tls: tuple[Path, ssl.SSLContext] | None = None) -> Iterat
 
 
 @pytest.mark.parametrize("name", ["werkzeug", "wsgiref", "django", "cheroot", "werkzeug+tls", "cheroot+tls"])
-def test_connections_work(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
+def test_connections_work_without_posix_features(name: str, certificate: tuple[Path, ssl.SSLContext]) -> None:
     with started(name.removesuffix("+tls"), certificate if name.endswith("+tls") else None) as server:
         for way in ("blocking", "background", "async"):
             with server.peer() as peer:

@@ -42,7 +42,7 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
-def test_blocking_echo(caplog: pytest.LogCaptureFixture, threaded: bool) -> None:
+def test_a_blocking_handler_echoes(caplog: pytest.LogCaptureFixture, threaded: bool) -> None:
     with Werkzeug(flask_app(echo), threaded=threaded) as server:
         with dial(server.port, "/ws") as client:
             for message in ("Hello", "", "Grüße 🌊", b"\x00\xff", b"", "x" * 70000, b"y" * MIB):
@@ -55,7 +55,7 @@ def test_blocking_echo(caplog: pytest.LogCaptureFixture, threaded: bool) -> None
 @pytest.mark.need(13)
 @pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
 @pytest.mark.parametrize("wrap", ["plain", "debug", "debugger"])
-def test_one_line_in_the_access_log_and_nothing_else(
+def test_the_access_log_has_one_line_and_nothing_else_is_logged(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], threaded: bool, wrap: str
 ) -> None:
     app = flask_app(echo, debug=wrap == "debug")
@@ -72,7 +72,7 @@ def test_one_line_in_the_access_log_and_nothing_else(
     assert "Traceback" not in printed.out + printed.err
 
 
-def test_receive_send_and_a_close_of_the_servers_own() -> None:
+def test_a_view_may_receive_send_and_close() -> None:
     def view() -> ResponseReturnValue:
         connection = upgrade().accept(protocols=["b", "c"], headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])
         first = connection.receive(timeout=LIMIT)
@@ -92,7 +92,7 @@ def test_receive_send_and_a_close_of_the_servers_own() -> None:
         peer.end()
 
 
-def test_run_with_events(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_view_may_run_with_events(caplog: pytest.LogCaptureFixture) -> None:
     ends = Inbox[tuple[int, str]]()
 
     def view() -> ResponseReturnValue:
@@ -119,7 +119,7 @@ def test_run_with_events(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.need(13)
-def test_a_view_that_returns_ends_the_connection_with_1000() -> None:
+def test_returning_from_a_view_closes_with_1000() -> None:
     def view() -> ResponseReturnValue:
         upgrade().accept().send("bye")
         return "a body that nobody sees", 404, {"X-Nobody": "sees"}
@@ -135,7 +135,7 @@ def test_a_view_that_returns_ends_the_connection_with_1000() -> None:
 
 
 @pytest.mark.need(13)
-def test_a_client_that_vanishes_while_the_view_waits(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_vanishes_ends_a_waiting_view(caplog: pytest.LogCaptureFixture) -> None:
     errors = Inbox[int]()
 
     def view() -> ResponseReturnValue:
@@ -196,7 +196,7 @@ def test_a_view_that_iterates_ends_without_a_traceback_when_its_client_leaves(
 
 
 @pytest.mark.need(14)
-def test_a_view_that_only_sends_learns_that_the_client_has_gone() -> None:
+def test_a_view_that_only_sends_stops_when_the_client_leaves() -> None:
     errors = Inbox[BaseException]()
 
     def view() -> ResponseReturnValue:
@@ -222,7 +222,7 @@ def test_a_view_that_only_sends_learns_that_the_client_has_gone() -> None:
 
 @pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
 @pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "single"])
-def test_frames_in_the_segment_of_the_head(view: View, threaded: bool) -> None:
+def test_frames_in_the_segment_of_the_head_are_received(view: View, threaded: bool) -> None:
     messages = [f"{number} " + "x" * 900 for number in range(40)]
     with Werkzeug(flask_app(view), threaded=threaded) as server, Peer(server.port) as peer:
         peer.open_with(head("/ws") + b"".join(map(text, messages)) + close(4000, "in one go"))
@@ -257,7 +257,7 @@ def _flood(sock: socket.socket, first: bytes) -> None:
         sock.sendall(first + bytes(64 * MIB))
 
 
-def test_detached_hands_over_the_socket_for_good(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_detached_socket_belongs_to_the_application(caplog: pytest.LogCaptureFixture) -> None:
     sockets = Inbox[Any]()
 
     def view() -> ResponseReturnValue:
@@ -284,7 +284,7 @@ def test_detached_hands_over_the_socket_for_good(caplog: pytest.LogCaptureFixtur
         assert_quiet(server, caplog)
 
 
-def test_an_upgrade_on_a_kept_alive_connection(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_upgrade_may_follow_other_requests_on_its_connection(caplog: pytest.LogCaptureFixture) -> None:
     waiting = Inbox[None]()
 
     class KeepAlive(WSGIRequestHandler):
@@ -322,7 +322,7 @@ def test_an_upgrade_on_a_kept_alive_connection(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.need(9)
-def test_reject_from_a_flask_view(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flask_view_may_reject(caplog: pytest.LogCaptureFixture) -> None:
     def view() -> ResponseReturnValue:
         answer: ResponseReturnValue = upgrade().reject(
             402, b"pay first", [("Retry-After", "5"), ("Content-Type", "a/b")]
@@ -340,7 +340,7 @@ def test_reject_from_a_flask_view(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.need(9)
-def test_reject_from_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plain_wsgi_application_may_reject(caplog: pytest.LogCaptureFixture) -> None:
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         rejection: WSGIApp = environ["watershed"].reject(403, b"no")
         return rejection(environ, start_response)
@@ -357,7 +357,7 @@ def test_reject_from_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("kind", ["flask", "bare"])
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("body", [b"", b"that nobody may see"], ids=["empty", "body"])
-def test_a_rejection_that_has_no_body_says_nothing_of_one(
+def test_a_rejection_without_a_body_has_no_body_headers(
     caplog: pytest.LogCaptureFixture, kind: str, status: int, body: bytes
 ) -> None:
     """RFC 9110 sections 8.6, 15.3.5 and 15.4.5."""
@@ -393,14 +393,14 @@ def test_a_rejection_has_one_content_length(caplog: pytest.LogCaptureFixture) ->
         assert_quiet(server, caplog)
 
 
-def test_flasks_own_ways_to_refuse(caplog: pytest.LogCaptureFixture) -> None:
+def test_flasks_own_refusals_work(caplog: pytest.LogCaptureFixture) -> None:
     with Werkzeug(flask_app(lambda: abort(401))) as server, Peer(server.port) as peer:
         peer.send(head("/ws"))
         assert peer.refusal().status == 401
         assert_quiet(server, caplog)
 
 
-def test_an_application_that_ignores_the_upgrade_answers_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_application_that_ignores_the_upgrade_responds_as_usual(caplog: pytest.LogCaptureFixture) -> None:
     with Werkzeug(flask_app(lambda: "ignored")) as server:
         for path, status in (("/ws", 200), ("/nowhere", 404)):
             with Peer(server.port) as peer:
@@ -422,7 +422,7 @@ def test_an_application_that_ignores_the_upgrade_answers_as_ever(caplog: pytest.
         pytest.param(head(first="GET {} HTTP/1.0"), id="HTTP/1.0"),
     ],
 )
-def test_what_is_no_upgrade_passes_untouched(request_head: bytes) -> None:
+def test_plain_requests_are_unaffected(request_head: bytes) -> None:
     environs = Inbox[Environ]()
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -456,7 +456,7 @@ def test_what_is_no_upgrade_passes_untouched(request_head: bytes) -> None:
         pytest.param(400, {"Sec_WebSocket_Extensions": "permessage-deflate; =1"}, id="malformed extension"),
     ],
 )
-def test_a_bad_handshake_is_answered_once_and_is_no_crash(
+def test_a_bad_handshake_is_answered_once_and_not_logged_as_an_error(
     caplog: pytest.LogCaptureFixture, app: str, status: int, changes: dict[str, Any]
 ) -> None:
     if app == "bare":
@@ -478,7 +478,7 @@ def test_a_bad_handshake_is_answered_once_and_is_no_crash(
         assert_quiet(server, caplog)
 
 
-def test_a_connection_header_without_the_upgrade_token() -> None:
+def test_a_connection_header_without_upgrade_is_refused() -> None:
     with Werkzeug(WatershedWSGI(bare)) as server, Peer(server.port) as peer:
         peer.send(head(Connection="keep-alive"))
         answer = peer.refusal()
@@ -486,7 +486,7 @@ def test_a_connection_header_without_the_upgrade_token() -> None:
     assert b"'upgrade'" in answer.body
 
 
-def test_an_application_may_answer_a_refusal_itself(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_application_may_respond_to_a_handshake_error_itself(caplog: pytest.LogCaptureFixture) -> None:
     def view() -> ResponseReturnValue:
         try:
             upgrade().accept()
@@ -513,13 +513,13 @@ def test_an_application_may_answer_a_refusal_itself(caplog: pytest.LogCaptureFix
         ("*", "http://evil.example", 101),
     ],
 )
-def test_the_origins_option(origins: Any, origin: str, status: int) -> None:
+def test_the_origins_option_allows_origins(origins: Any, origin: str, status: int) -> None:
     with Werkzeug(flask_app(echo, origins=origins)) as server, Peer(server.port) as peer:
         peer.send(head("/ws", Origin=origin))
         assert peer.answer().status == status
 
 
-def test_the_limits_and_the_compression_option() -> None:
+def test_limits_and_compression_options_apply() -> None:
     with Werkzeug(flask_app(echo, max_message_size=1000, compression=False)) as server, Peer(server.port) as peer:
         answer = peer.open("/ws", Sec_WebSocket_Extensions="permessage-deflate")
         assert answer.all("sec-websocket-extensions") == []
@@ -535,7 +535,7 @@ def test_the_limits_and_the_compression_option() -> None:
 
 
 @pytest.mark.parametrize("debug", [False, True], ids=["production", "debug"])
-def test_an_exception_before_the_accept_is_500(debug: bool) -> None:
+def test_an_exception_before_the_accept_is_a_500(debug: bool) -> None:
     def view() -> ResponseReturnValue:
         raise LookupError("a secret")
 
@@ -574,7 +574,7 @@ def test_an_exception_after_the_accept_closes_with_1011(debug: bool, kind: str) 
         assert len(server.access_log(1)) == 1
 
 
-def test_a_client_that_vanishes_before_the_accept(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_may_vanish_before_the_accept(caplog: pytest.LogCaptureFixture) -> None:
     started, gate, outcomes = Gate[None](), Gate[None](), Inbox[object]()
 
     def view() -> ResponseReturnValue:
@@ -620,7 +620,7 @@ def test_a_second_accept_is_a_clear_error() -> None:
         assert "accept" in str(error)
 
 
-def test_garbage_instead_of_frames(caplog: pytest.LogCaptureFixture) -> None:
+def test_garbage_instead_of_frames_closes_with_1002(caplog: pytest.LogCaptureFixture) -> None:
     with Werkzeug(flask_app(echo)) as server:
         with Peer(server.port) as peer:
             peer.open("/ws")
@@ -635,7 +635,9 @@ def test_garbage_instead_of_frames(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
-def test_tls(caplog: pytest.LogCaptureFixture, tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], view: View) -> None:
+def test_tls_works(
+    caplog: pytest.LogCaptureFixture, tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], view: View
+) -> None:
     client, context = tls_contexts
     with Werkzeug(flask_app(view), ssl_context=context) as server:
         with Peer(server.port, tls=client, clean=True) as peer:
@@ -654,7 +656,7 @@ def test_tls(caplog: pytest.LogCaptureFixture, tls_contexts: tuple[ssl.SSLContex
 
 
 @pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
-def test_wsgiref(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, view: View) -> None:
+def test_wsgiref_works(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, view: View) -> None:
     from wsgiref.simple_server import make_server
 
     with make_server("127.0.0.1", 0, flask_app(view)) as server:

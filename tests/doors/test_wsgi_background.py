@@ -21,7 +21,7 @@ from watershed_mw import AsyncConnection, live_connections
 MIB = 2**20
 
 
-def test_a_single_threaded_server_serves_pages_while_connections_live_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_threaded_server_serves_pages_beside_connections(caplog: pytest.LogCaptureFixture) -> None:
     with Werkzeug(flask_app(background), threaded=False) as server, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(dial(server.port, "/ws")) for _ in range(10)]
         for number, client in enumerate(clients):
@@ -37,7 +37,7 @@ def test_a_single_threaded_server_serves_pages_while_connections_live_on(caplog:
         assert_quiet(server, caplog)
 
 
-def test_worker_threads_are_free_again() -> None:
+def test_background_connections_free_the_worker_thread() -> None:
     def workers() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if "process_request_thread" in thread.name}
 
@@ -58,7 +58,7 @@ def test_worker_threads_are_free_again() -> None:
         assert threading.active_count() <= count + 30 + 32
 
 
-def test_events_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
+def test_events_arrive_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
     events = Inbox[tuple[Any, ...]]()
 
     def view() -> ResponseReturnValue:
@@ -133,7 +133,7 @@ def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("view", [echo, background], ids=["blocking", "background"])
-def test_a_child_that_multiprocessing_forks_ends_none_of_its_parents_connections(
+def test_a_forked_child_leaves_its_parents_connections_alone(
     view: Callable[[], ResponseReturnValue],
 ) -> None:
     """At its end it does what an interpreter does, but what it has inherited is not its own to end."""
@@ -151,7 +151,7 @@ def test_a_child_that_multiprocessing_forks_ends_none_of_its_parents_connections
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_what_a_coroutine_function_registers_first_sees_an_end_that_comes_at_once(early: bool) -> None:
+def test_handlers_registered_first_in_a_coroutine_see_an_immediate_end(early: bool) -> None:
     ends = Inbox[int]()
 
     async def handler(connection: AsyncConnection) -> None:
@@ -195,7 +195,7 @@ def test_a_coroutine_function_that_fails_closes_with_1011(caplog: pytest.LogCapt
     assert record.exc_info[0] is (TypeError if arguments == "none" else LookupError)
 
 
-def test_an_exception_after_the_hand_over_leaves_the_connection_alone() -> None:
+def test_an_exception_after_run_in_background_does_not_affect_the_connection() -> None:
     def view() -> ResponseReturnValue:
         background()
         raise LookupError("after the hand-over")

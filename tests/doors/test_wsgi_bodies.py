@@ -17,7 +17,7 @@ from watershed_mw import ConnectionClosed, HandshakeError, LocalProtocolError, W
 MIB = 2**20
 
 
-def test_bare_wsgi(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plain_wsgi_application_echoes(caplog: pytest.LogCaptureFixture) -> None:
     with Werkzeug(WatershedWSGI(bare)) as server:
         with dial(server.port) as client:
             client.send("bare")
@@ -64,7 +64,7 @@ def test_an_application_may_call_start_response_and_then_accept(caplog: pytest.L
         assert_quiet(server, caplog)
 
 
-def test_an_application_that_is_a_generator(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_application_may_be_a_generator(caplog: pytest.LogCaptureFixture) -> None:
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         connection = environ["watershed"].accept()
         for message in connection:
@@ -79,7 +79,7 @@ def test_an_application_that_is_a_generator(caplog: pytest.LogCaptureFixture) ->
         assert_quiet(server, caplog)
 
 
-def test_an_answer_far_larger_than_a_socket_buffer_does_not_hold_the_server() -> None:
+def test_a_discarded_large_body_does_not_block_the_server() -> None:
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         environ["watershed"].accept().send("hi")
         raise LookupError("x" * 4 * MIB)  # the debugger makes a page of it
@@ -124,7 +124,7 @@ def answering(body: Body, *, accept: bool) -> WatershedWSGI:
 
 @pytest.mark.parametrize("accept, status", [(True, 101), (False, 200)], ids=["accepted", "ignored"])
 @pytest.mark.parametrize("items", [(), (b"body",), (b"bo", b"dy")], ids=len)
-def test_a_body_that_closes_is_closed_once(accept: bool, status: int, items: tuple[bytes, ...]) -> None:
+def test_a_body_with_close_is_closed_once(accept: bool, status: int, items: tuple[bytes, ...]) -> None:
     body = Body(*items)
     with Werkzeug(answering(body, accept=accept)) as server:
         with Peer(server.port) as peer:
@@ -140,7 +140,7 @@ def test_a_body_that_closes_is_closed_once(accept: bool, status: int, items: tup
 
 @pytest.mark.parametrize("accept", [True, False], ids=["accepted", "ignored"])
 @pytest.mark.parametrize("before", [(), (b"bo",)], ids=["at once", "in the middle"])
-def test_a_body_that_raises_is_closed_all_the_same(accept: bool, before: tuple[bytes, ...]) -> None:
+def test_a_body_that_raises_is_closed_too(accept: bool, before: tuple[bytes, ...]) -> None:
     """PEP 3333: a server calls it also when the iteration was ended by an error, and so does a middleware."""
     body = Body(*before, LookupError("a secret"))
     with Werkzeug(answering(body, accept=accept)) as server:
@@ -161,7 +161,7 @@ def test_a_body_that_raises_is_closed_all_the_same(accept: bool, before: tuple[b
 # --- generators --------------------------------------------------------------------------------------------
 
 
-def test_a_generator_that_yields_more_than_once_goes_on_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_generator_is_run_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
     steps = Inbox[str]()
 
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
@@ -183,7 +183,7 @@ def test_a_generator_that_yields_more_than_once_goes_on_to_its_end(caplog: pytes
         assert_quiet(server, caplog)
 
 
-def test_a_generator_that_leaves_its_connection_to_the_background(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_generator_may_leave_its_connection_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         connection = environ["watershed"].accept()
         connection.on("text", connection.send)
@@ -198,7 +198,7 @@ def test_a_generator_that_leaves_its_connection_to_the_background(caplog: pytest
         assert_quiet(server, caplog)
 
 
-def test_a_generator_that_rejects(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_generator_may_reject(caplog: pytest.LogCaptureFixture) -> None:
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         yield from environ["watershed"].reject(403, b"no")(environ, start_response)
 
@@ -210,7 +210,7 @@ def test_a_generator_that_rejects(caplog: pytest.LogCaptureFixture) -> None:
         assert_quiet(server, caplog)
 
 
-def test_a_generator_that_ignores_the_upgrade_streams_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_generator_that_ignores_the_upgrade_streams_as_usual(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate[None]()
 
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
@@ -243,7 +243,7 @@ def test_a_bad_handshake_in_a_generator_is_answered_once(caplog: pytest.LogCaptu
         assert_quiet(server, caplog)
 
 
-def test_a_generator_whose_client_has_gone_ends_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_generator_whose_client_left_ends_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     errors = Inbox[ConnectionClosed]()
 
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
@@ -310,7 +310,7 @@ def test_an_accept_after_the_response_has_begun_is_a_clear_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["function", "generator"])
-def test_a_handshake_error_after_the_accept_is_the_applications_own_failure(kind: str) -> None:
+def test_a_handshake_error_after_the_accept_is_an_application_error(kind: str) -> None:
     """An application may be a client somewhere else, and be refused there."""
 
     def refused(environ: Environ) -> None:

@@ -53,13 +53,13 @@ def inputs(name: str, count: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_target_has_seeds_and_passes_on_them_and_on_others(name: str) -> None:
+def test_a_target_passes_on_its_seeds_and_on_other_inputs(name: str) -> None:
     assert 0 < len(seeds_of(name)) <= 40
     for data in inputs(name, SOME):
         run(TARGETS[name], data)
 
 
-def test_no_seed_belongs_to_a_target_that_has_gone() -> None:
+def test_every_seed_file_belongs_to_a_target() -> None:
     assert {path.stem for path in fuzz_run.SEEDS.iterdir()} == set(TARGETS)
 
 
@@ -221,7 +221,7 @@ def test_a_target_notices_a_fault(name: str, fault: str, monkeypatch: pytest.Mon
         search()
 
 
-def test_an_input_that_takes_too_long_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_input_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_run, "CPU_SECONDS", 0.05)
 
     def endless(source: Source) -> None:
@@ -232,7 +232,7 @@ def test_an_input_that_takes_too_long_is_a_finding(monkeypatch: pytest.MonkeyPat
         run(endless, b"")
 
 
-def test_an_input_that_takes_too_much_memory_is_a_finding() -> None:
+def test_an_input_that_uses_too_much_memory_is_a_finding() -> None:
     def greedy(source: Source) -> None:
         bytearray(256 * 2**20)[::4096] = b"x" * (256 * 2**20 // 4096)
 
@@ -240,7 +240,7 @@ def test_an_input_that_takes_too_much_memory_is_a_finding() -> None:
         run(greedy, b"")
 
 
-def test_the_command_runs_a_target_and_fails_with_a_finding(tmp_path: Path) -> None:
+def test_the_command_fails_if_a_target_has_a_finding(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "close_codes"]
     done = subprocess.run(
         [*command, "--random", "--seconds", "0.5"], cwd=PROJECT, capture_output=True, text=True, timeout=60
@@ -250,6 +250,6 @@ def test_the_command_runs_a_target_and_fails_with_a_finding(tmp_path: Path) -> N
     assert "FOUND" not in done.stdout
 
 
-def test_options_of_the_targets_stay_within_what_zlib_can() -> None:
+def test_options_of_the_targets_are_supported_by_zlib() -> None:
     for number in range(200):
         assert isinstance(http.options(Source(bytes([number, number]))), DeflateOptions)

@@ -106,7 +106,7 @@ def close(door: Locator, by: str, code: int, reason: str) -> None:
     door.get_by_role("button", name="Close").click()
 
 
-def test_text_and_binary_messages_come_back(door: Locator) -> None:
+def test_text_and_binary_messages_are_echoed(door: Locator) -> None:
     door.get_by_label("Message", exact=True).fill("Grüße, 水")
     door.get_by_role("button", name="Send text").click()
     expect(messages(door, "←")).to_have_text([re.compile("text.*Grüße, 水")])
@@ -131,7 +131,7 @@ def test_the_page_shows_close_code_and_reason(door: Locator, by: str) -> None:
     expect(state(door)).to_have_text("closed")
 
 
-def test_the_page_shows_a_close_of_the_server_that_only_servers_may_send(door: Locator) -> None:
+def test_the_page_shows_a_close_code_reserved_for_servers(door: Locator) -> None:
     close(door, "the server", 1013, "try again later")
     expect(door.get_by_role("alert")).to_have_text("Closed with 1013 “try again later”")
 
@@ -172,7 +172,7 @@ RAW = """url => new Promise((resolve) => {
 })"""
 
 
-def test_one_mebibyte_comes_back_and_a_close_without_a_code_is_1005(page: Page, door: Locator) -> None:
+def test_one_mebibyte_is_echoed_and_a_close_without_a_code_is_1005(page: Page, door: Locator) -> None:
     url = door.locator(".url").inner_text()
     assert page.evaluate(RAW, url) == {"same": True, "code": 1005, "reason": "", "wasClean": True}
 
@@ -188,7 +188,7 @@ def elsewhere() -> Iterator[str]:
         thread.join(LIMIT)
 
 
-def test_a_page_from_elsewhere_is_not_let_in(page: Page, door: Locator, elsewhere: str) -> None:
+def test_a_page_of_another_host_is_refused(page: Page, door: Locator, elsewhere: str) -> None:
     url = door.locator(".url").inner_text()
     page.goto(elsewhere)  # its content is an error message, which is as good as any
     assert page.evaluate(RAW, url) == {"same": None, "code": 1006, "reason": "", "wasClean": False}

@@ -156,12 +156,12 @@ def test_text_and_binary_messages_are_echoed_to_a_client_with_the_cookie(page: P
 
 
 @pytest.mark.parametrize("binary", [False, True], ids=["text", "binary"])
-def test_one_mebibyte_comes_back(page: Page, binary: bool) -> None:
+def test_one_mebibyte_is_echoed(page: Page, binary: bool) -> None:
     assert page.evaluate(ONE_MEBIBYTE, ["/echo", binary]) == {"same": True, "code": 1000, "wasClean": True}
 
 
 @pytest.mark.parametrize("offer, chosen", [(["x", "echo.v1", "echo.v2"], "echo.v1"), ([], "")])
-def test_the_subprotocol(page: Page, offer: list[str], chosen: str) -> None:
+def test_the_subprotocol_is_negotiated(page: Page, offer: list[str], chosen: str) -> None:
     seen = talk(page, protocols=offer, close=[1000])
     assert (seen["protocol"], seen["wasClean"]) == (chosen, True)
 
@@ -188,7 +188,7 @@ def test_a_close_is_clean_and_has_its_code_and_reason(
     assert (seen["code"], seen["reason"], seen["wasClean"], seen["errors"]) == (code, reason, True, 0)
 
 
-def test_an_endpoint_that_raises_is_1011_without_a_word_of_why(page: Page, program: Program) -> None:
+def test_an_endpoint_that_raises_closes_with_1011_without_details(page: Page, program: Program) -> None:
     seen = talk(page, "/echo", "!raise")
     assert (seen["code"], seen["reason"], seen["wasClean"], seen["errors"]) == (1011, "", True, 0)
     program.wait_for_line(re.compile("^LookupError: a secret of the server's$", re.MULTILINE))
@@ -205,7 +205,7 @@ def test_an_endpoint_that_raises_is_1011_without_a_word_of_why(page: Page, progr
         pytest.param(True, "/echo", ["unknown"], "Unexpected response code: 400", id="no such subprotocol"),
     ],
 )
-def test_a_refusal_never_opens_and_only_the_console_knows_its_status(
+def test_a_refusal_never_opens_and_only_the_console_shows_its_status(
     page: Page, console: Console, cookie: bool, path: str, protocols: list[str], complaint: str
 ) -> None:
     if not cookie:
@@ -241,7 +241,7 @@ def elsewhere() -> Iterator[str]:
 
 
 @pytest.mark.need(8)
-def test_a_page_from_elsewhere_is_not_let_in_for_all_its_cookies(
+def test_a_page_of_another_host_is_refused_despite_its_cookies(
     page: Page, console: Console, address: str, elsewhere: str
 ) -> None:
     page.goto(elsewhere)
@@ -252,7 +252,7 @@ def test_a_page_from_elsewhere_is_not_let_in_for_all_its_cookies(
 
 
 @pytest.mark.need(2, 3)
-def test_the_page_shows_that_the_server_stops(browser_page: Page, console: Console) -> None:
+def test_the_page_sees_the_shutdown(browser_page: Page, console: Console) -> None:
     with Program(PROJECT / "tests" / "support" / "fastapi_app.py") as program:
         browser_page.goto(f"http://127.0.0.1:{program.port()}/")
         assert browser_page.evaluate(STAY) == "hello ann"

@@ -118,7 +118,7 @@ MESSAGES: list[Message] = [
 
 
 @pairs()
-def test_text_and_binary_messages_come_back(session: Session, server: Server, path: str) -> None:
+def test_text_and_binary_messages_are_echoed(session: Session, server: Server, path: str) -> None:
     for message in MESSAGES:
         session.send(message)
         assert session.receive() == message
@@ -126,7 +126,7 @@ def test_text_and_binary_messages_come_back(session: Session, server: Server, pa
 
 
 @pairs()
-def test_one_mebibyte_comes_back(session: Session, server: Server, path: str) -> None:
+def test_one_mebibyte_is_echoed(session: Session, server: Server, path: str) -> None:
     binary = random.Random(1).randbytes(2**20)
     text = "水🌊é!" * (2**20 // 10)
     for message in (binary, text):
@@ -136,7 +136,7 @@ def test_one_mebibyte_comes_back(session: Session, server: Server, path: str) ->
 
 
 @pairs()
-def test_a_burst_comes_back_in_order(session: Session, server: Server, path: str) -> None:
+def test_a_burst_is_echoed_in_order(session: Session, server: Server, path: str) -> None:
     sent = [f"message {number}" for number in range(300)]
     for message in sent:
         session.send(message)
@@ -145,7 +145,7 @@ def test_a_burst_comes_back_in_order(session: Session, server: Server, path: str
 
 
 @pairs(client={Feature.FRAGMENTS})
-def test_a_fragmented_message_from_the_client_is_put_together(session: Session, server: Server, path: str) -> None:
+def test_a_fragmented_message_from_the_client_is_joined(session: Session, server: Server, path: str) -> None:
     text = "Grüße, 水, 🌊".encode()
     session.send_fragments([text[i : i + 1] for i in range(len(text))], text=True)  # cuts through characters
     assert session.receive() == text.decode()
@@ -155,21 +155,21 @@ def test_a_fragmented_message_from_the_client_is_put_together(session: Session, 
 
 
 @pairs(server={Feature.FRAGMENTS})
-def test_a_fragmented_message_from_the_server_is_put_together(session: Session, server: Server, path: str) -> None:
+def test_a_fragmented_message_from_the_server_is_joined(session: Session, server: Server, path: str) -> None:
     session.send("!fragments")
     assert session.receive() == "one two three"
     finish(session, server, path)
 
 
 @pairs()
-def test_the_subprotocol_that_both_know_is_chosen(dial: Dial, server: Server, path: str) -> None:
+def test_the_common_subprotocol_is_chosen(dial: Dial, server: Server, path: str) -> None:
     session = dial(["unknown.v1", "json"])
     assert session.protocol == "json"
     finish(session, server, path)
 
 
 @pairs()
-def test_no_subprotocol_is_chosen_when_none_was_offered(session: Session, server: Server, path: str) -> None:
+def test_without_an_offer_no_subprotocol_is_chosen(session: Session, server: Server, path: str) -> None:
     assert session.protocol is None
     finish(session, server, path)
 
@@ -203,7 +203,7 @@ def test_a_ping_from_the_server_is_answered(session: Session, server: Server, pa
 
 
 @pairs(client={Feature.COMPRESSION}, server={Feature.COMPRESSION})
-def test_compressed_messages_come_back(dial: Dial, server: Server, path: str) -> None:
+def test_compressed_messages_are_echoed(dial: Dial, server: Server, path: str) -> None:
     session = dial(compression=True)
     assert session.compressed
     noise = random.Random(2).randbytes(100_000)
@@ -215,7 +215,7 @@ def test_compressed_messages_come_back(dial: Dial, server: Server, path: str) ->
 
 
 @pairs(client={Feature.COMPRESSION, Feature.FRAGMENTS}, server={Feature.COMPRESSION})
-def test_a_compressed_and_fragmented_message_comes_back(dial: Dial, server: Server, path: str) -> None:
+def test_a_compressed_and_fragmented_message_is_echoed(dial: Dial, server: Server, path: str) -> None:
     session = dial(compression=True)
     session.send_fragments([b"water " * 5_000, b"", b"and more water " * 5_000], text=True)
     assert session.receive() == "water " * 5_000 + "and more water " * 5_000
@@ -229,7 +229,9 @@ def test_without_an_offer_nothing_is_compressed(session: Session, server: Server
 
 
 @pairs()
-def test_close_code_and_reason_from_the_client(client: Client, server: Server, session: Session, path: str) -> None:
+def test_close_code_and_reason_from_the_client_arrive(
+    client: Client, server: Server, session: Session, path: str
+) -> None:
     code = 4001 if Feature.ANY_CODE in client.features & server.features else 1000
     session.close(code, "bis später 🌊")
     assert server.ending(path) == Ending(code, "bis später 🌊", reset=False)
@@ -243,7 +245,9 @@ def test_a_close_without_a_code_is_1005(session: Session, server: Server, path: 
 
 
 @pairs()
-def test_close_code_and_reason_from_the_server(client: Client, server: Server, session: Session, path: str) -> None:
+def test_close_code_and_reason_from_the_server_arrive(
+    client: Client, server: Server, session: Session, path: str
+) -> None:
     code = 4002 if Feature.ANY_CODE in client.features & server.features else 1000
     session.send("the last message")
     session.send(f"!close {code} bis später 🌊")

@@ -97,7 +97,7 @@ MESSAGES: list[Message] = ["Grüße, 水, 🌊", "", b"", bytes(range(256)), "b"
 
 
 @pairs()
-def test_a_conversation(front: Front, client: Client, server: Server) -> None:
+def test_messages_pass_through_the_proxy(front: Front, client: Client, server: Server) -> None:
     between = Between(front, client, server)
     compression = between.both(Feature.COMPRESSION)
     session = between.open(("unknown.v1", "json"), compression=compression)
@@ -124,7 +124,7 @@ def test_a_conversation(front: Front, client: Client, server: Server) -> None:
 
 
 @pairs()
-def test_an_end_by_the_server_and_a_refusal(front: Front, client: Client, server: Server) -> None:
+def test_the_servers_close_and_refusal_pass_through(front: Front, client: Client, server: Server) -> None:
     between = Between(front, client, server)
     assert between.refused() == 403
     code = 4002 if between.both(Feature.ANY_CODE) else 1000
@@ -138,7 +138,7 @@ def test_an_end_by_the_server_and_a_refusal(front: Front, client: Client, server
 
 
 @pairs()
-def test_ends_without_a_closing_handshake(front: Front, client: Client, server: Server) -> None:
+def test_ends_without_a_closing_handshake_pass_through(front: Front, client: Client, server: Server) -> None:
     between = Between(front, client, server)
     if Feature.ABORT in client.features:
         session = between.open()
@@ -176,7 +176,7 @@ def converse(peer: Peer) -> None:
 
 
 @MAY_BE_LEFT_OUT
-def test_behind_nginx(front: Front, echo: int, tmp_path: Path) -> None:
+def test_the_proxy_works_behind_nginx(front: Front, echo: int, tmp_path: Path) -> None:
     need("nginx")
     front.serve(WebSocketProxy(f"ws://127.0.0.1:{echo}"))
     with nginx(tmp_path, front.port) as outer, outer.peer() as peer:
@@ -190,7 +190,7 @@ def test_behind_nginx(front: Front, echo: int, tmp_path: Path) -> None:
 
 
 @MAY_BE_LEFT_OUT
-def test_in_front_of_nginx(front: Front, echo: int, tmp_path: Path) -> None:
+def test_the_proxy_works_in_front_of_nginx(front: Front, echo: int, tmp_path: Path) -> None:
     need("nginx")
     with nginx(tmp_path, echo) as inner:
         front.serve(WebSocketProxy(f"wss://127.0.0.1:{inner.port}", ssl=inner.tls))
@@ -208,7 +208,7 @@ def test_in_front_of_nginx(front: Front, echo: int, tmp_path: Path) -> None:
 
 
 @MAY_BE_LEFT_OUT
-def test_nginx_without_an_upstream_answers_502(front: Front, tmp_path: Path) -> None:
+def test_nginx_without_an_upstream_gives_a_502(front: Front, tmp_path: Path) -> None:
     need("nginx")
     with nginx(tmp_path, free_port()) as inner:
         front.serve(WebSocketProxy(f"wss://127.0.0.1:{inner.port}", ssl=inner.tls))
@@ -263,7 +263,7 @@ def with_a_page(front: Front, proxy: WebSocketProxy) -> Any:
 
 @pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_BROWSER") == "1", reason="WATERSHED_MW_NO_BROWSER=1")
 @pytest.mark.parametrize("server", ["websockets"], indirect=True)
-def test_a_browser(front: Front, server: Server, page: Page) -> None:
+def test_a_browser_connects_through_the_proxy(front: Front, server: Server, page: Page) -> None:
     front.serve(with_a_page(front, WebSocketProxy(server.url, strip_prefix=False)))
     page.goto(f"http://127.0.0.1:{front.port}/")
     path = f"/ws/{uuid.uuid4().hex}"

@@ -40,7 +40,7 @@ def soak(fault: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(120)
-def test_a_door_without_a_fault_passes() -> None:
+def test_an_integration_without_a_fault_passes() -> None:
     done = soak("")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "uvicorn-native" in done.stdout
@@ -49,7 +49,7 @@ def test_a_door_without_a_fault_passes() -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(fault: str) -> None:
+def test_an_injected_fault_is_found(fault: str) -> None:
     done = soak(fault)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED" in done.stdout

@@ -60,7 +60,7 @@ def test_the_end_of_stdin_waits_for_replies_and_verbose_prints_more(server: tupl
     assert "\x1b" not in told  # colours are for terminals
 
 
-def test_the_pipes_of_the_page_do_what_it_says(echo: int, tmp_path: Path) -> None:
+def test_the_documented_pipes_work_as_described(echo: int, tmp_path: Path) -> None:
     """Among them a reader that has seen enough, which ends it in good order."""
     [block] = [block for block in blocks() if block.name == "pipes"]
     (tmp_path / "picture.png").write_bytes(data := os.urandom(200_000))
@@ -82,7 +82,7 @@ def test_the_pipes_of_the_page_do_what_it_says(echo: int, tmp_path: Path) -> Non
     assert (tmp_path / "copy.png").read_bytes() == data
 
 
-def test_the_exit_status_says_how_it_ended(server: tuple[Server, int]) -> None:
+def test_the_exit_status_depends_on_the_end(server: tuple[Server, int]) -> None:
     _, port = server
     refused = f"expected status 101 (Switching Protocols), got 403 Forbidden from http://127.0.0.1:{port}/refused"
     too_big = "message too large: at most 10 bytes (max_message_size), got 11 or more"
@@ -97,7 +97,7 @@ def test_the_exit_status_says_how_it_ended(server: tuple[Server, int]) -> None:
     assert {done.stdout for done in ended} == {b""}
 
 
-def test_reconnect_goes_on_with_the_next_line_until_a_signal(server: tuple[Server, int]) -> None:
+def test_reconnect_continues_with_the_next_line_until_a_signal(server: tuple[Server, int]) -> None:
     application, port = server
     command = [*PROGRAM, "connect", f"ws://127.0.0.1:{port}/", "--reconnect"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
@@ -195,7 +195,7 @@ class Terminal:
         os.close(self._master)
 
 
-def test_a_conversation_at_the_prompt_and_its_history(echo: int, tmp_path: Path) -> None:
+def test_the_prompt_sends_shows_and_remembers_lines(echo: int, tmp_path: Path) -> None:
     state, url = str(tmp_path / "state"), f"ws://ann:secret@127.0.0.1:{echo}/"
     (tmp_path / "a file").write_bytes(b"from a file")
     with Terminal("connect", url, XDG_STATE_HOME=state) as terminal:
@@ -237,7 +237,7 @@ def test_a_conversation_at_the_prompt_and_its_history(echo: int, tmp_path: Path)
             assert not re.search(r"\x1b\[(\d+;)*3\d", terminal.raw)
 
 
-def test_a_hostile_server_does_not_get_at_the_terminal(server: tuple[Server, int], tmp_path: Path) -> None:
+def test_a_hostile_server_cannot_control_the_terminal(server: tuple[Server, int], tmp_path: Path) -> None:
     application, port = server
     url = f"ws://127.0.0.1:{port}/hostile"
     with Terminal("connect", url, XDG_STATE_HOME=str(tmp_path)) as terminal:
@@ -260,7 +260,7 @@ def test_a_hostile_server_does_not_get_at_the_terminal(server: tuple[Server, int
     assert application.ends[1:] == [(1000, "")]
 
 
-def test_the_prompt_ends_with_a_signal_and_gives_the_terminal_back(echo: int, tmp_path: Path) -> None:
+def test_a_signal_ends_the_prompt_and_restores_the_terminal(echo: int, tmp_path: Path) -> None:
     with Terminal("connect", f"ws://127.0.0.1:{echo}/", "--user", "ann", XDG_STATE_HOME=str(tmp_path)) as terminal:
         terminal.wait_for("password of ann: ")
         terminal.press("secret\r")

@@ -46,14 +46,14 @@ def test_echo_shuts_down_gracefully_while_a_client_is_connected() -> None:
         assert re.fullmatch(r"(ws://(127\.0\.0\.1|\[::1\]):\d+/\n)+", program.output)
 
 
-def test_echo_answers_http_with_what_it_is(echo: int) -> None:
+def test_echo_describes_itself_to_plain_http_requests(echo: int) -> None:
     with Peer(echo) as peer:
         peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = peer.answer()
         assert (answer.status, answer.body) == (426, b"This is a WebSocket server that echoes.\n")
 
 
-def test_tls_and_whom_to_trust(tmp_path: Path) -> None:
+def test_tls_works_with_cacert_or_insecure(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
@@ -69,7 +69,7 @@ def test_tls_and_whom_to_trust(tmp_path: Path) -> None:
     assert (trustful.returncode, trustful.stdout, trustful.stderr) == (0, b"hi\n", b"")
 
 
-def test_an_address_without_a_host_is_all_addresses_by_ipv4_and_ipv6() -> None:
+def test_an_address_without_a_host_listens_on_ipv4_and_ipv6() -> None:
     sockets = Address("", 0).listen()
     try:
         hosts = {one.getsockname()[0] for one in sockets}
@@ -82,7 +82,7 @@ def test_an_address_without_a_host_is_all_addresses_by_ipv4_and_ipv6() -> None:
             one.close()
 
 
-def test_options_of_the_proxy(proxied: list[Any]) -> None:
+def test_proxy_options_apply(proxied: list[Any]) -> None:
     assert run(["proxy", "--listen", ":8080", "--to", "ws://127.0.0.1:9000"]) == 0
     everything = (
         "proxy --listen [::1]:0 --to wss://b.example/x --no-keep-host --strip-prefix /chat --header X-A:1 -H 'X-B: 2' "
@@ -142,7 +142,7 @@ def answers_to(port: int, pages: Pages) -> Pages:
     return answers
 
 
-def test_pages_of_other_sites_stay_outside(echo: int) -> None:
+def test_pages_of_other_sites_are_refused(echo: int) -> None:
     with Program(*PROGRAM, "echo", "--listen", "127.0.0.1:0", *OPTIONS) as program:
         port = program.port()
         pages: Pages = [*PAGES, ({"Origin": "http://localhost:3000"}, 101), ({"Origin": "https://[::1]"}, 101)]
@@ -158,7 +158,7 @@ def test_pages_of_other_sites_stay_outside(echo: int) -> None:
             assert b"--allow-host" in peer.answer().body, "the answer of the echo behind it"
 
 
-def test_every_page_may_come_in_where_that_is_asked_for() -> None:
+def test_allow_origin_star_admits_every_page() -> None:
     with Program(*PROGRAM, "echo", "--listen", "127.0.0.1:0", "--allow-host", "*", "--allow-origin", "*") as program:
         pages: Pages = [
             ({"Host": "any.example", "Origin": "http://other.example"}, 101),
@@ -180,7 +180,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_head_without_an_end_is_cut_off(echo: int, kind: str) -> None:
+def test_an_endless_head_is_refused(echo: int, kind: str) -> None:
     with Peer(echo) as peer:
         with contextlib.suppress(ConnectionError):
             peer.send(HEADS[kind])
@@ -198,7 +198,7 @@ def bounded_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n", head()[:-1]], ids=["nothing", "some", "most"])
-def test_a_head_that_takes_too_long_is_cut_off(bounded_server: Uvicorn, sent: bytes) -> None:
+def test_a_slow_head_is_refused(bounded_server: Uvicorn, sent: bytes) -> None:
     with Peer(bounded_server.port) as peer, Peer(bounded_server.port) as other:
         other.open()
         peer.send(sent)
@@ -211,7 +211,7 @@ def test_a_head_that_takes_too_long_is_cut_off(bounded_server: Uvicorn, sent: by
         assert other.text() == "still here"
 
 
-def test_heads_in_pieces_and_what_comes_behind_them(bounded_server: Uvicorn) -> None:
+def test_heads_may_arrive_in_pieces_with_data_behind_them(bounded_server: Uvicorn) -> None:
     request = head()
     for cut in (1, len(request) - 3, len(request) - 2, len(request) - 1, len(request)):
         with Peer(bounded_server.port) as peer:
@@ -222,7 +222,7 @@ def test_heads_in_pieces_and_what_comes_behind_them(bounded_server: Uvicorn) -> 
                 assert peer.text() == "x" * 100_000
 
 
-def test_a_large_head_that_ends_is_taken(bounded_server: Uvicorn) -> None:
+def test_a_large_complete_head_is_accepted(bounded_server: Uvicorn) -> None:
     with Peer(bounded_server.port) as peer:
         peer.open(Cookie="c" * 60_000)
     with Peer(bounded_server.port) as peer:
@@ -230,7 +230,7 @@ def test_a_large_head_that_ends_is_taken(bounded_server: Uvicorn) -> None:
         assert peer.rest()[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ", b"")
 
 
-def test_proxy_stands_in_front_of_a_server(echo: int) -> None:
+def test_proxy_forwards_to_a_server(echo: int) -> None:
     command = ("proxy", "--listen", "127.0.0.1:0", "--to", f"ws://127.0.0.1:{echo}", "--verbose")
     with Program(*PROGRAM, *command) as program:
         port = program.port()

@@ -47,7 +47,7 @@ from watershed_mw.cli.output import describe_end, dump, escape, shown, status_of
         (["proxy", "--listen", ":0", "--to", "nowhere"], "expected a URL, got 'nowhere'"),
     ],
 )
-def test_wrong_usage_is_one_line_and_2(
+def test_wrong_usage_is_one_line_and_exit_status_2(
     arguments: Sequence[str], told: str, proxied: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(arguments) == 2
@@ -59,14 +59,14 @@ def test_wrong_usage_is_one_line_and_2(
     assert told in captured.err
 
 
-def test_an_address_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_in_use_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         assert run(["echo", "--listen", where]) == 1
     assert capsys.readouterr().err == f"watershed-mw: cannot listen on {where}: Address already in use\n"
 
 
-def test_a_proxy_in_the_environment_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_proxy_in_the_environment_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "foo://x")
     done = connect("ws://127.0.0.1:9/")
     assert done.returncode == 1
@@ -74,7 +74,7 @@ def test_a_proxy_in_the_environment_that_is_none_is_one_line(monkeypatch: pytest
     assert "expected a proxy's URL" in line
 
 
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_and_help_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith(f"watershed-mw {__version__} (")
     for command in ([], ["connect"], ["echo"], ["proxy"]):
@@ -83,7 +83,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
 
 
-def test_without_its_libraries_it_says_what_to_install(run_python: RunPython) -> None:
+def test_missing_libraries_are_reported_with_the_extra_to_install(run_python: RunPython) -> None:
     for missing, command, told in (
         ("click", "echo", "expected the package click: pip install 'watershed-mw[cli]'"),
         ("httpx", "connect", "expected the package httpx: pip install 'watershed-mw[cli]'"),
@@ -112,7 +112,7 @@ def test_every_option_has_help() -> None:
 # --- what is shown -------------------------------------------------------------------------------------------
 
 
-def test_text_is_escaped_where_a_terminal_would_obey() -> None:
+def test_control_characters_are_escaped() -> None:
     assert escape(HOSTILE) == HARMLESS
     assert escape("a\nb\u2028") == "a\\nb\\u2028"
     plain = "käse\t日本\u3000\u00a0 👩\u200d👩 \u06cc\u200c\u062e"
@@ -123,7 +123,7 @@ def test_text_is_escaped_where_a_terminal_would_obey() -> None:
     )
 
 
-def test_a_dump_is_cut() -> None:
+def test_a_dump_is_truncated() -> None:
     lines = list(dump(bytes(1000)))
     assert (len(lines), lines[-1]) == (17, "  ... and 744 bytes more")
     assert list(dump(b"")) == []
