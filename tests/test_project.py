@@ -212,7 +212,7 @@ def test_modules_are_small() -> None:
     assert statistics.median(lines.values()) <= 200
 
 
-def test_test_files_are_small() -> None:
+def test_files_of_tests_have_at_most_700_lines() -> None:
     lines = {_identify(path): len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
     assert {name: count for name, count in lines.items() if count > 700} == {}
 

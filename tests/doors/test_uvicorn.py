@@ -172,9 +172,7 @@ def test_a_head_above_the_limit_is_refused(uvicorns: Uvicorn, caplog: pytest.Log
     ],
     ids=["TLS", "frames", "lines"],
 )
-def test_garbage_instead_of_a_request_is_refused(
-    uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, garbage: bytes
-) -> None:
+def test_garbage_requests_are_refused(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture, garbage: bytes) -> None:
     run = uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
         peer.send(garbage + b"\r\n\r\n")
@@ -427,7 +425,7 @@ def test_a_client_that_vanishes_is_a_disconnect_with_1006(uvicorns: Uvicorn) -> 
         ({}, (1000, "")),
     ],
 )
-def test_the_applications_close_reaches_the_client(
+def test_the_client_gets_the_applications_close(
     uvicorns: Uvicorn, message: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
