@@ -1,7 +1,7 @@
-"""What every test gets: a check that it left nothing running, and a few things that many tests need.
+"""Fixtures for every test: a check that it left nothing running, and helpers that many tests need.
 
-Nothing here knows of the package's modules except by file name. No helper waits for a length of time:
-each waits for a condition, up to a limit.
+Nothing here knows the package's modules except by file name. Every helper waits for a condition, up to a limit, and
+none for a fixed time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROCESS_WIDE_THREADS = ("watershed-loop", "watershed-pool", "watershed-watcher")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse to test extension modules that are older than their source; let the servers under test have signals."""
+    """Refuse to run with extension modules older than their source; let the servers under test receive signals."""
     # A shell ignores SIGINT for what runs in its background, nohup SIGHUP, and whatever that starts inherits it.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -51,12 +51,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test that starts a program says so, as `make test-quick` starts none."""
+    """Tests that start programs are marked, because `make test-quick` starts none."""
     programs.marked = item.get_closest_marker("programs") is not None
 
 
 class LoopErrors(logging.Handler):
-    """Keeps what event loops have to say about exceptions that nobody handled."""
+    """Records the reports of event loops about unhandled exceptions."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

@@ -30,7 +30,7 @@ def loops() -> Iterator[dict[str, LoopThread]]:
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may be behind a proxy."""
+    """The tests must not use a proxy that the environment names."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -59,7 +59,7 @@ def serve(nothing_left: None) -> Iterator[Serve]:
 
 @pytest.fixture
 def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Have a flavour's streams made by the package that some have installed, or not; tells on which loop."""
+    """With and without aiofastnet's streams; returns the event loop."""
 
     def choose(flavour: str) -> str:
         loop, _, package = flavour.partition(" and ")
@@ -82,7 +82,7 @@ def client(
 
 @pytest.fixture(params=("threads", "uvloop"))
 def either(request: pytest.FixtureRequest, serve: Serve, loops: dict[str, LoopThread]) -> Iterator[Client]:
-    """A client of threads and one of an event loop, for what event loops have no part in."""
+    """A client for threads and one for an event loop, for tests in which the kind of event loop does not matter."""
     client = Client(request.param, loops.get(request.param))
     yield client
     client.close()

@@ -1,4 +1,4 @@
-"""Connections for the scenarios: opened in every way there is, and looked after when the scenario is over."""
+"""Connections for the scenarios: opened in every flavour, on every carrier, and cleaned up afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loops() -> Iterator[Callable[[str], LoopThread]]:
 
 @pytest.fixture
 def opener(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], loops: Callable[[str], LoopThread]) -> Iterator[Opener]:
-    """Opens connections; afterwards nothing of them may be left, on whatever loop."""
+    """Opens connections; afterwards nothing of them may remain on any loop."""
     used: set[str] = set()
 
     def find(flavour: str) -> LoopThread:
@@ -49,18 +49,18 @@ def opener(tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext], loops: Callable[
 
 @pytest.fixture(params=EACH, ids=str)
 def way(request: pytest.FixtureRequest) -> Way:
-    """Every kind of way in which a connection can live; a test that needs more or less parametrizes ``way`` itself."""
+    """The kinds of connection; tests that need more or fewer parametrize ``way`` themselves."""
     way: Way = request.param
     return way
 
 
 @pytest.fixture
 def link(way: Way, opener: Opener) -> Link:
-    """Open a connection in the test's way; returns it, and the peer by hand at its other end."""
+    """Open a connection of the test's kind; returns it and the hand-driven peer at its other end."""
     return partial(opener.open, way)
 
 
 @pytest.fixture
 def both(way: Way, opener: Opener) -> Both:
-    """Open a connection in the test's way, with another flavour of ours at its other end."""
+    """Open a connection of the test's kind, with another flavour of this package at its other end."""
     return partial(opener.open_both, way, way.opposite)

@@ -1,7 +1,7 @@
-"""What the core's tests share: both builds in one process, and Hypothesis made repeatable.
+"""Shared by the core's tests: both builds in one process, and reproducible Hypothesis runs.
 
-A build that is missing fails its tests; only ``WATERSHED_MW_PURE=1``, which asks for no compiled build,
-takes its half of the suite away. ``HYPOTHESIS_PROFILE=explore`` trades repeatability for a long search.
+A missing build fails its tests; only ``WATERSHED_MW_PURE=1``, which asks for no compiled build, skips its half.
+``HYPOTHESIS_PROFILE=explore`` trades reproducibility for a long search.
 """
 
 from __future__ import annotations

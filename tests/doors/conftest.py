@@ -1,6 +1,6 @@
-"""Servers of this folder that live as long as the test session: starting one costs more than most tests.
+"""Servers that live as long as the test session, because starting one costs more than most tests.
 
-Each is started when the first test asks for it. The tests exchange its application, never its settings.
+Each is started when the first test needs it. Tests replace its application, never its settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Start: TypeAlias = Callable[[str, str], Uvicorn]
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Start]:
-    """The uvicorn with our class on this event loop and this HTTP parser."""
+    """Uvicorn with `WatershedProtocol` on this event loop and this HTTP parser."""
     with contextlib.ExitStack() as stack:
         yield cache(lambda loop, http: stack.enter_context(Uvicorn(loop=loop, http=http)))
 
@@ -31,13 +31,13 @@ def running() -> Iterator[Start]:
 # for nearly everything.
 @pytest.fixture(scope="session", params=["asyncio-h11", "uvloop-httptools"])
 def uvicorns(running: Start, request: pytest.FixtureRequest) -> Uvicorn:
-    """A uvicorn with our class: on either event loop, with either HTTP parser."""
+    """Uvicorn with `WatershedProtocol`: on either event loop, with either HTTP parser."""
     return running(*request.param.split("-"))
 
 
 @pytest.fixture(scope="session", params=["asyncio-h11", "asyncio-httptools", "uvloop-h11", "uvloop-httptools"])
 def every_uvicorn(running: Start, request: pytest.FixtureRequest) -> Uvicorn:
-    """A uvicorn with our class in each combination, for what happens where the parser hands over to the loop."""
+    """Uvicorn with `WatershedProtocol` in every combination, for behaviour between parser and event loop."""
     return running(*request.param.split("-"))
 
 
@@ -68,13 +68,13 @@ def tls_uvicorns(certificate: tuple[Path, ssl.SSLContext], request: pytest.Fixtu
 
 @pytest.fixture(scope="module")
 def one_uvicorn(running: Start) -> Uvicorn:
-    """Our uvicorn class on one loop, for what takes seconds; tests/connections has it on every way of bytes."""
+    """Uvicorn with `WatershedProtocol` on one loop, for slow tests; tests/connections covers the other combinations."""
     return running("uvloop", "httptools")
 
 
 @pytest.fixture(scope="module", params=["native", "portable"])
 def doors(running: Start, request: pytest.FixtureRequest) -> Iterator[Uvicorn]:
-    """Both ways of the middleware: on our uvicorn class, and over the messages of another one."""
+    """Both modes of the middleware: native under `WatershedProtocol`, and over the ASGI messages of another class."""
     if request.param == "native":
         yield running("asyncio", "h11")
     else:

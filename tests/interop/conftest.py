@@ -1,7 +1,7 @@
-"""Starts the parties of the interoperability tests, each once, and only when a test asks for it.
+"""Starts the parties of the interoperability tests, each once, and only when a test needs it.
 
-Node and Chromium are needed, not optional: without them the tests fail and say what to install. Who cannot
-install them says so in so many words: WATERSHED_MW_NO_NODE=1, WATERSHED_MW_NO_BROWSER=1.
+Node and Chromium are required: without them the tests fail and say what to install. WATERSHED_MW_NO_NODE=1 and
+WATERSHED_MW_NO_BROWSER=1 skip their tests.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tests.support.parties import Client, Server, node_peers, ours, python_peers
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[ExitStack]:
-    """Everything that the session has started, ended in the reverse order."""
+    """Everything that the session has started, stopped in reverse order."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture(scope="session")
 def party(stack: ExitStack) -> Callable[[str, str], Client | Server]:
-    """Give the client or server of a name: `party("server", "asgi")`."""
+    """Look up a client or server by name: `party("server", "asgi")`."""
 
     @cache
     def loop() -> LoopThread:

@@ -1,12 +1,12 @@
-"""Helpers that tests share: servers, clients and peers of every kind, and both builds of the package.
+"""Code that tests share: servers, clients and peers of every kind, and both builds of the package.
 
-This module imports nothing that a server under test must not find loaded.
+This module imports only the standard library, so that nothing is preloaded into the servers under test.
 """
 
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIMIT = 30.0
-"""Seconds that a single step of a test may take. Generous, as the machine may be busy: reached only by what hangs."""
+"""Seconds that a single step of a test may take: generous, so that even on a busy machine only a hang reaches it."""
 SOON = 8.0
-"""Seconds that are less than any timeout of the package's own (10 and more): what takes longer has waited for one."""
+"""Seconds, less than any of the package's timeouts (10 and more): anything slower has waited for one of them."""

@@ -1,4 +1,4 @@
-"""The types of ASGI, and what the applications of the tests have in common."""
+"""ASGI types, and helpers for the tests' ASGI applications."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 async def accept(receive: Receive, send: Send, **fields: Any) -> None:
-    """Take the connect message and accept."""
+    """Receive the connect message and accept."""
     assert await receive() == {"type": "websocket.connect"}
     await send({"type": "websocket.accept", **fields})
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Echo every message in its own type."""
+    """Echo every message with its own type."""
     await accept(receive, send)
     while (event := await receive())["type"] == "websocket.receive":
         await send({**event, "type": "websocket.send"})

@@ -1,4 +1,7 @@
-"""The servers of the matrix: how each is started, and what it leaves out. `asgi_servers_app.py` is what they serve."""
+"""The ASGI servers of the test matrix: how each is started, and what it does not support.
+
+They serve `asgi_servers_app.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +34,24 @@ _BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server without our frames; every difference from the first one is a fact about the server.
+    """A server that handles frames itself; attributes that differ from the defaults are limits of that server.
 
     Attributes:
-        command: how it is started; `{port}` stands for any port that it tells of, `{free}` for a free one.
-        named: how an error names it.
-        headers: whether it sends the header fields of the accept.
+        command: the command line; `{port}` stands for any port that the server reports, `{free}` for a free one.
+        named: the server's name in errors.
+        headers: whether it sends the headers of the accept.
         empty: whether it sends empty messages.
-        denial: whether it sends another refusal than a bare 403.
-        before: status of an application that raises before it accepts.
-        reasons: whether it passes the application's close reason on.
+        denial: whether it sends refusals other than a bare 403.
+        before: the status if the application raises before it accepts.
+        reasons: whether it passes on the application's close reason.
         low_codes: whether it sends close codes below 3000 other than 1000.
-        told: what the application gets to know of a client's Close(4005, "enough").
-        too_long: close code after a message past the application's limit.
-        lifespan: whether there is one.
-        stopped: close code that a client gets at SIGTERM; None where its stream just ends.
-        patient: whether the application lives to see the end of its lifespan while a client is there.
-        absolute_hosts: whether the host of a target in absolute form can be known.
-        versions: whether it says, or acts on, the version of HTTP of an upgrade.
+        told: what the application sees of a client's Close(4005, "enough").
+        too_long: the close code after a message above the application's limit.
+        lifespan: whether it supports lifespan events.
+        stopped: the close code that a client gets at SIGTERM; None if its stream just ends.
+        patient: whether the application sees its lifespan's shutdown event while a client is connected.
+        absolute_hosts: whether it passes on the host of an absolute-form target.
+        versions: whether it passes on, or checks, the HTTP version of an upgrade.
     """
 
     name: str
@@ -141,9 +144,9 @@ _ADDRESS = re.compile(r"127\.0\.0\.1:([1-9]\d*)")
 
 @contextlib.contextmanager
 def running(*command: str, probe: bool = True) -> Iterator[tuple[Program, int]]:
-    """A server, and its port.
+    """Run a server and yield its port.
 
-    With `probe` it has answered a request: some say that they listen before there is anybody to answer.
+    With `probe` it has answered a request first, because some servers report that they listen before they do.
     """
     first, *rest = (part.format(port=0, free=free_port()) for part in command)
     with Program(_BIN / first, *rest) as program:
@@ -155,7 +158,7 @@ def running(*command: str, probe: bool = True) -> Iterator[tuple[Program, int]]:
 
 @contextlib.contextmanager
 def running_at(place: Path) -> Iterator[Program]:
-    """A uvicorn with our class, on a unix socket."""
+    """Run uvicorn with `WatershedProtocol` on a Unix socket."""
     with Program(_BIN / "uvicorn", APPLICATION, "--ws", UVICORN_CLASS, "--uds", place) as program:
         program.wait_for_line(re.compile("running on unix socket"))
         yield program
@@ -169,7 +172,7 @@ def _answers(port: int) -> bool:
 
 
 def ours(*options: str, app: str = APPLICATION) -> tuple[str, ...]:
-    """The command of uvicorn with our class."""
+    """The command that starts uvicorn with `WatershedProtocol`."""
     return ("uvicorn", app, "--port", "{port}", "--ws", UVICORN_CLASS, *options)
 
 
@@ -183,7 +186,7 @@ os.execv(sys.argv[1], [*sys.argv[1:], "--fd", str(listener.fileno())])
 
 
 def ours_on_a_socket() -> tuple[str, ...]:
-    """The same, on a socket that another program has opened."""
+    """Run uvicorn with `WatershedProtocol` on a socket that another program has opened."""
     return ("python", "-c", _HAND_OVER, str(_BIN / "uvicorn"), APPLICATION, "--ws", UVICORN_CLASS)
 
 
@@ -199,7 +202,7 @@ _CACHE = PROJECT / "build" / "uvicorns"
 
 
 def install_uvicorn(version: str) -> Path:
-    """The folder that holds this version of uvicorn and nothing else."""
+    """The folder that contains this version of uvicorn and nothing else."""
     place = _CACHE / version
     if not (place / "uvicorn").is_dir():
         _CACHE.mkdir(parents=True, exist_ok=True)
@@ -228,9 +231,9 @@ else:
 
 
 def ours_of(version: str) -> tuple[str, ...]:
-    """Our class on this version of uvicorn: by its command line, or by `uvicorn.run` before 0.36.
+    """Run `WatershedProtocol` on this version of uvicorn.
 
-    Only since then does it take a class by its name.
+    From 0.36 on by command line; before that by `uvicorn.run`, because older versions do not take a class by name.
     """
     by_name = tuple(map(int, version.split(".")[:2])) >= (0, 36)
     way = ("by name", APPLICATION, "--ws", UVICORN_CLASS) if by_name else ("as an object", APPLICATION)
@@ -238,7 +241,7 @@ def ours_of(version: str) -> tuple[str, ...]:
 
 
 def converse_within(version: str) -> None:
-    """Hold a conversation on this version of uvicorn with each HTTP parser, all in one process of its own."""
+    """Talk to this version of uvicorn with each HTTP parser, all in one process of its own."""
     path = os.pathsep.join([str(install_uvicorn(version)), str(PROJECT)])
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.uvicorn_versions", version],
@@ -261,12 +264,12 @@ ROOM = "/starlette/rooms/blue"
 
 
 def seen(program: Program) -> list[dict[str, object]]:
-    """What the application has seen so far."""
+    """Everything that the application has reported so far."""
     return [json.loads(line) for line in re.findall(r"SAW (\{.*\})\n", program.output)]
 
 
 def saw(program: Program, **facts: object) -> None:
-    """Wait until the application has seen something with these facts."""
+    """Wait until the application has reported something with these facts."""
     try:
         eventually(lambda: any(facts.items() <= one.items() for one in seen(program)))
     except AssertionError:
@@ -282,7 +285,7 @@ def refused(port: int, path: str, **fields: str) -> Answer:
 
 
 def read_close(port: int, path: str) -> tuple[str, int, str]:
-    """What the server sends until it closes, and how it does."""
+    """Everything that the server sends until it closes, and its Close."""
     with dial(port, path) as client:
         received = ""
         while True:
@@ -296,7 +299,7 @@ def read_close(port: int, path: str) -> tuple[str, int, str]:
 
 
 def is_served(port: int, path: str) -> None:
-    """A short conversation."""
+    """Exchange a few messages."""
     with dial(port, path, protocols=["chat.v1"]) as client:
         assert client.subprotocol == "chat.v1"
         client.send("Grüße")
@@ -308,7 +311,7 @@ def begin_stop(program: Program) -> None:
 
 
 def told_to_go(peer: Peer) -> None:
-    """The server's Close when it stops, answered as clients do."""
+    """The server's Close at shutdown, answered as clients do."""
     while (frame := peer.frame()).opcode is Opcode.TEXT:
         pass
     assert (frame.opcode, bytes(frame.data)[:2]) == (Opcode.CLOSE, (1012).to_bytes(2, "big"))

@@ -1,6 +1,6 @@
-"""The application that every server of the matrix runs: part plain ASGI and Starlette, part behind WatershedASGI.
+"""The application that every server of the matrix runs: some plain ASGI and Starlette, some behind WatershedASGI.
 
-What it sees, it prints as a line `SAW {json}`.
+It prints everything that it sees as a line `SAW {json}`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def plain(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def unchanged(websocket: WebSocket) -> None:
-    """A WebSocket endpoint as Starlette's users write it."""
+    """A WebSocket endpoint in plain Starlette."""
     path = websocket.url.path
     if path.endswith("/deny"):
         await websocket.send_denial_response(PlainTextResponse("pay first", 402, headers={"x-app": "yes"}))
@@ -180,7 +180,7 @@ async def upgraded(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def told(connection: AsyncConnection, path: str, handler: Callable[[AsyncConnection], Any]) -> None:
-    """Run a handler, and tell of its connection's end."""
+    """Run a handler, and report its connection's end."""
     try:
         await handler(connection)
     finally:
@@ -193,7 +193,7 @@ async def echo(connection: AsyncConnection) -> None:
 
 
 async def leave(connection: AsyncConnection) -> None:
-    """Raise what the first message names, which is no ``Exception``."""
+    """Raise the exception that the first message names, which does not derive from ``Exception``."""
     kinds = {kind.__name__: kind for kind in (SystemExit, KeyboardInterrupt, GeneratorExit)}
     raise kinds[str(await connection.receive())]
 
@@ -206,7 +206,7 @@ async def push(connection: AsyncConnection) -> None:
 
 
 async def frames(connection: AsyncConnection) -> None:
-    """Tell of PINGs and PONGs."""
+    """Report PINGs and PONGs."""
     connection.on("ping", lambda data: connection.send(f"ping {data.decode()}"))
     connection.on("pong", lambda data: connection.send(f"pong {data.decode()}"))
     await connection.ping(b"ours")
@@ -214,7 +214,7 @@ async def frames(connection: AsyncConnection) -> None:
 
 
 async def kept(connection: AsyncConnection) -> None:
-    """Ask for everything that needs the frames, and tell of each refusal."""
+    """Make every call that needs access to frames, and report each refusal."""
     for ask in (
         lambda: connection.ping(b"ours"),
         lambda: connection.on("ping", print),
@@ -228,7 +228,7 @@ async def kept(connection: AsyncConnection) -> None:
 
 
 async def odd(connection: AsyncConnection) -> None:
-    """Send an empty message and close with 1001; where the server cannot, tell of the error and close otherwise."""
+    """Send an empty message and close with 1001; if the server cannot, report the error and close otherwise."""
     try:
         await connection.send("")
     except UnsupportedServerError as error:
@@ -251,7 +251,7 @@ async def raises(connection: AsyncConnection) -> None:
 
 
 async def ticks(connection: AsyncConnection) -> None:
-    """Only send; nobody here ever receives."""
+    """Only send, and never receive."""
     try:
         while True:
             await connection.send("tick")

@@ -26,7 +26,7 @@ PLAIN_LIMITS = Limits(ping_interval=None)
 
 @dataclass(frozen=True)
 class Build:
-    """The hot path in one of its two forms; mypy sees the interpreted one."""
+    """The hot path in one of its two builds; mypy sees the interpreted one."""
 
     name: str
     Protocol: type[protocol.Protocol]
@@ -46,12 +46,12 @@ class Build:
         parameters: DeflateParameters | None = None,
         now: float = START,
     ) -> protocol.Protocol:
-        """A protocol that has just been born."""
+        """A new protocol."""
         return self.Protocol(role, now, limits, parameters)
 
 
 def interpreted_package() -> str:
-    """The name of a second ``watershed_mw``, whose hot path is interpreted and whose other modules are the first's."""
+    """The name of a second ``watershed_mw`` whose hot path is interpreted and whose other modules are shared."""
     name = "watershed_mw_interpreted"
     if name not in sys.modules:
         for known, module in list(sys.modules.items()):
@@ -67,7 +67,7 @@ def interpreted_package() -> str:
 
 
 def load_build(name: str) -> Build:
-    """``"interpreted"`` or ``"compiled"``; fails, never skips, where the compiled one is missing."""
+    """``"interpreted"`` or ``"compiled"``; fails, and never skips, if the compiled build is missing."""
     package = "watershed_mw" if PURE or name == "compiled" else interpreted_package()
     parts = ("protocol", "frames.codec", "frames.payload_buffer", "deflate", "prepared", "receive_queue")
     modules = [importlib.import_module(f"{package}.core.{part}") for part in parts]

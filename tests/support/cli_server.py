@@ -1,4 +1,4 @@
-"""What the command line talks to in the tests: a server that misbehaves on demand, and how the command is started."""
+"""Peers of the command line: a server that misbehaves on demand, and helpers that run the command."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HARMLESS = "\\x1b]0;owned\\x07\\x1b[2J \\x9b31m \\u202egpj.exe\\u2069\\r\\x7f en
 def connect(
     where: int | str, *arguments: str, path: str = "/", stdin: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """`watershed-mw connect` in a pipe, without the pause at the end that another test is about."""
+    """Run `watershed-mw connect` in a pipe, without the pause at the end, which has a test of its own."""
     url = f"ws://127.0.0.1:{where}{path}" if isinstance(where, int) else where
     command = [*PROGRAM, "connect", url, "--wait", "0", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, cwd=PROJECT, timeout=LIMIT)
 
 
 class Server:
-    """An application whose paths are what a peer may do; what clients sent and how they left is kept."""
+    """An application whose paths misbehave in different ways; it records what clients send and how they leave."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[int | None, str | None]] = []

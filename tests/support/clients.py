@@ -1,4 +1,4 @@
-"""Each flavour of client behind one face, driven from outside in plain test code."""
+"""Each flavour of client behind one interface, driven from outside by plain test code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Client:
         self._opened: list[Any] = []
 
     def do(self, work: Callable[[], Any]) -> Any:
-        """Call ``work`` where this flavour's calls are made, and await what can be awaited."""
+        """Call ``work`` where this flavour makes its calls, and await the result if it is awaitable."""
         if self.loop is None:
             return work()
 
@@ -40,27 +40,27 @@ class Client:
         return self.loop.call(on_loop())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine; not for threads."""
+        """Run a coroutine; not available for threads."""
         assert self.loop is not None
         return self.loop.call(work)
 
     def open(self, url: Any, **options: Any) -> Conversation:
-        """``connect(url, ...)``, opened."""
+        """Open ``connect(url, ...)``."""
         return self.enter(connect(url, **options))
 
     def enter(self, connecting: Connect) -> Conversation:
-        """Open what :func:`connect` has returned."""
+        """Open the result of :func:`connect`."""
         conn = connecting.open() if self.loop is None else self.do(lambda: connecting)
         self._opened.append(conn)
         return Conversation(self, conn)
 
     def take(self, conn: Any) -> Conversation:
-        """A connection that was made in another way."""
+        """Adopt a connection that was created in another way."""
         self._opened.append(conn)
         return Conversation(self, conn)
 
     def close(self) -> None:
-        """Drop what is open still."""
+        """Drop everything that is still open."""
         for conn in self._opened:
             self.do(conn.destroy)
 
@@ -80,24 +80,24 @@ class Conversation:
         return message
 
     def echo(self, data: str | bytes = "hello") -> None:
-        """Send it and get it back."""
+        """Send a message and receive it back."""
         self.send(data)
         got = self.receive()
         assert len(got) == len(data)
         assert got == data
 
     def end(self, code: int = 1000) -> int:
-        """Close, and return the code that this came to."""
+        """Close, and return the resulting code."""
         self._client.do(lambda: self.conn.end(code=code))
         code = self.conn.close_code
         return code
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """The number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd" if os.path.exists("/proc/self/fd") else "/dev/fd"))
 
 
 async def left_tasks() -> int:
-    """Tasks besides this one."""
+    """The tasks besides the current one."""
     return len(asyncio.all_tasks()) - 1

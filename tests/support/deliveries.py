@@ -1,7 +1,7 @@
-"""Bytes fed to a protocol in every way that a network may, and what can be seen of it afterwards.
+"""Bytes fed to a protocol in every way that a network can deliver them, and the observable results.
 
-``deliver`` is what most protocol tests stand on: one stream, whole, byte by byte, in random pieces and with
-bytes behind it, must mean the same. It trusts neither build: it looks at both through public names only.
+Most protocol tests are built on ``deliver``: a stream must have the same result whole, byte by byte, in random pieces,
+and with more bytes behind it. It relies on public names only, so that it trusts neither build.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Plain: TypeAlias = "str | bytes | Ping | Pong | CloseReceived | tuple[str, str, 
 
 
 def plain(events: Sequence[Event]) -> list[Plain]:
-    """``events`` with every failure as (type, text, close code): two equal exceptions are not ``==``."""
+    """``events`` with each failure as (type, text, close code), because equal exceptions do not compare equal."""
     return [
         (type(event.error).__name__, str(event.error), event.error.close_code) if isinstance(event, Failed) else event
         for event in events
@@ -31,7 +31,7 @@ def plain(events: Sequence[Event]) -> list[Plain]:
 
 
 def failure(event: Plain) -> tuple[str, int]:
-    """Text and close code of an event that must be a failure of the peer's."""
+    """Text and close code of an event that must be a failure of the peer."""
     assert isinstance(event, tuple), f"expected a failure, got {event!r}"
     name, text, close_code = event
     assert name == "RemoteProtocolError"
@@ -40,7 +40,7 @@ def failure(event: Plain) -> tuple[str, int]:
 
 @dataclass
 class Outcome:
-    """Everything that can be seen from outside after some bytes were received."""
+    """Everything that is observable from outside after some bytes were received."""
 
     events: list[Plain] = field(default_factory=list)
     state: State = State.OPEN
@@ -52,9 +52,9 @@ class Outcome:
 
 
 def outcome(subject: protocol.Protocol, events: Sequence[Event]) -> Outcome:
-    """What can be seen of ``subject``; takes the bytes that it wants to send.
+    """The observable state of ``subject``; takes its outgoing bytes.
 
-    A client's masking keys are random by duty, hence they are checked for presence and left out.
+    A client's masking keys must be random, so they are left out and only checked for presence.
     """
     sent = wire.frames(subject.data_to_send())
     return Outcome(
@@ -77,7 +77,7 @@ def outcome(subject: protocol.Protocol, events: Sequence[Event]) -> Outcome:
 
 
 def chunkings(data: bytes) -> Iterator[list[bytes]]:
-    """Whole, byte by byte, and eight random ways that are the same in every run."""
+    """Whole, byte by byte, and in eight random chunkings that are the same in every run."""
     yield [data]
     yield [data[index : index + 1] for index in range(len(data))]
     source = random.Random(len(data))
@@ -86,7 +86,7 @@ def chunkings(data: bytes) -> Iterator[list[bytes]]:
 
 
 def cut(data: bytes, source: random.Random, most: int) -> list[bytes]:
-    """``data`` in pieces of 0 to ``most`` bytes: a read that brings nothing must do no harm either."""
+    """``data`` in pieces of 0 to ``most`` bytes: an empty read must be harmless too."""
     chunks = []
     position = 0
     while position < len(data):
@@ -97,7 +97,7 @@ def cut(data: bytes, source: random.Random, most: int) -> list[bytes]:
 
 
 def feed(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START) -> list[Event]:
-    """Give ``chunks`` to ``subject`` one after the other."""
+    """Feed ``chunks`` to ``subject`` one after another."""
     events: list[Event] = []
     for chunk in chunks:
         events += subject.receive_data(chunk, now)
@@ -105,7 +105,7 @@ def feed(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START
 
 
 def lend(subject: protocol.Protocol, chunks: Sequence[bytes], now: float = START) -> list[Event]:
-    """As :func:`feed`, each in the same memory, which has other bytes behind it and is overwritten afterwards."""
+    """As :func:`feed`, but all through one memory block, with other bytes behind the chunk, overwritten afterwards."""
     events: list[Event] = []
     memory = bytearray(max(map(len, chunks), default=0) + 1)
     for chunk in filter(None, chunks):
@@ -155,7 +155,7 @@ RESERVED_BITS: Plain = (
 
 
 def peer_key(role: Role) -> bytes | None:
-    """The masking key that a peer of ``role`` puts on its frames: clients mask, servers do not."""
+    """The masking key that a peer of ``role`` uses: clients mask, servers do not."""
     return wire.KEY if role is Role.SERVER else None
 
 

@@ -31,7 +31,7 @@ Connection = Annotated[AsyncConnection, Depends(Accepted(["echo.v2", "echo.v1"])
 
 
 def user(request: HTTPConnection) -> str:
-    """Who has visited the page; nobody else may connect."""
+    """Visitors who have loaded the page; only they may connect."""
     name: str | None = request.session.get("name")
     if name is None:
         raise HTTPException(401, "visit the page first")

@@ -1,4 +1,4 @@
-"""FastAPI applications behind the middleware, and clients of them."""
+"""FastAPI applications behind the middleware, and clients for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def application(**options: Any) -> FastAPI:
 
 
 def told(port: int, path: str, **changes: Any) -> Any:
-    """The value that the endpoint at `path` tells as JSON, before it closes with 1000."""
+    """The value that the endpoint at `path` sends as JSON before it closes with 1000."""
     with Peer(port) as peer:
         peer.open(path, **changes)
         value = json.loads(peer.text())
@@ -27,7 +27,7 @@ def told(port: int, path: str, **changes: Any) -> Any:
 
 
 def refused(port: int, path: str, **changes: Any) -> Answer:
-    """The HTTP answer of a request that is not accepted."""
+    """The HTTP response to a request that is not accepted."""
     with Peer(port) as peer:
         peer.send(head(path, **changes))
         return peer.refusal()

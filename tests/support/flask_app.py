@@ -1,4 +1,4 @@
-"""The application that the tests of Flask's sugar share; what it does, it puts into an inbox."""
+"""The application that the Flask tests share; it reports everything it does into an inbox."""
 
 from __future__ import annotations
 

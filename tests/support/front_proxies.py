@@ -1,4 +1,4 @@
-"""nginx and Caddy in front of a server, configured as the page on deploying says."""
+"""nginx and Caddy in front of a server, configured as the documentation says."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAY_BE_LEFT_OUT = pytest.mark.skipif(
 
 
 async def behind(scope: Scope, receive: Receive, send: Send) -> None:
-    """Echo, and first tell where the client seems to be. In /still no PINGs are sent."""
+    """Send the apparent client address, then echo. No PINGs are sent in /still."""
     options: Any = {"ping_interval": None if scope["path"] == "/still" else 0.3}
     connection: AsyncConnection = await scope["watershed"].through(receive, send).accept(**options)
     await connection.send(f"{scope['scheme']} {scope['client'][0]}")
@@ -40,7 +40,7 @@ async def behind(scope: Scope, receive: Receive, send: Send) -> None:
 
 @dataclass
 class Proxy:
-    """A proxy that runs, and how it is told to read its configuration again."""
+    """A running proxy, and how to make it reload its configuration."""
 
     port: int
     scheme: str
@@ -49,7 +49,7 @@ class Proxy:
 
     @property
     def host(self) -> str:
-        """Name and port, as a browser has them in its address bar."""
+        """Host and port, as in a browser's address bar."""
         return f"{HOST}:{self.port}"
 
     @property
@@ -61,7 +61,7 @@ class Proxy:
 
 
 def put(text: str, *changes: tuple[str, str]) -> str:
-    """`text` with each of these exchanged, all of which it must hold."""
+    """`text` with each of these strings replaced; all of them must occur in it."""
     for old, new in changes:
         assert old in text, f"the page's configuration has no {old!r}"
         text = text.replace(old, new)
@@ -70,7 +70,7 @@ def put(text: str, *changes: tuple[str, str]) -> str:
 
 @contextlib.contextmanager
 def nginx(place: Path, upstream: int, *changes: tuple[str, str]) -> Iterator[Proxy]:
-    """The configuration of the page under nginx: port, certificate and time-out are the test's own."""
+    """The documented nginx configuration, with the test's port, certificate and timeout."""
     port = free_port()
     authority, tls = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(tls)
@@ -104,7 +104,7 @@ def nginx(place: Path, upstream: int, *changes: tuple[str, str]) -> Iterator[Pro
 
 @contextlib.contextmanager
 def caddy(place: Path, upstream: int) -> Iterator[Proxy]:
-    """The configuration of the page under Caddy: without TLS, as a certificate needs a name that the world knows."""
+    """The documented Caddy configuration, without TLS because a certificate needs a public name."""
     port, admin = free_port(), free_port()
     site = put(named("caddy").code, (HOST, f"http://{HOST}:{port}"), (":8000", f":{upstream}"))
     (place / "Caddyfile").write_text(f"{{\n admin 127.0.0.1:{admin}\n storage file_system {place}\n}}\n{site}")

@@ -24,7 +24,7 @@ LAST = b"last"
 
 
 class RaisedByHandlerError(Exception):
-    """What the signal's handler raises."""
+    """The exception that the signal handler raises."""
 
 
 def report(end: str, messages: list[int], signals: int) -> None:
@@ -33,7 +33,7 @@ def report(end: str, messages: list[int], signals: int) -> None:
 
 
 def be_the_peer(sock: socket.socket) -> None:
-    """Read messages up to the last one, then send as many."""
+    """Read messages up to the last one, then send the same number."""
     seen: list[int] = []
     with sock, sock.makefile("rb") as stream:
         while stream.readline() != b"\r\n":
@@ -53,7 +53,7 @@ def be_the_peer(sock: socket.socket) -> None:
 
 
 def within(frame: FrameType | None, kind: str) -> bool:
-    """Whether one of the two methods of a socket of ``kind`` runs."""
+    """Whether one of the two methods of a ``kind`` socket is running."""
     while frame is not None:
         if frame.f_code.co_name in ("send", "recv") and str(frame.f_globals.get("__name__")).startswith(kind):
             return True

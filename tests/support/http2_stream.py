@@ -1,4 +1,4 @@
-"""A WebSocket over HTTP/2, as a client speaks it."""
+"""A WebSocket over HTTP/2, from the client's side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import h2.settings
 
 
 class Stream:
-    """One WebSocket over HTTP/2 (RFC 8441), without TLS, by the h2 package."""
+    """One WebSocket over HTTP/2 (RFC 8441), without TLS, with the h2 package."""
 
     def __init__(self, sock: socket.socket, port: int, path: str) -> None:
         self._sock = sock
@@ -48,7 +48,7 @@ class Stream:
         assert data == expected
 
     def end(self) -> bytes:
-        """Wait for the end of the stream; what it still brought."""
+        """Wait for the end of the stream; return the remaining bytes."""
         self._until(lambda: self.over)
         return self.data
 

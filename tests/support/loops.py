@@ -1,4 +1,4 @@
-"""Event loops in threads of their own: plain tests drive asyncio code with them, step by step."""
+"""Event loops in threads of their own, so that plain test functions can drive asyncio code step by step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An asyncio event loop in a thread of its own: plain tests drive asyncio code with it, step by step."""
+    """An asyncio event loop in a thread of its own, driven by plain test code."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -33,7 +33,7 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Cancel what still runs on the loop, then stop and close it."""
+        """Cancel everything that still runs on the loop, then stop and close it."""
         with contextlib.suppress(TimeoutError):
             self.call(self._cancel_all())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -49,7 +49,7 @@ class LoopThread:
 
 
 async def use_once() -> None:
-    """Have the running loop open what it keeps: uvloop opens /dev/null for good with its first connection."""
+    """Make the running loop open what it keeps open: uvloop opens /dev/null with its first connection."""
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     writer.close()
@@ -58,7 +58,7 @@ async def use_once() -> None:
 
 
 class UVLoopThread(LoopThread):
-    """As :class:`LoopThread`, with uvloop."""
+    """A :class:`LoopThread` with uvloop."""
 
     def __init__(self) -> None:
         self.loop = uvloop.new_event_loop()

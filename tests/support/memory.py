@@ -1,4 +1,4 @@
-"""How much memory Python code takes, and what connections count as theirs."""
+"""The memory that Python code allocates, and the memory that connections account for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from watershed_mw.core.memory_budget import Account
 
 
 def held_by_connections() -> int:
-    """Bytes that connections of this process hold."""
+    """The bytes that the memory budget counts for connections of this process."""
     budget = memory_budget()
     # The budget forgets a connection that has been collected with the next report of another one.
     Account(budget, 1, lambda: None).close()
@@ -22,7 +22,7 @@ def held_by_connections() -> int:
 
 @dataclass
 class Memory:
-    """What Python allocated within a ``with measured() as memory:`` block, in bytes."""
+    """Python's allocations in a ``with measured() as memory:`` block, in bytes."""
 
     held: int = 0
     peak: int = 0
@@ -30,7 +30,7 @@ class Memory:
 
 @contextlib.contextmanager
 def measured() -> Iterator[Memory]:
-    """Measure what the block still holds at its end, and the most that it held at a time."""
+    """Measure the memory that the block still holds at its end, and its peak."""
     memory = Memory()
     gc.freeze()  # what is there already need not be looked through for cycles
     tracemalloc.start()

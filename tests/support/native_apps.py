@@ -1,4 +1,4 @@
-"""Applications that take a connection of ours from the scope, instead of ASGI messages."""
+"""Applications that use a native connection from the scope instead of ASGI messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NATIVE = pytest.mark.parametrize("native", [False, True], ids=["messages", "nati
 
 
 def accepting(handler: Handler, options: ConnectionOptions | None = None, **middleware: Any) -> ASGIApp:
-    """The middleware around an application that accepts everybody, and calls `handler` with the connection."""
+    """The middleware around an application that accepts every upgrade and calls `handler` with the connection."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await handler(await scope["watershed"].accept(**(options or {})))

@@ -1,4 +1,4 @@
-"""The pages of docs/: their code blocks and tables, as the tests take them out."""
+"""The pages of docs/: extracts their code blocks, tables and command lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TABLE = re.compile(r"^<!-- (?P<kind>compare|names): (?P<name>\S+) -->\n(?P<rows
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block, and where it stands."""
+    """A fenced block and its position."""
 
     page: Path
     line: int
@@ -34,7 +34,7 @@ class Block:
         return f"{self.page.name}:{self.line}"
 
     def module(self) -> ModuleType:
-        """The block, executed."""
+        """The namespace after running the block."""
         module = ModuleType(f"block_{self.page.stem}_{self.line}")
         exec(compile("\n" * self.line + self.code, self.page, "exec"), module.__dict__)
         return module
@@ -55,7 +55,7 @@ def _blocks() -> Iterator[Block]:
 
 
 def tables(kind: str) -> dict[str, list[list[str]]]:
-    """The marked tables of a kind by their names: rows of cells, without the head."""
+    """The marked tables of a kind by name, as rows of cells without the heading."""
     found = {}
     for page in PAGES:
         for match in _TABLE.finditer(page.read_text()):
@@ -69,13 +69,13 @@ PYTHON = [block for block in blocks() if block.language == "python"]
 
 
 def named(name: str) -> Block:
-    """The one block that carries this name."""
+    """The one block with this name."""
     [block] = [block for block in blocks() if block.name == name]
     return block
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every command line of every page: program and arguments."""
+    """Every command line of every page, as program and arguments."""
     for block in blocks():
         if block.language == "sh" and block.name != "pipes":  # those are run by tests/terminal/test_connect.py
             for line in block.code.splitlines():

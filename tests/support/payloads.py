@@ -1,4 +1,4 @@
-"""What an application may send as one message, and what the peer must receive: one table for every door and verb."""
+"""Everything that an application may send as one message, and what the peer must receive, for all integrations."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from markupsafe import Markup
 
 
 class Colour(enum.StrEnum):
-    """A string as its value, and as what it shows of itself."""
+    """A string with a different `str()`."""
 
     RED = "red"
 
 
 class Named(str, enum.Enum):  # noqa: UP042  # it shows itself as Named.RED, and is "red" all the same
-    """A string as its value alone."""
+    """A string enumeration."""
 
     RED = "red"
 
 
 class Shouting(str):
-    """Text whose methods return something else than its characters."""
+    """Text whose methods return something other than its characters."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ class Shouting(str):
 
 
 class Blob(bytes):
-    """Bytes whose methods return something else than them."""
+    """Bytes whose methods return something other than their contents."""
 
     def __bytes__(self) -> bytes:
         return b"something else"
@@ -54,7 +54,7 @@ class Blob(bytes):
 
 
 class Buffer(bytearray):
-    """A buffer of an application's own class."""
+    """A buffer type defined by an application."""
 
     def __bytes__(self) -> bytes:
         return b"something else"

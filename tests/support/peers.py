@@ -1,7 +1,7 @@
 """Clients of a server under test: a well-behaved one, and one that does exactly what a test says.
 
-Frames and HTTP answers are read by the `websockets` and h11
-packages, never by the code under test. Nothing waits without a limit, and nothing waits for a length of time.
+Frames and HTTP responses are parsed by the `websockets` and h11 packages, never by the code under test. Every wait has
+a limit, and none waits for a fixed time.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def dial(
 ) -> Iterator[ClientConnection]:
     """A well-behaved client (the `websockets` package).
 
-    Never over TLS: it reads in a thread of its own, and before Python 3.13 an `SSLSocket` that two threads use at
-    once may lose what it has read.
+    Never over TLS: it reads in a thread of its own, and before Python 3.13 an `SSLSocket` used by two threads at once
+    may lose received data.
     """
     with connect(
         f"ws://127.0.0.1:{port}{path}",
@@ -63,7 +63,7 @@ def dial(
 def head(
     path: str = "/", *, first: str | list[str] | None = "GET {} HTTP/1.1", **changes: str | list[str] | None
 ) -> bytes:
-    """An upgrade request, of which `first` is the first line.
+    """An upgrade request with the request line `first`.
 
     `changes` name header fields with underscores: None leaves one out, a list repeats it.
     """
@@ -121,9 +121,9 @@ class Answer:
 
 @dataclass
 class Peer:
-    """A bare TCP client: sends whatever a test gives it, and understands what comes back.
+    """A bare TCP client that sends exactly what a test says and parses the replies.
 
-    With `clean`, a TLS stream has to end with close_notify: anything less is an `ssl.SSLEOFError`.
+    With `clean`, a TLS stream must end with close_notify: anything else is an `ssl.SSLEOFError`.
     """
 
     port: int
@@ -158,18 +158,21 @@ class Peer:
         self.sock.sendall(data)
 
     def open(self, path: str = "/", **changes: str | list[str] | None) -> Answer:
-        """Ask for the upgrade, and take the 101."""
+        """Request the upgrade, and expect the 101."""
         return self.open_with(head(path, **changes))
 
     def open_with(self, data: bytes) -> Answer:
-        """Send a request of the test's own, perhaps with more in the same segment, and take the 101."""
+        """Send a custom request, possibly with more data in the same segment, and expect the 101."""
         self.send(data)
         answer = self.answer()
         assert answer.status == 101, answer
         return answer
 
     def answer(self) -> Answer:
-        """The next HTTP response. After anything but a 101 the server's end of the stream must follow, and no more."""
+        """The next HTTP response.
+
+        After anything but a 101 the server must end the stream without sending more.
+        """
         parser = h11.Connection(h11.CLIENT)
         parser.send(h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", "websocket")]))
         parser.send(h11.EndOfMessage())
@@ -195,14 +198,14 @@ class Peer:
                 raise AssertionError(f"expected an HTTP response, got {event!r}")
 
     def refusal(self) -> Answer:
-        """The HTTP response that refuses, after which the stream must end with nothing more."""
+        """The HTTP response of a refusal, after which the stream must end."""
         answer = self.answer()
         assert answer.status != 101, "it was accepted"
         assert self.rest() == b"", "something follows the response"
         return answer
 
     def rest(self) -> bytes:
-        """Everything up to the end of the stream, uninterpreted."""
+        """Everything up to the end of the stream, unparsed."""
         data = self._rest
         with contextlib.suppress(ConnectionResetError):
             while chunk := self.sock.recv(65536):
@@ -223,26 +226,26 @@ class Peer:
         return self._pending.pop(0)
 
     def text(self) -> str:
-        """The next frame, which must be a whole TEXT message."""
+        """The next frame, which must be a complete TEXT message."""
         frame = self.frame()
         assert frame.opcode is Opcode.TEXT, frame
         assert frame.fin
         return bytes(frame.data).decode()
 
     def close(self) -> tuple[int | None, str]:
-        """The server's Close, which must come next: code and reason."""
+        """Code and reason of the server's Close, which must come next."""
         frame = self.frame()
         assert frame.opcode is Opcode.CLOSE, frame
         data = bytes(frame.data)
         return (int.from_bytes(data[:2], "big") if data else None), data[2:].decode()
 
     def end(self) -> None:
-        """The stream must end here."""
+        """Expect the end of the stream."""
         assert not self._pending
         assert self.rest() == b""
 
     def vanish(self) -> None:
-        """Drop the connection with a RST, as a client whose network or process died."""
+        """Drop the connection with an RST, like a client whose network or process died."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.sock.close()
 

@@ -1,4 +1,4 @@
-"""ASGI servers that keep their frames to themselves, in threads: hypercorn's two workers, and uvicorn's own class."""
+"""ASGI servers that handle frames themselves, in threads: hypercorn's two workers, and uvicorn's own class."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ async def echo(conn: PortableConnection) -> None:
 
 
 class Server:
-    """A server in a thread that keeps its frames to itself. The application may be exchanged between requests."""
+    """A server in a thread that handles frames itself.
+
+    The application may be replaced between requests.
+    """
 
     name: str
     port: int
@@ -42,15 +45,15 @@ class Server:
         raise NotImplementedError
 
     def soon(self, call: Callable[[], None]) -> None:
-        """Call it on the server's event loop."""
+        """Call a function on the server's event loop."""
         raise NotImplementedError
 
     def count_tasks(self) -> int:
-        """How many tasks live; called on the server's event loop."""
+        """The number of tasks; called on the server's event loop."""
         return len(asyncio.all_tasks())
 
     def serve(self, handler: Handler, **options: Any) -> Run:
-        """Serve an application that accepts, and gives `handler` the connection."""
+        """Serve an application that accepts, and passes the connection to `handler`."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             conn = await scope["watershed"].accept()
@@ -60,14 +63,14 @@ class Server:
         return self.run(WatershedASGI(app, **options))
 
     def tasks(self) -> int:
-        """How many tasks live on the server's event loop."""
+        """The number of tasks on the server's event loop."""
         count = Gate[int]()
         self.soon(lambda: count.put(self.count_tasks()))
         return count.get()
 
 
 class Hypercorn(Server):
-    """Hypercorn with one of its workers: "asyncio" or "trio"."""
+    """hypercorn with one of its workers, "asyncio" or "trio"."""
 
     name = "hypercorn"
 
@@ -135,7 +138,7 @@ class Hypercorn(Server):
 
 
 class UvicornsOwn(Server):
-    """Uvicorn with the WebSocket class that it brings along."""
+    """uvicorn with its own WebSocket class."""
 
     name = "uvicorn with a WebSocket class of its own"
 
@@ -170,12 +173,12 @@ class UvicornsOwn(Server):
 
 
 def knows_close_codes(server: Server) -> bool:
-    """Whether the server passes on the peer's close code; hypercorn always says 1006."""
+    """Whether the server passes on the peer's close code; hypercorn always reports 1006."""
     return not isinstance(server, Hypercorn)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition of which no event tells."""
+    """Wait for a condition that no event announces."""
     with anyio.fail_after(LIMIT):
         while not condition():  # noqa: ASYNC110
             await anyio.sleep(0.001)

@@ -1,7 +1,7 @@
 """Programs as real processes, and free ports.
 
-A program is trusted only to print its address. Nothing here waits without a limit, and nothing that was
-started outlives its `with` block: each program has a process group of its own, which is killed as a whole.
+A program is only trusted to print its address. Every wait has a limit, and nothing outlives its `with` block: each
+program has a process group of its own, which is killed as a whole.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ADDRESS = re.compile(r"\b(?:http|ws)://127\.0\.0\.1:(\d+)")
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on, below those that the kernel gives to whoever asks for any."""
+    """A TCP port of 127.0.0.1 that nothing listens on, below the kernel's range of ephemeral ports."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -95,7 +95,7 @@ class Program:
         return self._process.pid
 
     def wait_for_line(self, pattern: re.Pattern[str], timeout: float = LIMIT) -> re.Match[str]:
-        """The first match of `pattern` in the output; AssertionError when the program ends without one."""
+        """The first match of `pattern` in the output; AssertionError if the program ends without one."""
         deadline = time.monotonic() + timeout
         with self._news:
             while True:
@@ -114,7 +114,7 @@ class Program:
         return int(self.wait_for_line(ADDRESS, timeout)[1])
 
     def wait(self, timeout: float = LIMIT) -> int:
-        """The exit code, once the program has ended by itself and its output has been read to the end."""
+        """The exit code, after the program has ended by itself and its output has been read completely."""
         try:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -131,12 +131,12 @@ class Program:
         return False
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = LIMIT) -> int:
-        """Send a signal to the program alone and return the exit code, negative for death by a signal."""
+        """Send a signal to the program only and return the exit code, negative after death by a signal."""
         self._process.send_signal(number)
         return self.wait(timeout)
 
     def group_is_alive(self) -> bool:
-        """Whether any process of the program's group is left: itself, or a child that it forgot."""
+        """Whether any process of the program's group is still alive: the program itself, or a child it left behind."""
         try:
             os.killpg(self._process.pid, 0)
         except ProcessLookupError:

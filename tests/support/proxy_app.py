@@ -1,4 +1,4 @@
-"""A proxy as servers of their own processes load it; the environment says what it stands in front of."""
+"""A proxy for servers in processes of their own; the environment names its upstream."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""What the programs of test_proxy_faults.py serve: a proxy to $UPSTREAM, and at /own an echo of this package's.
+"""The applications of doors/proxy/test_faults.py: a proxy to $UPSTREAM, and at /own an echo of this package.
 
-Run as a module it is werkzeug's server with the WSGI application, or with a certificate eventlet's. Nothing is imported
-above that must not be imported before gevent or eventlet have patched the process.
+Run as a module, this serves the WSGI application with werkzeug, or with eventlet if a certificate is given. The imports
+at the top are limited to modules that may be imported before gevent or eventlet patches the process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def wsgi() -> Any:
 
 
 def wsgi_after_a_loop() -> Any:
-    """The WSGI application, loaded by a process whose own loop runs already; the workers are forked from it."""
+    """The WSGI application, loaded by a process whose own loop already runs; workers are forked from it."""
     import asyncio
 
     from watershed_mw.runtime.loop_thread import run_on_background_loop

@@ -1,6 +1,6 @@
-"""What the tests of the proxy share: the servers that it runs under, and the head that its upstream gets.
+"""Shared by the proxy's tests: the servers that it runs under, and the head that its upstream gets.
 
-Upstreams are the scripted servers of the client's tests: real sockets that say what a test tells them, byte by byte.
+Upstreams are the scripted servers of the client's tests: real sockets that send what a test says, byte by byte.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Front:
 
 
 class ASGIFront(Front):
-    """An ASGI server of the tests."""
+    """One of the ASGI servers."""
 
     def __init__(self, server: Any, *, raw: bool, codes: bool = True) -> None:
         self._server = server
@@ -97,7 +97,7 @@ FRONTS: dict[str, Callable[[Entered], Front]] = {
 
 
 def saying(data: bytes) -> Callable[[Visit], None]:
-    """An upstream that reads the request, says this, and waits for the proxy to go."""
+    """An upstream that reads the request, sends these bytes, and waits for the proxy to leave."""
 
     def script(visit: Visit) -> None:
         visit.request().write(data)
@@ -107,7 +107,7 @@ def saying(data: bytes) -> Callable[[Visit], None]:
 
 
 def refusing(status: str, *fields: tuple[str, str], body: bytes = b"") -> Callable[[Visit], None]:
-    """An upstream that answers with this, and waits for the proxy to go."""
+    """An upstream that sends this response, and waits for the proxy to leave."""
 
     def script(visit: Visit) -> None:
         visit.answer(status, *fields, body=body)
@@ -121,14 +121,14 @@ def _head(server: Server) -> list[str]:
 
 
 def target_of(server: Server) -> str:
-    """What the last request asked for."""
+    """The target of the last request."""
     method, target, version = _head(server)[0].split(" ")
     assert (method, version) == ("GET", "HTTP/1.1")
     return target
 
 
 def fields_of(server: Server) -> list[tuple[str, str]]:
-    """The header fields of the last request, names in lower case."""
+    """The header fields of the last request, with lower-case names."""
     pairs = (line.partition(":") for line in _head(server)[1:-2])
     return [(name.lower(), value.strip()) for name, _, value in pairs]
 
@@ -137,7 +137,7 @@ Serve = Callable[..., Server]
 
 
 def ask(front: Front, *, data: bytes = b"", path: str = "/", **changes: Any) -> Any:
-    """The answer to an upgrade request, after which the stream has to end."""
+    """The response to an upgrade request, after which the stream must end."""
     with Peer(front.port) as peer:
         peer.send(data or head(path, **changes))
         return peer.refusal()
@@ -164,7 +164,7 @@ def shared(front: Front) -> dict[str, str | list[str]]:
 
 
 def conversed(front: Front, upstream: Server, path: str = "/", **changes: Any) -> dict[str, str]:
-    """What the upstream was told, after a whole conversation."""
+    """The request that the upstream got, after a complete conversation."""
     with Peer(front.port) as peer:
         peer.open(path, **changes)
         peer.send(close())

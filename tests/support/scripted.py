@@ -1,7 +1,7 @@
-"""Servers and proxies that do what a test says, byte by byte.
+"""Servers and proxies that do exactly what a test says, byte by byte.
 
-Everything is a real socket on the loopback. A server's script runs in a thread of its own for each connection; what it
-raises fails the test unless the other end has gone.
+All of them are real sockets on loopback. A server runs its script in a thread for each connection; an exception in a
+script fails the test, unless the other end has left.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class Visit(WirePeer):
 
     @property
     def target(self) -> str:
-        """What the request asks for."""
+        """The target of the request."""
         return self.head.decode("latin-1").split()[1]
 
     def field(self, name: str) -> str | None:
-        """A field of the request."""
+        """A header field of the request."""
         return header(self.head, name)
 
     def switch(self, *fields: tuple[str, str], then: bytes = b"") -> Self:
-        """Accept the upgrade, and write further bytes in the same piece."""
+        """Accept the upgrade, and send further bytes in the same segment."""
         self.request()
         self.write(response_head(self.field("sec-websocket-key") or "", *fields), then)
         return self
 
     def answer(self, status: str, *fields: tuple[str, str], body: bytes = b"") -> None:
-        """Read the request, and answer with a status such as "403 Forbidden"."""
+        """Read the request, and respond with a status such as "403 Forbidden"."""
         if not self.head:
             self.request()
         length = ("Content-Length", str(len(body)))
@@ -68,13 +68,13 @@ class Visit(WirePeer):
         self.write(("\r\n".join(lines) + "\r\n\r\n").encode(), body)
 
     def wait_until_gone(self) -> None:
-        """Read until the other end is gone."""
+        """Read until the other end has left."""
         with contextlib.suppress(OSError):
             while self.sock.recv(2**16):
                 pass
 
     def echo(self) -> None:
-        """Send messages back until a Close frame comes, and answer that."""
+        """Echo messages until a Close frame arrives, and answer that."""
         while (frame := self.read()).opcode != CLOSE:
             self.send(frame.opcode, frame.payload)
         self.write(self.frame(CLOSE, frame.payload))
@@ -118,7 +118,7 @@ class Server:
         self._threads[0].start()
 
     def url(self, path: str = "/", *, scheme: str = "ws", user: str = "", host: str | None = None) -> str:
-        """Where it is; ``ws`` or ``http`` with an s at its end where it speaks TLS."""
+        """The server's URL; ``ws`` or ``http``, with an s if it uses TLS."""
         host = host or (f"[{self._host}]" if ":" in self._host else self._host)
         return f"{scheme}{'s' if self._tls else ''}://{user}{host}:{self.port}{path}"
 
@@ -147,7 +147,7 @@ class Server:
 
     @property
     def visits(self) -> int:
-        """How many connections there were."""
+        """The number of connections so far."""
         return len(self._threads) - 1
 
     def __enter__(self) -> Self:
@@ -171,7 +171,7 @@ class Server:
 
 @contextlib.contextmanager
 def silent_address() -> Iterator[tuple[int, Any]]:
-    """A family and an address that takes no connection and refuses none, as its queue is full."""
+    """A family and an address that neither accepts nor refuses connections, because its queue is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(3):
@@ -185,7 +185,7 @@ def silent_address() -> Iterator[tuple[int, Any]]:
 
 
 def pump(one: socket.socket, other: socket.socket) -> None:
-    """Carry bytes both ways until either end is over."""
+    """Relay bytes in both directions until either end closes."""
     while True:
         ready = [sock for sock in (one, other) if isinstance(sock, ssl.SSLSocket) and sock.pending()]
         for sock in ready or select.select([one, other], [], [], LIMIT)[0]:
@@ -196,7 +196,7 @@ def pump(one: socket.socket, other: socket.socket) -> None:
 
 
 def http_proxy(user: str = "") -> Script:
-    """An HTTP proxy that knows CONNECT, for ``user`` ("name:password") alone if there is one."""
+    """An HTTP proxy with CONNECT, open only to ``user`` ("name:password") if given."""
     expected = "Basic " + base64.b64encode(user.encode()).decode()
 
     def script(visit: Visit) -> None:
@@ -215,7 +215,7 @@ def http_proxy(user: str = "") -> Script:
 
 
 def socks_proxy(user: str = "") -> Script:
-    """A SOCKS5 proxy (RFC 1928), for ``user`` alone if there is one (RFC 1929)."""
+    """A SOCKS5 proxy (RFC 1928), open only to ``user`` if given (RFC 1929)."""
 
     def script(visit: Visit) -> None:
         sock = visit.sock

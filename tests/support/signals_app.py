@@ -26,13 +26,13 @@ NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def state() -> str:
-    """Names of the signals that have another handler than the usual ones."""
+    """Names of the signals that have a non-default handler."""
     usual = (signal.SIG_DFL, signal.default_int_handler)
     return json.dumps([number.name for number in NUMBERS if signal.getsignal(number) not in usual])
 
 
 def fork_and_terminate() -> str:
-    """How a child ends that gets a SIGTERM."""
+    """How a child that gets a SIGTERM ends."""
     ready, child_is_ready = os.pipe()
     if (child := os.fork()) == 0:
         os.write(child_is_ready, b"!")
@@ -47,20 +47,20 @@ def fork_and_terminate() -> str:
 
 
 def talk(connection: ThreadConnection) -> None:
-    """Answer what a message asks for."""
+    """Do what a message asks for."""
     answers: dict[str, Callable[[], str]] = {"state": state, "fork": fork_and_terminate}
     connection.on("text", lambda message: connection.send(answers[message]()))
     connection.run_in_background()
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """One request."""
+    """Handle one request."""
     talk(environ["watershed"].accept())
     return []
 
 
 def main(way: str) -> None:
-    """Serve until a signal ends the program; a KeyboardInterrupt is printed, and does not."""
+    """Serve until a signal ends the program; a KeyboardInterrupt is printed and does not end it."""
     if way == "own":
         signal.signal(signal.SIGTERM, lambda number, frame: report("own handler"))
     options: dict[str, Any] = {"install_signal_handlers": False} if way == "off" else {}

@@ -1,4 +1,4 @@
-"""Handlers of the tests of Starlette's sugar, and clients of them."""
+"""Handlers for the Starlette tests, and clients for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def tell(conn: AsyncConnection, value: Any) -> None:
 
 
 def told(port: int, path: str, **changes: Any) -> Any:
-    """The value that the handler at `path` tells, before it closes with 1000."""
+    """The value that the handler at `path` sends before it closes with 1000."""
     with Peer(port) as peer:
         peer.open(path, **changes)
         value = json.loads(peer.text())
@@ -38,14 +38,14 @@ def told(port: int, path: str, **changes: Any) -> Any:
 
 
 def refused(port: int, path: str, **changes: Any) -> Any:
-    """The HTTP answer of a request that is not accepted."""
+    """The HTTP response to a request that is not accepted."""
     with Peer(port) as peer:
         peer.send(head(path, **changes))
         return peer.refusal()
 
 
 def get(port: int, path: str, *fields: str) -> Any:
-    """The answer to an ordinary GET."""
+    """The response to an ordinary GET."""
     with Peer(port) as peer:
         peer.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: here", "Connection: close", *fields, "", ""]).encode())
         return peer.answer()
@@ -56,7 +56,7 @@ async def page(request: Request) -> PlainTextResponse:
 
 
 async def plain(websocket: WebSocket) -> None:
-    """Starlette's own WebSocket, of an application that knows nothing of this package."""
+    """Starlette's own WebSocket, in an application that does not know about this package."""
     await websocket.accept("old", headers=[(b"x-old", b"yes")])
     await websocket.send_text(f"plain {await websocket.receive_text()}")
     await websocket.send_json({"bytes": len(await websocket.receive_bytes())})
@@ -64,7 +64,7 @@ async def plain(websocket: WebSocket) -> None:
 
 
 def unsigned(cookie: str) -> Any:
-    """What SessionMiddleware has put into the Set-Cookie field of an answer."""
+    """The contents of the session cookie that SessionMiddleware has set in a response."""
     match = re.match("session=([^;]*);", cookie)
     assert match is not None, cookie
     return json.loads(base64.b64decode(TimestampSigner(SECRET).unsign(match[1])))

@@ -1,6 +1,6 @@
-"""Hypothesis strategies for what a peer may send: any messages, any fragments, any chunking, and broken streams.
+"""Hypothesis strategies for a peer's bytes: any messages, any fragments, any chunking, and broken streams.
 
-A stream is made apart from the package's own code, from ``wire.py`` and zlib alone.
+Streams are built with ``wire.py`` and zlib only, independently of the package's own code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ agreements = st.builds(
 
 
 def mirrored(parameters: DeflateParameters) -> DeflateParameters:
-    """The same agreement as the other end sees it."""
+    """The same agreement from the other end's point of view."""
     return DeflateParameters(
         local_no_context_takeover=parameters.remote_no_context_takeover,
         remote_no_context_takeover=parameters.local_no_context_takeover,
@@ -57,7 +57,7 @@ def mirrored(parameters: DeflateParameters) -> DeflateParameters:
 
 @dataclass(frozen=True)
 class Stream:
-    """Bytes of a peer that keeps the rules, and what they mean."""
+    """The bytes of a peer that follows the rules, and their meaning."""
 
     role: Role
     parameters: DeflateParameters | None
@@ -66,7 +66,7 @@ class Stream:
 
 
 class Peer:
-    """Writes a stream for a protocol of ``role``, fragmenting and compressing as ``source`` has it."""
+    """Writes a stream for a protocol of ``role``; ``source`` decides about fragments and compression."""
 
     def __init__(self, role: Role, parameters: DeflateParameters | None, source: random.Random) -> None:
         self._key = peer_key(role)
@@ -87,7 +87,7 @@ class Peer:
             self.data += wire.frame(opcode, event.payload, key=self._key)
 
     def message(self, message: str | bytes, between: list[Ping | Pong]) -> None:
-        """Write a message, in at least as many frames as there are control frames to come between them."""
+        """Write a message, in at least as many frames as control frames have to go between them."""
         payload = message.encode() if isinstance(message, str) else message
         opcode = wire.TEXT if isinstance(message, str) else wire.BINARY
         rsv = 0
@@ -125,7 +125,7 @@ closes = st.just(CloseReceived(1005, "")) | st.builds(CloseReceived, sendable, s
 
 @st.composite
 def streams(draw: st.DrawFn, *, agreed: st.SearchStrategy[DeflateParameters | None] | None = None) -> Stream:
-    """Any sequence of messages and control frames, in any fragmentation, perhaps with a Close at its end."""
+    """Any sequence of messages and control frames, in any fragmentation, possibly with a Close at its end."""
     role = draw(roles)
     parameters = draw(st.none() | agreements if agreed is None else agreed)
     peer = Peer(role, parameters, random.Random(draw(st.integers(0, 2**32))))
@@ -151,7 +151,7 @@ def chunked(draw: st.DrawFn, data: bytes) -> list[bytes]:
 
 @st.composite
 def broken(draw: st.DrawFn, data: bytes) -> bytes:
-    """``data`` with a few bits turned, bytes left out, put in, doubled or cut off."""
+    """``data`` with a few bits flipped, and bytes removed, inserted, duplicated or cut off."""
     mutated = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
         position = draw(st.integers(0, len(mutated)))

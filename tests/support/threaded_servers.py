@@ -1,4 +1,4 @@
-"""uvicorn and werkzeug, each in a thread of the test's process, on port 0 of loopback, and what they log."""
+"""uvicorn and werkzeug, each in a thread of the test's process, on port 0 of loopback, and their logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REQUEST = re.compile(r'"(\S+ \S+) HTTP/1\.\d" (\d+)')
 
 
 class Run:
-    """What became of the applications that a server started for one test."""
+    """The outcomes of the applications that a server ran for one test."""
 
     def __init__(self) -> None:
         self._outcomes: Inbox[BaseException | None] = Inbox()

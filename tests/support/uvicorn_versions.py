@@ -1,4 +1,4 @@
-"""A conversation with our class on whatever uvicorn is first on the path; run as a program, it ends with status 0."""
+"""Talk to `WatershedProtocol` on the uvicorn that is first on the path; as a program it exits with status 0."""
 
 from __future__ import annotations
 

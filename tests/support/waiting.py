@@ -1,4 +1,4 @@
-"""Waiting for a condition, a value or a thread, never without a limit and never for a length of time."""
+"""Waiting for a condition, a value or a thread, always with a limit and never for a fixed time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def eventually(condition: Callable[[], T | None], what: str = "") -> T:
 
 
 class Gate(Generic[T]):
-    """A value that one thread hands to another, or to a coroutine, once."""
+    """A value that one thread passes to another, or to a coroutine, once."""
 
     def __init__(self) -> None:
         self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -68,7 +68,7 @@ class Inbox(Generic[T]):
 
 
 def until(condition: Callable[[], object], what: str = "") -> None:
-    """Wait until ``condition()`` holds, by asking again and again."""
+    """Poll until ``condition()`` holds."""
     deadline = time.monotonic() + LIMIT
     pause = threading.Event()
     while not condition():
@@ -78,7 +78,7 @@ def until(condition: Callable[[], object], what: str = "") -> None:
 
 
 def in_thread(work: Callable[[], Any]) -> Future[Any]:
-    """Start ``work`` in a thread of its own."""
+    """Run ``work`` in a thread of its own."""
     future: Future[Any] = Future()
 
     def run() -> None:

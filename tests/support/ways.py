@@ -1,8 +1,8 @@
-"""Every way in which a connection can live, behind one face, so that a scenario is written once.
+"""Every kind of connection behind one interface, so that each scenario is written once.
 
-A :class:`Way` names flavour, carrier, TLS and role. Opening it gives a :class:`Live`: a connection that
-plain test code drives from outside, each call made as an application of that flavour would make it (on its
-event loop, or in a thread). Every call that was begun must be over soon after the connection is.
+A :class:`Way` names flavour, carrier, TLS and role. Opening it gives a :class:`Live`: a connection that plain test code
+drives from outside, with each call made as an application of that flavour makes it (on its event loop, or in a thread).
+Every pending call must finish soon after the connection has ended.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class LiveInBackground(LiveInThreads):
 
 @dataclass(frozen=True)
 class Way:
-    """A way in which a connection can live."""
+    """A kind of connection."""
 
     flavour: str
     carrier: str
@@ -267,7 +267,7 @@ IN_BACKGROUND: Final = tuple(way for way in ALL if way.flavour == "background")
 
 
 class HeadReader(asyncio.Protocol):
-    """What somebody has who works on bare transports: it collects an HTTP head."""
+    """Collects an HTTP head, as code that works on bare transports does."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -284,18 +284,18 @@ class HeadReader(asyncio.Protocol):
             self.complete.set_exception(exc or EOFError("the stream ended within the head"))
 
     async def head(self) -> bytes:
-        """The head, and whatever has come behind it."""
+        """The head, and any bytes after it."""
         await self.complete
         return bytes(self._data)
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How an end of ours is opened, beside its way.
+    """How our end is opened, in addition to its kind.
 
     Attributes:
         shed: the factory.
-        setup: called with the connection as soon as there is one, before anything can have come.
+        setup: called with the connection as soon as it exists, before anything can have arrived.
         record: events that the log notes.
         accept: options of ``accept``.
         offer: subprotocols that a client offers.
@@ -375,7 +375,7 @@ async def open_on_loop(
 
 
 class Opener:
-    """Opens connections, and closes what it has opened.
+    """Opens connections, and closes them again.
 
     Args:
         tls_contexts: TLS contexts (client, server).
@@ -407,13 +407,13 @@ class Opener:
         offer: tuple[str, ...] | None = None,
         **options: Any,
     ) -> tuple[Live, WirePeer]:
-        """A connection of ours, and a peer by hand at its other end.
+        """Open a connection with a hand-driven peer at its other end.
 
         Args:
-            way: how our end lives.
+            way: the kind of our connection.
             setup, record, accept, offer: as in :class:`Opening`.
-            early: frames that the peer sends in one piece with its part of the handshake.
-            small: whether the kernel gets little room for what is under way.
+            early: frames that the peer sends in the same segment as its part of the handshake.
+            small: whether the kernel's buffers are small.
             fields: header fields that the peer adds to its part of the handshake.
             options: options of the factory.
         """

@@ -1,7 +1,7 @@
-"""Frames by hand (RFC 6455 section 5.2), apart from the package's own code: what tests send and read back.
+"""Hand-built frames (RFC 6455 section 5.2), independent of the package: what tests send and read back.
 
-It builds illegal frames as willingly as legal ones, and is written for being read, not for speed.
-Nothing in here is imported by the package, and it imports nothing of the package.
+Builds invalid frames as readily as valid ones, and favours readability over speed. The package imports nothing from
+here, and this module imports nothing from the package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEY = bytes.fromhex("37fa213d")  # the masking key of section 5.7
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as it stood on the wire, its payload without the mask."""
+    """One frame as it was on the wire, with its payload unmasked."""
 
     opcode: int
     payload: bytes
@@ -26,7 +26,7 @@ class Frame:
 
 
 def xor(payload: bytes, key: bytes) -> bytes:
-    """Section 5.3: each octet of the payload with the octet of the key at its index modulo 4."""
+    """Section 5.3: each octet of the payload XOR the octet of the key at its index modulo 4."""
     masked = bytearray(payload)
     for index, octet in enumerate(key):
         masked[index::4] = payload[index::4].translate(_exclusive_or(octet))
@@ -93,7 +93,7 @@ def message(opcode: int, pieces: Iterable[bytes], *, rsv: int = 0, key: bytes | 
 
 
 def frames(data: bytes) -> list[Frame]:
-    """All frames of ``data``, which must end with a frame's end."""
+    """All frames of ``data``, which must end at a frame's end."""
     return list(_frames(data))
 
 

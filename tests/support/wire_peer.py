@@ -1,7 +1,6 @@
-"""The opposite end by hand: a blocking socket that writes exact bytes and reads exact frames.
+"""A hand-driven peer: a blocking socket that writes exact bytes and reads exact frames.
 
-It does what it is told, legal or not, and keeps no state of the protocol: what a peer may do is the tests'
-business. Every call has a time limit, and none of them sleeps.
+It does what a test says, valid or not, and keeps no protocol state. Every call has a time limit, and none sleeps.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SMALL_BUFFER = 32 * 2**10
 
 
 class Frame(NamedTuple):
-    """One frame as it stood on the wire, unmasked."""
+    """One frame as it was on the wire, unmasked."""
 
     opcode: int
     payload: bytes
@@ -36,7 +35,7 @@ class Frame(NamedTuple):
 
 
 def tcp_pair(*, small: bool = False) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection on loopback; ``small`` gives the kernel little room, so that writers soon block."""
+    """Two ends of a TCP connection on loopback; with ``small``, tiny kernel buffers make writers block soon."""
     with socket.socket() as listener:
         if small:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
@@ -93,7 +92,7 @@ def header(head: bytes, name: str) -> str | None:
 
 
 def close_payload(code: int | None, reason: str = "") -> bytes:
-    """What stands in a Close frame."""
+    """Code and reason of a Close frame's payload."""
     return b"" if code is None else code.to_bytes(2, "big") + reason.encode()
 
 
@@ -114,13 +113,13 @@ class WirePeer:
     # --- writing ---------------------------------------------------------------------------------------
 
     def frame(self, opcode: int, payload: bytes | str = b"", *, fin: bool = True, rsv: int = 0) -> bytes:
-        """The bytes of one frame, masked as this role has to."""
+        """The bytes of one frame, masked as this role requires."""
         data = payload.encode() if isinstance(payload, str) else payload
         key = KEY if self.role is Role.CLIENT else None
         return encode_frame(opcode, data, key, (0x80 if fin else 0) | rsv << 4)
 
     def write(self, *data: bytes) -> None:
-        """Write bytes, all of them in one go."""
+        """Write bytes in one call."""
         self.sock.sendall(b"".join(data))
 
     def send(self, opcode: int, payload: bytes | str = b"", *, fin: bool = True, rsv: int = 0) -> None:
@@ -128,7 +127,7 @@ class WirePeer:
         self.write(self.frame(opcode, payload, fin=fin, rsv=rsv))
 
     def send_all(self, frames: Iterable[Frame]) -> None:
-        """Write frames in one go."""
+        """Write frames in one call."""
         self.write(*(self.frame(opcode, payload, fin=fin) for opcode, payload, fin in frames))
 
     def send_close(self, code: int | None = 1000, reason: str = "") -> None:
@@ -179,13 +178,13 @@ class WirePeer:
         return data
 
     def read_head(self) -> bytes:
-        """Read an HTTP head, up to and with its empty line."""
+        """Read an HTTP head, including its empty line."""
         while b"\r\n\r\n" not in self._buffer:
             self._more()
         return self._exactly(self._buffer.index(b"\r\n\r\n") + 4)
 
     def read(self) -> Frame:
-        """Read one frame; its mask must be as the other role has to."""
+        """Read one frame; its mask must be as the other role requires."""
         first, second = self._exactly(2)
         size = second & 0x7F
         if size >= 126:
@@ -198,7 +197,7 @@ class WirePeer:
         return Frame(first & 0x0F, mask(payload, 0, size, key, 0) if key else payload, first >= 0x80)
 
     def expect(self, opcode: int, payload: bytes | str = b"") -> None:
-        """Read one whole frame that must be this one."""
+        """Read a complete frame that must equal this one."""
         data = payload.encode() if isinstance(payload, str) else payload
         frame = self.read()
         assert frame.opcode == opcode
@@ -216,37 +215,37 @@ class WirePeer:
             assert frame.payload[2:].decode() == reason
 
     def expect_end(self) -> None:
-        """Read the end of the stream: a proper one, after nothing else."""
+        """Expect an orderly end of the stream, and nothing before it."""
         assert not self._buffer
         data = self.sock.recv(2**16)
         assert data == b"", data[:100]
 
     def finish(self) -> None:
-        """The TCP stream's end, both ways, after the closing handshake; a server closes first."""
+        """Expect the end of the TCP stream, in both directions, after the closing handshake; a server closes first."""
         if self.role is Role.CLIENT:
             self.expect_end()
         self.close()
 
     def answer_close(self, code: int = 1000, reason: str | None = None) -> None:
-        """Take part in the closing handshake that the other end has begun with ``code``."""
+        """Answer a closing handshake that the other end has begun with ``code``."""
         self.expect_close(code, reason)
         self.send_close(code)
         self.finish()
 
     def begin_close(self, code: int | None = 1000, reason: str = "") -> None:
-        """Begin a closing handshake, which the other end must answer with the same code, and see it through."""
+        """Begin a closing handshake, which the other end must answer with the same code, and complete it."""
         self.send_close(code, reason)
         self.expect_close(code)
         self.finish()
 
     def silent(self) -> bool:
-        """Whether nothing is there to be read at this moment."""
+        """Whether there is nothing to read right now."""
         return not self._buffer and not select.select([self.sock], [], [], 0)[0]
 
     # --- going away ------------------------------------------------------------------------------------
 
     def half_close(self) -> None:
-        """Send a FIN; under TLS without a close_notify, as a program does that was killed."""
+        """Send a FIN; under TLS without a close_notify, as when a program is killed."""
         socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def reset(self) -> None:

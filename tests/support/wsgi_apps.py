@@ -1,4 +1,4 @@
-"""What the tests of the WSGI door share: a Flask application around one view, and what it should leave behind."""
+"""Shared by the WSGI tests: a Flask application around one view, and a check that nothing was logged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def get(port: int, path: str = "/page") -> Answer:
 
 
 def assert_quiet(server: Werkzeug, caplog: pytest.LogCaptureFixture) -> None:
-    """No error and no traceback anywhere."""
+    """Expect no error and no traceback in any log."""
     assert server.troubles == []
     assert errors_in(caplog.records) == []
 
@@ -61,7 +61,7 @@ def background() -> ResponseReturnValue:
 
 
 def bare(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """A WSGI application by hand: an echo for upgrades, a page for the rest."""
+    """A plain WSGI application: an echo for upgrades, a page for other requests."""
     if (asked := environ.get("watershed")) is None:
         start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
         return [b"plain"]

@@ -35,17 +35,17 @@ class Kind:
     """One row of the matrix.
 
     Attributes:
-        name: how the tests call it.
-        options: command line of gunicorn, where it is one of gunicorn's workers.
-        single: whether it serves one request at a time, so that a blocking handler has it all.
+        name: its name in the tests.
+        options: gunicorn's command line, if it is one of gunicorn's workers.
+        single: whether it serves one request at a time, so that a blocking handler occupies it completely.
         background: whether a connection can outlive its request.
-        early: whether bytes in the segment of the head are there for the application.
+        early: whether the application gets bytes from the segment of the head.
         keeps_alive: whether a connection serves more than one request.
         logs: whether it logs requests.
-        tls: whether it runs over TLS as well.
+        tls: whether it supports TLS.
         unix: whether it listens on a path instead of a port.
-        tells_versions: whether its environ tells HTTP/1.0 from HTTP/1.1.
-        absolute: whether it takes targets in absolute form.
+        tells_versions: whether its environ distinguishes HTTP/1.0 from HTTP/1.1.
+        absolute: whether it accepts absolute-form targets.
     """
 
     name: str
@@ -122,7 +122,7 @@ SERVERS: Final = {
 
 
 class UnixPeer(Peer):
-    """A :class:`Peer` of a server that listens on a path."""
+    """A :class:`Peer` for a server that listens on a path."""
 
     def __init__(self, path: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -135,11 +135,11 @@ class UnixPeer(Peer):
 
 @dataclass
 class Running:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        kind: its row.
-        program: its process, or that of its master.
+        kind: its row in the matrix.
+        program: its process, or its master process.
         address: port, or path.
         client: the client's side of its TLS.
     """
@@ -151,19 +151,19 @@ class Running:
     words: int = field(default=0)
 
     def peer(self, **options: Any) -> Peer:
-        """A client that is connected."""
+        """Connect a client."""
         if "/" in self.address:
             return UnixPeer(self.address)
         return Peer(int(self.address), self.client, **options)
 
     def get(self, path: str = "/page") -> Answer:
-        """One request, on a connection of its own."""
+        """Send one request, on a connection of its own."""
         with self.peer() as peer:
             peer.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
             return peer.answer()
 
     def word(self) -> str:
-        """A word that names one connection in what the application prints, and in the access log."""
+        """A word that identifies one connection in the application's output and in the access log."""
         self.words += 1
         return f"word{self.words:04}"
 
@@ -173,7 +173,7 @@ class Running:
         assert self.get().status == 200, self.program.output
 
     def _listens(self) -> bool:
-        """Whether one request is answered; not with a :class:`Peer`, which leaves a socket behind where it fails."""
+        """Whether one request is answered; without a :class:`Peer`, which leaves a socket behind on failure."""
         unix = "/" in self.address
         with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as bare, ExitStack() as stack:
             if bare.connect_ex(self.address if unix else ("127.0.0.1", int(self.address))) != 0:
@@ -192,13 +192,13 @@ class Running:
 def start(
     kind: Kind, tls: tuple[Path, ssl.SSLContext] | None = None, *, factory: str = "create", **options: Any
 ) -> Iterator[Running]:
-    """A server of this kind, which may not serve yet.
+    """Start a server of this kind; it may not be ready yet.
 
     Args:
-        kind: its row.
-        tls: certificate of the server, and a client that trusts it.
-        factory: what makes the application; gunicorn's alone may be another one.
-        options: of the middleware.
+        kind: its row in the matrix.
+        tls: the server's certificate, and a client context that trusts it.
+        factory: the function that creates the application; only gunicorn takes another one.
+        options: options of the middleware.
     """
     certificate, client = tls or (None, None)
     with ExitStack() as stack:
@@ -215,13 +215,13 @@ def start(
 def start_gunicorn(
     *words: str, factory: str = "create", tls: tuple[Path, ssl.SSLContext] | None = None, **options: Any
 ) -> Iterator[Running]:
-    """A gunicorn with a command line of one's own, once it serves.
+    """Start gunicorn with a custom command line, and wait until it serves.
 
     Args:
         words: the end of the command line.
-        factory: what makes the application.
+        factory: the function that creates the application.
         tls: as for :func:`start`.
-        options: of the middleware.
+        options: options of the middleware.
     """
     with start(Kind("gunicorn", words), tls, factory=factory, **options) as running:
         running.wait_until_it_serves()

@@ -1,6 +1,6 @@
-"""``watershed-mw`` as people and shell scripts run it: real processes, pipes, and pseudo-terminals.
+"""``watershed-mw`` as users and shell scripts run it: real processes, pipes and pseudo-terminals.
 
-Two servers stand on the other side: the command ``echo``, and an application that misbehaves on demand.
+It talks to two servers: the command ``echo``, and an application that misbehaves on demand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from watershed_mw import WatershedASGI
 
 @pytest.fixture(autouse=True)
 def loggers_of_uvicorn() -> Iterator[None]:
-    """Commands that run in this process give uvicorn's loggers a handler on a stderr that the test closes."""
+    """Commands run in this process give uvicorn's loggers a handler on a stderr that the test closes."""
     loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
     yield
@@ -33,7 +33,7 @@ def loggers_of_uvicorn() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def echo() -> Iterator[int]:
-    """The port of `watershed-mw echo`, which in the end is told to stop."""
+    """The port of a running `watershed-mw echo`, which is stopped at the end."""
     with Program(*PROGRAM, "echo", "--listen", "127.0.0.1:0", "--protocol", "chat.v1", "--verbose") as program:
         yield program.port()
         assert program.stop(signal.SIGINT) == 0
@@ -48,7 +48,7 @@ def server() -> Iterator[tuple[Server, int]]:
 
 
 class Proxy:
-    """What stands for the ASGI application of the proxy."""
+    """A stand-in for the proxy's ASGI application."""
 
     def __init__(self, upstream: str, **options: Any) -> None:
         if "//" not in upstream:

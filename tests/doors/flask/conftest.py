@@ -1,4 +1,4 @@
-"""One application for every test that does not need one of its own."""
+"""One application for every test that does not need its own."""
 
 from __future__ import annotations
 

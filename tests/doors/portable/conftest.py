@@ -16,7 +16,7 @@ from tests.support.portable_servers import Hypercorn, Server, UvicornsOwn
 
 @pytest.fixture(scope="module", params=["hypercorn-asyncio", "hypercorn-trio", "uvicorn"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server that has only ASGI messages for us: hypercorn on either library, or uvicorn with a class of its own."""
+    """A server that provides only ASGI messages: hypercorn on either library, or uvicorn with its own class."""
     name, _, worker = request.param.partition("-")
     with Hypercorn(worker) if name == "hypercorn" else UvicornsOwn() as server:
         yield server

@@ -1,4 +1,4 @@
-"""The proxy under servers that give their socket (raw bytes) and servers that do not (messages)."""
+"""The proxy under servers that hand over their socket (raw bytes) and servers that do not (messages)."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def front(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Fron
 
 @pytest.fixture(params=["raw-httptools", "wsgi", "uvicorn-own"])
 def some(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Front:
-    """One server of each kind, for what the proxy alone decides."""
+    """One server of each kind, for behaviour that depends on the proxy only."""
     return start(request.param)
 
 
 @pytest.fixture(params=["raw-h11", "raw-httptools", "wsgi"])
 def raw(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Front:
-    """Each server that gives its socket."""
+    """Each server that hands over its socket."""
     return start(request.param)
 
 
@@ -62,5 +62,5 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def no_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every event loop passes for Windows' default, which has no ``add_reader()``."""
+    """Make every event loop look like Windows' default, which has no ``add_reader()``."""
     monkeypatch.setattr(asyncio, "ProactorEventLoop", asyncio.AbstractEventLoop, raising=False)

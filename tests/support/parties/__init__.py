@@ -32,7 +32,7 @@ Message = str | bytes
 
 
 class Feature(Enum):
-    """Something that not every library can do; a scenario is built only for pairs that can."""
+    """A feature that not every library has; scenarios are built only for pairs that have it."""
 
     ANY_CODE = (
         auto()
@@ -47,7 +47,7 @@ class Feature(Enum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a connection ended, as one side saw it: close code, reason, and whether the peer just vanished."""
+    """The end of a connection as one side saw it: close code, reason, and whether the peer just vanished."""
 
     code: int | None
     reason: str
@@ -63,7 +63,7 @@ class Refused(Exception):
 
 
 class Session(Protocol):
-    """One open connection, seen from the client."""
+    """An open connection, from the client's side."""
 
     @property
     def protocol(self) -> str | None: ...
@@ -105,7 +105,7 @@ class Server(Protocol):
 
 @dataclass
 class Endings:
-    """What a server writes down when a connection ends, by the path of its request. Safe from any thread."""
+    """The endings that a server has seen, by request path. Safe from any thread."""
 
     _by_path: defaultdict[str, queue.Queue[Ending]] = field(default_factory=lambda: defaultdict(queue.Queue))
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -40,7 +40,7 @@ FEATURES = frozenset({Feature.ANY_CODE, Feature.COMPRESSION, Feature.PING, Featu
 
 
 def follow(connection: AsyncConnection | ThreadConnection) -> Callable[[tuple[int, str]], Ending]:
-    """Make a connection echo and obey commands; returns what turns the result of `run()` into an Ending."""
+    """Make a connection echo and obey commands; return a function that turns the result of `run()` into an Ending."""
     resets: list[bool] = []
 
     def obey(text: str) -> None:
@@ -66,7 +66,7 @@ def path_of(head: bytes) -> str:
 
 
 def read_head(sock: socket.socket) -> tuple[bytes, bytes]:
-    """Read an HTTP head from a blocking socket: the head, and what came after it."""
+    """Read an HTTP head from a blocking socket; return the head and the bytes after it."""
     data = b""
     while b"\r\n\r\n" not in data:
         chunk = sock.recv(65536)
@@ -78,7 +78,7 @@ def read_head(sock: socket.socket) -> tuple[bytes, bytes]:
 
 
 class RawThreadServer:
-    """`Watershed.accept` on blocking sockets, one thread for each connection."""
+    """`Watershed.accept` on blocking sockets, with a thread for each connection."""
 
     name = "raw-threads"
     features = FEATURES
@@ -165,7 +165,7 @@ class RawAsyncServer:
 
 
 class _UvicornServer:
-    """A Starlette application on a running uvicorn that uses our WebSocket class."""
+    """A Starlette application under uvicorn with `WatershedProtocol`."""
 
     def __init__(self, loop: LoopThread, endpoint: Callable[[WebSocket], Awaitable[None]], *, middleware: bool) -> None:
         self._loop = loop
@@ -191,7 +191,7 @@ class _UvicornServer:
 
 
 class UvicornServer(_UvicornServer):
-    """Starlette's own WebSocket: the application does not know that our class carries it."""
+    """Starlette's own WebSocket; the application does not know about `WatershedProtocol`."""
 
     name = "uvicorn"
     features = frozenset({Feature.ANY_CODE, Feature.COMPRESSION})
@@ -230,7 +230,7 @@ class UvicornServer(_UvicornServer):
 
 
 class AsgiServer(_UvicornServer):
-    """`WatershedASGI` around Starlette: the endpoint takes a connection of ours from the scope."""
+    """`WatershedASGI` around Starlette: the endpoint gets the native connection from the scope."""
 
     name = "asgi"
     features = FEATURES
@@ -294,7 +294,7 @@ class WsgiServer:
 
 
 class ThreadSession:
-    """Pulls messages; events (PONG, reset) are noted on the way."""
+    """Pulls messages, and records events (PONG, reset) meanwhile."""
 
     def __init__(self, connection: ThreadConnection, *, compressed: bool) -> None:
         self._connection = connection
@@ -361,7 +361,7 @@ class ThreadClient:
 
 
 class AsyncSession:
-    """The same on an event loop in a thread of its own."""
+    """`Watershed.connect` on an event loop in a thread of its own."""
 
     def __init__(self, loop: LoopThread, connection: AsyncConnection, *, compressed: bool) -> None:
         self._loop = loop

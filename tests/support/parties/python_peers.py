@@ -157,7 +157,7 @@ class WebsocketsServer:
 
 
 class PicowsListener(picows.WSListener):
-    """Puts fragments together and answers CLOSE: picows hands over frames and leaves that to its user."""
+    """Joins fragments and answers CLOSE: picows passes on single frames and leaves that to its user."""
 
     def __init__(self) -> None:
         super().__init__()
