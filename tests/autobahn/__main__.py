@@ -21,7 +21,7 @@ FAILED, NOT_RUN = 1, 77
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the arguments ask for; return the exit status."""
+    """Run the command; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -83,7 +83,7 @@ def _doors(names: Sequence[str] | None) -> Iterator[Door]:
 
 @contextlib.contextmanager
 def _alone_in(report: Path) -> Iterator[None]:
-    """Two runs that write the same reports would judge each other's results."""
+    """Refuse to run twice at once: two runs would read each other's reports."""
     report.mkdir(parents=True, exist_ok=True)
     with open(report / "lock", "w") as lock:
         try:
@@ -104,7 +104,7 @@ async def _run(
 
 
 def _update(baseline: dict[str, compare.Outcomes], results: Mapping[Target, Result], failed: int) -> None:
-    """Record the results. What failed is mended, never recorded: one failure, and the file stays as it is."""
+    """Record the results; after any failure the file stays unchanged."""
     if failed:
         print("the baseline is left as it is")
         return

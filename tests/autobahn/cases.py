@@ -1,6 +1,6 @@
-"""Case identifiers: patterns to cases, their order, what they cost, how a set of them is written shortly.
+"""Case identifiers: matching patterns, sorting, costs, and a short form for sets of cases.
 
-Identifiers come from the installed suite itself; nothing here knows the list by heart, only its length.
+Identifiers come from the installed suite; only their number is known here.
 """
 
 import re
@@ -35,7 +35,7 @@ def select(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
 
 
 def cost(case: str) -> float:
-    """Roughly how many seconds a case takes."""
+    """About how many seconds a case takes."""
     match order(case):
         case (12 | 13, _, size):
             return _COMPRESSION_COST[size - 1]
@@ -76,7 +76,7 @@ def compress(cases: Iterable[str]) -> list[str]:
 
 
 def expand(lines: Iterable[str]) -> list[str]:
-    """What `compress` was given. Raises ValueError for anything that it would not write."""
+    """Expand the short form of `compress`. Raises ValueError for anything that `compress` does not produce."""
     cases: list[str] = []
     for text in " ".join(lines).split():
         found = re.fullmatch(r"((?:\d+\.)+)(\d+)(?:-(\d+))?", text)

@@ -1,6 +1,6 @@
 """The bar and the baseline: which outcome of a case counts as passed, and the committed file of all outcomes.
 
-A case passes if its outcome is good enough AND what the baseline holds: a better one is a difference too.
+A case passes if its outcome is good enough AND matches the baseline: a better outcome is a difference too.
 """
 
 import json
@@ -52,7 +52,7 @@ class Difference(NamedTuple):
 def compare(
     expected: Mapping[str, Outcome] | None, came: Mapping[str, Outcome], chosen: Iterable[str]
 ) -> list[Difference]:
-    """The chosen cases that failed; without `expected` (when a baseline is to be written) only by the bar."""
+    """The selected cases that failed; without `expected` (to write a baseline) only the bar counts."""
     differences = []
     for case in chosen:
         outcome = came.get(case)

@@ -1,4 +1,4 @@
-"""One child process: its output goes to a log file, which is also where it is read from.
+"""A child process whose output goes to a log file and is read from there.
 
 A child is ended by its own pid and nothing else; on Linux the kernel ends it too if this process is killed.
 """
@@ -23,7 +23,7 @@ _PATIENCE = 10.0  # seconds from SIGTERM to SIGKILL; a fuzzing server writes its
 
 
 class StartError(Exception):
-    """A child did not say what it has to say before it can be used."""
+    """A child did not print the lines that announce it is ready."""
 
 
 class Child:
@@ -51,7 +51,7 @@ class Child:
             raise StartError(f"not ready after {limit:.0f} s: {self.log}") from None
 
     async def end(self) -> None:
-        """End it: SIGTERM first, SIGKILL if that is not enough."""
+        """End it: SIGTERM first, then SIGKILL if necessary."""
         for method in (self.process.terminate, self.process.kill):
             if self.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -63,7 +63,7 @@ class Child:
 
 @contextlib.asynccontextmanager
 async def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> AsyncIterator[Child]:
-    """Start a child in the project's directory and end it when the block is left, however it is left."""
+    """Start a child in the project's directory, and end it when the block is left."""
     with _create(log) as output:
         process = await asyncio.create_subprocess_exec(
             *command,

@@ -1,7 +1,7 @@
-"""Runs doors against the suite: cuts the work into shards, a few at a time, each with its own time limit.
+"""Runs doors against the suite: splits the work into shards, a few at a time, each with its own time limit.
 
-A shard is one process of the suite and one of a door. Whatever goes wrong in it becomes a problem of its
-result; a case without a verdict is simply absent, and the comparison calls that a failure.
+A shard is one process of the suite and one of a door. Any error becomes a problem of its result; a case without a
+verdict is absent, and the comparison treats that as a failure.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ _STAIN = re.compile(
 
 
 class _WrongBuildError(Exception):
-    """The door runs another build of the package than the one to be tested."""
+    """The door runs another build of the package than the one under test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A door in one of its builds."""
+    """A door on one of its builds."""
 
     door: Door
     build: str
@@ -51,7 +51,7 @@ class Target:
 
 @dataclass(slots=True)
 class Result:
-    """What came of a target."""
+    """The results of a target."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reports: dict[str, Path] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class _Shard:
 async def run(
     suite: Suite, targets: Sequence[Target], chosen: Sequence[str], report: Path, jobs: int
 ) -> dict[Target, Result]:
-    """Run the chosen cases against every target, at most `jobs` shards at a time."""
+    """Run the selected cases against every target, at most `jobs` shards at a time."""
     results = {target: Result() for target in targets}
     shards = _plan(targets, chosen, report, jobs)
     places = asyncio.Semaphore(jobs)
@@ -92,7 +92,7 @@ async def run(
 
 
 def _plan(targets: Iterable[Target], chosen: Sequence[str], report: Path, jobs: int) -> list[_Shard]:
-    """The costly shards first, so that the last ones to run are short."""
+    """Order shards by cost, the most expensive first, so that the last ones to run are short."""
     targets = list(targets)
     total = sum(map(cases.cost, chosen)) * len(targets)
     # Below a quarter of a minute a shard would mostly pay for starting two programs.
@@ -130,7 +130,7 @@ async def _run_shard(suite: Suite, shard: _Shard, result: Result) -> None:
 
 
 async def _test_server(suite: Suite, shard: _Shard, log: Path) -> None:
-    """Autobahn's fuzzing client against a server of ours."""
+    """Run Autobahn's fuzzing client against one of our servers."""
     async with start(shard.target.door.command, _door_environment(shard.target), log) as door:
         # the words of uvicorn and werkzeug, of gunicorn, and of the other doors
         port, build = await door.said(r"(?:on|at:) (?:http://)?127\.0\.0\.1:(\d+)", r"implementation: (\w+)")
@@ -143,7 +143,7 @@ async def _test_server(suite: Suite, shard: _Shard, log: Path) -> None:
 
 
 async def _test_client(suite: Suite, shard: _Shard, log: Path) -> None:
-    """A client of ours against Autobahn's fuzzing server."""
+    """Run one of our clients against Autobahn's fuzzing server."""
     spec = _write_spec(shard, url="ws://127.0.0.1:9001")  # fuzzer.py2 takes a free port instead
     async with _start_suite(suite, "fuzzingserver", spec) as fuzzer:
         (port,) = await fuzzer.said(r"listening on 127\.0\.0\.1:(\d+)")

@@ -1,6 +1,6 @@
-"""Sets the Autobahn test suite up: finds a Python 2.7 that runs, installs the pinned suite into the cache.
+"""Sets up the Autobahn test suite: finds a working Python 2.7, and installs the pinned suite into the cache.
 
-It trusts a finished set-up (a stamp written last) and rebuilds any other. It never installs anything into an
+It trusts a finished set-up (whose stamp is written last) and rebuilds any other. It never installs anything into an
 interpreter that it found: virtualenv itself goes into the cache too.
 """
 
@@ -23,7 +23,7 @@ _INSTALL_LIMIT = 600.0  # seconds for each of the three steps
 
 
 class NotRunError(Exception):
-    """There is no Python 2.7, so that conformance says nothing at all."""
+    """There is no Python 2.7, so conformance cannot be tested."""
 
 
 class SetupError(Exception):
@@ -64,7 +64,7 @@ def prepare() -> Suite:
 
 
 def _find_python27() -> Path:
-    """A Python 2.7 that answers: pyenv's shim refuses to run without one, so a file is no proof."""
+    """A Python 2.7 that runs: the existence of a file proves nothing, because pyenv's shim may refuse to run."""
     roots = [os.environ.get("PYENV_ROOT", ""), str(Path.home() / ".pyenv")]
     if pyenv := shutil.which("pyenv"):
         roots.insert(1, subprocess.run([pyenv, "root"], capture_output=True, text=True, timeout=20).stdout.strip())
@@ -103,7 +103,7 @@ def _install(python: Path, home: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The environment for Python 2.7 programs: what PYTHONPATH and its like hold is for another Python."""
+    """The environment for Python 2.7 programs, without PYTHONPATH and the like, which are meant for another Python."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     # glibc gives each block of 128 KiB back to the kernel, the next message asks for it again: a tenth of the
     # suite's processor time.

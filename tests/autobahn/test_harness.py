@@ -1,6 +1,6 @@
-"""The harness judges the package, these judge the harness: what it must never call passed, what it must end.
+"""Tests of the harness itself: what it must never count as passed, and what it must end.
 
-They need neither Python 2.7 nor a door. That the suite itself runs is what `make autobahn` shows.
+They need neither Python 2.7 nor a door. That the suite itself runs is shown by `make autobahn`.
 """
 
 import asyncio
@@ -97,7 +97,7 @@ def test_a_problem_outside_any_case_is_a_failure(capsys: pytest.CaptureFixture[s
 
 
 def test_without_python27_one_line_says_so_and_nothing_counts_as_passed(tmp_path: Path) -> None:
-    """Without a finished set-up, and with neither PATH nor pyenv to find a Python 2.7 in."""
+    """Without a finished set-up, and without a Python 2.7 on PATH or under pyenv."""
     program = (
         "import pathlib, sys; from tests.autobahn import __main__, suite;"
         "suite.CACHE = pathlib.Path(sys.argv[1]); sys.exit(__main__.main([]))"

@@ -1,4 +1,4 @@
-"""Prints what came of a run: a table of doors and builds, then each failed case and where its report is."""
+"""Prints the results of a run: a table of doors and builds, then each failed case and where its report is."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,10 @@ _MANY = 12  # cases of one kind of failure that are listed singly; more are summ
 def show(
     results: Mapping[Target, Result], judged: Mapping[Target, Sequence[Difference]], chosen: Sequence[str]
 ) -> tuple[int, int]:
-    """Print; return how many passed and how many failed. A problem outside any case is one more failure."""
+    """Print the results; return how many cases passed and failed.
+
+    A problem outside any case counts as one more failure.
+    """
     print(f"{'door':<20}{'build':<13}{'cases':>6}{'ok':>6}{'info':>6}{'failed':>8}{'seconds':>9}")
     passed = failed = 0
     for target, result in results.items():

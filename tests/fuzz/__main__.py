@@ -26,7 +26,7 @@ SHARE_OF_REPLAY = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the arguments ask for; return the exit status."""
+    """Run the command; return the exit status."""
     options = _parser().parse_args(arguments)
     names = options.target or list(TARGETS)
     if options.input is not None:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(driver: str, seconds: float, jobs: int, names: list[str], *, pure: bool) -> list[str]:
-    """Run a driver on one build, and show what each target did; the names of those that found something."""
+    """Run a driver on one build and show the results; return the names of targets with findings."""
     print(f"== {driver}, {'interpreted' if pure else 'compiled'} build, {seconds:.1f} s for each target", flush=True)
     environment = os.environ | {"WATERSHED_MW_PURE": "1" if pure else ""}
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz.child", driver, f"{seconds:.2f}", str(jobs)]
@@ -87,7 +87,7 @@ def _run(driver: str, seconds: float, jobs: int, names: list[str], *, pure: bool
 
 
 def _fault(status: str, text: str) -> str:
-    """What a target has found: its traceback, and where the input was written to."""
+    """The finding of a target: its traceback, and the file with its input."""
     if status == "0":
         return ""
     lines = [line for line in text.splitlines() if not re.match(r"#\d+\s|\s*NEW_FUNC|stat::|MS: |0x|INFO:", line)]

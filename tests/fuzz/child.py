@@ -28,7 +28,7 @@ HUNG = 124
 
 
 def main(driver: str, seconds: float, jobs: int, place: Path, names: list[str]) -> None:
-    """Run the targets, so many at a time."""
+    """Run the targets, a few at a time."""
     if driver == "libfuzzer":
         _instrument()
     importlib.import_module("tests.fuzz.run")
@@ -46,7 +46,7 @@ def main(driver: str, seconds: float, jobs: int, place: Path, names: list[str]) 
 
 
 class _SourcesOnly:
-    """As WATERSHED_MW_PURE has it; but that finder would stand in front of atheris', which then sees nothing."""
+    """Hide the extension modules as WATERSHED_MW_PURE does; its finder would precede atheris', which would see nothing."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         if path is None or not name.startswith("watershed_mw."):
@@ -83,7 +83,7 @@ def _in_fork(work: Callable[[], int], log: Path) -> None:
 
 
 def _wait(running: dict[int, tuple[str, float]]) -> None:
-    """Wait for a moment, and take the forks that have ended from ``running``."""
+    """Wait briefly, and remove the forks that have ended from ``running``."""
     time.sleep(0.05)
     for pid, (name, until) in list(running.items()):
         if time.monotonic() > until:
@@ -132,7 +132,7 @@ def _search(driver: str, name: str, seconds: float, place: Path) -> int:
 
 
 def _invented(known: list[bytes]) -> Iterator[bytes]:
-    """Without end: random bytes, and known inputs with some of their bytes changed, removed, doubled or joined."""
+    """An endless series of random bytes, and known inputs with bytes changed, removed, duplicated or joined."""
     generator = random.Random()
     yield from known
     while True:

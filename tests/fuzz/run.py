@@ -1,4 +1,4 @@
-"""One input through one target, with a limit on its time and on its memory."""
+"""Run one input through one target, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(target: Target, data: bytes) -> None:
 
 
 def seeds_of(name: str) -> list[bytes]:
-    """The inputs that are kept for a target: one a line, in hexadecimal, after a comment if it was a finding."""
+    """The saved inputs of a target: one per line, in hexadecimal, after a comment if it was a finding."""
     path = SEEDS / f"{name}.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     return [bytes.fromhex(line) for line in lines if line and not line.startswith("#")]

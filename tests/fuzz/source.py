@@ -1,8 +1,7 @@
-"""Decisions from bytes: what a target draws its values from.
+"""Decisions from bytes: targets draw their values from here.
 
-Every value is taken from the front of the input, and an input that has run out gives the smallest value there is. So
-an input means the same to every driver and on every build, with or without libFuzzer, and a shorter one is a simpler
-one.
+Every value is taken from the front of the input, and an exhausted input gives the smallest possible value. So an input
+means the same to every driver and on every build, with or without libFuzzer, and a shorter input is a simpler one.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ class Source:
 
     @property
     def remaining(self) -> int:
-        """Bytes that have not been consumed."""
+        """The bytes that have not been consumed."""
         return len(self._data) - self._position
 
     def integer(self, low: int, high: int) -> int:
-        """A number from ``low`` to ``high``, both included."""
+        """A number from ``low`` to ``high``, inclusive."""
         span = high - low
         size = (span.bit_length() + 7) // 8
         return low + int.from_bytes(self._take(size), "big") % (span + 1)
@@ -51,22 +50,22 @@ class Source:
         return self.integer(0, 15) == 15
 
     def pick(self, choices: Sequence[T]) -> T:
-        """One of the choices; the first when the input has run out."""
+        """One of the choices; the first if the input is exhausted."""
         return choices[self.integer(0, len(choices) - 1)]
 
     def data(self, most: int) -> bytes:
-        """At most so many bytes."""
+        """At most this many bytes."""
         return self._take(self.integer(0, most))
 
     def text(self, most: int) -> str:
-        """At most so many characters, of any kind, lone surrogates included."""
+        """At most this many characters of any kind, including lone surrogates."""
         encoding, errors = self.pick(_DECODERS)
         width = 2 if encoding.startswith("utf-16") else 1
         data = self.data(most * width)
         return data[: len(data) - len(data) % width].decode(encoding, errors)
 
     def rest(self) -> bytes:
-        """All that has not been consumed."""
+        """The rest of the input."""
         return self._take(self.remaining)
 
     def _take(self, size: int) -> bytes:
@@ -76,7 +75,7 @@ class Source:
 
 
 def mutated(source: Source, base: bytes, most: int = 4) -> bytes:
-    """``base`` with a few of its stretches replaced."""
+    """``base`` with a few parts replaced."""
     changed = bytearray(base)
     for _ in range(source.integer(0, most)):
         start = source.integer(0, len(changed))

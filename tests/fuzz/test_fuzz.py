@@ -1,7 +1,7 @@
-"""The fuzz targets themselves: they pass on what is known, and each of them notices a fault of the kind that it seeks.
+"""Tests of the fuzz targets: they pass on known inputs, and each notices a fault of the kind that it looks for.
 
-A fault is put where the target looks, by the name by which it looks there, so that it works on both builds. The long
-search is ``make fuzz``.
+A fault is injected under the name by which the target looks it up, so that it works on both builds. The long search is
+``make fuzz``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MANY = 4000
 
 
 def inputs(name: str, count: int) -> Iterator[bytes]:
-    """The seeds of a target, then inputs that are the same each time, half of them made from seeds."""
+    """The seeds of a target, then inputs that are the same each time, half of them mutations of seeds."""
     seeds = seeds_of(name)
     yield from seeds
     generator = random.Random(1)
@@ -160,7 +160,7 @@ def _welcomes_what_ends_alike(check: Any) -> Any:
 def _keeps_what_was_taken(protocol: Any) -> Any:
     class Faulty(protocol):  # type: ignore[misc]
         def taken(self) -> None:
-            """Nothing."""
+            """Do nothing."""
 
     return Faulty
 

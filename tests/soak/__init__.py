@@ -1,1 +1,1 @@
-"""A soak: every door under load for a while, with every kind of end, and nothing may be lost or left behind."""
+"""Soak testing: every integration under load for a while, with every kind of end; nothing may be lost or leak."""

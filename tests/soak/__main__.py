@@ -43,7 +43,7 @@ CLIENTS = "the clients"
 
 @dataclass
 class Soaked:
-    """One door that runs."""
+    """A running door."""
 
     door: Door
     program: Program
@@ -54,18 +54,18 @@ class Soaked:
     grown: float = 0.0
 
     def paths(self) -> Iterator[str]:
-        """Its paths in turn, without end."""
+        """Cycle through its paths endlessly."""
         while True:
             yield from self.door.paths
 
     def failed(self, seed: int) -> None:
-        """Take note of the exception that a life has raised."""
+        """Record the exception that a life has raised."""
         if len(self.faults) < 5:
             self.faults.append(f"life {seed}: {traceback.format_exc(limit=-3)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the arguments ask for; return the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser("python -m tests.soak", description=__doc__)
     parser.add_argument("door", nargs="*", help=f"of {', '.join(DOORS)}; all by default")
     parser.add_argument("--seconds", type=float, default=60, help="for all together (default: %(default)s)")
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _start(stack: ExitStack, doors: list[Door]) -> list[Soaked]:
-    """Start every door, the proxies after what they pass everything on to."""
+    """Start every door; proxies start after their upstream."""
     upstream = DOORS["uvicorn-plain"]
     variables: dict[str, str] = {}
     soaked = []
@@ -131,9 +131,9 @@ def _wait_for(one: Soaked) -> None:
 
 
 def _soak(soaked: list[Soaked], seeds: Iterator[int], seconds: float, grace: float) -> tuple[Holdings, Holdings, int]:
-    """Let lives go by for so long, and return what the clients hold after the warm-up, and at the end.
+    """Run lives for this long; return what the clients hold after the warm-up and at the end.
 
-    The number is of the blocks that Python holds more at the end.
+    The number is that of Python's memory blocks at the end beyond those after the warm-up.
     """
     # Each load has threads and an event loop of its own: what the second one costs, and no later one, is warm-up too.
     for share in (WARM_UP / 2, WARM_UP / 2):
@@ -208,7 +208,7 @@ def _wild_client(one: Soaked, seeds: Iterator[int], until: float) -> None:
 
 
 def _verdict(one: Soaked, grace: float) -> bool:
-    """Show how a door stands; whether it failed."""
+    """Show the state of a door; return whether it failed."""
     found = list(one.faults)
     before, after = one.before, None
     with contextlib.suppress(OSError):

@@ -37,7 +37,7 @@ _echoed = itertools.count(1)
 
 
 def holdings(tasks: int) -> bytes:
-    """What this process holds that only itself can know, once all garbage is gone."""
+    """Everything that this process holds and that only it can count, after collecting garbage."""
     gc.collect()
     if sys.platform == "linux":
         # What is free goes back to the kernel, so that the resident set is what is held.
@@ -47,7 +47,7 @@ def holdings(tasks: int) -> bytes:
 
 
 def fault(message: str | bytes) -> str | bytes | None:
-    """What becomes of a message: itself, where no fault is planted."""
+    """The reply to a message: the message itself, unless a fault is injected."""
     number = next(_echoed)
     if FAULT == "memory":
         _kept.append(bytearray(20_000))
@@ -65,7 +65,7 @@ def fault(message: str | bytes) -> str | bytes | None:
 
 
 def keep(connection: Any) -> None:
-    """Hold a connection that has ended, where that is the fault."""
+    """Keep an ended connection alive, if that is the injected fault."""
     if FAULT == "connection":
         _kept.append(connection)
 
@@ -88,7 +88,7 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 
 
 async def plain(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application of ASGI messages."""
+    """An echo with ASGI messages."""
     if scope["type"] != "websocket":
         return await (_page(send) if scope["type"] == "http" else _lifespan(receive, send))
     await receive()
@@ -112,7 +112,7 @@ async def _native(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def echo(connection: AsyncConnection) -> None:
-    """The same on a connection."""
+    """An echo on a connection."""
     keep(connection)
     async for message in connection:
         if message == END:
@@ -183,7 +183,7 @@ def proxied_wsgi(environ: Environ, start_response: StartResponse) -> Iterable[by
 
 
 def _serve(kind: str) -> None:
-    """Run a server that has no command of its own, or one that cannot be told to use port 0."""
+    """Run a server that has no command of its own, or whose command does not support port 0."""
     say = partial(print, "listening on http://127.0.0.1:", sep="", flush=True)
     if kind == "werkzeug":
         server = import_module("werkzeug.serving").make_server("127.0.0.1", 0, wsgi, threaded=True)

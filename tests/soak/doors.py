@@ -88,7 +88,7 @@ DOORS: Final = {
 
 @contextmanager
 def serving(door: Door, variables: Mapping[str, str]) -> Iterator[tuple[Program, int]]:
-    """The door's process, which says that it listens, and its port."""
+    """Start the door's process, which reports when it listens; yield it and its port."""
     port = free_port()
     first, *rest = (part.format(port=port) for part in door.command)
     environment = {"PYTHONPATH": str(PROJECT), **variables}

@@ -1,4 +1,4 @@
-"""What a process holds, by /proc and by its own page."""
+"""The resources that a process holds, according to /proc and to its own page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ANSWER = 20.0
 
 
 class Holdings(NamedTuple):
-    """At one moment."""
+    """The resources held at one moment."""
 
     memory: float
     """Resident set in MiB."""
@@ -45,14 +45,14 @@ class Holdings(NamedTuple):
 
 
 def of_server(port: int) -> Holdings:
-    """Of the process behind a port."""
+    """The resources of the process behind a port."""
     with urlopen(f"http://127.0.0.1:{port}/holdings", timeout=ANSWER) as answer:
         told = json.load(answer)
     return _of(told["pid"], told["tasks"], told["connections"])
 
 
 def of_this_process(tasks: int, connections: int) -> Holdings:
-    """Of this one, where the clients live."""
+    """The resources of this process, which runs the clients."""
     return _of(os.getpid(), tasks, connections)
 
 
@@ -64,7 +64,7 @@ def _of(pid: int, tasks: int, connections: int) -> Holdings:
 
 
 def settled(look: Callable[[], Holdings], good: Callable[[Holdings], object], seconds: float) -> Holdings:
-    """The first holdings that are good, or the last ones there were time for."""
+    """The first acceptable holdings, or the last ones within the time limit."""
     until = time.monotonic() + seconds
     while not good(found := look()) and time.monotonic() < until:
         time.sleep(0.2)
@@ -72,7 +72,7 @@ def settled(look: Callable[[], Holdings], good: Callable[[Holdings], object], se
 
 
 def complaints(before: Holdings, after: Holdings, more_threads: int) -> list[str]:
-    """What has grown, in words; nothing where nothing has."""
+    """What has grown, in words, or nothing."""
     found = []
     if after.memory > before.memory + MOST_GROWTH:
         found.append(f"memory grew from {before.memory:.1f} to {after.memory:.1f} MiB")

@@ -1,4 +1,4 @@
-"""The lives of connections: numbered messages of all sizes, each of which must come back as it was, and an end."""
+"""The lives of connections: numbered messages of all sizes, each of which must be echoed unchanged, and an end."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ KEY: Final = b"\1\2\3\4"
 
 
 class Tally(Counter[str]):
-    """What one door has been through."""
+    """The statistics of one door."""
 
     def check(self, condition: object, what: str) -> None:
-        """Raise AssertionError unless it holds."""
+        """Raise AssertionError unless the condition holds."""
         if not condition:
             raise AssertionError(what)
 
 
 def _message(number: int, generator: random.Random) -> str | bytes:
-    """A message that no other one is like; what it is filled with is hard to compress for one in two."""
+    """A unique message; every second one is hard to compress."""
     size = generator.choice(SIZES)
     head = f"{number}:"
     if generator.random() < 0.5:
@@ -49,7 +49,7 @@ def _plan(generator: random.Random) -> tuple[list[str | bytes], str, dict[str, A
 
 
 async def live_asyncio(url: str, seed: int, tally: Tally) -> None:
-    """One life of the asyncio client; reading and writing go on at once."""
+    """One life of the asyncio client, which reads and writes at the same time."""
     generator = random.Random(seed)
     messages, ending, options = _plan(generator)
     async with asyncio.timeout(LIMIT):
@@ -94,7 +94,7 @@ async def _end_asyncio(connection: Any, ending: str, tally: Tally) -> None:
 
 
 def live_threads(url: str, seed: int, tally: Tally) -> None:
-    """One life of the threads client; one message is on its way at a time, or several small ones."""
+    """One life of the threads client, with one message in flight, or several small ones."""
     generator = random.Random(seed)
     messages, ending, options = _plan(generator)
     with connect(url, **options) as connection:
@@ -139,7 +139,7 @@ def _compare(tally: Tally, number: int, got: str | bytes, expected: str | bytes)
 
 
 def live_wild(port: int, path: str, seed: int, tally: Tally) -> None:
-    """One life of a client that keeps to no rule, and goes in the midst of whatever it does."""
+    """One life of a client that follows no rules, and leaves in the middle of anything."""
     generator = random.Random(seed)
     head = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

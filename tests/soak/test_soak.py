@@ -1,4 +1,4 @@
-"""The soak itself: it passes where nothing is wrong, and finds a fault of each kind that it looks for."""
+"""Tests of the soak itself: it passes if nothing is wrong, and finds a fault of each kind that it looks for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAULTS = {
 
 
 def soak(fault: str) -> subprocess.CompletedProcess[str]:
-    """A short soak of one door, with a fault in what it serves."""
+    """Run a short soak of one door, with a fault injected into its application."""
     command = [
         sys.executable,
         "-m",

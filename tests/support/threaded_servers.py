@@ -62,7 +62,7 @@ class Run:
 
 
 class Uvicorn:
-    """A uvicorn in a thread. The application may be exchanged between requests."""
+    """uvicorn in a thread. The application may be replaced between requests."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Lines(logging.Handler):
 
 
 class Werkzeug:
-    """A werkzeug server in a thread, with what it logs."""
+    """A werkzeug server in a thread, with its log."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Werkzeug:
         return self._log.lines
 
     def access_log(self, count: int) -> list[str]:
-        """Wait for so many requests in the log: each as `GET /path 200`."""
+        """Wait for this many requests in the log, each as `GET /path 200`."""
         return eventually(lambda: found if len(found := self._requests()) >= count else None, f"{count} in {self.log}")
 
     def _requests(self) -> list[str]:
@@ -178,7 +178,7 @@ class Werkzeug:
 
     @property
     def troubles(self) -> list[str]:
-        """Everything logged that is not a request."""
+        """Everything logged except requests."""
         return [line for line in self.log if not _REQUEST.search(line)] + [repr(error) for error in self.crashes]
 
     def __enter__(self) -> Self:

@@ -33,7 +33,7 @@ Event = tuple[Any, ...]
 
 
 class Log:
-    """What handlers were told, in order, from whatever thread."""
+    """The calls of handlers, in order, from any thread."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -46,7 +46,7 @@ class Log:
             self._news.notify_all()
 
     def listen(self, conn: Any, *events: str) -> None:
-        """Note these events of a connection: their name and arguments."""
+        """Record these events of a connection, by name and arguments."""
         for event in events:
             conn.on(event, partial(self.note, event))
 
@@ -68,7 +68,7 @@ class Log:
         return self.wait(lambda events: any(known[: len(event)] == event for known in events))
 
     def count(self, event: str) -> int:
-        """How many entries have this name."""
+        """The number of entries with this name."""
         return sum(known[0] == event for known in self.events)
 
 
@@ -96,7 +96,7 @@ class Live:
     # --- calls -----------------------------------------------------------------------------------------
 
     def begin(self, method: str, *args: Any, **options: Any) -> Future[Any]:
-        """Start a call of the connection's method; what it returns is awaited where that is the flavour's way."""
+        """Start a call of a method of the connection; if the flavour awaits it, the result is awaited."""
         return self.do(lambda conn: getattr(conn, method)(*args, **options))
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
@@ -104,7 +104,7 @@ class Live:
         return self.begin(method, *args, **options).result(LIMIT)
 
     def do(self, work: Callable[[Any], Any]) -> Future[Any]:
-        """Call ``work(conn)`` where calls are made, and await what it returns if that can be awaited."""
+        """Call ``work(conn)`` where the flavour makes its calls, and await the result if it is awaitable."""
         future = self._start(work)
         self._calls.append(future)
         return future
@@ -131,7 +131,7 @@ class Live:
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Wait until everything that was begun on the connection's own thread has been done."""
+        """Wait until everything started on the connection's own thread has finished."""
 
     # --- the end ---------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Live:
         until(lambda: self._sock.fileno() == -1, "the socket is closed")
 
     def close(self) -> None:
-        """Destroy the connection; then nothing of it may be left."""
+        """Destroy the connection; nothing of it may remain."""
         self.call("destroy")
         self.ended()
         for future in self._calls:
@@ -311,7 +311,7 @@ class Opening:
         return self.shed.request_head("ws://127.0.0.1/chat", key, self.offer)
 
     def upgrade(self, role: Role, head: bytes, carrier: Any, request: bytes, key: str) -> Any:
-        """The connection, with the test's handlers on it."""
+        """The connection, with the test's handlers registered."""
         if role is SERVER:
             conn = self.shed.accept(head, carrier, **(self.accept or {}))
         else:
@@ -450,7 +450,7 @@ class Opener:
         small: bool = False,
         **options: Any,
     ) -> tuple[Live, Live]:
-        """Two connections of ours, at the two ends of one stream."""
+        """Open two connections of this package, one at each end of a stream."""
         ours, theirs = tcp_pair(small=small)
         shed = Watershed(**options)
         openings = [
@@ -466,7 +466,7 @@ class Opener:
         return self._loops(flavour)
 
     def close(self) -> None:
-        """Close everything; the first complaint is raised when all is closed."""
+        """Close everything; raise the first error once all is closed."""
         with contextlib.ExitStack() as stack:
             for opened in self._opened:
                 stack.callback(opened.close)
@@ -474,12 +474,12 @@ class Opener:
 
 
 def with_role(ways: Iterable[Way], role: Role) -> tuple[Way, ...]:
-    """The same ways, all in one role."""
+    """The same kinds, all in one role."""
     return tuple(dict.fromkeys(replace(way, role=role) for way in ways))
 
 
 async def tasks_are_gone() -> bool:
-    """Whether the running loop has no task but this one."""
+    """Whether the running loop has no other task."""
     for _ in range(100):
         if len(asyncio.all_tasks()) == 1:
             return True

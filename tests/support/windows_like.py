@@ -1,7 +1,7 @@
-"""A WSGI server of ``wsgi_servers_app.py`` on a platform that lacks what Windows lacks.
+"""A WSGI server of ``wsgi_servers_app.py`` on a platform without the features that Windows lacks.
 
-Run as a module, with the same arguments. What the C modules do not have there is taken away before the standard
-library looks for it; the platform's name changes when the standard library has made its choices by it.
+Run as a module, with the same arguments. Everything that the C modules lack on Windows is removed before the standard
+library looks for it; the platform's name changes after the standard library has used it.
 """
 
 from __future__ import annotations

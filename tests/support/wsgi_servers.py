@@ -1,7 +1,7 @@
-"""How each WSGI server of the matrix is started, and what it can do, as data.
+"""How each WSGI server of the matrix is started, and what it supports, as data.
 
-Every server is a program of its own, with the application of ``wsgi_servers_app.py``. The table mirrors
-what is known of each; a test that finds it otherwise fails, in either direction.
+Every server is a program of its own, with the application of ``wsgi_servers_app.py``. A test fails if a server does not
+behave as the table says, in either direction.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Kind:
 def gunicorn(
     words: tuple[str, ...], address: str, certificate: Path | None, options: dict[str, Any], factory: str
 ) -> list[str]:
-    """The command line of a gunicorn; ``words`` come last."""
+    """A gunicorn command line that ends with ``words``."""
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     tls = [] if certificate is None else ["--certfile", str(certificate), "--keyfile", str(certificate)]
     where = f"unix:{address}" if "/" in address else f"127.0.0.1:{address}"

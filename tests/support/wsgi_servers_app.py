@@ -1,8 +1,8 @@
-"""The application that the tests of the WSGI servers run, and the servers that have no command of their own.
+"""The application of the WSGI server tests, and the servers that have no command of their own.
 
-Run as a module it is such a server: ``python -m tests.support.wsgi_servers_app KIND ADDRESS``. What happens to
-its connections it prints, one line each, as a worker process has no other way to tell a test. Nothing is
-imported above that must not be imported before gevent or eventlet have patched the process.
+Run as a module, this is such a server: ``python -m tests.support.wsgi_servers_app KIND ADDRESS``. It prints a line for
+everything that happens to its connections, because a worker process has no other channel to the test. The imports at
+the top are limited to modules that may be imported before gevent or eventlet patches the process.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ StartResponse: TypeAlias = Callable[..., Any]
 
 
 class DeliberateError(Exception):
-    """What the handlers raise where the test wants them to: any other traceback in a log is a failure."""
+    """Raised by handlers on purpose: any other traceback in a log is a failure."""
 
 
 def report(*words: object) -> None:
-    """Print one line in one piece, whoever else is printing."""
+    """Print one line in one write, even if others print at the same time."""
     write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 def threads() -> int:
-    """Threads of this process, those that no Python code has started among them."""
+    """The number of threads of this process, including those not started by Python."""
     return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else threading.active_count()
 
 
 def names() -> list[str]:
-    """Names of the threads that Python knows of."""
+    """The names of Python's threads."""
     return [thread.name for thread in threading.enumerate()]
 
 
@@ -51,12 +51,12 @@ def names() -> list[str]:
 
 
 def _told(connection: ThreadConnection, word: str) -> None:
-    """Have the end of a connection printed."""
+    """Print the end of a connection."""
     connection.on("end", lambda code, reason: report("ended", word, code, reason))
 
 
 def _answer(message: str | bytes) -> tuple[str, int] | None:
-    """What a message asks of its handler: None to have it echoed, a reason and a code to close with."""
+    """What a message asks of its handler: None to echo it, or a reason and a code to close with."""
     if isinstance(message, str) and message.startswith("raise"):
         raise DeliberateError("x" * int(message[5:] or 0))
     if message == "exit":
@@ -67,13 +67,13 @@ def _answer(message: str | bytes) -> tuple[str, int] | None:
 
 
 def _accepted(upgrade: Any, word: str) -> ThreadConnection:
-    """The connection; one that is called alive has the time that a busy machine may need to answer a PING."""
+    """Accept the upgrade; connections for "alive" have enough time to answer a PING on a busy machine."""
     connection: ThreadConnection = upgrade.accept(**({"ping_timeout": 30.0} if word == "alive" else {}))
     return connection
 
 
 def blocking(upgrade: Any, word: str) -> None:
-    """An echo that stays in its thread."""
+    """An echo that occupies its thread."""
     connection = _accepted(upgrade, word)
     _told(connection, word)
     for message in connection:
@@ -85,7 +85,7 @@ def blocking(upgrade: Any, word: str) -> None:
 
 
 def background(upgrade: Any, word: str) -> None:
-    """An echo of event handlers, whose thread is free again."""
+    """An echo with event handlers, which frees its thread."""
     connection = _accepted(upgrade, word)
     _told(connection, word)
 
@@ -101,7 +101,7 @@ def background(upgrade: Any, word: str) -> None:
 
 
 def coroutine(upgrade: Any, word: str) -> None:
-    """An echo of a coroutine on the process's loop."""
+    """An echo with a coroutine on the process's loop."""
     connection = _accepted(upgrade, word)
     _told(connection, word)
 
@@ -116,13 +116,13 @@ def coroutine(upgrade: Any, word: str) -> None:
 
 
 def choosing(upgrade: Any, word: str) -> None:
-    """A subprotocol, and fields of the application's own in the 101."""
+    """Accept with a subprotocol, and with additional headers on the 101."""
     with upgrade.accept(["b", "c"], headers=[("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("X-Own", "yes")]) as chosen:
         chosen.send(f"{chosen.protocol} {word}")
 
 
 def detached(upgrade: Any, word: str) -> None:
-    """A raw socket: what it says goes back, behind a word of ours, until it has ended."""
+    """A raw socket: echo its bytes, behind a prefix, until it ends."""
     sock = upgrade.accept(detached=True)
 
     def talk() -> None:
@@ -140,7 +140,7 @@ def detached(upgrade: Any, word: str) -> None:
 
 
 def flooding(upgrade: Any, word: str) -> None:
-    """Sends until a send has to wait for the peer, says how many have not had to, and ends."""
+    """Send until a send has to wait for the peer, report how many have not had to, and end."""
     connection = upgrade.accept()
     _told(connection, word)
 
@@ -160,7 +160,7 @@ def flooding(upgrade: Any, word: str) -> None:
 
 
 def busy(upgrade: Any, word: str) -> None:
-    """Takes one message, and the rest only when the application's process has been told to."""
+    """Receive one message, and the others only when the application's process is told to."""
     connection = upgrade.accept()
     _told(connection, word)
 
@@ -176,7 +176,7 @@ _resume = threading.Event()
 
 
 def limited(upgrade: Any, word: str) -> None:
-    """A session that a timeout of the server's green threads ends."""
+    """A handler that a timeout of the server's green threads ends."""
     kind = "eventlet" if "eventlet" in sys.modules else "gevent"
     connection = _accepted(upgrade, word)
     _told(connection, word)
@@ -188,7 +188,7 @@ def limited(upgrade: Any, word: str) -> None:
 
 
 def forking(upgrade: Any, word: str) -> None:
-    """An echo that makes children of this process, as handlers do that call ``os.fork`` or use multiprocessing."""
+    """An echo that forks child processes, as handlers with ``os.fork`` or multiprocessing do."""
     connection = upgrade.accept()
     _told(connection, word)
     for message in connection:
@@ -196,7 +196,7 @@ def forking(upgrade: Any, word: str) -> None:
 
 
 def forking_background(upgrade: Any, word: str) -> None:
-    """The same, from the pool of threads."""
+    """The same, from the thread pool."""
     connection = upgrade.accept()
     _told(connection, word)
     connection.on("text", lambda message: connection.send(_fork(message, connection)))
@@ -222,7 +222,7 @@ def _fork(message: str, connection: ThreadConnection) -> str:
 
 
 def _use_a_loop(connection: ThreadConnection) -> None:
-    """A child has its own loop, if it wants one; what it has inherited goes with it, and with it alone."""
+    """In the child: start a loop of its own if asked to; the inherited connections must not be affected."""
     import gc
 
     from watershed_mw.runtime.loop_thread import background_loop
@@ -238,7 +238,7 @@ def _use_a_loop(connection: ThreadConnection) -> None:
 
 
 def _stay(connection: ThreadConnection) -> None:
-    """A child that holds every descriptor of its parent's, until the test kills it."""
+    """A child that keeps all inherited descriptors open until the test kills it."""
     _never.wait(60)
 
 
@@ -257,7 +257,7 @@ HANDLERS = {
 
 
 def respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """One request."""
+    """Handle one request."""
     path, word = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
     upgrade = environ.get("watershed")
     if upgrade is not None and path == "/reject":
@@ -340,7 +340,7 @@ def _tls(certificate: str) -> ssl.SSLContext:
 
 
 def _run_django(app: Any, port: int, *, threading: bool) -> None:
-    """``manage.py runserver`` of a project whose WSGI application is this one."""
+    """``manage.py runserver`` for a project whose WSGI application is this one."""
     import django
     from django.conf import settings
     from django.core.management import call_command
@@ -354,7 +354,7 @@ def _run_django(app: Any, port: int, *, threading: bool) -> None:
 
 
 def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]) -> None:
-    """Serve on this port until a signal comes; ``kind`` as in ``wsgi_servers.py``."""
+    """Serve on this port until a signal arrives; ``kind`` as in ``wsgi_servers.py``."""
     if kind == "pywsgi-patched":
         import_module("gevent.monkey").patch_all()
     elif kind == "eventlet":

@@ -36,7 +36,7 @@ LIMIT = 10.0
 
 @dataclass
 class Counter:
-    """The files of the package that the profiled thread was in, one after the other."""
+    """The package's files that the profiled thread has run, in order."""
 
     way: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Counter:
     _last: str = ""
 
     def profile(self, frame: FrameType, event: str, _arg: Any) -> None:
-        """As :func:`sys.setprofile` calls it."""
+        """The callback for :func:`sys.setprofile`."""
         name = frame.f_code.co_filename
         if not name.startswith(PACKAGE):
             return
@@ -58,7 +58,7 @@ class Counter:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count what this thread does."""
+        """Count the calls of this thread."""
         sys.setprofile(self.profile)
         try:
             yield
@@ -66,7 +66,7 @@ class Counter:
             sys.setprofile(None)
 
     def line(self, what: str, way: bool) -> str:
-        """What was found, for people."""
+        """The result, as a line of text."""
         short = [name.removeprefix(PACKAGE) for name in self.way]
         text = f"{what}: {len(short)} changes of file, {len(set(short))} files"
         calls = [f"{name}: {call}" for name, call in zip(short, self.calls, strict=True)]
@@ -222,7 +222,7 @@ def client() -> tuple[Counter, Counter]:
 
 
 def main() -> None:
-    """Print what was counted; with ``--way`` the files as well."""
+    """Print the counts; with ``--way`` also the calls."""
     way = "--way" in sys.argv[1:]
     assert watershed_mw.implementation == "interpreted", "set WATERSHED_MW_PURE=1: compiled code cannot be followed"
     print(asgi().line("an echo under uvicorn (ASGI application)", way))

@@ -1,7 +1,7 @@
-"""The doors: each a program that echoes, in a process of its own, through one way into the package.
+"""The programs under test: each echoes, in a process of its own, through one integration.
 
-Every program prints which build of the package it runs; servers also print the address that they listen on.
-What they know of the package is its public API.
+Every program prints which build of the package it runs; servers also print their address. They use only the package's
+public API.
 """
 
 import sys
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A program to be tested."""
+    """A program under test."""
 
     name: str
     command: tuple[str, ...]

@@ -1,6 +1,6 @@
 """A plain ASGI echo application, served by `uvicorn --ws watershed_mw.uvicorn:WatershedProtocol`.
 
-It imports the package only to say which build runs: an application that never heard of it works unchanged.
+It imports the package only to report the build: plain applications work unchanged.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -14,7 +14,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 async def application(scope: Message, receive: Receive, send: Send) -> None:
-    """Echo every message in its own type."""
+    """Echo every message with its own type."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
     if scope["type"] != "websocket":
@@ -27,7 +27,7 @@ async def application(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    """Say which build this very process runs, then wait for the end."""
+    """Report the build that this process runs, then wait for the end."""
     await receive()
     print(f"implementation: {watershed_mw.implementation}", flush=True)
     await send({"type": "lifespan.startup.complete"})

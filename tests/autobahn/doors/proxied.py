@@ -1,6 +1,6 @@
 """The raw proxy in front of an echo, both served by one `uvicorn --ws watershed_mw.uvicorn:WatershedProtocol`.
 
-Every path but the echo's own is forwarded to it. Where the proxy could not relay raw bytes, it would refuse.
+Every path except the echo's is forwarded to the echo. If the proxy could not relay raw bytes, it would refuse.
 """
 
 from watershed_mw.proxy import ProxyRequest, WebSocketProxy
@@ -12,7 +12,7 @@ _ECHO = "/echo"
 
 
 def upstream(request: ProxyRequest) -> str:
-    """The echo, which listens where this request has come in."""
+    """The echo, at the address where this request arrived."""
     assert request.scope is not None
     return f"ws://127.0.0.1:{request.scope['server'][1]}{_ECHO}"
 

@@ -1,4 +1,4 @@
-"""An echo server over the raw-socket API: `Watershed.accept` on what `asyncio.start_server` hands over."""
+"""An echo server with the raw-socket API: `Watershed.accept` on the streams of `asyncio.start_server`."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""An echo server over the raw-socket API: `Watershed.accept` on blocking sockets, a thread each."""
+"""An echo server with the raw-socket API: `Watershed.accept` on blocking sockets, with a thread for each."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Plain WSGI echo applications, one for each way to handle a connection, for gunicorn or (run by itself) werkzeug."""
+"""Plain WSGI echo applications, one for each kind of handler, for gunicorn or (run by itself) werkzeug."""
 
 import sys
 from collections.abc import Callable, Iterable

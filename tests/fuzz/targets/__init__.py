@@ -1,4 +1,4 @@
-"""What is fuzzed, by name. Each target lists the exceptions that are documented, and any other is a finding."""
+"""The fuzz targets by name. Each target lists the documented exceptions; any other exception is a finding."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Targets for the ASGI doors: any messages of a server, any calls of an application, any bytes of a client.
+"""Targets for ASGI: any messages of a server, any calls of an application, any bytes of a client.
 
-Both doors run as they do in production, on an event loop that is stepped by hand: nothing waits for a length of
-time, and a task that is not done after so many steps hangs.
+Both modes run as in production, on an event loop that is stepped by hand: nothing waits for a fixed time, and a task
+that is not done after a number of steps counts as hanging.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MOST_STEPS = 300
 
 
 class Marker(Exception):  # no error of anybody's
-    """What an application raises by itself."""
+    """An exception that an application raises by itself."""
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def _check_unhandled() -> None:
 
 
 def message_protocol(source: Source) -> None:
-    """One Close at most, nothing after it, and a state that agrees with what was said."""
+    """At most one Close, nothing after it, and a state that agrees with the messages."""
     subject = MessageProtocol(Limits(max_message_size=50, max_message_rate=20), 0.0)
     now, closes = 0.0, 0
     while source.remaining:
@@ -128,7 +128,7 @@ def _act(subject: MessageProtocol, source: Source, now: float) -> int:
 
 
 def _server_message(source: Source) -> Message:
-    """A message that a server may have for an application; some are odd, as servers are."""
+    """A message from a server to an application; some are odd, as with real servers."""
     match source.integer(0, 6):
         case 0:
             return {"type": "websocket.connect"}
@@ -152,7 +152,7 @@ def _server_message(source: Source) -> Message:
 
 
 class _Server:
-    """A server whose client is what the input says; after its messages the client leaves."""
+    """A server whose client does what the input says, and leaves after its messages."""
 
     def __init__(self, source: Source) -> None:
         self.sent: list[Message] = []
@@ -184,7 +184,7 @@ class _Server:
 
 
 def _calls(source: Source) -> list[tuple[str, Any]]:
-    """What an application does with its connection, call by call."""
+    """An application's calls on its connection, one by one."""
     calls: list[tuple[str, Any]] = []
     for _ in range(source.integer(0, 8)):
         match source.integer(0, 9):
@@ -229,7 +229,7 @@ async def _call(connection: Any, name: str, argument: Any, spawned: list[asyncio
 
 
 def portable(source: Source) -> None:
-    """The door over ASGI messages ends with its client, and sends what ASGI allows, in order."""
+    """A portable connection ends with its client, and sends valid ASGI messages in a valid order."""
     loop = _loop()
     calls = _calls(source)
     answer = source.pick(("accept", "accept", "accept", "reject", "nothing", "raise"))
@@ -286,7 +286,7 @@ def portable(source: Source) -> None:
 
 
 def _run_until(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    """A second of real time for what waits for close_timeout."""
+    """A second of real time for anything that waits for close_timeout."""
     loop.run_until_complete(asyncio.wait([task], timeout=1.0))
     assert task.done(), f"still running: {task}"
 
@@ -384,7 +384,7 @@ class _Transport(asyncio.Transport):
         self._eof = True
 
     def feed(self, data: bytes) -> None:
-        """Give the protocol what has come, as transports do."""
+        """Pass received bytes to the protocol, as transports do."""
         if self._closing or not data:
             return
         if not isinstance(self._protocol, asyncio.BufferedProtocol):
@@ -399,7 +399,7 @@ class _Transport(asyncio.Transport):
 
 
 class _Records(logging.Handler):
-    """Tracebacks that the server logs of an application's failure, and of anything else."""
+    """The tracebacks that the server logs, of application failures and of anything else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -439,7 +439,7 @@ def _asgi_message(source: Source) -> Message:
 
 
 def uvicorn(source: Source) -> None:
-    """Any bytes of a client, any messages of an application: every answer is HTTP, then frames, and all ends."""
+    """Any bytes of a client and any messages of an application: all output is HTTP, then frames, and all tasks end."""
     loop = _loop()
     script = [_asgi_message(source) if source.boolean() else None for _ in range(source.integer(0, 8))]
     ending = source.pick(("return", "raise", "receive on"))
@@ -515,7 +515,7 @@ def _client_bytes(source: Source) -> bytes:
 
 
 def _check_answer(written: bytes) -> None:
-    """What a client of two other packages makes of it."""
+    """The output as two other packages parse it on the client's side."""
     if not written:
         return
     client = h11.Connection(h11.CLIENT)

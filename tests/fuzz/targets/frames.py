@@ -1,4 +1,4 @@
-"""Targets for bytes of a peer: the protocol in any chunks, compression, close codes, and boundaries of frames."""
+"""Targets for a peer's bytes: the protocol in any chunks, compression, close codes, and frame boundaries."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OPCODES = (0, 1, 2, 8, 9, 10, 3, 15)
 
 
 def _frame(source: Source, role: Role) -> bytes:
-    """A frame that the peer of ``role`` may send, or nearly."""
+    """A frame that the peer of ``role`` may send, or almost."""
     key = source.data(4).ljust(4, b"\0") if role is Role.SERVER else None
     first_bits = source.pick((0x80, 0x00, 0xC0, 0x40, 0xA0))
     return encode_frame(source.pick(_OPCODES), source.data(200), key, first_bits)
 
 
 def protocol(source: Source) -> None:
-    """Bytes of a peer in any chunks, with what driver and application may do in between."""
+    """A peer's bytes in any chunks, interleaved with any calls of driver and application."""
     role = source.pick((Role.SERVER, Role.CLIENT))
     parameters = DeflateParameters(remote_max_window_bits=9) if source.boolean() else None
     subject = Protocol(role, 0.0, LIMITS, parameters)
@@ -44,7 +44,7 @@ def protocol(source: Source) -> None:
 
 
 def _act(subject: Protocol, source: Source, now: float, role: Role) -> None:
-    """Do one thing; bytes of the peer are what matters most."""
+    """Do one thing, most often receive bytes from the peer."""
     match source.integer(0, 25):
         case 25:
             subject.send_text(source.text(20))
@@ -73,7 +73,7 @@ def _act(subject: Protocol, source: Source, now: float, role: Role) -> None:
 
 
 def _check(events: list[Event]) -> None:
-    """A failure is always the last event, and has a text; no message goes past the limit."""
+    """A failure is always the last event, and has a text; no message exceeds the limit."""
     for number, event in enumerate(events):
         if isinstance(event, Failed):
             assert number == len(events) - 1
@@ -89,7 +89,7 @@ def _check(events: list[Event]) -> None:
 
 
 def chunks(source: Source) -> None:
-    """The same bytes whole, in two parts and byte by byte: the same meaning."""
+    """The same bytes whole, in two parts and byte by byte have the same meaning."""
     role = source.pick((Role.SERVER, Role.CLIENT))
     parameters = DeflateParameters() if source.boolean() else None
     middle = source.integer(0, 200)
@@ -105,7 +105,7 @@ def chunks(source: Source) -> None:
 
 
 def deflated(source: Source) -> None:
-    """Two ends of ours understand each other with any parameters; bytes that were never deflated end in an event."""
+    """Two ends of this package interoperate with any parameters; bytes that are not deflate data end in an event."""
     bits, other_bits = source.integer(9, 15), source.integer(9, 15)
     taken, other_taken = source.boolean(), source.boolean()
     options = DeflateOptions(level=source.integer(0, 9), memory_level=source.integer(1, 9), threshold=0)
@@ -125,7 +125,7 @@ def deflated(source: Source) -> None:
 
 
 def deflated_by_zlib(source: Source) -> None:
-    """What zlib itself inflates from a message, within the limit, is what comes of it."""
+    """A message inflates to what zlib itself makes of it, within the limit."""
     level, bits = source.integer(0, 9), source.integer(9, 15)
     deflater = zlib.compressobj(level, zlib.DEFLATED, -bits)
     subject = Protocol(Role.SERVER, 0.0, LIMITS, DeflateParameters())
@@ -151,7 +151,7 @@ def deflated_by_zlib(source: Source) -> None:
 
 
 def boundaries(source: Source) -> None:
-    """A relay's idea of where frames end is a parser's, in whatever chunks they come."""
+    """A relay and a parser agree on where frames end, in any chunks."""
     role = source.pick((Role.SERVER, Role.CLIENT))
     data = b"".join(_frame(source, role) for _ in range(source.integer(0, 4))) + source.data(30)
     middle = source.integer(0, len(data))
@@ -174,7 +174,7 @@ def boundaries(source: Source) -> None:
 
 
 def _ends_with_a_frame(data: bytes) -> bool:
-    """RFC 6455 section 5.2 once more, in the fewest lines."""
+    """RFC 6455 section 5.2 again, in as few lines as possible."""
     while data:
         size = data[1] & 0x7F if len(data) > 1 else 0
         header = 2 + {126: 2, 127: 8}.get(size, 0)
@@ -190,7 +190,7 @@ def _ends_with_a_frame(data: bytes) -> bool:
 
 
 def close_codes(source: Source) -> None:
-    """A Close payload is understood or refused, and what is understood can be sent again."""
+    """A Close payload is understood or refused, and an understood one can be sent again."""
     payload = source.data(130)
     try:
         code, reason = decode_close(payload)

@@ -1,4 +1,4 @@
-"""Targets for what is read of HTTP: heads of requests and responses, and the fields of the opening handshake."""
+"""Targets for HTTP input: heads of requests and responses, and the fields of the opening handshake."""
 
 from __future__ import annotations
 
@@ -52,26 +52,26 @@ PARTS = (
 
 
 def value(source: Source) -> str:
-    """A field's value: parts that mean something, or anything."""
+    """A field's value: meaningful parts, or anything."""
     if source.boolean():
         return source.text(30)
     return "".join([source.pick(PARTS) for _ in range(source.integer(0, 8))])
 
 
 def headers(source: Source) -> Headers:
-    """The headers of a good handshake, some of them missing, and others added."""
+    """The headers of a valid handshake, some of them missing, and others added."""
     fields: list[tuple[str | bytes, str | bytes]] = [pair for pair in GOOD.items() if not source.rarely()]
     fields += [(source.pick(NAMES), value(source)) for _ in range(source.integer(0, 3))]
     return Headers(fields)
 
 
 def options(source: Source) -> DeflateOptions:
-    """What one end may want of permessage-deflate."""
+    """One end's permessage-deflate options."""
     return DeflateOptions(window_bits=source.integer(9, 15), context_takeover=source.boolean())
 
 
 def request_heads(source: Source) -> None:
-    """A raw request head is read alike by both parsers, and what is answered to it can be read again."""
+    """Both parsers agree on a raw request head, and the response to it can be parsed again."""
     lines = b"".join(source.data(20) + b": " + source.data(30) + b"\r\n" for _ in range(source.integer(0, 2)))
     data = mutated(source, REQUEST_HEAD + lines + b"\r\n") + source.data(20)
     read = [_read(reader, data) for reader in (read_request_head, read_by_h11)]
@@ -111,7 +111,7 @@ def _check_refusal(answer: bytes, status: int) -> None:
 
 
 def requests_as_given(source: Source) -> None:
-    """A WSGI environ or an ASGI scope is taken as it is, and judged like any other request."""
+    """A WSGI environ or an ASGI scope is used as it is, and validated like any other request."""
     fields = [(source.pick(NAMES), value(source)) for _ in range(source.integer(0, 4))]
     if source.boolean():
         given: dict[str, Any] = {"REQUEST_METHOD": source.pick(("GET", "get", "POST", "")), "PATH_INFO": source.text(9)}
@@ -129,7 +129,7 @@ def requests_as_given(source: Source) -> None:
 
 
 def handshakes(source: Source) -> None:
-    """A request as a server checks it, then an answer as a client does."""
+    """A request as a server checks it, then a response as a client does."""
     wanted = options(source)
     request = Request(headers(source), http_version=source.pick(("1.1", "1.0", "2", "", "1", "a.b", "9" * 50)))
     with contextlib.suppress(HandshakeError):
@@ -151,7 +151,7 @@ def _check_deflate(parameters: Any) -> None:
 
 
 def response_heads(source: Source) -> None:
-    """A raw response head is read, or refused, and never lets through what was not asked for."""
+    """A raw response head is accepted or refused, and never accepted with anything that was not offered."""
     data = mutated(source, RESPONSE_HEAD + b"\r\n") + source.data(20)
     offered = Headers([("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")])
     try:
@@ -167,7 +167,7 @@ def response_heads(source: Source) -> None:
 
 
 def negotiation(source: Source) -> None:
-    """Whatever a server agrees on, the client that offered it understands in the same way."""
+    """Whatever a server negotiates, the client that offered it understands in the same way."""
     ours, theirs = options(source), options(source)
     if source.boolean():
         offer = make_offer(theirs)

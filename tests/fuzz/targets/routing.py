@@ -1,4 +1,4 @@
-"""Targets for where a request goes and what goes along: fields, paths, URLs, origins, proxies of the environment."""
+"""Targets for forwarding: header fields, paths, URLs, origins, and proxies in the environment."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _fields(source: Source) -> list[tuple[str, str]]:
 
 
 def forwarding(source: Source) -> None:
-    """Nothing of one connection goes on to another, and nobody but the proxy says who asked."""
+    """Hop-by-hop fields are not forwarded, and only the proxy says who sent the request."""
     fields = _fields(source)
     client = source.text(12) if source.boolean() else source.pick(("1.2.3.4", "::1", ""))
     request = ProxyRequest(Headers(fields), "/p/x", "/p", "", source.boolean(), client)
@@ -82,7 +82,7 @@ def forwarding(source: Source) -> None:
 
 
 def paths(source: Source) -> None:
-    """No path leads out of what a proxy is mounted under, nor out of the upstream's own part."""
+    """No path escapes the proxy's mount point or the upstream's base path."""
     raw = "/" + "".join([source.pick(SEGMENTS) for _ in range(source.integer(0, 10))])
     upstream = source.pick(("ws://u", "ws://u/", "ws://u/base", "ws://u/base/?k=1"))
     prefixes: tuple[bool | str, ...] = (True, False, "/p", "/")
@@ -131,7 +131,7 @@ def _request_by_asgi(raw: str) -> ProxyRequest:
 
 
 def urls(source: Source) -> None:
-    """A URL is taken or refused with a ValueError that tells no password; so are a proxy's and an upstream's."""
+    """A URL is accepted, or refused with a ValueError that hides its password; so are URLs of proxies and upstreams."""
     scheme = source.pick(("ws", "wss", "http", "https", "socks5", "unix", "WS", "file", ""))
     given = f"{scheme}:{source.pick(('//', '/', ''))}{source.pick(('', 'u:secret@'))}"
     given += source.pick(HOSTS) if source.boolean() else source.text(20)
@@ -151,7 +151,7 @@ def urls(source: Source) -> None:
 
 
 def proxies(source: Source) -> None:
-    """A proxy of the environment is used unless an exception names the host, and a wrong one is a ValueError."""
+    """A proxy of the environment is used unless an exception names the host; an invalid one is a ValueError."""
     scheme, host = source.pick(("http", "https")), source.pick(HOSTS)
     url = httpx.URL(f"{scheme}://{host}" + source.pick(("", ":80", ":443", ":8080")) + "/")
     exceptions = [source.pick(EXCEPTIONS) for _ in range(source.integer(0, 3))]
@@ -179,7 +179,7 @@ def proxies(source: Source) -> None:
 
 
 def origins(source: Source) -> None:
-    """An origin is welcome for one of the reasons that there are, or refused with 403."""
+    """An origin is allowed for one of the documented reasons, or refused with 403."""
     host = source.pick(HOSTS) + source.pick(("", ":80", ":443", ":8080"))
     scheme = source.pick(("http", "https", "capacitor"))
     authority = source.pick(HOSTS) + source.pick(("", ":80", ":443", "/", "?", "@a.example"))
