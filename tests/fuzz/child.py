@@ -46,7 +46,7 @@ def main(driver: str, seconds: float, jobs: int, place: Path, names: list[str]) 
 
 
 class _SourcesOnly:
-    """Hide the extension modules as WATERSHED_MW_PURE does; its finder would precede atheris', which would see nothing."""
+    """Hide the extension modules as WATERSHED_MW_PURE does, behind atheris' finder, which instruments what it loads."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         if path is None or not name.startswith("watershed_mw."):
