@@ -1,4 +1,4 @@
-"""permessage-deflate with servers that read RFC 7692 in their own way."""
+"""permessage-deflate with servers that interpret RFC 7692 in their own way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFLATE = "permessage-deflate"
 
 
 def strict(visit: Visit) -> None:
-    """As Go's nhooyr.io/websocket up to 1.8.7 in its default mode: a parameter that it does not know is a 400."""
+    """Like Go's nhooyr.io/websocket up to 1.8.7 in its default mode: an unknown parameter gets a 400."""
     offers = visit.request().field("sec-websocket-extensions") or ""
     if "server_max_window_bits" in offers:
         visit.answer("400 Bad Request", body=b'unsupported permessage-deflate parameter: "server_max_window_bits=12"')
@@ -31,7 +31,7 @@ def strict(visit: Visit) -> None:
 
 
 def offers_of(server: Server) -> list[str | None]:
-    """What each request has offered."""
+    """The offer of each request."""
     return [header(head, "sec-websocket-extensions") for head in server.heads]
 
 
@@ -60,7 +60,7 @@ def test_an_httpx_client_makes_a_plain_offer_too(client: Client, serve: Serve) -
 
 
 def test_an_httpx_client_retries_on_a_new_connection(client: Client, serve: Serve) -> None:
-    """As a server that refuses may well close, without a word before: what was sent behind that would be lost."""
+    """A server that refuses may close without notice, and the next request on that connection would be lost."""
 
     def script(visit: Visit) -> None:
         if visit.number == 0:
@@ -77,7 +77,7 @@ def test_an_httpx_client_retries_on_a_new_connection(client: Client, serve: Serv
 
 
 def test_later_requests_of_an_httpx_client_get_a_live_connection(async_client: Client, serve: Serve) -> None:
-    """In a pool of one connection: a refused handshake gives its place to the next request, not its connection."""
+    """In a pool of one connection: a refused handshake leaves room for the next request, but not its connection."""
 
     def script(visit: Visit) -> None:
         while True:

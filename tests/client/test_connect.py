@@ -38,7 +38,7 @@ MIB = 2**20
 
 
 def frames(*messages: str | bytes) -> bytes:
-    """What a server writes for these messages."""
+    """The bytes that a server sends for these messages."""
     one, other = socket.socketpair()
     with one, other:
         peer = WirePeer(one, Role.SERVER)
@@ -59,7 +59,7 @@ def test_messages_of_every_size_are_echoed(client: Client, serve: Serve, tls_con
 
 @pytest.fixture(scope="module")
 def websockets_port(tls_contexts: Contexts) -> Iterator[int]:
-    """The port of the server of `websockets`, once for all, as it leaves a pipe open."""
+    """The port of a `websockets` server, started once because it leaves a pipe open."""
 
     def handler(conn: ServerConnection) -> None:
         assert conn.request is not None
@@ -283,7 +283,7 @@ def test_connecting_over_ipv6(client: Client, serve: Serve, tls_contexts: Contex
 def test_frames_in_the_same_segment_as_the_head_are_received(
     client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
 ) -> None:
-    """More of them than any buffer on the way holds, so that reading has been paused when the connection takes over."""
+    """More data than any buffer in between holds, so reading is paused when the connection takes over."""
     messages: list[str | bytes] = ["first", *(bytes([number]) * 70_000 for number in range(20)), "last"]
     server = serve(lambda visit: visit.switch(then=frames(*messages)).echo(), tls=tls_contexts[1] if tls else None)
     talk = client.open(server.url(), ssl=tls_contexts[0] if tls else None)
@@ -321,7 +321,7 @@ def test_a_close_and_the_end_of_tls_in_the_same_segment_as_the_head(
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_reset_behind_bytes_is_noticed(async_client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
-    """Both come while the loop is busy, and nobody sends a PING."""
+    """Both arrive while the loop is busy, and no PING is sent."""
     go, gone = threading.Event(), threading.Event()
 
     def script(visit: Visit) -> None:
@@ -348,7 +348,7 @@ def test_a_reset_behind_bytes_is_noticed(async_client: Client, serve: Serve, tls
 def test_a_flood_of_small_messages_after_a_large_one_is_received(
     async_client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
 ) -> None:
-    """There is more of them than is read at a time, and what is read ends between two of them."""
+    """There is more data than one read returns, and the first read ends between two messages."""
     messages: list[str | bytes] = [bytes(MIB), *[""] * 200_000]
     came: list[str | bytes] = []
     stream = (frames(messages[0]) + frames("") * (len(messages) - 1)) * 4

@@ -1,4 +1,4 @@
-"""Connections that do not come about, and what the client says of each."""
+"""Connections that cannot be established, and the errors that report them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_untrusted_certificate_is_an_error(client: Client, serve: Serve, tls_
 
 
 class Elsewhere(ssl.SSLContext):
-    """Has another context do what it stands for, as truststore's does, which asks the system about certificates."""
+    """Delegates to another context, as truststore's does, which asks the system about certificates."""
 
     inner: ssl.SSLContext
 
@@ -277,7 +277,7 @@ def test_an_httpx_client_of_the_other_flavour_is_rejected(client: Client) -> Non
 
 @pytest.mark.parametrize("enter", [Connect.__enter__, Connect.open, lambda connecting: next(iter(connecting))])
 def test_nothing_blocks_a_running_event_loop(async_client: Client, enter: Callable[[Connect], Any]) -> None:
-    """It would never come to an end where the server runs on that loop."""
+    """If the server ran on the same loop, the call would never return."""
     connecting = connect("ws://127.0.0.1:1")
 
     async def use() -> None:

@@ -1,4 +1,4 @@
-"""Names with several addresses (RFC 8305): the first that answers is taken, in both flavours."""
+"""Host names with several addresses (RFC 8305): the first that answers is used, in both flavours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFUSED: Address = (socket.AF_INET, ("127.0.0.1", 1))
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """Give the name ``many.test`` these addresses, on every event loop and for threads."""
+    """Resolve the name ``many.test`` to these addresses, on every event loop and in threads."""
     known: dict[str, list[Address]] = {}
     resolve, resolve_blocking = happy_eyeballs.resolve, happy_eyeballs.resolve_blocking
 
@@ -41,7 +41,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 @pytest.fixture(scope="module")
 def holes() -> Iterator[list[Address]]:
-    """Addresses that take no connection and refuse none."""
+    """Addresses that neither accept nor refuse connections."""
     with silent_address() as one, silent_address() as other:
         yield [one, other]
 
@@ -64,7 +64,7 @@ def test_an_address_that_does_not_answer_is_skipped(
 
 
 def test_an_address_that_refuses_causes_no_delay(client: Client, serve: Serve, names: Names) -> None:
-    """Each of many would add a quarter of a second, if its failure did not bring the next one forward."""
+    """Each of them would add a quarter of a second, if its failure did not start the next one."""
     server = serve(echoing)
     names(*[(socket.AF_INET, (f"127.0.0.{number}", 1)) for number in range(1, 120)], at(server))
     talk = client.open("ws://many.test/", open_timeout=LIMIT)

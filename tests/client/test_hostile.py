@@ -1,4 +1,4 @@
-"""Servers that mean ill, and servers that cannot do better: the advisories that bear on a client."""
+"""Malicious servers and broken ones, including the published advisories that concern clients."""
 
 from __future__ import annotations
 

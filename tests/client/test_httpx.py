@@ -1,4 +1,4 @@
-"""Watershed.connect on what httpx gives after a 101: whatever client an application has already."""
+"""Watershed.connect with an httpx response after a 101, for applications that have their own httpx client."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Both:
         self.http = httpx.Client(**options) if client.loop is None else client.do(lambda: httpx.AsyncClient(**options))
 
     def send(self, url: str) -> httpx.Response:
-        """Ask for the upgrade as an application does."""
+        """Request the upgrade, as an application does."""
         headers = SHED.request_headers(SHED.generate_key())
         request = self.http.build_request("GET", url, headers=headers)
         response: httpx.Response = self.client.do(lambda: self.http.send(request, stream=True))
@@ -76,7 +76,7 @@ def test_a_response_becomes_a_connection(client: Client, serve: Serve, tls_conte
 def test_large_messages_pass_in_both_directions_at_once(
     client: Client, serve: Serve, tls_contexts: Contexts, tls: bool
 ) -> None:
-    """Writers that are paused and go on, without a deadlock."""
+    """Paused writers resume, without a deadlock."""
 
     def script(visit: Visit) -> None:
         visit.switch()
@@ -173,7 +173,7 @@ def test_a_refusal_carries_its_response(client: Client, serve: Serve) -> None:
 
 
 def test_a_response_without_a_network_stream_is_an_error(client: Client) -> None:
-    """Tests' transports, which have no network under them."""
+    """Transports for tests, which have no network stream."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         from watershed_mw.core.handshake.negotiation import accept_key
@@ -203,7 +203,7 @@ def test_a_refusal_through_an_asgi_transport_is_raised(async_client: Client) -> 
 
 
 class _Endless(httpx.AsyncByteStream, httpx.SyncByteStream):
-    """The body of a refusal, of which no more comes; and the stream below, which breaks as it is closed."""
+    """An endless body of a refusal, on a stream that fails when it is closed."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b"no"

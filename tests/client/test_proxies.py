@@ -1,4 +1,4 @@
-"""Proxies: CONNECT for ws:// as well as for wss://, TLS to the proxy, SOCKS5, and what the environment says."""
+"""Proxies: CONNECT for both ws:// and wss://, TLS to the proxy, SOCKS5, and the environment's settings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def test_connecting_through_a_proxy_over_tls(client: Client, serve: Serve, tls_c
 def test_bytes_of_a_proxy_are_not_mistaken_for_the_servers(
     client: Client, serve: Serve, tls_contexts: Contexts
 ) -> None:
-    """More than one read's worth comes with the tunnel, without TLS; what is behind would be read as an answer."""
+    """More than one read's worth follows the tunnel's response.
+
+    Without TLS, the excess must not be parsed as a response.
+    """
     forged = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\nforged"
 
     def script(visit: Visit) -> None:
@@ -84,7 +87,7 @@ def test_redirects_go_through_the_proxy_too(client: Client, serve: Serve) -> Non
 
 @pytest.mark.parametrize("kind, user", [("socks5", "me:se%40cret@"), ("socks5h", "")])
 def test_replies_of_a_socks_proxy_may_arrive_byte_by_byte(client: Client, serve: Serve, kind: str, user: str) -> None:
-    """Its address may be of any kind; what it says as the server follows in the same segment."""
+    """The proxy's address may be of any type; the server's bytes follow in the same segment."""
     server = serve(lambda visit: visit.answer("403 This is the server"))
     bound = {"socks5": b"\x03\x0bsocks.local\x00\x50", "socks5h": b"\x04" + bytes(18)}[kind]
 
@@ -286,7 +289,7 @@ def test_misbehaving_proxies_are_an_error(either: Client, serve: Serve, kind: st
     "kind, script", [("http", Visit.wait_until_gone), ("socks5", Visit.wait_until_gone), ("socks5", trickles)]
 )
 def test_a_silent_proxy_is_a_timeout(client: Client, serve: Serve, kind: str, script: Script) -> None:
-    """Also in the midst of a reply, of which the other part may be on its way."""
+    """Even in the middle of a reply whose other part may still be in transit."""
     proxy = serve(script)
     with pytest.raises(TimeoutError, match="open_timeout"):
         client.open("ws://x.example", proxy=url_of(proxy, kind), open_timeout=0.1)

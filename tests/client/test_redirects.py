@@ -1,4 +1,4 @@
-"""Redirects of the opening handshake: what is followed, and what does not come along."""
+"""Redirects during the opening handshake: which are followed, and what is not sent along."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRETS: dict[str, Any] = {
 
 
 def to(url: str, status: str = "302 Found", *fields: tuple[str, str]) -> Any:
-    """A script that sends everybody to ``url``, and keeps the connection."""
+    """A script that redirects everyone to ``url`` and keeps the connection open."""
 
     def script(visit: Visit) -> None:
         visit.answer(status, ("Location", url), *fields, body=b"over there")
@@ -34,7 +34,7 @@ def to(url: str, status: str = "302 Found", *fields: tuple[str, str]) -> Any:
 
 
 def fields_of(server: Server, number: int = -1) -> dict[str, str | None]:
-    """What a server was told of the client's secrets."""
+    """The client's secrets that a server received."""
     head = server.heads[number]
     return {name: header(head, name) for name in ("authorization", "cookie")}
 
@@ -70,7 +70,7 @@ def test_every_form_of_location_is_followed(either: Client, serve: Serve, locati
 
 @pytest.mark.advisory("websockets 16.1")
 def test_authorization_does_not_follow_from_plain_to_tls() -> None:
-    """The library lets it, between the usual ports of one host."""
+    """The library, httpx, allows it between the default ports of one host."""
     headers = httpx.Headers({"Authorization": "Bearer hidden"})
     requests = Requests(Arguments(Asked.of("http://a.example/", headers), Watershed()))
     redirected = httpx.Request("GET", "https://a.example/", headers=headers)
@@ -81,7 +81,7 @@ def test_authorization_does_not_follow_from_plain_to_tls() -> None:
 @pytest.mark.advisory("websockets 16.1")
 @pytest.mark.parametrize("secrets", SECRETS.values(), ids=SECRETS)
 def test_secrets_do_not_follow_to_another_origin(client: Client, serve: Serve, secrets: dict[str, Any]) -> None:
-    """Another port is another origin; and whoever has been asked in between does not bring them back."""
+    """Another port is another origin; returning to the first origin does not bring the secrets back."""
     target = serve(lambda visit: None)
 
     def script(visit: Visit) -> None:
@@ -100,7 +100,7 @@ def test_secrets_do_not_follow_to_another_origin(client: Client, serve: Serve, s
 
 
 def test_only_harmless_fields_follow_to_another_origin(client: Client, serve: Serve) -> None:
-    """Nobody knows which of an application's fields holds a key; what is named in the call may follow."""
+    """Any of an application's headers may hold a key; only those named in the call may follow."""
     target = serve(lambda visit: visit.answer("403 No"))
     server = serve(to(target.url()))
     given = {

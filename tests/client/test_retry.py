@@ -1,4 +1,4 @@
-"""Reconnecting: what is tried again, after how long, and how an iteration ends."""
+"""Reconnecting: what is retried, after which pause, and how an iteration ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAST = Backoff(initial=0.001, maximum=0.002)
 
 
 def each(client: Client, connecting: Connect, stop: Callable[[int, Any], bool]) -> list[Any]:
-    """Iterate, receiving what there is from each connection, until ``stop(number, messages)`` says so."""
+    """Iterate, receiving what each connection sends, until ``stop(number, messages)`` returns true."""
     seen: list[Any] = []
     if client.loop is None:
         for conn in connecting:
@@ -55,7 +55,7 @@ def greet_and_close(visit: Visit) -> None:
 
 @pytest.mark.need(26, 30)
 def test_iterating_yields_one_connection_after_another(client: Client, serve: Serve) -> None:
-    """As when a front proxy is reloaded, or a server goes away and is back."""
+    """As when a proxy in front is reloaded, or a server restarts."""
 
     def script(visit: Visit) -> None:
         if visit.number == 1:
@@ -118,7 +118,7 @@ def test_breaking_out_ends_the_connection(client: Client, serve: Serve) -> None:
 
 
 def test_breaking_out_at_program_exit_ends_the_connection(serve: Serve) -> None:
-    """The event loop is closed right after, and nobody awaits anything."""
+    """The event loop is closed right afterwards, and nothing is awaited."""
 
     async def iterate(connecting: Connect) -> Any:
         async for conn in connecting:

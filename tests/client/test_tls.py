@@ -1,4 +1,4 @@
-"""TLS of the client: which protocol is offered (RFC 7301), and for which name (RFC 6066)."""
+"""TLS in the client: the protocol that is offered (RFC 7301), and the host name (RFC 6066)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LISTS = [[], ["http/1.1"], ["h2"], ["h2", "http/1.1"], ["http/1.1", "h2", "x" * 
 
 @pytest.fixture
 def contexts(tls_contexts: Contexts, tmp_path: Any) -> Iterator[Contexts]:
-    """A client's context of a test's own, and a server's that prefers h2, as those of nginx and Caddy do."""
+    """A client context of the test's own, and a server context that prefers h2, as those of nginx and Caddy do."""
     theirs = tls_contexts[1]
     theirs.set_alpn_protocols(["h2", "http/1.1"])
     client = ssl.create_default_context()
@@ -35,7 +35,7 @@ def contexts(tls_contexts: Contexts, tmp_path: Any) -> Iterator[Contexts]:
 
 
 def chosen(server: list[str | None]) -> Any:
-    """A script that notes the protocol that TLS has agreed on, and echoes."""
+    """A script that records the protocol negotiated by TLS, and echoes."""
 
     def script(visit: Visit) -> None:
         assert isinstance(visit.sock, ssl.SSLSocket)
@@ -47,7 +47,7 @@ def chosen(server: list[str | None]) -> Any:
 
 @pytest.mark.parametrize("way", ["direct", "http", "socks5"])
 def test_alpn_offers_http11_only(client: Client, serve: Serve, contexts: Contexts, way: str) -> None:
-    """With a context that an HTTP/2 client has used before; it offers what it did when the connection is open."""
+    """With a context that an HTTP/2 client has used before; its own offer is back once the connection is open."""
     contexts[0].set_alpn_protocols(["http/1.1", "h2"])
     agreed: list[str | None] = []
     server = serve(chosen(agreed), tls=contexts[1])
@@ -63,7 +63,7 @@ def test_alpn_offers_http11_only(client: Client, serve: Serve, contexts: Context
 def test_nothing_is_sent_if_the_server_selects_another_protocol(
     client: Client, serve: Serve, contexts: Contexts
 ) -> None:
-    """The server chooses what was not offered, or our look into the context was in vain."""
+    """The server selects a protocol that was not offered, or the context's offer could not be read."""
     contexts[0].set_alpn_protocols(["h2"])
     heard: list[bytes] = []
     server = serve(lambda visit: heard.append(visit.sock.recv(100)), tls=contexts[1])
@@ -120,7 +120,7 @@ def test_an_offer_set_by_others_meanwhile_is_kept(contexts: Contexts) -> None:
 def test_a_trailing_dot_is_kept_for_the_host_and_dropped_for_tls(
     client: Client, serve: Serve, contexts: Contexts, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """It is looked up with its dot and stands with it in the Host field; TLS knows it without."""
+    """The name is resolved and sent in Host with its dot; TLS uses it without."""
     names: list[str | None] = []
     looked_up: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Backpressure: whoever is slow makes the other end wait, memory stays bounded, and nothing is lost."""
+"""Backpressure: a slow peer or application makes the other end wait, memory is bounded, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_an_echo_waits_for_a_peer_that_does_not_read(link: Link) -> None:
 @pytest.mark.advisory("CVE-2026-48802")
 @pytest.mark.parametrize("way", [way for way in FEW if way.flavour != "background"], ids=str)
 def test_pings_from_a_peer_that_does_not_read_cannot_fill_memory(link: Link) -> None:
-    """Section 5.5.3: only the newest needs its PONG."""
+    """Section 5.5.3: only the newest PING needs a PONG."""
     live, peer = link(small=True, ping_interval=None)
     live.run()
     frame = peer.frame(PING, b"p" * 125)
@@ -190,7 +190,7 @@ def test_sending_without_await_ends_at_max_unsent_bytes(link: Link) -> None:
 
 @on_loop
 def test_sending_without_await_in_a_handler_ends_at_max_unsent_bytes(link: Link) -> None:
-    """What was given to the transport must not stay in memory for as long as ``close_timeout``."""
+    """Data passed to the transport must not stay in memory for all of ``close_timeout``."""
 
     def setup(conn: Any) -> None:
         def flood(_text: str) -> None:
@@ -218,7 +218,7 @@ def test_an_awaited_send_may_exceed_max_unsent_bytes(link: Link) -> None:
 
 @on_loop
 def test_destroy_immediately_drops_data_that_a_close_left_unsent(link: Link) -> None:
-    """The closing handshake has timed out, and what is unsent may still arrive: but not after ``destroy``."""
+    """After the closing handshake has timed out, unsent data may still arrive, but not after ``destroy``."""
     live, peer = link(small=True, close_timeout=1.0, ping_interval=None)
     live.run()
     live.do(lambda conn: conn.send(bytes(8 * MIB)) and None).result(LIMIT)

@@ -25,7 +25,7 @@ def connections(lives: list[Live]) -> list[Any]:
 
 
 def on_their_loop(live: Live, lives: list[Live], message: Any) -> None:
-    """Broadcast on the thread of the first's event loop."""
+    """Broadcast in the thread of the first connection's event loop."""
     live.do(lambda _: broadcast(connections(lives), message)).result(LIMIT)
 
 
@@ -134,7 +134,7 @@ def test_a_peer_that_does_not_read_is_dropped_and_delays_no_other(opener: Opener
 
 
 def test_a_peer_that_does_not_read_costs_no_copy(opener: Opener) -> None:
-    """What the kernel has not taken of a broadcast is the same bytes for all."""
+    """The part of a broadcast that the kernel has not taken is shared between all connections."""
     opened = [opener.open(ON_UVLOOP, small=True) for _ in range(20)]
     lives = [live for live, _ in opened]
     message = bytes(2 * 2**20)

@@ -1,4 +1,4 @@
-"""One connection, several threads or tasks: frames stay whole, nobody hangs, and giving up loses nothing."""
+"""One connection, several threads or tasks: frames stay intact, nothing hangs, and cancelling loses nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Interrupt = Callable[[Callable[[], object]], object]
 @pytest.mark.need(7)
 @each
 def test_messages_of_eight_threads_keep_each_threads_order(link: Link) -> None:
-    """From threads that are not the loop's, too."""
+    """From threads other than the loop's, too."""
     live, peer = link()
     live.run()
     filling = "x" * 300
@@ -81,7 +81,7 @@ def test_another_thread_wakes_a_send_that_waits_for_the_peer(link: Link, way: Wa
 
 @pytest.fixture
 def interrupt() -> Iterator[Interrupt]:
-    """Once a condition holds, raise KeyboardInterrupt in the main thread, which is this one."""
+    """Raise KeyboardInterrupt in the main thread, which is this one, once a condition holds."""
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
 
     def wait_and_raise(condition: Callable[[], object]) -> None:
@@ -94,7 +94,7 @@ def interrupt() -> Iterator[Interrupt]:
 
 @in_threads
 def test_an_interrupted_send_tears_no_message(link: Link, interrupt: Interrupt) -> None:
-    """As gevent.Timeout does, and what the handler of a signal raises."""
+    """As gevent.Timeout does, or an exception from a signal handler."""
     live, peer = link(small=True)
     interrupt(lambda: live.conn._core.write_paused)
     with pytest.raises(KeyboardInterrupt):
@@ -135,7 +135,7 @@ def test_an_interrupt_after_reading_loses_nothing(link: Link, monkeypatch: pytes
 
 @in_threads
 def test_destroy_works_during_a_read(link: Link) -> None:
-    """As in a signal's handler, which runs in the thread that it interrupts."""
+    """As in a signal handler, which runs in the thread that it interrupts."""
     live, peer = link(trace=lambda probe, conn, data: probe == "read-buffer" and conn.destroy())
     receiving = live.begin("receive")
     peer.send(TEXT, "too late")
@@ -173,7 +173,7 @@ def test_destroy_wakes_a_thread_that_waits_to_write(link: Link) -> None:
 @pytest.mark.need(30)
 @on_loop
 def test_concurrent_receivers_get_one_message_each_in_order(link: Link) -> None:
-    """Whether the messages come one by one or at once; who asks again stands behind the others."""
+    """Whether the messages arrive one by one or at once; a task that asks again queues behind the others."""
     live, peer = link()
     asked = ["receive", "__anext__", "receive in time", "receive", "__anext__"]
 

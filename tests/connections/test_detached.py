@@ -1,4 +1,4 @@
-"""``detached=True``: the raw socket after the opening handshake, which belongs to the caller alone."""
+"""``detached=True``: the raw socket after the opening handshake, which belongs to the caller only."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_socket_keeps_its_timeout_and_the_original_is_detached(timeout: floa
 
 
 def test_nothing_is_answered_on_a_detached_socket() -> None:
-    """No PONG, no Close, no FIN: frames are the owner's own business."""
+    """No PONG, no Close, no FIN: frames are up to the new owner."""
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
     shed = Watershed(ping_interval=0.01, ping_timeout=0.01)
@@ -184,7 +184,7 @@ carriers = pytest.mark.parametrize("carrier", ["streams", "transport"])
 
 
 async def taken_on_loop(sock: socket.socket, carrier: str) -> socket.socket:
-    """What somebody gets who accepts with ``detached=True`` on the running loop."""
+    """The result of an accept with ``detached=True`` on the running loop."""
     loop = asyncio.get_running_loop()
     if carrier == "streams":
         reader, writer = await asyncio.open_connection(sock=sock)

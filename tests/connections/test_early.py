@@ -1,4 +1,4 @@
-"""Bytes that come in one segment with the opening handshake: whoever read them, none is lost, nor told twice."""
+"""Bytes in the same segment as the opening handshake: wherever they were read, none is lost or delivered twice."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_early_messages_are_pushed_to_handlers_registered_after_accept(link: Lin
 
 
 def test_an_early_partial_message_is_completed_later(link: Link) -> None:
-    """Wherever the segment ended."""
+    """For every position at which the segment ends."""
     for cut in (1, 5, 9):
         live, peer = link(early=lambda peer, cut=cut: peer.frame(TEXT, "divided")[:cut], record=("text",))
         live.run()
@@ -76,7 +76,7 @@ def test_an_early_close_is_answered(link: Link) -> None:
 
 
 def test_early_messages_beyond_the_queue_limits_arrive(link: Link) -> None:
-    """More than the queue holds, and more than one read gives."""
+    """More messages than the queue holds, and more bytes than one read returns."""
     live, _peer = link(
         early=lambda peer: peer.frame(BINARY, b"x" * 1000) * 200, record=("binary",), max_queued_messages=2
     )
@@ -98,7 +98,7 @@ async def _stream_after_its_end(sock: socket.socket) -> tuple[asyncio.StreamRead
 
 @pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
 def test_a_stream_reader_may_already_have_read_the_end(opener: Opener, flavour: str) -> None:
-    """Head, messages and FIN lie in the StreamReader before anybody asks."""
+    """Head, messages and FIN are in the StreamReader before the first read."""
     ours, theirs = tcp_pair()
     ours.setblocking(False)
 
@@ -159,7 +159,7 @@ def test_a_peer_may_have_sent_everything_and_its_end_before_the_first_read() -> 
 
 @pytest.mark.parametrize("size", [1, 70_000])
 def test_the_head_argument_comes_first(size: int) -> None:
-    """Bytes in the head itself, then those of ``head=``, then those of the socket."""
+    """First the bytes after the head itself, then those of ``head=``, then those of the socket."""
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
     stream = b"".join(peer.frame(TEXT, text * size) for text in "abc")
@@ -204,7 +204,7 @@ def test_the_head_argument_comes_before_a_stream_readers_buffer(opener: Opener, 
 
 
 def serve_http(sock: socket.socket, handle: Callable[[BaseHTTPRequestHandler], object]) -> None:
-    """Let ``handle`` answer as the handler of a server of ``http.server``, which closes the socket in the end."""
+    """Let ``handle`` respond like a handler of ``http.server``, which closes the socket at the end."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -221,7 +221,7 @@ def serve_http(sock: socket.socket, handle: Callable[[BaseHTTPRequestHandler], o
 
 @pytest.mark.parametrize("count", [3, 200])
 def test_bytes_buffered_by_http_server_are_found(count: int) -> None:
-    """Its rfile holds up to 8 KiB of it, and the kernel the rest."""
+    """The handler's rfile holds up to 8 KiB of it, and the kernel the rest."""
     ours, theirs = tcp_pair()
     peer = WirePeer(theirs, CLIENT)
     received: list[str | bytes] = []
@@ -287,7 +287,7 @@ NO_MEMORY = (
 @pytest.mark.parametrize("way", NO_MEMORY, ids=str)
 @pytest.mark.parametrize("early", [True, False])
 def test_a_memory_error_on_early_bytes_closes_the_stream(link: Link, early: bool, loop_errors: LoopErrors) -> None:
-    """The event loop would only log it, and the peer would wait for ever."""
+    """The event loop would only log it, and the peer would wait forever."""
 
     def trace(probe: str, _connection: object, _data: bytes) -> None:
         if probe == "read-buffer":

@@ -1,4 +1,4 @@
-"""The closing handshake (RFC 6455 section 7) and every other way to end, in every way a connection can live."""
+"""The closing handshake (RFC 6455 section 7) and every other end, for every kind of connection."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_peers_close_ends_the_connection(link: Link, code: int | None, reaso
 
 @everywhere
 def test_both_sides_may_close_at_once(link: Link) -> None:
-    """One Close goes each way, whoever was first."""
+    """One Close goes each way, whichever side is first."""
     live, peer = link()
     over = live.run()
     peer.send_close(4001, "theirs")
@@ -109,7 +109,7 @@ def test_a_second_end_changes_nothing(link: Link) -> None:
 
 
 def test_messages_after_our_close_are_still_delivered(link: Link) -> None:
-    """Section 5.5.1: only after its own Close does the peer send no more."""
+    """Section 5.5.1: the peer may send until it has sent its own Close."""
     live, peer = link(record=("text",))
     over = live.run()
     live.begin("end", code=4000)
@@ -194,7 +194,7 @@ def test_everything_sent_before_the_end_reaches_a_slow_reader(link: Link) -> Non
 
 @few
 def test_everything_sent_before_answering_the_peers_close_arrives(link: Link) -> None:
-    """A big reply is under way when the peer begins to close."""
+    """A large reply is being sent when the peer starts to close."""
     reply = b"r" * (4 * MIB)
     live, peer = link(small=True, setup=lambda conn: conn.on("text", lambda text: conn.send(reply) and None))
     over = live.run()
@@ -223,7 +223,7 @@ def test_a_peer_that_never_answers_our_close_is_dropped(link: Link) -> None:
 
 @everywhere
 def test_a_peer_that_never_ends_the_stream_is_dropped(link: Link, way: Way) -> None:
-    """After both Close frames the server ends the TCP stream first, and neither waits for ever."""
+    """After both Close frames the server ends the TCP stream first, and neither side waits forever."""
     live, peer = link(close_timeout=0.1)
     over = live.run()
     peer.send_close(4000)
@@ -323,7 +323,7 @@ def test_a_peer_may_vanish_after_our_close(link: Link, vanish: Any) -> None:
 
 @vanishing
 def test_a_peer_may_vanish_after_its_close(link: Link, vanish: Any) -> None:
-    """It has said how it ends: that counts."""
+    """The peer has sent its Close, and that code counts."""
     live, peer = link()
     over = live.run()
     peer.send_close(4000, "bye")
@@ -457,7 +457,7 @@ def test_a_violation_does_not_cut_a_large_reply(link: Link) -> None:
 @pytest.mark.need(1)
 @few
 def test_a_peer_that_continues_after_its_violation_still_gets_the_close(link: Link) -> None:
-    """What it sends is read and dropped, so that no RST can overtake our Close."""
+    """Its data is read and discarded, so that no RST can overtake our Close."""
     live, peer = link(setup=pushing)
     over = live.run()
     peer.write(peer.frame(TEXT, b"\xff"), peer.frame(BINARY, b"x" * (2 * MIB)))

@@ -1,4 +1,4 @@
-"""Events, PING and PONG, trace probes and what a connection tells about itself, in every way it can live."""
+"""Events, PING and PONG, trace hooks and the properties of a connection, for every kind of connection."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_an_unknown_event_is_refused(link: Link, event: Any) -> None:
 
 
 def test_queued_messages_are_passed_to_a_new_handler_in_order(link: Link) -> None:
-    """Handlers may be registered later than the first message comes."""
+    """Handlers may be registered after the first message has arrived."""
     live, peer = link()
     peer.write(*(peer.frame(TEXT, str(number)) for number in range(20)))
     live.on("text", live.log.note)
@@ -289,7 +289,7 @@ def test_state_is_the_applications_own(link: Link) -> None:
 
 @pytest.mark.parametrize("name", ["user", "send", "receive", "end", "on", "_emit", "closed"])
 def test_a_connection_takes_no_attributes_and_its_methods_cannot_be_replaced(link: Link, name: str) -> None:
-    """On either build: what is stored in a connection would be looked up by each call between its methods."""
+    """On both builds: with a dictionary, each call between methods would look for an override there."""
     live, peer = link()
     with pytest.raises(AttributeError, match=name):
         setattr(live.conn, name, print)

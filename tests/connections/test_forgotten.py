@@ -1,4 +1,4 @@
-"""A connection that is still open when its event loop ends: the peer gets a Close, and all of it can be collected."""
+"""A connection that is still open when its event loop ends: the peer gets a Close, and everything can be collected."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def peer_of(role: Role, sock: socket.socket) -> WirePeer:
 
 
 def code_told(peer: WirePeer) -> int:
-    """Read up to the Close, answer it, and see the stream end."""
+    """Read up to the Close, answer it, and expect the end of the stream."""
     if peer.role is CLIENT:
         peer.read_head()
     while (frame := peer.read()).opcode != CLOSE:
@@ -145,7 +145,7 @@ def test_a_peer_that_does_not_answer_is_waited_for_only_briefly(run: str) -> Non
 
 @pytest.mark.parametrize("run", RUN)
 def test_a_loop_closed_directly_drops_the_connection(run: str) -> None:
-    """Without ``shutdown_asyncgens()``: no Close, and nothing is kept all the same."""
+    """Without ``shutdown_asyncgens()`` there is no Close, but nothing is kept alive either."""
     ours, theirs = socket.socketpair()
 
     def forget() -> weakref.ref[asyncio.AbstractEventLoop]:
@@ -163,7 +163,7 @@ def test_a_loop_closed_directly_drops_the_connection(run: str) -> None:
 
 @pytest.mark.parametrize("run", RUN)
 def test_the_applications_generators_are_closed_before_the_connection(run: str) -> None:
-    """One may use a connection until it ends itself."""
+    """A connection may be used until it ends itself."""
     ours, theirs = socket.socketpair()
     kept: list[Any] = []
 
@@ -188,7 +188,7 @@ def test_the_applications_generators_are_closed_before_the_connection(run: str) 
 
 @pytest.mark.parametrize("run", RUN)
 def test_a_task_that_does_not_end_does_not_shorten_the_peers_time(run: str) -> None:
-    """A loop whose generators are closed while tasks still run: the peer has its half second to answer all the same."""
+    """A loop that closes its generators while tasks still run: the peer still has its half second to answer."""
     ours, theirs = socket.socketpair()
     loop = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[run]()
     task = loop.create_task(asyncio.Event().wait())
@@ -255,7 +255,7 @@ def test_an_error_in_one_connection_does_not_affect_others(caplog: pytest.LogCap
 
 
 def assert_ended(peer: socket.socket) -> None:
-    """All that came before can be read, and then the end or a reset."""
+    """Everything before the end can be read, and then the end or a reset."""
     peer.settimeout(LIMIT)
     try:
         while peer.recv(2**20):

@@ -35,7 +35,7 @@ raised = pytest.mark.parametrize(
 
 
 def running(live: Live, way: Way) -> Future[Any]:
-    """What ``run`` returns or raises, as a result: a task that raised SystemExit would end its loop."""
+    """The result or exception of ``run`` as a result: a task that raised SystemExit would end its loop."""
 
     async def on_loop(conn: Any) -> Any:
         try:
@@ -71,7 +71,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None]
 def test_a_handler_that_raises_ends_the_connection_with_1011(
     link: Link, way: Way, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """``run`` raises it; where nobody is in ``run`` it is logged."""
+    """``run`` raises it; if nothing is waiting in ``run`` it is logged."""
     live, peer = link(setup=lambda conn: conn.on("text", fail))
     over = live.run()
     peer.send(PING)
@@ -94,7 +94,7 @@ def test_a_handler_that_raises_ends_the_connection_with_1011(
 def test_whatever_a_handler_raises_ends_the_connection_with_1011(
     link: Link, way: Way, raised: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not the thread nor the event loop that called it, which others need as well."""
+    """Not the thread or the event loop that called it, which others need as well."""
 
     def leave(_message: str) -> None:
         raise raised

@@ -1,6 +1,6 @@
 """The opening handshake (RFC 6455 section 4) on real streams: every refusal, and every form of request and response.
 
-A refusal is answered by exactly one HTTP answer, which h11 reads, or by not one byte, as the caller chose.
+A refusal is answered by exactly one HTTP response, which h11 parses, or by no byte at all, as the caller chose.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
 
 
 def request(*more: tuple[str, str], line: str = "GET /chat HTTP/1.1", without: str = "") -> bytes:
-    """A request head with ``more`` fields; ``without`` one of the usual ones, or with a field of that name replaced."""
+    """A request head with ``more`` fields; ``without`` one of the usual ones, or with that field replaced."""
     fields = [field for field in FIELDS if field[0] != without] + list(more)
     return "\r\n".join([line, *(f"{name}: {value}" for name, value in fields), "", ""]).encode("latin-1")
 
@@ -105,7 +105,7 @@ refusals = pytest.mark.parametrize("asked, options, status", REFUSALS.values(), 
 
 
 def attempt(opener: Opener, carrier: str, work: Callable[[Any], Any]) -> tuple[Any, bytes]:
-    """Call ``work(carrier)``; what it returned or raised, and every byte that the other end then reads."""
+    """Call ``work(carrier)``; return its result or exception, and every byte that the other end then reads."""
     ours, theirs = tcp_pair()
     with theirs:
         if carrier == "socket":
@@ -144,7 +144,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 def the_answer(data: bytes, method: str = "GET") -> tuple[h11.Response, bytes]:
-    """The one HTTP answer that ``data`` is, and its body; h11 finds whatever is wrong with it."""
+    """The single HTTP response in ``data``, and its body; h11 checks its validity."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "-")]))
     client.send(h11.EndOfMessage())
@@ -198,13 +198,13 @@ def test_a_refusal_left_to_the_caller_writes_nothing(
 
 
 def test_a_426_lists_upgrade_in_connection(opener: Opener) -> None:
-    """RFC 9110 section 7.8: who sends Upgrade MUST also name it in Connection."""
+    """RFC 9110 section 7.8: a sender of Upgrade MUST also list it in Connection."""
     _, written = attempt(opener, "socket", lambda sock: Watershed().accept(REFUSALS["version 8"][0], sock))
     assert "upgrade" in (header(written, "connection") or "").lower()
 
 
 def test_the_refusal_of_a_head_request_has_no_body(opener: Opener) -> None:
-    """RFC 9110 section 9.3.2: no content in the answer to HEAD."""
+    """RFC 9110 section 9.3.2: a response to HEAD has no content."""
     asked = request(line="HEAD /chat HTTP/1.1")
     _, written = attempt(opener, "socket", lambda sock: Watershed().accept(asked, sock))
     answer, body = the_answer(written, "HEAD")
@@ -320,7 +320,7 @@ def test_32_000_spaces_between_words_are_refused_quickly(opener: Opener) -> None
 
 
 def read_head(sock: socket.socket) -> bytes:
-    """What somebody writes who reads a head from a socket."""
+    """A program that reads a head from a socket."""
     data = b""
     while b"\r\n\r\n" not in data:
         piece = sock.recv(4096)
@@ -457,7 +457,7 @@ def test_a_stream_of_another_type_is_a_type_error(stream: Any) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What somebody writes who upgrades from the standard library's server."""
+    """A program that upgrades connections of the standard library's server."""
 
     protocol_version = "HTTP/1.1"
     origins: str | None = None

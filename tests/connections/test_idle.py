@@ -1,4 +1,4 @@
-"""Connections that wait, for whatever reason, use no CPU: a peer that stands still costs memory, and nothing else."""
+"""Waiting connections use no CPU, whatever they wait for: a stalled peer costs only memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def deflated(payload: bytes) -> bytes:
 
 
 def idle(way: Way, live: Live, peer: WirePeer) -> None:
-    """Somebody waits for a message."""
+    """A task or thread waits for a message."""
     live.begin("receive") if way.pulls else live.run()
 
 
@@ -34,20 +34,20 @@ def half_a_message(way: Way, live: Live, peer: WirePeer) -> None:
 
 
 def sends_alone(way: Way, live: Live, peer: WirePeer) -> None:
-    """The peer does not read, and the one who waits for that sees to what comes as well."""
+    """The peer does not read, and the waiting sender handles incoming data too."""
     if not way.pulls:
         live.run()
     live.begin("send", random.Random(1).randbytes(2_000_000))
 
 
 def takes_nothing(way: Way, live: Live, peer: WirePeer) -> None:
-    """The peer does not read, and one task or thread waits for that while another one waits for a message."""
+    """The peer does not read; one task or thread waits for that while another one waits for a message."""
     idle(way, live, peer)
     live.begin("send", random.Random(1).randbytes(2_000_000))
 
 
 def nobody_receives(way: Way, live: Live, peer: WirePeer) -> None:
-    """More has come than the application takes."""
+    """More has arrived than the application receives."""
     peer.write(*(peer.frame(TEXT, "x" * 1000) for _ in range(100)))
 
 

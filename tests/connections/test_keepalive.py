@@ -1,4 +1,4 @@
-"""Keepalive: who does not answer is given up, and nobody else (RFC 6455 section 5.5.2)."""
+"""Keepalive: a peer that does not answer is dropped, and no other (RFC 6455 section 5.5.2)."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_without_a_timeout_no_peer_is_dropped(link: Link) -> None:
 
 @plain
 def test_an_application_that_is_slow_to_take_messages_is_not_blamed_on_the_peer(link: Link, way: Way) -> None:
-    """Its queue is full, so PONGs lie unread."""
+    """The receive queue is full, so PONGs stay unread."""
     gate = threading.Event()
 
     def setup(conn: Any) -> None:
@@ -179,7 +179,7 @@ def _answer_pings(peer: WirePeer) -> None:
 
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
 def test_a_busy_thread_still_finds_the_peers_answer(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody read meanwhile, not even the watcher, which is switched off: the PONG has been there all the time."""
+    """Nothing was read meanwhile, as the watcher is switched off: the PONG has been there all the time."""
     monkeypatch.setattr("watershed_mw.connection.threads.watcher._enabled", False)
     live, peer = link(ping_interval=0.05, ping_timeout=0.1)
     receiving = live.begin("receive", 0.07)
@@ -203,7 +203,7 @@ def test_a_busy_thread_still_finds_the_peers_answer(link: Link, monkeypatch: pyt
 
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
 def test_a_busy_thread_may_send_more_than_the_kernel_buffers(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its queue is full, so the PONG cannot be read; the peer reads, and is slow only at this moment."""
+    """The receive queue is full, so the PONG cannot be read; the peer reads, and is only slow at this moment."""
     monkeypatch.setattr("watershed_mw.connection.threads.watcher._enabled", False)
     live, peer = link(small=True, max_queued_messages=1, ping_interval=0.05, ping_timeout=0.1, close_timeout=0.2)
     receiving = live.begin("receive", 0.07)
@@ -234,7 +234,7 @@ def _read_message(peer: WirePeer) -> int:
 @pytest.mark.need(16)
 @plain
 def test_a_peer_that_reads_slowly_is_kept(link: Link) -> None:
-    """It cannot see the PING behind a big message, yet takes the message."""
+    """The peer cannot see the PING behind a large message, but is reading the message."""
     live, peer = link(small=True, record=("text",), ping_interval=0.05, ping_timeout=TIMEOUT, close_timeout=0.2)
     over = live.run()
     sending = live.begin("send", bytes(2 * MIB))
@@ -265,7 +265,7 @@ def test_a_peer_that_never_reads_is_dropped_while_we_send(link: Link) -> None:
 @pytest.mark.need(16)
 @each
 def test_a_trickling_message_ends_the_connection(link: Link) -> None:
-    """Every byte of it is a sign of life, and PINGs are answered: it would hold its memory for ever."""
+    """Every byte of it counts as activity, and PINGs are answered: it would hold its memory forever."""
     live, peer = link(ping_interval=None, message_timeout=0.1, close_timeout=0.2)
     over = live.run()
     data = memoryview(peer.frame(BINARY, bytes(1000)))

@@ -1,4 +1,4 @@
-"""Large messages on real streams: no transport holds the memory of one that is complete."""
+"""Large messages on real streams: no transport keeps the memory of a complete one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB = 2**20
 
 
 class Memory(bytearray):
-    """What messages are read into, as a ``bytearray`` of CPython 3.15; notes whether a view is left at the end."""
+    """The memory that messages are read into, like a ``bytearray`` of CPython 3.15; records whether a view is left."""
 
     views_left: list[bool]
 

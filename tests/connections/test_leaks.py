@@ -1,4 +1,4 @@
-"""What is over leaves nothing behind: no task, socket, timer, thread or memory."""
+"""An ended connection leaves nothing behind: no task, socket, timer, thread or memory."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def descriptors() -> int:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
 def test_a_connection_that_received_large_messages_is_freed_without_gc(opener: Opener, flavour: str, tls: bool) -> None:
-    """Transports keep the methods that they have read a large message by."""
+    """Transports keep references to the methods through which they have read a large message."""
     live, peer = opener.open(Way(flavour, "transport", tls, SERVER))
     conn = ref(live.conn)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""_native/malloc.py: a process keeps large blocks from its first connection on; and the switch for that."""
+"""_native/malloc.py: from its first connection on, a process keeps large blocks; and the switch for that."""
 
 from __future__ import annotations
 

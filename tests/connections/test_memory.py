@@ -1,4 +1,4 @@
-"""What connections hold together (max_memory): the largest wait, then end, and nobody else notices."""
+"""The memory of all connections together (max_memory): the largest pause, then end, and others are unaffected."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ OFFER = (("Sec-WebSocket-Extensions", "permessage-deflate"),)
 
 @pytest.fixture(autouse=True)
 def nothing_is_held() -> None:
-    """The budget is the process's: what other tests have left would count here."""
+    """The budget belongs to the process, so memory left by other tests would count here."""
     until(lambda: held_by_connections() == 0, "nothing is held by other tests")
 
 
 def half(peer: WirePeer, size: int, whole: int = 32 * MIB) -> None:
-    """The first ``size`` bytes of a message of ``whole``."""
+    """The first ``size`` bytes of a message of ``whole`` bytes."""
     frame = peer.frame(BINARY, bytes(whole))
     peer.write(frame[:size])
 
@@ -106,7 +106,7 @@ def test_many_small_partial_messages_are_counted_together(way: Way, opener: Open
 @pytest.mark.need(6)
 @pulling_on_loop
 def test_consumed_and_answered_messages_are_no_longer_counted(way: Way, opener: Opener) -> None:
-    """Where a whole queue is answered in one turn, the answers are unsent when its last message is taken."""
+    """If a full queue is answered in one iteration, the answers are unsent when its last message is consumed."""
     live, peer = opener.open(way, **OPTIONS)
     for _ in range(30):
         peer.send(BINARY, bytes(3000))
@@ -200,7 +200,7 @@ def test_unsent_data_drops_the_connection(way: Way, opener: Opener) -> None:
 @pytest.mark.need(6)
 @pytest.mark.parametrize("way", [ON_LOOP[0], IN_THREADS[0]], ids=str)
 def test_memory_that_is_never_released_ends_the_connection_after_a_while(way: Way, opener: Opener) -> None:
-    """Half messages at the mark: all who read large messages would wait for ever."""
+    """Partial messages at the threshold: all readers of large messages would wait forever."""
     live, peer = opener.open(way, **OPTIONS)
     over = live.run()
     half(peer, int(3.3 * MIB))
@@ -214,7 +214,7 @@ def test_memory_that_is_never_released_ends_the_connection_after_a_while(way: Wa
 @pytest.mark.need(6)
 @each
 def test_a_context_that_cannot_be_released_is_counted(way: Way, opener: Opener) -> None:
-    """A few compressed bytes make this end hold zlib's context for as long as the message is not finished."""
+    """A few compressed bytes make this end hold a zlib context for as long as the message is incomplete."""
     live, peer = opener.open(way, fields=OFFER, **OPTIONS)
     live.run()
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)

@@ -1,4 +1,4 @@
-"""Messages (RFC 6455 section 5.6): what is sent arrives, pulled or pushed, in every way a connection can live."""
+"""Messages (RFC 6455 section 5.6): everything sent arrives, pulled or pushed, on every kind of connection."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ PIECES = (1, 50_000, 131_072, 3, 400_000, 131_071, 14, 262_144)
 
 @pulling
 def test_large_messages_arrive_with_small_ones_in_between(opener: Opener, way: Way) -> None:
-    """In pieces that fit neither the messages nor what is read at a time; on two connections of one loop in turns."""
+    """In pieces that match neither messages nor reads, alternating between two connections of one loop."""
     live, peer = zip(*(opener.open(way) for _ in range(2)), strict=True)
     messages = [
         [
@@ -128,7 +128,7 @@ def test_large_messages_arrive_with_small_ones_in_between(opener: Opener, way: W
 
 @pulling
 def test_large_and_small_messages_may_alternate(link: Link, way: Way) -> None:
-    """So many small ones, one at a time, that reading is as it was before the large one."""
+    """Enough small ones, one at a time, to return reading to its state before the large one."""
     live, peer = link()
 
     def reads_in_place() -> bool:
@@ -146,7 +146,7 @@ def test_large_and_small_messages_may_alternate(link: Link, way: Way) -> None:
 
 
 def test_all_flavours_interoperate(both: Both) -> None:
-    """Compression included, which the peer by hand does not know."""
+    """Compression included, which the hand-driven peer does not support."""
     live, other = both(setup=echo, compression=True)
     over = live.run()
     for opcode, payload in MESSAGES:
@@ -160,7 +160,7 @@ def test_all_flavours_interoperate(both: Both) -> None:
 
 @pytest.mark.parametrize("buffer", [bytearray, memoryview], ids=["bytearray", "memoryview"])
 def test_the_callers_buffer_is_not_modified(link: Link, buffer: Any) -> None:
-    """Masking happens elsewhere, and a change after ``send`` changes nothing that was sent."""
+    """Masking uses other memory, and a change after ``send`` does not affect the sent message."""
     live, peer = link()
     if not _pulls(live):
         live.run()
@@ -212,7 +212,7 @@ def _pulls(live: Live) -> bool:
 @pytest.mark.need(30)
 @pulling
 def test_a_timeout_of_receive_loses_nothing(link: Link) -> None:
-    """Wherever within the frames the time runs out."""
+    """Wherever within the frames the timeout strikes."""
     live, peer = link()
     stream = peer.frame(TEXT, "first") + peer.frame(TEXT, "second")
     for piece in (stream[:1], stream[1:5]):
@@ -229,7 +229,7 @@ def test_a_timeout_of_receive_loses_nothing(link: Link) -> None:
 @pytest.mark.need(30)
 @pulling
 def test_a_timeout_of_zero_returns_an_available_message(link: Link) -> None:
-    """Who polls gets messages, too."""
+    """Polling returns messages, too."""
     live, peer = link()
     peer.send(TEXT, "there")
     until(lambda: _poll(live) == "there", "the message is polled")

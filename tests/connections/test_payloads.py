@@ -1,4 +1,4 @@
-"""What may be sent: text by its characters, buffers by their bytes, of whatever class, with every verb."""
+"""Payload types: text by its characters, buffers by their bytes, of any class, with every method."""
 
 from __future__ import annotations
 

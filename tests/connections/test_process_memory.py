@@ -1,4 +1,4 @@
-"""connection/memory.py: how much memory the process may have."""
+"""connection/memory.py: the amount of memory available to the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The raw relay between a client and a server: bytes, ends, limits, and goodbyes between two frames."""
+"""The raw relay between a client and a server: bytes, ends, limits, and a Close between two frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ONCE = pytest.mark.parametrize("rig", ["uvloop"], indirect=True)  # what takes t
 
 
 class Rig:
-    """A client and a server by hand, with a relay between them."""
+    """A hand-driven client and server, with a relay between them."""
 
     def __init__(self, flavour: str, loops: Callable[[str], LoopThread]) -> None:
         self.flavour = flavour
@@ -50,7 +50,7 @@ class Rig:
         return pair
 
     def between(self, a: Any, b: Any, **options: Any) -> Relay:
-        """The relay, made as the flavour makes it; its result must be there soon after the test."""
+        """The relay, created as its flavour requires; its result must be available soon after the test."""
         if self.flavour == "thread":
             made = relay(a, b, **options)
         else:
@@ -114,7 +114,7 @@ def reset(sock: socket.socket) -> None:
 
 
 def taken_from(sock: socket.socket, most: int) -> bytes:
-    """What the other end accepts of an endless stream, until nothing more is taken for a while."""
+    """How much of an endless stream the other end accepts, until it accepts no more for a while."""
     block, sent = bytes(range(256)) * 256, bytearray()
     sock.setblocking(False)
     while select.select([], [sock], [], 0.05)[1]:
@@ -126,7 +126,7 @@ def taken_from(sock: socket.socket, most: int) -> bytes:
 
 
 def unmasked(frame: bytes) -> bytes:
-    """A small masked frame as it would be without its mask."""
+    """A small masked frame, unmasked."""
     assert frame[1] & 0x80
     payload = mask(frame[6:], 0, len(frame) - 6, frame[2:6], 0)
     return bytes([frame[0], frame[1] & 0x7F]) + payload
@@ -299,7 +299,7 @@ GOODBYE = plain(CLOSE, encode_close(1012, "restart"))
 
 
 def answer(client: socket.socket, server: socket.socket) -> None:
-    """Both peers take part in the closing handshake; then nothing more may come."""
+    """Both peers take part in the closing handshake; then nothing more may arrive."""
     client.sendall(masked(CLOSE, b"\x03\xe8"))
     server.sendall(plain(CLOSE, b"\x03\xe8"))
     assert to_the_end(client) == b""
@@ -492,7 +492,7 @@ def test_max_bytes_may_be_reached_in_the_middle_of_a_frame(rig: Rig) -> None:
 
 
 def wrapped(rig: Rig, contexts: Contexts, *, small: bool = False) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
-    """Both ends of a TLS connection: the peer by hand, and ours, on which TLS plays the server."""
+    """Both ends of a TLS connection: the hand-driven peer, and ours, which is the TLS server."""
     ours, theirs = contexts[1], contexts[0]
     near, far = rig.pair(small=small)
     accepting = in_thread(lambda: ours.wrap_socket(far, server_side=True))

@@ -1,4 +1,4 @@
-"""The threads flavour under stress: full queues, exceptions out of nowhere, and applications that do something else."""
+"""The threads flavour under stress: full queues, exceptions at any moment, and busy applications."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LARGE = 300_000
 
 
 def pair(**options: Any) -> tuple[ThreadConnection, ThreadConnection]:
-    """A server's and a client's connection on the two ends of a socket pair."""
+    """A server's and a client's connection at the two ends of a socket pair."""
     ours, theirs = socket.socketpair()
     shed = Watershed(**options)
     key = shed.generate_key()
@@ -55,7 +55,7 @@ _opened: list[ThreadConnection] = []
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left_waiting() -> Iterator[None]:
-    """A test that fails must not leave threads behind, which the others would have to share the interpreter with."""
+    """A failing test must not leave threads behind that compete with later tests for the interpreter."""
     yield
     while _opened:
         _opened.pop().destroy()
@@ -132,7 +132,7 @@ def test_keepalive_ends_a_connection_without_receiver_whose_peer_does_not_read(l
 @in_threads
 @pytest.mark.parametrize("call", ["send", "receive"])
 def test_run_in_background_is_refused_while_another_thread_waits(call: str, link: Link) -> None:
-    """It would wake with bytes of the new owner's, or write in between."""
+    """The waiting thread would wake with the new owner's bytes, or write in between."""
     live, peer = link(small=True)
     noise = b"n" * 2_000_000
     waiting = live.begin("receive") if call == "receive" else live.begin("send", noise)
@@ -154,7 +154,7 @@ def test_run_in_background_is_refused_while_another_thread_waits(call: str, link
 
 @pytest.fixture
 def restless() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+    """Switch threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -164,7 +164,7 @@ def restless() -> Iterator[None]:
 @pytest.mark.timeout(STRESS + 60)
 @pytest.mark.usefixtures("restless")
 def test_many_threads_send_receive_end_and_destroy_on_full_queues() -> None:
-    """For a minute with ``WATERSHED_MW_STRESS=60``."""
+    """Runs for a minute with ``WATERSHED_MW_STRESS=60``."""
     until_then = time.monotonic() + STRESS
     rounds = 0
     while time.monotonic() < until_then:
@@ -174,7 +174,7 @@ def test_many_threads_send_receive_end_and_destroy_on_full_queues() -> None:
 
 
 def _struggle(number: int) -> None:
-    """Both ends send more than fits anywhere and take it, from several threads each; then they end in several ways."""
+    """Both ends send and receive more than any buffer holds, from several threads; then they end in several ways."""
     ends = pair(max_queued_messages=2, close_timeout=1.0, compression=number % 2 == 1)
     told: list[list[int]] = [[], []]
     for conn, codes in zip(ends, told, strict=True):
@@ -233,7 +233,7 @@ def _counts(messages: list[str], name: int) -> list[int]:
 @pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("compression", [False, True])
 def test_send_returns_if_its_message_was_written_before_the_end(compression: bool) -> None:
-    """Who destroys it once the peer has the message need not ask the thread that sends."""
+    """If it is destroyed once the peer has the message, the sender must not notice."""
     for size in range(200):
         server, client = pair(compression=compression, ping_interval=None)
         sending = in_thread(partial(client.send, "x" * size))
@@ -245,7 +245,7 @@ def test_send_returns_if_its_message_was_written_before_the_end(compression: boo
 
 @pytest.mark.usefixtures("restless")
 def test_each_of_several_sends_returns_if_its_message_was_written() -> None:
-    """What others have queued behind a message, and who of them writes it, does not matter."""
+    """The result depends neither on messages queued behind it nor on which thread writes it."""
     for _ in range(200):
         server, client = pair(ping_interval=None)
         sending = [in_thread(partial(client.send, str(number))) for number in range(4)]
@@ -269,11 +269,11 @@ def strike_once(condition: Callable[[], object]) -> None:
 
 
 class Tick(Exception):
-    """What the handler of a signal raises."""
+    """The exception that the signal handler raises."""
 
 
 class Ticking:
-    """Raises exceptions in the main thread at random moments, one after the other, while they are wanted."""
+    """Raises exceptions in the main thread at random moments, one after another, while wanted."""
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
         self._wanted = wanted
@@ -378,7 +378,7 @@ def test_a_timeout_error_from_a_signal_handler_is_not_the_peers_end(link: Link) 
 @in_threads
 @pytest.mark.parametrize("wait", [None, LIMIT], ids=["for ever", "so long"])
 def test_a_signal_outside_a_system_call_is_handled_promptly(wait: float | None, link: Link) -> None:
-    """It comes to another thread, or in the last moment before the call."""
+    """The signal is delivered to another thread, or in the last moment before the call."""
     live, _ = link(ping_interval=None)
 
     def interrupt(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The timer that all connections of an event loop share: nobody is called too early, forgotten, or kept alive by it."""
+"""The timer that all connections of an event loop share: no callback is early, forgotten, or kept alive by it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from watershed_mw.runtime.timers import Timers, timers_of
 
 
 class Caller:
-    """What the timers call; it notes when."""
+    """The callback of a timer; it records when it runs."""
 
     def __init__(self, *, due: float, after: Callable[[], object] = lambda: None) -> None:
         self.due = due
@@ -111,7 +111,7 @@ def test_a_callback_may_set_and_cancel_others() -> None:
         victims = [Caller(due=when), Caller(due=when)]
 
         def spare(other: Caller) -> None:
-            """Whichever of the two comes first cancels the other, and sets a time that is over already."""
+            """Whichever runs first cancels the other, and sets a time that has already passed."""
             timers.cancel(times[0], other)
             timers.set(0.0, Caller.call, last)
 

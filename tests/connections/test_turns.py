@@ -1,4 +1,4 @@
-"""One peer's bytes never keep the event loop to themselves, hold no more than the queue's marks, and are never lost."""
+"""One peer's bytes never monopolise the event loop, never exceed the queue's limits, and are never lost."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FLOODS = [tiny_texts, empty_fragments, pongs, pings, zeros, bombs]
 
 
 class Ticker:
-    """Notes in each iteration of a connection's event loop how much work the connection has done so far."""
+    """Records in each iteration of a connection's event loop how much work the connection has done so far."""
 
     def __init__(self, live: LiveOnLoop) -> None:
         self._core = live.conn._core
@@ -216,7 +216,7 @@ def wait_for_frames(live: Live, number: int) -> None:
 
 
 def way_reads_by_itself(live: Live) -> bool:
-    """Whether bytes are taken though nobody receives."""
+    """Whether bytes are accepted while nothing receives."""
     return isinstance(live, LiveOnLoop)
 
 

@@ -1,4 +1,4 @@
-"""How a task that waits for a message goes on: at once, as itself, and never within another."""
+"""How a task that waits for a message resumes: immediately, as itself, and never inside another task."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ runner.run(main())
 
 @on_loop
 def test_a_resumed_task_runs_as_itself(link: Link) -> None:
-    """With its own context variables, and as the current task, whoever brought the bytes."""
+    """With its own context variables and as the current task, whatever delivered the bytes."""
     live, peer = link()
 
     async def wait(conn: Any, name: str) -> tuple[str, bool]:
@@ -65,7 +65,7 @@ def test_a_resumed_task_runs_as_itself(link: Link) -> None:
 
 @on_loop
 def test_a_task_may_be_resumed_by_bytes_fed_in_another_task(link: Link) -> None:
-    """As a transport in memory may do: one task cannot go on within another, and does so in its turn."""
+    """As an in-memory transport may do: a task cannot resume inside another one, so it resumes later."""
     live, peer = link()
 
     async def bring(conn: Any) -> str | bytes:
@@ -81,7 +81,7 @@ def test_a_task_may_be_resumed_by_bytes_fed_in_another_task(link: Link) -> None:
 
 @on_loop
 def test_a_receiver_after_a_cancelled_one_waits_on_its_own(link: Link) -> None:
-    """Though the one before has not heard of its end yet."""
+    """Even if the previous one has not been told about its cancellation yet."""
     live, peer = link()
 
     async def one_after_the_other(conn: Any) -> None:
@@ -157,7 +157,7 @@ def test_results_of_send_ping_and_end_may_be_awaited_wrapped_or_dropped(link: Li
 
 @on_loop
 def test_a_series_of_large_sends_ends_normally(link: Link) -> None:
-    """What was sent in it does not count in the next."""
+    """Bytes sent in one iteration do not count in the next."""
     live, peer = link()
     data = bytes(300_000)
 
@@ -177,14 +177,14 @@ def test_a_series_of_large_sends_ends_normally(link: Link) -> None:
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_exiting_the_program_is_not_swallowed(loop: str) -> None:
-    """Not only the connection whose message made it leave."""
+    """Not only the connection whose message made it exit."""
     program = EXITS.format(loop=loop, request=request_head(), frame=encode_frame(TEXT, b"leave", KEY))
     assert subprocess.run([sys.executable, "-c", program], timeout=LIMIT, capture_output=True).returncode == 7
 
 
 @pytest.mark.parametrize("way", [Way("asyncio", "transport", False, SERVER)], ids=str)
 def test_a_burst_consumed_immediately_does_not_pause_reading(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though it is longer than the queue: nothing is read meanwhile, and to stop and to begin are two system calls."""
+    """Even if it is longer than the queue: nothing is read meanwhile, and pausing and resuming are two system calls."""
     live, peer = link(max_queued_messages=4)
     burst = [str(number) for number in range(50)]
 

@@ -1,4 +1,4 @@
-"""What is sent arrives whole and in order, whether the kernel takes it at once, in part, or not at all."""
+"""Everything sent arrives complete and in order, whether the kernel accepts it at once, in part, or not at all."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ plain = pytest.mark.parametrize("way", PLAIN, ids=str)
 
 
 def numbered(count: int) -> list[str]:
-    """Messages that differ in number and length, so that the kernel stops somewhere within one."""
+    """Messages of different numbers and lengths, so that the kernel stops somewhere within one."""
     return [f"{number} ".ljust(200 + number * 7919 % 3000, "*") for number in range(count)]
 
 
 @plain
 def test_order_is_kept_when_the_socket_buffer_fills_and_drains(link: Link) -> None:
-    """Half of them come while the peer reads nothing, the rest while it reads as fast as it can."""
+    """Half of them are sent while the peer reads nothing, the rest while it reads as fast as it can."""
     live, peer = link(small=True)
     messages = numbered(2000)
 
@@ -49,7 +49,7 @@ def test_order_is_kept_when_the_socket_buffer_fills_and_drains(link: Link) -> No
 
 @plain
 def test_order_is_kept_between_large_and_small_messages(link: Link) -> None:
-    """The large ones are written in pieces, of which some wait where the small ones could pass them."""
+    """The large ones are written in pieces, which may wait where small ones could overtake them."""
     live, peer = link(small=True)
     messages = [f"{number} ".ljust(100_000 if number % 4 == 0 else 50, "*") for number in range(400)]
 
@@ -65,7 +65,7 @@ def test_order_is_kept_between_large_and_small_messages(link: Link) -> None:
 
 @pytest.mark.parametrize("flavour", ["asyncio", "uvloop"])
 def test_the_handshake_response_comes_first(flavour: str, loops: Callable[[str], LoopThread]) -> None:
-    """Though it is still waiting in the transport when the first message is sent, and the kernel has room again."""
+    """Even if it still waits in the transport when the first message is sent, and the socket buffer has drained."""
     ours, theirs = tcp_pair(small=True)
     before = b"x" * 2**20
     taken: list[int] = []
@@ -95,7 +95,7 @@ def test_the_handshake_response_comes_first(flavour: str, loops: Callable[[str],
 
 @plain
 def test_bytes_of_another_writer_are_not_overtaken(link: Link) -> None:
-    """Though the kernel has room again, and the loop has not been told of it."""
+    """Even if the socket buffer has drained, and the loop has not noticed it."""
     live, peer = link(small=True)
     live.send("first")
     peer.expect(TEXT, "first")
@@ -112,7 +112,7 @@ def test_bytes_of_another_writer_are_not_overtaken(link: Link) -> None:
 
 
 def test_the_bypass_can_be_switched_off(run_python: RunPython) -> None:
-    """It is read once, when the package is imported."""
+    """The variable is read once, when the package is imported."""
     script = """
 import asyncio, socket
 from tests.support.wire_peer import request_head
@@ -138,13 +138,13 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("way", [*PLAIN, Way("uvloop", "transport", True, SERVER)], ids=str)
 def test_only_plain_transports_are_bypassed(link: Link, way: Way) -> None:
-    """Those that would do the same: should one of them get another name, writes are slower, and nothing else shows."""
+    """If one of these classes is renamed, writes become slower, and nothing else would show it."""
     live, _ = link()
     assert live.conn._writer.bypasses_transport is (implementation == "compiled" and not way.tls)
 
 
 def test_nothing_is_sent_to_a_reused_descriptor_of_a_closed_loop() -> None:
-    """A loop of uvloop closes its sockets with itself, and tells nobody."""
+    """A uvloop loop closes its sockets with itself, without notice."""
     ours, theirs = tcp_pair()
     number = ours.fileno()
 

@@ -1,4 +1,4 @@
-"""Where frames begin and end (RFC 6455 section 5.2), in any chunks, whatever comes."""
+"""Where frames begin and end (RFC 6455 section 5.2), in any chunks and for any input."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ frames = st.builds(
 
 
 def every_boundary(boundaries: Any, stream: bytes) -> list[int]:
-    """The places in ``stream`` at which it stands at a boundary, fed byte by byte."""
+    """The positions in ``stream`` that are boundaries, fed byte by byte."""
     places = []
     for position in range(len(stream)):
         boundaries.feed(stream, position, position + 1)

@@ -1,7 +1,7 @@
-"""Interpreted and compiled build do the same, to the letter: valid streams, broken ones, garbage (RFC 6455 section 5).
+"""Both builds behave identically: valid streams, broken ones, garbage (RFC 6455 section 5).
 
-Events, error types and texts, state, bytes out, deadlines and counts are compared after every step. Not collected
-with ``WATERSHED_MW_PURE=1``, where there is nothing to compare.
+Events, error types and texts, state, outgoing bytes, deadlines and counters are compared after every step. Not
+collected with ``WATERSHED_MW_PURE=1``, which leaves nothing to compare.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DOCUMENTED = (ConnectionClosed, LocalProtocolError)
 
 
 def replay(subject: Protocol, steps: Sequence[Step]) -> list[Seen]:
-    """Take each step, and note all that can be seen after it."""
+    """Take each step, and record everything observable after it."""
     seen: list[Seen] = []
     for name, arguments in steps:
         error = ""
@@ -57,7 +57,7 @@ def replay(subject: Protocol, steps: Sequence[Step]) -> list[Seen]:
 
 
 def both_agree(role: Role, parameters: DeflateParameters | None, limits: Limits, steps: Sequence[Step]) -> list[Seen]:
-    """Replay ``steps`` on both builds; all that can be seen must be equal."""
+    """Replay ``steps`` on both builds; everything observable must be equal."""
     interpreted, compiled = (replay(build.make(role, limits, parameters), steps) for build in BUILDS)
     for number, (one, other) in enumerate(zip(interpreted, compiled, strict=True)):
         assert one == other, f"the builds differ after step {number}: {steps[number]}"
@@ -101,7 +101,7 @@ def test_builds_agree_on_garbage(
 
 @st.composite
 def almost_frames(draw: st.DrawFn, role: Role) -> bytes:
-    """Frames of any bits, opcodes, lengths and masks: closer to the rules than garbage, seldom within them."""
+    """Frames of any bits, opcodes, lengths and masks: closer to the rules than garbage, rarely within them."""
     wrong_mask = draw(st.integers(0, 19)) == 0
     payload = draw(st.binary(max_size=20))
     return wire.frame(
@@ -125,7 +125,7 @@ def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Ste
 
 
 def streams_of(role: Role) -> st.SearchStrategy[bytes]:
-    """A message, a control frame or a Close, as a peer of ``role`` may send it."""
+    """A message, a control frame or a Close that a peer of ``role`` may send."""
     key = peer_key(role)
     return st.one_of(
         st.text(max_size=20).map(lambda text: wire.frame(wire.TEXT, text.encode(), key=key)),
@@ -136,7 +136,7 @@ def streams_of(role: Role) -> st.SearchStrategy[bytes]:
 
 
 def scripts(role: Role) -> st.SearchStrategy[list[tuple[float, Step]]]:
-    """Anything that a driver and an application may do, in any order, with the seconds that pass before each step."""
+    """Anything that a driver and an application may do, in any order, with the seconds before each step."""
     now = st.just(NOW)
     codes = st.sampled_from([1000, 1005, 1006, 4000, 5000, -1, True, None])
     reasons = st.sampled_from(["", "bye", "x" * 124, "\ud800", b"x", None])
@@ -192,7 +192,7 @@ def test_builds_agree_on_the_deadlines_of_a_long_silence() -> None:
 
 
 def results(call: Callable[[Build], object]) -> list[object]:
-    """What ``call`` gives on each build, an exception as its type and text."""
+    """The result of ``call`` on each build, with an exception as its type and text."""
     seen: list[object] = []
     for build in BUILDS:
         try:
@@ -244,7 +244,7 @@ def test_builds_agree_on_inflating_garbage(pieces: list[bytes], room: int) -> No
 
 
 def public(names: Iterable[str]) -> set[str]:
-    """Those that begin with no underscore."""
+    """The names that do not begin with an underscore."""
     return {name for name in names if not name.startswith("_")}
 
 

@@ -1,7 +1,7 @@
-"""A server and a client against each other, in any order of whatever may happen (RFC 6455 sections 1.4, 5 and 7).
+"""A server and a client against each other, in any order of events (RFC 6455 sections 1.4, 5 and 7).
 
 Two protocols, a pipe each way, one clock. The pipes deliver any number of bytes at any time, or break; each end may
-send, ping, close, abort, stop reading or stop writing. What must hold at every moment stands in the invariants.
+send, ping, close, abort, pause reading or pause writing. The invariants state what must hold at every moment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENDS = st.sampled_from(Role)
 
 @dataclass
 class End:
-    """One end: its protocol, the pipe towards it, and what it did and saw."""
+    """One end: its protocol, the pipe towards it, and its record of sent and received events."""
 
     subject: Protocol
     pipe: bytearray = field(default_factory=bytearray)
@@ -52,7 +52,7 @@ class End:
 
 
 class Conversation(RuleBasedStateMachine):
-    """See the module's text."""
+    """See the module's docstring."""
 
     build: ClassVar[Build]
 
@@ -147,7 +147,7 @@ class Conversation(RuleBasedStateMachine):
 
     @rule(role=ENDS)
     def end_stream(self, role: Role) -> None:
-        """The other end's FIN, when it has sent one and all bytes before it have come."""
+        """The other end's FIN, if it has sent one and all bytes before it have arrived."""
         end = self.ends[role]
         self._write(Role.CLIENT if role is Role.SERVER else Role.SERVER)
         if (end.pipe_ended or self._other_done(role)) and not end.pipe:
@@ -156,7 +156,7 @@ class Conversation(RuleBasedStateMachine):
     @precondition(lambda self: len(self.ends) == 2 and self.now > START + 30)
     @rule(role=ENDS)
     def break_stream(self, role: Role) -> None:
-        """The network goes away: what was on its way is lost."""
+        """The network fails: bytes in transit are lost."""
         self.lossy = True
         self.ends[role].pipe.clear()
         self.ends[role].subject.receive_eof()
@@ -202,7 +202,7 @@ class Conversation(RuleBasedStateMachine):
             assert closes in ([], [len(end.events) - 1])
 
     def teardown(self) -> None:
-        """Let everything arrive and time pass: both ends must come to rest, and agree where nothing was lost."""
+        """Let everything arrive and time pass: both ends must close, and agree if nothing was lost."""
         if not self.ends:
             return
         for end in self.ends.values():

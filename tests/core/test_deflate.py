@@ -29,24 +29,24 @@ MEBIBYTE = 2**20
 
 
 def parameters(**changes: Any) -> DeflateParameters:
-    """Full windows, context takeover both ways, zlib's defaults, but for ``changes``."""
+    """Full windows, context takeover both ways, zlib's defaults, except for ``changes``."""
     return DeflateParameters(**{"options": ZLIB_DEFAULTS, **changes})
 
 
 def deflated(payload: bytes, bits: int = 15, level: int = -1) -> bytes:
-    """What a peer that uses zlib makes of a first message."""
+    """A first message as a peer with zlib compresses it."""
     deflater = zlib.compressobj(level, zlib.DEFLATED, -bits)
     return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def inflated(payloads: list[bytes], bits: int = 15) -> list[bytes]:
-    """What a peer that uses zlib, with context takeover, makes of our messages."""
+    """Our messages as a peer with zlib and context takeover inflates them."""
     inflater = zlib.decompressobj(-bits)
     return [inflater.decompress(payload + b"\x00\x00\xff\xff") for payload in payloads]
 
 
 def inflate_all(deflate: Deflate, pieces: list[bytes], room: int = -1) -> bytes:
-    """One message that comes in these pieces."""
+    """A message that arrives in these pieces."""
     message = b""
     for index, piece in enumerate(pieces):
         left = room if room < 0 else room - len(message)
@@ -57,7 +57,7 @@ def inflate_all(deflate: Deflate, pieces: list[bytes], room: int = -1) -> bytes:
 
 
 def refusal(deflate: Deflate, pieces: list[bytes], room: int = -1) -> RemoteProtocolError:
-    """The error with which a message that comes in these pieces must be refused."""
+    """The error that refuses a message that arrives in these pieces."""
     with pytest.raises(RemoteProtocolError) as caught:
         inflate_all(deflate, pieces, room)
     return caught.value
@@ -290,7 +290,7 @@ contents = st.lists(
 
 
 class ZlibPeer:
-    """The other end, by zlib alone: one context each way for the whole connection, or for one message."""
+    """The other end, with zlib only: one context each way for the whole connection, or for one message."""
 
     def __init__(self, bits: int, takeover: bool) -> None:
         self._bits = bits

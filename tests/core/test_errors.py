@@ -1,4 +1,4 @@
-"""errors.py: the exception tree, and what its members carry for RFC 6455 sections 4 and 7.4."""
+"""errors.py: the exception tree, and the attributes of its members for RFC 6455 sections 4 and 7.4."""
 
 from __future__ import annotations
 

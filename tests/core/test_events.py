@@ -1,4 +1,4 @@
-"""core/events.py: what a protocol reports, the same for both ends (RFC 6455 sections 5.5 and 7.1)."""
+"""core/events.py: the events of a protocol, the same for both roles (RFC 6455 sections 5.5 and 7.1)."""
 
 from __future__ import annotations
 

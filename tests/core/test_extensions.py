@@ -30,13 +30,13 @@ def parsed(*values: str) -> list[ExtensionOffer]:
 
 
 def answer_to(offer: str, options: DeflateOptions = FULL) -> str | None:
-    """A server's answer to ``offer``, None when it declines."""
+    """A server's response to ``offer``, or None if it declines."""
     agreed = accept_offer(parsed(offer), options)
     return None if agreed is None else agreed[1]
 
 
 def agreed_by(answer: str, offer: str, options: DeflateOptions = FULL) -> DeflateParameters | None:
-    """What a client that sent ``offer`` makes of ``answer``."""
+    """The parameters of a client that sent ``offer`` and got ``answer``."""
     return check_answer(parsed(answer), parsed(offer), options)
 
 
@@ -211,7 +211,7 @@ def test_client_offers_its_options(options: DeflateOptions, offer: str) -> None:
 
 
 def test_client_accepts_the_answer_to_an_offer_beside_an_unknown_one() -> None:
-    """An application's own offers: a server declines those that it does not know, and takes the next."""
+    """An application's own offers: a server declines those it does not know, and accepts the next."""
     assert agreed_by(f"{NAME}", f"{NAME}; x=08, {NAME}") == agreed_by(f"{NAME}", f"{NAME}")
     with pytest.raises(HandshakeError, match="expected a parameter of permessage-deflate, got 'x'"):
         agreed_by(f"{NAME}", f"{NAME}; x=08")

@@ -40,7 +40,7 @@ LENGTHS = [0, 1, 2, 124, 125, 126, 127, 128, 255, 256, 65534, 65535, 65536, 6553
 
 @dataclass
 class Reading:
-    """What a reader gave of one frame."""
+    """A reader's record of one frame."""
 
     opcode: int
     fin: bool
@@ -50,7 +50,7 @@ class Reading:
 
 
 def read(reader: codec.FrameReader, chunks: Iterable[bytes]) -> list[Reading]:
-    """Feed ``chunks`` and put the pieces together, checking that they tell a frame's begin and end."""
+    """Feed ``chunks`` and join the pieces, checking that they mark a frame's beginning and end."""
     readings: list[Reading] = []
     last = True
     for chunk in chunks:
@@ -66,7 +66,7 @@ def read(reader: codec.FrameReader, chunks: Iterable[bytes]) -> list[Reading]:
 
 
 def read_one(build: Build, data: bytes, masked: bool = True, rsv1: bool = False) -> Reading:
-    """The one frame that ``data`` is."""
+    """The only frame in ``data``."""
     (reading,) = read(build.FrameReader(masked, rsv1), [data])
     return reading
 

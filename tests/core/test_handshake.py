@@ -55,14 +55,14 @@ def request(
     version: str = "1.1",
     target: str = "/",
 ) -> Request:
-    """The plain request with some fields changed, or taken out (None), and others behind it."""
+    """The plain request with some fields changed or removed (None), and others appended."""
     fields = {**PLAIN, **(changes or {})}
     pairs = [(name, value) for name, value in fields.items() if value is not None]
     return Request(Headers([*pairs, *more]), method=method, target=target, http_version=version)
 
 
 def refused(subject: Request) -> HandshakeError:
-    """The error with which the request must be refused."""
+    """The error that refuses the request."""
     with pytest.raises(HandshakeError) as caught:
         check_request(subject)
     assert caught.value.body == f"{caught.value}\n".encode()
@@ -74,13 +74,13 @@ def answer(
     more: Sequence[tuple[str, str]] = (),
     status: int = 101,
 ) -> Response:
-    """The answer of section 1.3 with some fields changed, or taken out (None), and others behind it."""
+    """The response of section 1.3 with some fields changed or removed (None), and others appended."""
     pairs = [(name, value) for name, value in {**RESPONSE, **(changes or {})}.items() if value is not None]
     return Response(status, Headers([*pairs, *more]))
 
 
 def judged(response: Response, offered: dict[str, str] | None = None, protocols: Sequence[str] = ()) -> Agreement:
-    """What a client makes of ``response``."""
+    """The client's result for ``response``."""
     return check_response(response, KEY, offered=Headers(offered or {}), protocols=protocols, deflate=OPTIONS)
 
 
@@ -140,7 +140,7 @@ def test_requests_that_the_rfc_allows_are_accepted(changes: dict[str, str | None
 @pytest.mark.parametrize("character", ["\0", "\x01", "\x0b", "\x0c", "\x1c", "\x1f", "\x7f", "\r", "\n"])
 @pytest.mark.parametrize("name", ["X-Anything", "Cookie", "Origin"])
 def test_a_control_character_in_a_value_is_refused(name: str, character: str) -> None:
-    """RFC 9110 section 5.5: such values are invalid. Some HTTP parsers let them pass, and no proxy can send them on."""
+    """RFC 9110 section 5.5: such values are invalid. Some HTTP parsers accept them, and no proxy can forward them."""
     error = refused(request({name: f"http://server{character}.example.com"}))
     assert error.status == 400
     assert f"control character in the value of header '{name.lower()}'" in str(error)
@@ -184,7 +184,7 @@ NO_HOSTS = (
 @pytest.mark.parametrize("version", ["1.1", "2"])
 @pytest.mark.parametrize("host", NO_HOSTS)
 def test_an_invalid_host_is_refused(host: str, version: str) -> None:
-    """RFC 9112 section 3.2: a server must answer an invalid Host with 400; others would read another host in it."""
+    """RFC 9112 section 3.2: a server must answer an invalid Host with 400; others might read another host in it."""
     error = refused(request({"Host": host}, version=version))
     assert error.status == 400
     assert "expected a Host header such as 'a.example:8000'" in str(error)
@@ -192,7 +192,7 @@ def test_an_invalid_host_is_refused(host: str, version: str) -> None:
 
 @pytest.mark.parametrize("target", ["*", "chat", "a.example:80", "http:/chat", "ftp://a.example/chat", "?room=1", ""])
 def test_a_target_that_is_not_a_path_is_refused(target: str) -> None:
-    """RFC 9112 section 3.2: a GET has a path as its target, or a URI with one, which the adapters take apart."""
+    """RFC 9112 section 3.2: the target of a GET is a path, or a URI with one, which the adapters split."""
     error = refused(request(target=target))
     assert error.status == 400
     assert "expected a path as the request target" in str(error)
@@ -210,7 +210,7 @@ def test_http_1_1_and_later_are_accepted(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["2", "2.0", "3"])
 def test_http_2_and_later_need_neither_key_nor_upgrade(version: str) -> None:
-    """RFC 8441 section 5: the extended CONNECT stands for them, and its server has seen to that."""
+    """RFC 8441 section 5: the extended CONNECT replaces them, and the server has checked it."""
     bare: dict[str, str | None] = dict.fromkeys(("Host", "Upgrade", "Connection", "Sec-WebSocket-Key"))
     assert check_request(request(bare, version=version)) == ""
     assert check_request(request(version=version)) == ""

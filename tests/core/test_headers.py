@@ -30,12 +30,12 @@ latin1 = st.characters(max_codepoint=255)
 
 
 def extensions(*values: str) -> list[ExtensionOffer]:
-    """What the extensions parser makes of these field values."""
+    """The extensions parser's result for these field values."""
     return parse_extensions(Headers([("Sec-WebSocket-Extensions", value) for value in values]))
 
 
 def protocols(*values: str) -> list[str]:
-    """What the token list parser makes of these field values."""
+    """The token list parser's result for these field values."""
     return parse_tokens(Headers([("Sec-WebSocket-Protocol", value) for value in values]), "sec-websocket-protocol")
 
 

@@ -1,4 +1,4 @@
-"""core/memory_budget.py: who waits and who ends when connections hold too much together."""
+"""core/memory_budget.py: which connections pause and end when all together hold too much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = 1000.0
 
 
 class Bank:
-    """A budget, its lines for the log, and accounts that note what they are told."""
+    """A budget, its log lines, and accounts that record their orders."""
 
     def __init__(self, limit: int = 100 * MIB) -> None:
         self.lines: list[str] = []
@@ -35,7 +35,7 @@ class Bank:
         return account
 
     def holding(self, *sizes: int) -> list[Account]:
-        """Accounts with these MiB of a message in the making each."""
+        """Accounts with this many MiB of an incomplete message each."""
         accounts = [self.account() for _ in sizes]
         for account, size in zip(accounts, sizes, strict=True):
             account.report(size * MIB, 0, 0, NOW)
@@ -266,7 +266,7 @@ def test_reports_from_many_threads_add_up() -> None:
 
 
 def test_reports_may_arrive_while_orders_are_given() -> None:
-    """A connection that is told to end lets go within the call, and its report comes from there."""
+    """A connection that is told to end releases its memory during the call, and reports from there."""
     bank = Bank()
     accounts: list[Account] = []
     for index in range(4):

@@ -1,7 +1,7 @@
-"""core/message_protocol.py: a connection whose frames the server keeps: states, limits and accounts of whole messages.
+"""core/message_protocol.py: a connection whose server handles the frames: states, limits and counters of messages.
 
-The file is not compiled, so its tests run once and take no ``build``; what it says about an end is compared with
-what core/protocol.py says about the same one.
+The file is not compiled, so its tests run once and take no ``build``; its events at an end are compared with those of
+core/protocol.py.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ TOO_MANY = "too many messages: at most 2 per second (max_message_rate)"
 
 
 def make(**limits: Any) -> MessageProtocol:
-    """One that has just been born; messages may have 10 bytes unless told otherwise."""
+    """A new protocol; messages may have 10 bytes by default."""
     return MessageProtocol(Limits(**{"max_message_size": 10, **limits}), START)
 
 
 def refused(events: list[Event]) -> tuple[str, int]:
-    """Text and close code of the one event there is, which must be a failure of the peer's."""
+    """Text and close code of the only event, which must be a failure of the peer."""
     (event,) = plain(events)
     return failure(event)
 
 
 def take_all(subject: MessageProtocol) -> list[Outgoing]:
-    """What the server takes until there is nothing left."""
+    """Everything that the server takes until nothing is left."""
     items = []
     while (item := subject.next_to_send()) is not None:
         items.append(item)
@@ -427,7 +427,7 @@ def size_of(message: str | bytes) -> int:
 
 
 class Conversation(RuleBasedStateMachine):
-    """A connection, beside the simplest account of what should have become of it."""
+    """A connection, beside the simplest model of its expected state."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""core/frames/payload_buffer.py: nobody ever sees a message change, though transports write into its memory."""
+"""core/frames/payload_buffer.py: a message never changes, although transports write into its memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVER_KEY = peer_key(Role.SERVER)
 
 
 def fill(subject: Any, data: bytes, keep: Callable[[memoryview], object]) -> list[Any]:
-    """Have ``subject`` take all of ``data`` in place, as a transport does it; ``keep`` sees each piece of memory."""
+    """Let ``subject`` receive all of ``data`` in place, as from a transport; ``keep`` gets each piece of memory."""
     events: list[Any] = []
     while data:
         memory = subject.receiver.get_buffer()
@@ -38,7 +38,7 @@ def fill(subject: Any, data: bytes, keep: Callable[[memoryview], object]) -> lis
 
 
 def begun(build: Build, payload: bytes) -> tuple[Any, bytes]:
-    """A protocol that has the begin of a message, and the bytes that are to come."""
+    """A protocol that has the beginning of a message, and the bytes still to come."""
     subject = build.make(limits=Limits(ping_interval=None, max_message_size=None))
     source = frame(BINARY, payload, key=SERVER_KEY)
     assert subject.receive_data(source[:100_000], START) == []
@@ -103,7 +103,7 @@ def test_a_kept_view_cannot_change_the_message(build: Build, keep: Callable[[mem
 
 
 def reachable(*roots: object) -> Iterator[object]:
-    """All that the garbage collector can go to from these, modules and types left out."""
+    """Everything reachable from these for the garbage collector, except modules and types."""
     seen: set[int] = set()
     waiting = list(roots)
     while waiting:
@@ -152,7 +152,7 @@ def test_the_message_is_not_copied_if_no_view_remains(build: Build) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_short_payloads_are_not_written_into_shared_objects(build: Build, size: int) -> None:
-    """CPython has one object for each byte, and one without any: nothing is ever written to them."""
+    """CPython shares one object for each single byte, and one empty one: nothing is ever written to them."""
     for first in range(256):
         payload = bytes([first]) * size
         source = frame(BINARY, payload, key=SERVER_KEY)
@@ -167,7 +167,7 @@ def test_short_payloads_are_not_written_into_shared_objects(build: Build, size: 
 
 
 class Memory(bytearray):
-    """Stands in for a ``bytearray`` of CPython 3.15; as there, exported memory does not change its size."""
+    """Stands in for a ``bytearray`` of CPython 3.15; as there, exported memory keeps its size."""
 
     taken: list[str]
 

@@ -1,4 +1,4 @@
-"""core/prepared.py: frames made once for many connections (RFC 6455 section 5.2, RFC 7692 section 7.2.1)."""
+"""core/prepared.py: frames encoded once for many connections (RFC 6455 section 5.2, RFC 7692 section 7.2.1)."""
 
 from __future__ import annotations
 

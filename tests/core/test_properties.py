@@ -1,4 +1,4 @@
-"""What goes in comes out (RFC 6455 sections 5 and 6, RFC 7692 section 7.2).
+"""Round trips (RFC 6455 sections 5 and 6, RFC 7692 section 7.2).
 
 Any messages and control frames, any fragments, any chunks, both roles, with and without permessage-deflate.
 """

@@ -31,7 +31,7 @@ COMPRESSION = DeflateParameters(options=DeflateOptions(window_bits=15, threshold
 
 
 def arrives(build: Build, data: bytes, role: Role = Role.SERVER, **options: Any) -> Outcome:
-    """What ``data`` means, in any chunking."""
+    """The events of ``data``, in any chunking."""
     return deliver(lambda: build.make(role, **options), data, role)
 
 
@@ -66,7 +66,7 @@ def test_messages_of_every_length_arrive(build: Build, size: int) -> None:
 
 
 def put(subject: Any, data: bytes, most: int) -> tuple[int, list[Any]]:
-    """Put the begin of ``data`` where ``subject`` wants it; how much it took, and what came of it."""
+    """Put the beginning of ``data`` where ``subject`` wants it; return how much it took, and the events."""
     space = subject.receiver.get_buffer()
     size = min(len(space), len(data), most)
     assert 0 < size <= subject.receiver.payload_to_come()
@@ -78,7 +78,7 @@ def put(subject: Any, data: bytes, most: int) -> tuple[int, list[Any]]:
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_payload_of_a_large_message_may_be_read_in_place(build: Build, role: Role, opcode: int, seed: int) -> None:
-    """Any part of it, between parts that do not, and with other frames behind it."""
+    """Any part of it, between parts that are not read in place, and with other frames behind it."""
     dice = random.Random(seed)
     payload = ("0123é€" * 15_000).encode()
     source = frame(opcode, payload, key=peer_key(role)) + frame(PING, b"behind", key=peer_key(role))
@@ -134,7 +134,7 @@ def test_bytes_read_in_place_after_the_end_are_dropped(build: Build) -> None:
 def test_an_interrupt_while_reading_borrowed_memory_ends_the_connection(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal's handler may raise anywhere: what it leaves behind is not read from memory that others write to."""
+    """A signal handler may raise anywhere: afterwards nothing is read from memory that others write to."""
     subject = build.make(limits=Limits(max_message_rate=100))
     memory = bytearray(frame(TEXT, b"one", key=wire.KEY) * 3)
     with monkeypatch.context() as patch:
@@ -260,7 +260,7 @@ def test_a_malformed_frame_is_a_violation_and_nothing_worse(build: Build, bad: b
 
 
 def first_bad_byte(data: bytes) -> int | None:
-    """Index of the byte at which ``data`` stops being the beginning of any UTF-8; table 3-7 of Unicode."""
+    """Index of the byte at which ``data`` stops being a prefix of valid UTF-8; table 3-7 of Unicode."""
     need, low, high = 0, 0x80, 0xBF
     for index, octet in enumerate(data):
         if need:
@@ -308,12 +308,12 @@ UNFINISHED = [b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"ab\xf4\x8f\xbf"]
 
 
 def stored_block(octet: int) -> bytes:
-    """One byte in a DEFLATE block that ends with the byte: it must be inflated as soon as it comes."""
+    """One byte in a DEFLATE block that ends with the byte: it must be inflated as soon as it arrives."""
     return b"\x00\x01\x00\xfe\xff" + bytes([octet])
 
 
 def octets(kind: str, payload: bytes, key: bytes | None) -> list[bytes]:
-    """``payload`` on the wire, in pieces of which each brings exactly one byte of it."""
+    """``payload`` on the wire, in pieces that carry exactly one byte of it each."""
     pieces = [payload[index : index + 1] for index in range(len(payload))]
     rest = b"more that never comes"
     if kind == "chunks":
@@ -391,7 +391,7 @@ def test_any_bytes_are_validated_as_unicode_says(build: Build, payload: bytes, t
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("bad", [None, *BAD_UTF8, *UNFINISHED])
 def test_a_large_text_frame_is_validated_chunk_by_chunk(build: Build, bad: bytes | None, role: Role) -> None:
-    """Runs of ASCII of every length in front of other characters, as words of the machine are looked at."""
+    """Runs of ASCII of every length before other characters, because whole machine words are checked at once."""
     good = "".join("a" * run + "é水🙂"[run % 3] for run in range(40)).encode()
     text = good + (bad or b"") + (b"" if bad in UNFINISHED else good)
     wanted = first_bad_byte(text)

@@ -27,7 +27,7 @@ LIMITS = Limits(ping_interval=20, ping_timeout=20, close_timeout=10, reply_timeo
 
 
 class Walk:
-    """A protocol, and what may happen to it, as a driver would have it happen."""
+    """A protocol, and the events that a driver can cause."""
 
     def __init__(self, build: Build, role: Role) -> None:
         self.key = peer_key(role)
@@ -35,7 +35,7 @@ class Walk:
         self.now = START
 
     def to(self, state: State) -> None:
-        """Bring the protocol from birth to ``state``."""
+        """Bring a new protocol to ``state``."""
         # Without a message nothing would have to be handed over, and the states in between were skipped.
         self.subject.receive_data(frame(TEXT, b"a message", key=self.key), self.now)
         for trigger in {
@@ -50,7 +50,7 @@ class Walk:
         assert self.subject.state is state
 
     def pull(self, trigger: Trigger) -> None:
-        """Let happen what ``trigger`` stands for."""
+        """Cause the event that ``trigger`` stands for."""
         happenings: dict[Trigger, Callable[[], object]] = {
             Trigger.LOCAL_CLOSE: lambda: self.subject.close(1000, "", self.now),
             Trigger.PEER_CLOSE: lambda: self.subject.receive_data(wire.close(1001, "x", key=self.key), self.now),

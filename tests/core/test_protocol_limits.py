@@ -28,7 +28,7 @@ def limits(size: int | None = 1000, fragments: int = 100) -> Limits:
 
 
 def too_big(size: int, got: int) -> tuple[str, int]:
-    """How a message that is too big is refused."""
+    """The refusal of a message that is too big."""
     return f"message too large: at most {size} bytes (max_message_size), got {got} or more", 1009
 
 
@@ -165,7 +165,7 @@ def test_a_flood_of_streams_is_refused(build: Build) -> None:
 
 
 def stored(data: bytes) -> bytes:
-    """``data`` in a DEFLATE block that is not compressed."""
+    """``data`` in an uncompressed DEFLATE block."""
     size = len(data).to_bytes(2, "little")
     return b"\x00" + size + bytes(octet ^ 0xFF for octet in size) + data
 
@@ -444,7 +444,7 @@ def test_without_a_rate_any_number_of_messages_may_arrive_at_once(build: Build) 
 
 
 def inflating(ratio: float | None = 64, rate: float = MEBIBYTE, size: int | None = MEBIBYTE) -> Limits:
-    """1 MiB a second, and 1 MiB at once, beyond the ratio."""
+    """Beyond the ratio, 1 MiB a second and 1 MiB at once."""
     return Limits(max_compression_ratio=ratio, max_inflate_rate=rate, max_message_size=size, ping_interval=None)
 
 

@@ -1,4 +1,4 @@
-"""What the protocol sends, and compression both ways."""
+"""core/protocol.py: sending, and compression in both directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPRESSION = DeflateParameters(options=DeflateOptions(window_bits=15, threshold
 
 
 def arrives(build: Build, data: bytes, role: Role = Role.SERVER, **options: Any) -> Outcome:
-    """What ``data`` means, in any chunking."""
+    """The events of ``data``, in any chunking."""
     return deliver(lambda: build.make(role, **options), data, role)
 
 
@@ -39,7 +39,7 @@ def compressed(payload: bytes) -> bytes:
 
 
 def sent(subject: Any) -> list[wire.Frame]:
-    """The frames that ``subject`` wants to send."""
+    """The outgoing frames of ``subject``."""
     return wire.frames(subject.data_to_send())
 
 

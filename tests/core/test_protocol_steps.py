@@ -1,4 +1,4 @@
-"""core/protocol.py: what a peer sends is taken in steps, each a bounded piece of work, in any chunking."""
+"""core/protocol.py: input is processed in steps, each a bounded piece of work, in any chunking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def deflated(payload: bytes) -> bytes:
 
 
 def steps_of(subject: Protocol, data: bytes) -> list[list[Event]]:
-    """The events of each step in which ``data`` is taken, and the work of each stays within bounds."""
+    """The events of each step for ``data``; each step's work must stay within bounds."""
     before = subject.receiver.work
     steps = [subject.receive_step(data, len(data), START)]
     most = len(data) // 4096 + 512

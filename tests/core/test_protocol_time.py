@@ -1,4 +1,4 @@
-"""core/protocol.py: keepalive and time-outs from a clock that is passed in (RFC 6455 sections 5.5.2 and 7.1.1).
+"""core/protocol.py: keepalive and timeouts, with a clock passed in (RFC 6455 sections 5.5.2 and 7.1.1).
 
 No test waits: time is a number.
 """
@@ -26,7 +26,7 @@ SILENT = "expected an answer to a PING within 15 seconds (ping_timeout), got non
 
 
 def sent(subject: Protocol) -> list[wire.Frame]:
-    """The frames that ``subject`` wants to send."""
+    """The outgoing frames of ``subject``."""
     return [wire.Frame(item.opcode, item.payload) for item in wire.frames(subject.data_to_send())]
 
 
@@ -223,7 +223,7 @@ def test_silence_is_not_counted_while_we_do_not_read(build: Build) -> None:
 
 
 def test_silence_is_not_counted_while_a_backlog_waits(build: Build) -> None:
-    """Nothing is read before it is taken, which may be long after the PING: the answer lies unread."""
+    """Nothing is read before the backlog is consumed, which may be long after the PING: the answer is unread."""
     subject = build.make(limits=replace(LIMITS, max_queued_messages=1))
     data = b"".join(frame(TEXT, b"x", key=wire.KEY) for _ in range(6))
     assert len(subject.receive_step(data, len(data), START + 1)) == 2
@@ -333,7 +333,7 @@ def too_slow(size: int, seconds: int, timeout: str = "30") -> tuple[str, int]:
 
 
 def trickle(subject: Protocol, data: bytes, every: float, now: float = START) -> float:
-    """Deliver ``data`` byte by byte, one each so many seconds, and keep time; returns the time of the last byte."""
+    """Deliver ``data`` one byte every few seconds, and keep time; return the time of the last byte."""
     for index in range(len(data)):
         now += every
         deadline = subject.next_deadline()

@@ -1,4 +1,4 @@
-"""core/rate.py: how often a peer may send."""
+"""core/rate.py: the rate at which a peer may send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from watershed_mw.errors import RemoteProtocolError
 
 
 def spent_at(subject: MessageRate, now: float, most: int = 1000) -> int:
-    """How many the peer may send at ``now``, at most ``most``."""
+    """How many messages the peer may send at ``now``, up to ``most``."""
     for number in range(most):
         try:
             subject.spend(now)

@@ -1,4 +1,4 @@
-"""core/receive_queue.py: when to stop reading. No section of an RFC asks for it: TCP holds back what is not read."""
+"""core/receive_queue.py: when to pause reading. No RFC requires it: TCP holds back unread data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Queues: TypeAlias = "Callable[..., ReceiveQueue]"
 
 @pytest.fixture
 def queue(build: Build) -> Queues:
-    """Makes queues with small marks."""
+    """Makes queues with small limits."""
 
     def make(messages: int = 10, size: int = 1000) -> ReceiveQueue:
         return build.ReceiveQueue(Limits(max_queued_messages=messages, max_queued_bytes=size))

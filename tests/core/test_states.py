@@ -1,4 +1,4 @@
-"""core/states.py: the one table of a connection's life (RFC 6455 sections 1.4 and 7.1)."""
+"""core/states.py: the state table of a connection (RFC 6455 sections 1.4 and 7.1)."""
 
 from __future__ import annotations
 
