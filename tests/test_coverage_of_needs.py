@@ -1,7 +1,7 @@
-"""Every need and every advisory that bears on a server or a client has a test that carries its mark.
+"""Every need and every advisory that concerns a server or a client has a test that carries its mark.
 
-Test files are read with ``ast``, as a collection would take many times as long. That a marked test fails without its
-feature is for whoever marks it to show: break the feature, run `pytest` on the file, see it fail.
+Test files are read with ``ast``, because a collection would take many times as long. Whoever marks a test shows that it
+fails without its feature: break the feature, run `pytest` on the file, see it fail.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ NEVER_RUN = ("skip", "skipif", "xfail")
 
 
 def _marks(function: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, list[object]]:
-    """The names of all its ``@pytest.mark.name``, with the arguments of the two that matter here."""
+    """The names of all its ``@pytest.mark.name``, with the arguments of the two relevant ones."""
     marks: dict[str, list[object]] = defaultdict(list)
     for decorator in function.decorator_list:
         target = decorator.func if isinstance(decorator, ast.Call) else decorator

@@ -1,6 +1,6 @@
-"""The pages of docs/, executed: every Python block is served and talked to, every command line is parsed.
+"""The pages of docs/, executed: every Python block is served and used, every command line is parsed.
 
-Two proxies are real ones, with the configuration that stands on the page.
+Two proxies are real ones, with the documented configuration.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from watershed_mw.options import Options, Settings
 
 @contextlib.contextmanager
 def served(block: Block, **settings: Any) -> Iterator[int]:
-    """The block's `app` under uvicorn with our class."""
+    """The block's `app` under uvicorn with `WatershedProtocol`."""
     with Uvicorn(block.module().app, lifespan="auto", **settings) as server:
         yield server.port
 
@@ -356,7 +356,7 @@ def test_python_blocks_are_typed(tmp_path: Path) -> None:
 
 
 def cell(code: str, name: str) -> Callable[[Any], Any]:
-    """The code of a cell as a coroutine function of `name`; what it returns is its value, if it has one."""
+    """The code of a table cell as a coroutine function of `name`, which returns the value of an expression."""
     code = code.strip("`")
     body = code if ": " in code and code.startswith("async for") else f"return {code}"
     space: dict[str, Any] = {}
@@ -367,7 +367,7 @@ def cell(code: str, name: str) -> Callable[[Any], Any]:
 
 
 def observed(port: int, code: str) -> tuple[Any, ...]:
-    """What a client sees: status and body of a refusal, or subprotocol, fields, messages and the end."""
+    """What a client sees: status and body of a refusal, or subprotocol, headers, messages and the end."""
     try:
         with dial(port, "/?a=b", protocols=["chat.v1"] if "chat.v1" in code else ()) as client:
             return client.subprotocol, client.response and client.response.headers.get("x-a"), *_talk(client, code)

@@ -1,7 +1,7 @@
 """The pages on clients and on proxy mode, executed: every Python block of clients.md and proxy.md, and their tables.
 
-A client's block speaks with the port 8000, a proxy's with an upstream on the port 8888; both become those of servers
-that run here.
+Clients in the blocks use port 8000, proxies an upstream on port 8888; both are replaced by ports of servers that run
+here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ PYTHON = [block for block in blocks() if block.language == "python" and block.pa
 
 
 class Seen:
-    """An echo server, and the requests that it has seen. It greets who asks for /hello, and puts some out."""
+    """An echo server that records its requests. It sends a cookie back at /chat, closes at /ends and refuses /secret.
+    """
 
     def __init__(self) -> None:
         self.scopes: list[Scope] = []
@@ -69,12 +70,12 @@ class Seen:
         return self.server.port
 
     def field(self, name: str) -> str:
-        """A field of the last request."""
+        """A header field of the last request."""
         return str(dict(self.scopes[-1]["headers"]).get(name.encode(), b""), "latin-1")
 
     @property
     def target(self) -> str:
-        """What the last request asks for."""
+        """The target of the last request."""
         scope = self.scopes[-1]
         query = scope["query_string"].decode()
         return str(scope["raw_path"], "ascii") + (f"?{query}" if query else "")
@@ -265,7 +266,7 @@ def test_paths_match_the_table(row: list[str], seen: Seen) -> None:
 
 @pytest.mark.parametrize("row", tables("compare")["client"], ids=lambda row: row[1])
 def test_both_columns_send_the_same_request(row: list[str], seen: Seen) -> None:
-    """What the server sees of websockets' connect and of ours."""
+    """The server's view of websockets' connect and of ours."""
     url = f"ws://127.0.0.1:{seen.port}/echo"
     left, right = (cell.strip("`") for cell in row)
     asyncio.run(asyncio.wait_for(_both(left, right, url), LIMIT))

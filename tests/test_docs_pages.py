@@ -1,4 +1,4 @@
-"""The pages of docs/: command lines parse, links lead somewhere, proxies run as the configuration there says."""
+"""The pages of docs/: command lines parse, links resolve, proxies run with the documented configuration."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def proxy(request: pytest.FixtureRequest, upstream: int, tmp_path: Path) -> Iter
 
 
 def still_there(peer: Peer) -> None:
-    """The connection echoes; PINGs on the way are passed over."""
+    """The connection echoes; PINGs in between are skipped."""
     peer.send(text("still there"))
     while (frame := peer.frame()).opcode is Opcode.PING:
         pass

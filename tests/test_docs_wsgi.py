@@ -1,6 +1,6 @@
-"""The pages on WSGI, executed: every Python block of wsgi.md, flask.md and moving-wsgi.md is served and talked to.
+"""The pages on WSGI, executed: every Python block of wsgi.md, flask.md and moving-wsgi.md is served and used.
 
-The table of servers is compared with the one that the tests of those servers run by.
+The table of servers is compared with the one that the servers' tests use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PYTHON = [block for block in blocks() if block.language == "python" and block.pa
 
 @contextlib.contextmanager
 def served(app: Any) -> Iterator[int]:
-    """An application under werkzeug, which must have nothing to complain of."""
+    """An application under werkzeug, whose log must stay free of errors."""
     with Werkzeug(app) as server:
         yield server.port
         assert server.troubles == []
@@ -42,7 +42,7 @@ def served(app: Any) -> Iterator[int]:
 
 @contextlib.contextmanager
 def run(block: Block, place: Path, *command: str) -> Iterator[tuple[Program, int]]:
-    """The block as ``main.py`` of a program that listens on the port 8000 of the page, or on PORT of the command."""
+    """The block as ``main.py`` of a program that listens on port 8000 as documented, or on PORT of the command."""
     port = free_port()
     (place / "main.py").write_text(re.sub(r"\b8000\b", str(port), block.code), encoding="utf-8")
     words = [word.replace("PORT", str(port)) for word in command] or ["main.py"]
@@ -66,7 +66,7 @@ def page(port: int, path: str) -> tuple[int, str, list[str]]:
 
 
 def says(port: int, path: str, message: str, **fields: str) -> str:
-    """The answer to one message; the closing handshake then goes as it should."""
+    """The answer to one message, followed by an orderly closing handshake."""
     with Peer(port) as peer:
         peer.open(path, **fields)
         peer.send(text(message))

@@ -83,14 +83,14 @@ def dial(
 
 
 def assert_refused(status: int, *target: Any, **options: Any) -> None:
-    """`dial` with these arguments must meet an HTTP error."""
+    """`dial` with these arguments must get an HTTP error."""
     with pytest.raises(websockets.exceptions.InvalidStatus) as refusal, dial(*target, **options):
         pass
     assert refusal.value.response.status_code == status
 
 
 def flask_port(page: str) -> int:
-    """The port of the demo's second door, from where the page learns it."""
+    """The port of the demo's second server, as the page learns it."""
     with urlopen(f"{page}/doors", timeout=LIMIT) as answer:
         port: int = json.load(answer)["ports"]["wsgi"]
     return port
@@ -104,7 +104,7 @@ def assert_echo(connection: ClientConnection, *messages: str | bytes) -> None:
 
 @dataclass
 class Echo:
-    """An echo server that nobody here wrote, and what it has seen."""
+    """A third-party echo server, and what it has received."""
 
     port: int
     messages: list[str | bytes] = field(default_factory=list)
@@ -197,7 +197,7 @@ def test_chat_examples_work_with_their_httpx_client(name: str) -> None:
 
 
 def logged_in(port: int, name: str) -> dict[str, str]:
-    """The header fields of a client that has logged in."""
+    """The headers of a client that has logged in."""
     with urlopen(f"http://127.0.0.1:{port}/login?name={name}", timeout=LIMIT) as answer:
         return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
 

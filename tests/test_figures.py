@@ -1,4 +1,4 @@
-"""Figures that more than one page of the documentation tells: all of them are those of the last benchmark."""
+"""Figures that several pages of the documentation mention are those of the last benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def measured(title: str) -> dict[str, float]:
-    """The first column of a table of the benchmark, by contestant."""
+    """The first column of a benchmark table, by contestant."""
     text = (DOCS / "performance_tables.md").read_text()
     section = text.partition(f"\n## memory of an idle connection, uvloop: {title}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", section, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Promises about the project itself: direction of imports, sizes, public names, builds, the release.
+"""Rules for the project itself: import directions, sizes, public names, builds, the release.
 
-Sources are read with ``ast`` and distributions with ``zipfile``; nothing here trusts what a running
-package says of itself where a file can be asked.
+Sources are read with ``ast`` and distributions with ``zipfile``; where a file can be checked, nothing relies on the
+running package.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _module_name(path: Path) -> str:
 
 
 def _imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, absolute name) of everything that a file imports, functions and TYPE_CHECKING included."""
+    """Yield (line, absolute name) of everything that a file imports, including in functions and under TYPE_CHECKING."""
     package = [PACKAGE, *path.relative_to(ROOT / PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(path.read_text(), path)):
         if isinstance(node, ast.Import):
@@ -118,7 +118,7 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _file_of(imported: str) -> Path | None:
-    """The package's file that an absolute import names, None for what is of others."""
+    """The package's file that an absolute import names, or None for other packages."""
     first, *parts = imported.split(".")
     while first == PACKAGE:
         place = ROOT / PACKAGE / Path(*parts)
@@ -130,7 +130,7 @@ def _file_of(imported: str) -> Path | None:
 
 
 def _children(folder: Path) -> dict[str, dict[str, str]]:
-    """The files and folders of one folder, each with those that it imports, and a place where it does."""
+    """The files and folders of a folder, each with those that it imports, and one place where it does."""
     children: dict[str, dict[str, str]] = {_child(folder, path): {} for path in SOURCES if path.is_relative_to(folder)}
     for path in SOURCES:
         if path.is_relative_to(folder):
@@ -146,7 +146,7 @@ def _child(folder: Path, path: Path) -> str:
 
 
 def _floors(children: dict[str, dict[str, str]]) -> list[set[str]]:
-    """Sets of children, each importing from those before it alone; a circle is never placed."""
+    """Layers of children, each importing only from earlier layers; a cycle is never placed."""
     floors: list[set[str]] = []
     placed: set[str] = set()
     while floor := {name for name, found in children.items() if name not in placed and found.keys() <= placed}:
@@ -280,13 +280,13 @@ def test_pxd_files_hold_no_logic() -> None:
 
 
 def test_a_connection_has_no_dictionary() -> None:
-    """Where there is one, each call between its methods looks for another method in it first."""
+    """With a dictionary, each call between its methods would look for an override there first."""
     connection = importlib.import_module(f"{PACKAGE}.connection.aio.connection").AsyncioConnection
     assert connection.__dictoffset__ == 0
 
 
 def test_uvloop_does_not_treat_a_connection_as_a_buffered_protocol() -> None:
-    """It takes whatever has this name for one, and would read each small message in a dearer way."""
+    """With this method uvloop would treat it as one, and read small messages in a more expensive way."""
     connection = importlib.import_module(f"{PACKAGE}.connection.aio.connection").AsyncioConnection
     assert not hasattr(connection, "get_buffer")
 
@@ -321,7 +321,7 @@ def test_extension_modules_enable_the_gil(run_python: RunPython) -> None:
 
 
 def test_no_extension_module_declares_free_threading() -> None:
-    """Before one is, the tests of the core and of connections must pass on a free-threaded CPython."""
+    """Before one does, the tests of the core and of connections must pass on a free-threaded CPython."""
     assert not re.search(r"freethreading_compatible\W+True", (ROOT / "setup.py").read_text())
 
 
@@ -349,7 +349,7 @@ def _compiled_here() -> set[str]:
 
 
 def _build(kind: str, source: Path, out: Path, **environment: str) -> tuple[Path, str]:
-    """Build one distribution offline; return its path and what the build said."""
+    """Build one distribution offline; return its path and the build's output."""
     # Without optimisation: what is in a wheel does not depend on it, and it takes a fraction of the time.
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WATERSHED_MW_")}
     done = subprocess.run(

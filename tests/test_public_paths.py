@@ -1,4 +1,4 @@
-"""The import paths that applications use: each is there, and is the very object that the package works with."""
+"""The import paths that applications use: each exists, and is the very object that the package uses."""
 
 from __future__ import annotations
 

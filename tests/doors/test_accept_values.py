@@ -1,6 +1,6 @@
-"""What applications put into the ASGI messages of their answer, and take out of their scope, under the uvicorn class.
+"""The values that applications put into their ASGI messages and read from their scope, under the uvicorn class.
 
-uvicorn's own classes take all of it: an application must not have to change.
+uvicorn's own classes accept all of them: an application must not have to change.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_headers_may_be_none(uvicorns: Uvicorn) -> None:
 
 
 class Codes(enum.IntEnum):
-    """As applications keep their codes."""
+    """As applications store their codes."""
 
     MINE = 4001
 
@@ -168,7 +168,7 @@ def test_an_upgrade_can_be_answered_through_a_deep_copy(uvicorns: Uvicorn) -> No
 
 @pytest.mark.parametrize("front", [lambda app: app, WatershedASGI], ids=["plain", "behind WatershedASGI"])
 def test_a_scope_can_be_pickled(every_uvicorn: Uvicorn, front: Any) -> None:
-    """Without the way to the connection, which is nowhere else."""
+    """Without the native connection, which is not picklable."""
     pickled = Gate[bytes]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

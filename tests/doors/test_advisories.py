@@ -1,8 +1,8 @@
-"""Faults that others of this field had to publish, tried on our own doors with real sockets.
+"""Published advisories of comparable packages, tried on this package's integrations with real sockets.
 
-`@pytest.mark.advisory(...)` names the advisory; the core's tests carry it too where bytes alone show it, and
-tests/test_coverage_of_needs.py knows which must have a test. What concerns the parsing of requests goes through both
-of uvicorn's HTTP parsers (the fixture `uvicorns`).
+`@pytest.mark.advisory(...)` names the advisory; the core's tests carry it too if bytes alone show it, and
+tests/test_coverage_of_needs.py knows which must have a test. Tests of request parsing use both of uvicorn's HTTP
+parsers (the fixture `uvicorns`).
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ MIB = 2**20
 
 
 def fragment(opcode: Opcode, payload: bytes, *, rsv: int = 0, fin: bool = False) -> bytes:
-    """A masked frame whose FIN and RSV bits are what a test says; RSV1 is 4."""
+    """A masked frame with any FIN and RSV bits; RSV1 is 4."""
     data = Frame(opcode, payload, fin=fin).serialize(mask=True)
     return bytes([data[0] | rsv << 4]) + data[1:]
 
 
 def beginning(opcode: Opcode, declared: int, *, fin: bool = True) -> bytes:
-    """A frame's header, of which the payload is still to come; its mask changes nothing."""
+    """A frame's header whose payload is still to come; its mask is zero."""
     return bytes([(0x80 if fin else 0) | opcode, 0xFF]) + declared.to_bytes(8, "big") + bytes(4)
 
 
 @pytest.fixture
 def survivor(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> Iterator[Peer]:
-    """Another client of the same server: whatever one does, this one is served before and after."""
+    """Another client of the same server, which is served before and after, whatever the first one does."""
     uvicorns.run(echo)
     with Peer(uvicorns.port) as peer:
         peer.open()
@@ -354,7 +354,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("parse", [offered_subprotocols, parse_extensions])
 def test_parsing_takes_linear_time(parse: Callable[[Headers], object], shape: str) -> None:
-    """16 times the length: with its square that would be 256 times the work. The clock is this thread's own."""
+    """16 times the length; quadratic work would take 256 times as long. The clock is this thread's own."""
 
     def work(size: int) -> int:
         name = "sec-websocket-protocol" if parse is offered_subprotocols else "sec-websocket-extensions"

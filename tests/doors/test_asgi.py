@@ -32,7 +32,7 @@ Handler: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
 def bare(handler: Handler, **options: Any) -> ASGIApp:
-    """The middleware around an application that is nothing but `handler`, called with the upgrade."""
+    """The middleware around an application that only calls `handler` with the upgrade."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await handler(scope["watershed"])
@@ -273,7 +273,7 @@ def test_a_detached_socket_belongs_to_the_application(every_uvicorn: Uvicorn, af
 
 @contextlib.contextmanager
 def dial_page(port: int) -> Any:
-    """One more round through the server's event loop."""
+    """One more iteration of the server's event loop."""
     with Peer(port) as peer:
         peer.send(b"\0\r\n\r\n")
         assert peer.answer().status == 400
@@ -469,7 +469,7 @@ async def page(request: Request) -> PlainTextResponse:
 
 
 async def plain(websocket: WebSocket) -> None:
-    """Starlette's own WebSocket, which never looks at the upgrade."""
+    """Starlette's own WebSocket, which does not use the upgrade."""
     await websocket.accept()
     await websocket.send_text(f"plain {await websocket.receive_text()}")
     await websocket.close(4002)

@@ -40,7 +40,7 @@ def _note(probe: str, connection: WatershedConnection, data: bytes) -> None:
 
 
 class Tracked(WatershedProtocol):
-    """Our class, which is remembered for as long as it lives, as is every connection that it makes."""
+    """`WatershedProtocol`, which records its instances and their connections for as long as they live."""
 
     options: ClassVar[ConnectionOptions] = {"trace": _note, "close_timeout": 0.5}
 
@@ -50,7 +50,7 @@ class Tracked(WatershedProtocol):
 
 
 class Server:
-    """A uvicorn with our class, and a look at what it holds."""
+    """A uvicorn with `WatershedProtocol`, and a view of what it holds."""
 
     def __init__(self, uvicorn: Uvicorn) -> None:
         self._uvicorn = uvicorn
@@ -71,7 +71,7 @@ class Server:
         self.loop.call_soon_threadsafe(call)
 
     def turn(self) -> None:
-        """Let the event loop do everything that it can do now, twice."""
+        """Run everything that the event loop can run now, twice."""
         for _ in range(2):
             done = Inbox[None]()
             self.soon(lambda done=done: done.put(None))  # type: ignore[misc]
@@ -122,7 +122,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture
 def nothing_left(server: Server, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """The check around a whole test."""
+    """The check around a complete test."""
     with server.leaving_nothing():
         yield
         caplog.get_records("call").clear()  # a traceback keeps what it tells of
@@ -138,7 +138,7 @@ def accepting(handler: Handler, **options: Any) -> ASGIApp:
 
 
 class Slow:
-    """A middleware that waits before it lets a kind of message pass."""
+    """A middleware that waits before it passes on one type of message."""
 
     def __init__(self, app: ASGIApp, kind: str) -> None:
         self.app = app
@@ -620,6 +620,6 @@ def test_a_client_may_vanish_at_any_step(
 
 
 def held_is_lost() -> bool:
-    """Whether the server has noticed that the client of the only open request has gone."""
+    """Whether the server has noticed that the client of the only open request has left."""
     (protocol,) = [one for one in _made if isinstance(one, Tracked)]
     return protocol._transport.is_closing()

@@ -1,4 +1,4 @@
-"""The memory of a server of its own, after many connections."""
+"""The memory of a separate server process after many connections."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ uvicorn.Server(config).run(sockets=[listener])
 
 
 def connect(port: int, count: int) -> None:
-    """Connect and have one message echoed, so many times; every second client vanishes."""
+    """Connect and echo one message, many times; every second client vanishes."""
     request, message, end = head("/", Sec_WebSocket_Extensions="permessage-deflate"), text("hello"), close()
     for number in range(count):
         with socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
@@ -89,7 +89,7 @@ def figures(port: int) -> dict[str, int]:
 
 
 def settled(port: int) -> dict[str, int]:
-    """The figures once no connection is left; uvicorn's own task and that of this request are."""
+    """The figures once no connection is left, except uvicorn's own task and that of this request."""
     deadline = time.monotonic() + LIMIT
     while (found := figures(port))["connections"] or found["tasks"] > 2:
         assert time.monotonic() < deadline, found
@@ -126,5 +126,5 @@ def test_1000_connections_leave_no_memory_behind(kind: str, http: str, loop: str
 
 
 def grown(rounds: list[dict[str, int]]) -> int:
-    """Bytes by which the last 1000 connections made the process larger."""
+    """The bytes by which the last 1000 connections made the process grow."""
     return rounds[-1]["resident"] - rounds[-2]["resident"]

@@ -1,7 +1,7 @@
-"""One suite of scenarios over both doors and every way of the WSGI one: a client cannot tell them apart.
+"""The same scenarios under ASGI and under every kind of WSGI handler: a client cannot tell them apart.
 
-Limits, keepalive, closing and backpressure are the core's, which knows no door. What is shown here is that each door
-passes them on, with the same options, to the same effect on the wire.
+Limits, keepalive, closing and backpressure belong to the core. These tests show that each integration passes them on,
+with the same options and the same effect on the wire.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def echo_events(connection: ThreadConnection) -> None:
 
 @dataclass
 class Flood:
-    """An application that sends as much as its peer takes, and ends with 4000."""
+    """An application that sends as much as its peer accepts, and ends with 4000."""
 
     count: int = 64
     data: bytes = field(default=b"x" * MIB, repr=False)
@@ -77,7 +77,7 @@ class Flood:
 
 @dataclass
 class Late:
-    """An application that looks at nothing until it may, and then counts what came."""
+    """An application that receives nothing until it is allowed to, and then counts the messages."""
 
     may: Gate[None] = field(default_factory=Gate)
     counted: Gate[int] = field(default_factory=Gate)

@@ -1,4 +1,4 @@
-"""Event loops whose tasks begin at once (``asyncio.eager_task_factory``): every ASGI door, and the asyncio client."""
+"""Event loops whose tasks start immediately (``asyncio.eager_task_factory``): ASGI, and the asyncio client."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_pulled_messages_work_with_eager_tasks(ws: str) -> None:
 @DOORS
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "later"])
 def test_coroutine_handlers_work_with_eager_tasks(ws: str, wait: bool) -> None:
-    """Those that never wait, and those that do: in order, one at a time."""
+    """Handlers that never wait, and handlers that do: in order, one at a time."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         conn: AsyncConnection = await scope["watershed"].accept()
@@ -147,7 +147,7 @@ async def _send(conn: AsyncConnection, message: str) -> None:
 
 
 def test_eager_tasks_work_as_uvicorn_configures_them() -> None:
-    """By a loop factory, as the command line's ``--loop module:factory`` does."""
+    """With a loop factory, as the command line's ``--loop module:factory`` does."""
     made = asyncio.new_event_loop()
     made.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
 

@@ -1,4 +1,4 @@
-"""A process that runs out of descriptors or threads refuses what comes, and goes on with what it has."""
+"""A process that runs out of descriptors or threads refuses new requests, and keeps serving existing connections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 @contextlib.contextmanager
 def descriptors(free: int) -> Iterator[None]:
-    """Let this process have so many descriptors more, and no others."""
+    """Leave this process this many free descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     first = os.dup(0)
     fillers = [first]
@@ -57,7 +57,7 @@ NO_DESCRIPTOR = "got none (Too many open files)"
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[bool]:
-    """Whether each warning says that descriptors were missing: there is one for each refusal."""
+    """Whether each warning says that descriptors were missing; there is one for each refusal."""
     return [NO_DESCRIPTOR in line for line in warnings_in(caplog)]
 
 
@@ -90,7 +90,7 @@ def test_a_hijack_without_descriptors_is_a_503(free: int, detached: bool, caplog
 def test_without_descriptors_for_the_event_loop_a_connection_is_unchanged(
     free: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where uvloop would abort the process."""
+    """Uvloop would abort the process here."""
     monkeypatch.setattr(loop_thread, "_serving", None)
     raised = Inbox[OSError]()
 
@@ -171,7 +171,7 @@ def _count(server: Any) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="another process's descriptors are in /proc")
 @pytest.mark.parametrize("kind", [kind for kind in SERVERS.values() if not kind.single], ids=lambda kind: kind.name)
 def test_a_connection_takes_the_documented_descriptors(kind: Kind) -> None:
-    """One in the background; a second one while its handler blocks, for the server's socket to stand on."""
+    """One in the background; a second one while its handler blocks, for the server's own socket."""
     if kind.name in ("werkzeug-processes", "gunicorn-preload"):
         pytest.skip("which process it is changes with each request")
     with start(kind) as server, contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""What a handler raises ends its connection alone, whatever its class; what interrupts a handler reaches the program.
+"""An exception in a handler ends only its connection, whatever its class; an interrupt reaches the program.
 
-Under our uvicorn class and on the WSGI servers; the other ASGI servers' test is in ``servers/``, handlers of a
-connection by itself are in ``tests/connections/test_handlers.py``.
+Under the uvicorn class and on the WSGI servers; the tests of other ASGI servers are in ``servers/``, those of handlers
+on their own in ``tests/connections/test_handlers.py``.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def leave(kind: str) -> None:
 
 
 async def plain(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that has never heard of this package."""
+    """An application that does not know about this package."""
     await accept(receive, send)
     leave((await receive())["text"])
 
 
 async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
-    """One that raises before it accepts."""
+    """An application that raises before it accepts."""
     leave(scope["path"].removeprefix("/"))
 
 

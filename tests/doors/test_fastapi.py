@@ -1,7 +1,7 @@
-"""FastAPI's sugar on our uvicorn class: a connection among dependencies and security schemes.
+"""FastAPI under the uvicorn class: a connection among dependencies and security schemes.
 
-What a dependency refuses has to be an HTTP answer, and what it opened has to be closed again: both are seen from
-outside, by a bare TCP client and by what the dependencies report.
+A refusal of a dependency has to be an HTTP response, and what a dependency opened has to be closed again: both are
+observed from outside, by a bare TCP client and by the dependencies' reports.
 """
 
 # No `from __future__ import annotations` here: FastAPI could not look up names that are local to a test.

@@ -1,4 +1,4 @@
-"""uvicorn/header_cache.py: what many requests have in common is kept once, and nothing that tells of one client is."""
+"""uvicorn/header_cache.py: fields that many requests share are stored once, and individual ones are not stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def nothing_is_known() -> Iterator[None]:
 
 
 def parsed(*lines: str) -> list[tuple[bytes, bytes]]:
-    """Fields as an HTTP layer makes them: new objects for each request."""
+    """Fields as an HTTP layer creates them: new objects for each request."""
     return [(name.encode(), value.encode()) for name, value in (line.split(": ") for line in lines)]
 
 

@@ -1,6 +1,6 @@
-"""The head of an upgrade by every reader: h11; httptools; and uvicorn's own fields, where they are it to the letter.
+"""The head of an upgrade by every parser: h11; httptools; and uvicorn's own fields, where they match it exactly.
 
-All must make the same of every head, however hostile (RFC 9112, RFC 6455 section 4.2.1): h11 is the measure.
+All must agree on every head, however hostile (RFC 9112, RFC 6455 section 4.2.1); h11 is the reference.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ HEADS = (
 
 
 def judged(reader: Any, *args: Any) -> tuple[Request, bytes] | int:
-    """What a reader makes of a head and the handshake of that: the request and what follows it, or a status."""
+    """The result of a parser and of the handshake for a head: the request and the rest, or a status."""
     try:
         request, *_, rest = reader(*args)
         check_request(request, "*")
@@ -122,12 +122,12 @@ def judged(reader: Any, *args: Any) -> tuple[Request, bytes] | int:
 
 
 class Comparing(WatershedProtocol):
-    """The class under test, which lets both readers look at each head that uvicorn hands over."""
+    """The class under test, which gives each head from uvicorn to both parsers."""
 
     seen: list[tuple[Any, Any]] = []  # noqa: RUF012
 
     def data_received(self, data: bytes) -> None:
-        """Compare, and go on."""
+        """Compare the results, and continue."""
         http: Any = self._transport.get_protocol()
         by_h11 = judged(
             read_by_h11, data.replace(b" HTTP/1.1\r\n", b" HTTP/%b\r\n" % http.scope["http_version"].encode(), 1)
@@ -148,7 +148,7 @@ def comparing(request: pytest.FixtureRequest) -> Iterator[Uvicorn]:
 
 
 def answer_to(server: Uvicorn, head: bytes) -> bytes:
-    """The first line of the answer; empty where the server waits for more, which these heads may well look like."""
+    """The first line of the response; empty if the server waits for more, which these heads may look like."""
     with socket.create_connection(("127.0.0.1", server.port), LIMIT) as sock:
         sock.sendall(head)
         sock.shutdown(socket.SHUT_WR)
@@ -212,7 +212,7 @@ def test_uvicorns_fields_give_the_same_request_as_the_head(comparing: Uvicorn) -
 
 
 class _Transport:
-    """A transport whose protocol is whatever uvicorn may have there."""
+    """A transport with any protocol that uvicorn may use."""
 
     def __init__(self, protocol: object) -> None:
         self._protocol = protocol

@@ -1,4 +1,4 @@
-"""The process's event loop: what is raised on it or stops it ends nothing else, and one that fails is replaced."""
+"""The process's event loop: an exception on it or a stop ends nothing else, and a failed loop is replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from watershed_mw.runtime.loop_thread import background_loop, run_on_background_
 
 
 class _Breakable:
-    """An event loop that fails, as one does whose descriptors somebody has closed."""
+    """An event loop that fails, as if its descriptors had been closed."""
 
     fails = False
 
@@ -46,7 +46,7 @@ class BreakableUvloop(_Breakable, uvloop.Loop):  # type: ignore[misc]
 
 @pytest.fixture(params=[BreakableAsyncio, BreakableUvloop], ids=["asyncio", "uvloop"])
 def breaking(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """An event loop of the process's own for this test alone, which can be made to fail."""
+    """An event loop of the process for this test only, which can be made to fail."""
     monkeypatch.setattr(loop_thread, "_new_loop", request.param)
     monkeypatch.setattr(loop_thread, "_serving", None)
 
@@ -113,7 +113,7 @@ def test_a_handler_cannot_stop_the_loop(breaking: Callable[[], None], word: str)
 
 
 def test_a_loop_that_fails_is_replaced(breaking: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
-    """Its connections see the end, give their places back, and tell of it; the next ones get another loop."""
+    """Its connections see the end, release their slots, and report it; later ones get another loop."""
     ends = Inbox[int]()
 
     def view() -> ResponseReturnValue:
@@ -178,7 +178,7 @@ def test_a_failing_loop_releases_waiting_threads(breaking: Callable[[], None]) -
 
 @pytest.mark.parametrize("turns", range(4))
 def test_a_connection_moving_to_a_failing_loop_ends(breaking: Callable[[], None], turns: int) -> None:
-    """However far it has come with it: the peer sees the end, the application hears of it, no socket is left over."""
+    """At any stage of the move: the peer sees the end, the application is told, and no socket is left over."""
     ends = Inbox[int]()
 
     def view() -> ResponseReturnValue:
@@ -217,7 +217,7 @@ def test_a_connection_moving_to_a_failing_loop_ends(breaking: Callable[[], None]
 def test_a_connection_that_arrives_while_a_failed_loop_closes_ends(
     breaking: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its thread asked for the loop before that failed, and hands the connection over after all others have ended."""
+    """Its thread asked for the loop before the failure, and hands over the connection after all others have ended."""
     ends = Inbox[int]()
     closing, handed_over = threading.Event(), threading.Event()
 
@@ -273,7 +273,7 @@ def test_a_relay_on_a_failing_loop_ends(breaking: Callable[[], None]) -> None:
 def test_without_a_loop_connections_are_refused(
     breaking: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With 503, rather than left with a 101 and nothing more; once one can be had they are served again."""
+    """With 503, instead of a 101 and nothing more; once a loop is available they are served again."""
 
     def refuse() -> asyncio.AbstractEventLoop:
         raise OSError(24, "Too many open files")
@@ -297,7 +297,7 @@ def test_without_a_loop_connections_are_refused(
 
 
 def test_an_exception_on_the_loop_is_raised_in_the_waiting_thread(breaking: Callable[[], None]) -> None:
-    """As a proxy's hook that calls sys.exit(), say; the loop goes on."""
+    """For example a proxy's hook that calls sys.exit(); the loop continues."""
 
     async def leave() -> None:
         raise SystemExit(3)

@@ -1,7 +1,7 @@
-"""What users of other implementations ask for again and again: who is let in, how connections end and live.
+"""Frequent requests of users of other implementations: who is let in, and how connections end and live.
 
-`@pytest.mark.need(N)` names the row; tests elsewhere carry it too, and tests/test_coverage_of_needs.py knows which
-rows must have one. Here stands what only a whole server with real sockets can show.
+`@pytest.mark.need(N)` names the row of the list; tests elsewhere carry it too, and tests/test_coverage_of_needs.py
+knows which rows must have one. These tests need a complete server with real sockets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIB = 2**20
 
 
 def refused(port: int, path: str = "/", **changes: Any) -> int:
-    """The status with which a server refuses."""
+    """The status of the server's refusal."""
     with Peer(port) as peer:
         peer.send(head(path, **changes))
         return peer.answer().status
@@ -141,7 +141,7 @@ def test_a_handler_that_only_sends_stops_when_its_client_leaves(
 @pytest.mark.need(14)
 @NATIVE
 def test_a_handler_that_only_sends_stops_even_if_its_client_keeps_reading(uvicorns: Uvicorn, native: bool) -> None:
-    """Nothing here ever waits for the client, as it takes everything: send() alone must let the event loop look."""
+    """Nothing here ever waits for the client, which reads everything: send() itself must yield to the event loop."""
     codes = Inbox[int]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -307,7 +307,7 @@ def test_a_client_that_sends_is_alive_even_if_it_answers_no_ping(one_uvicorn: Uv
 
 
 class IdleProxy:
-    """Relays TCP for two connections, and drops each after so many seconds without a byte, as nginx does after 60."""
+    """Relays TCP for two connections, and drops each after a time without a byte, as nginx does after 60 s."""
 
     def __init__(self, port: int, patience: float) -> None:
         self._port = port

@@ -1,7 +1,7 @@
-"""What users of other implementations ask for again and again: much data, many messages, peers that do not read.
+"""Frequent requests of users of other implementations: much data, many messages, peers that do not read.
 
-`@pytest.mark.need(N)` names the row; tests elsewhere carry it too, and tests/test_coverage_of_needs.py knows which
-rows must have one. Here stands what only a whole server with real sockets can show.
+`@pytest.mark.need(N)` names the row of the list; tests elsewhere carry it too, and tests/test_coverage_of_needs.py
+knows which rows must have one. These tests need a complete server with real sockets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MIB = 2**20
 @pytest.mark.need(1)
 @NATIVE
 def test_a_slow_reader_that_keeps_sending_gets_everything_and_the_close_code(uvicorns: Uvicorn, native: bool) -> None:
-    """What this client sends is never taken by the application: closed at once, the socket would answer with a RST."""
+    """The application never receives this client's data: an immediate close would make the socket send an RST."""
     data = b"d" * 100_000
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,7 +270,7 @@ def test_message_size_is_limited_over_asgi_messages_too(doors: Uvicorn) -> None:
 
 
 def traced() -> int:
-    """Bytes that Python holds now, zlib's contexts included; only within `measured()`."""
+    """The bytes that Python holds now, including zlib's contexts; only within `measured()`."""
     return tracemalloc.get_traced_memory()[0]
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of the first day: handlers that nothing runs, and functions that nobody can await, on every door."""
+"""Beginners' mistakes: handlers that nothing runs, and functions that cannot be awaited, in every integration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = ["watershed_mw.uvicorn:WatershedProtocol", "websockets-sansio"]
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of handlers that were never called."""
+    """The warnings about handlers that were never called."""
     return [record.getMessage() for record in caplog.records if "never called" in record.getMessage()]
 
 
@@ -141,7 +141,7 @@ def test_correct_programs_log_no_warning(caplog: pytest.LogCaptureFixture, ws: s
 
 
 def plain(connection: Any) -> None:
-    """What nobody can await."""
+    """An object that cannot be awaited."""
 
 
 class Endpoint:

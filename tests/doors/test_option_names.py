@@ -1,4 +1,4 @@
-"""Options that a door does not have: an error where they are written down, which names the right ones."""
+"""Options that an integration does not have: an error where they are passed, which names the right ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ASGI application may send: as on a connection, under our class and over the messages of another one."""
+"""The payloads that an ASGI application may send: the same under the uvicorn class and over ASGI messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from watershed_mw import WatershedASGI
 
 @pytest.mark.parametrize("field", ["text", "bytes", "both"])
 def test_asgi_messages_accept_every_payload_type(uvicorns: Uvicorn, field: str) -> None:
-    """Whichever field it is in: the type of a message is that of its payload."""
+    """In either field: the type of a message is that of its payload."""
     failures = Gate[list[str]]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
-"""A refusal is one WARNING in the log, with the client, the path and the reason, at every door.
+"""A refusal is one WARNING in the log, with the client, the path and the reason, in every integration.
 
-And what an application gives for an answer is checked before a byte of it is written: no field can end its own line.
+An application's response is checked before a byte of it is written: no header can break out of its line.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ EVIL = {
 
 
 class Answering:
-    """An application that answers with one header field, and reports what comes of it."""
+    """An application that responds with one header field, and reports the result."""
 
     def __init__(self, way: str, field: tuple[str, str]) -> None:
         self.errors = Inbox[Exception]()

@@ -1,7 +1,7 @@
-"""Starlette's sugar on our uvicorn class: routes, the opening handshake, and who decides.
+"""Starlette under the uvicorn class: routes, the opening handshake, and refusals.
 
-Applications are as users write them. Everything in front of a handler (sessions, authentication, CORS, a
-middleware of the test's own) is judged by what a bare TCP client gets to see.
+Applications are as users write them. Everything in front of a handler (sessions, authentication, CORS, a middleware of
+the test's own) is observed by a bare TCP client.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def test_endpoints_may_be_methods_partials_and_objects(uvicorns: Uvicorn) -> Non
 
 
 def test_plain_requests_and_other_paths_are_not_matched(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
-    """What Starlette says to a page request for a WebSocket's path, and to a WebSocket for no path at all."""
+    """Starlette's responses to a page request for a WebSocket's path, and to a WebSocket for an unknown path."""
     uvicorns.run(Starlette(routes=ROUTES))
     answer = get(uvicorns.port, "/echo")
     assert (answer.status, answer.body) == (404, b"Not Found")

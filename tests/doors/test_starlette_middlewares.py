@@ -1,4 +1,4 @@
-"""What stands in front of a route: sessions, authentication, CORS, middlewares of others."""
+"""Middleware in front of a route: sessions, authentication, CORS, and other packages' middleware."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from watershed_mw.starlette import WatershedRoute, upgrade_of
 
 
 class ByHeader(AuthenticationBackend):
-    """Who a request says that it is. Tests need no more."""
+    """Trusts a header for the user's name, which is enough for tests."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
         name = conn.headers.get("x-user")
@@ -58,7 +58,7 @@ async def who(conn: AsyncConnection) -> None:
 
 
 def signed(session: Mapping[str, Any]) -> str:
-    """The cookie in which SessionMiddleware keeps this."""
+    """The session cookie in which SessionMiddleware stores these values."""
     return TimestampSigner(SECRET).sign(base64.b64encode(json.dumps(session).encode())).decode()
 
 
@@ -139,7 +139,7 @@ def test_a_session_started_before_the_accept_is_a_cookie_on_the_101(uvicorns: Uv
 
 @requires("admin")
 async def admins_only(websocket: WebSocket) -> None:
-    """Starlette's own check, in front of a connection of ours."""
+    """Starlette's own check, in front of a native connection."""
     conn = await upgrade_of(websocket).accept()
     await tell(conn, conn.request.user.display_name)
 
@@ -147,7 +147,7 @@ async def admins_only(websocket: WebSocket) -> None:
 @pytest.mark.need(9, 10)
 def test_authentication_decides_before_the_101(uvicorns: Uvicorn, caplog: pytest.LogCaptureFixture) -> None:
     def needs(scope: str) -> Callable[[Any], Any]:
-        """As `requires` does, for a handler of WatershedRoute's."""
+        """As `requires` does, for a WatershedRoute's handler."""
 
         def decorate(handler: Callable[[AsyncConnection], Awaitable[None]]) -> Any:
             async def checked(request: HTTPConnection, upgrade: ASGIUpgrade) -> None:
@@ -194,7 +194,7 @@ def test_an_authentication_error_is_an_http_response(uvicorns: Uvicorn, caplog: 
 
 
 def test_cors_does_not_affect_websockets(uvicorns: Uvicorn) -> None:
-    """CORS is for pages: it neither lets a foreign WebSocket in nor keeps an allowed one out."""
+    """CORS applies to pages: it neither admits a foreign WebSocket nor refuses an allowed one."""
     cors = Middleware(CORSMiddleware, allow_origins=["https://app.example"])
     routes = [WatershedRoute("/strict", echo), WatershedRoute("/app", echo, origins=["https://app.example"])]
     uvicorns.run(Starlette(routes=[Route("/", page), *routes], middleware=[cors]))
@@ -209,7 +209,7 @@ def test_cors_does_not_affect_websockets(uvicorns: Uvicorn) -> None:
 
 
 class Watching:
-    """A pure ASGI middleware: it sees what passes, and adds a header to the accept."""
+    """A pure ASGI middleware: it sees the messages, and adds a header to the accept."""
 
     def __init__(self, app: ASGIApp, seen: list[str], name: str = "x-between") -> None:
         self.app = app

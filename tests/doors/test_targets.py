@@ -1,7 +1,7 @@
-"""Request targets, hosts and versions of HTTP at every door (RFC 9112 sections 2.6 and 3.2).
+"""Request targets, hosts and HTTP versions in every integration (RFC 9112 sections 2.6 and 3.2).
 
-A target in absolute form names path, query and host; anything but a path or such a URI is no GET. The servers of the
-matrices are asked the same in servers/.
+An absolute-form target gives path, query and host; any other target that is not a path is refused. The tests in
+servers/ send the same to every server of the matrices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INVALID_HOSTS = ("a evil", "evil/x?y#z", "a@evil", "a:b", "[a]")
 
 
 async def tell_scope(scope: Scope, receive: Receive, send: Send) -> None:
-    """Accept, and send what the scope says of the target."""
+    """Accept, and send what the scope says about the target."""
     await accept(receive, send)
     host = dict(scope["headers"])[b"host"].decode()
     await send(
@@ -39,7 +39,7 @@ async def tell_scope(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module", params=["websockets-sansio", "wsproto"])
 def others(request: pytest.FixtureRequest) -> Iterator[Uvicorn]:
-    """A uvicorn with one of its own classes, whose frames are out of reach."""
+    """A uvicorn with one of its own classes, which handle frames themselves."""
     with Uvicorn(ws=request.param, http="httptools", root_path="/api") as server:
         yield server
 
@@ -81,7 +81,7 @@ def test_the_origin_is_compared_with_the_host_of_the_target(uvicorns: Uvicorn, o
 
 
 def tell_environ(environ: dict[str, Any], start_response: Any) -> Any:
-    """Accept, and send what the environ says of the target."""
+    """Accept, and send what the environ says about the target."""
     connection = environ["watershed"].accept()
     connection.send(" ".join(str(environ.get(name)) for name in ("PATH_INFO", "QUERY_STRING", "HTTP_HOST", "RAW_URI")))
     return ()
@@ -156,7 +156,7 @@ def test_an_absolute_target_without_a_proper_host_is_refused(uvicorns: Uvicorn, 
 
 @pytest.mark.parametrize("host", [None, ["a.example:8080", "a.example:8080"]], ids=["no", "two"])
 def test_an_absolute_target_does_not_replace_a_missing_host(uvicorns: Uvicorn, host: Any) -> None:
-    """RFC 9112 section 3.2: a request without a Host field, or with two, is answered with 400 all the same."""
+    """RFC 9112 section 3.2: a request without a Host field, or with two, is answered with 400 in any case."""
     refused(uvicorns, first=ABSOLUTE, Host=host)
 
 
@@ -166,7 +166,7 @@ def test_a_target_that_is_not_a_path_is_refused(uvicorns: Uvicorn, target: str) 
 
 
 def refused(server: Uvicorn, **changes: Any) -> bytes:
-    """The body of the refusal, of which the application must hear nothing."""
+    """The body of the refusal, which the application must not see."""
     run = server.run(tell_scope)
     with Peer(server.port) as peer:
         peer.send(head("/", **changes))
@@ -177,7 +177,7 @@ def refused(server: Uvicorn, **changes: Any) -> bytes:
 
 
 def test_an_upgrade_of_http_1_0_is_refused(every_uvicorn: Uvicorn) -> None:
-    """RFC 6455 section 4.2.1: "An HTTP/1.1 or higher GET request". uvicorn hands it over as one of HTTP/1.1."""
+    """RFC 6455 section 4.2.1: "An HTTP/1.1 or higher GET request". uvicorn passes it on as HTTP/1.1."""
     assert b"expected HTTP/1.1 or later" in refused(every_uvicorn, first="GET / HTTP/1.0")
 
 
@@ -222,7 +222,7 @@ def test_a_control_character_in_the_target_is_refused() -> None:
 
 
 def test_an_oversized_head_is_refused_before_it_is_parsed(uvicorns: Uvicorn) -> None:
-    """h11 under uvicorn has a limit of its own; httptools has none, and hands over whatever came."""
+    """h11 under uvicorn has its own limit; httptools has none, and passes on any head."""
     run = uvicorns.run(tell_scope)
     with Peer(uvicorns.port) as peer:
         peer.send(head("/", X_Anything=["y" * 1000] * 66))

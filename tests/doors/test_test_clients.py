@@ -1,7 +1,7 @@
-"""Test clients that speak ASGI without a server: what they send is taken as ASGI has it, through every front of ours.
+"""Test clients that speak ASGI without a server: their messages are accepted in every integration.
 
-Starlette's TestClient as its users call it, with no header field that they would not write; Channels' communicator;
-and a bare scope. A real request is judged in full all the same.
+Starlette's TestClient as its users call it, without headers that they would not write; Channels' communicator; and a
+bare scope. A real request is still checked completely.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
 async def plain(websocket: WebSocket) -> None:
-    """An endpoint that has never heard of this package."""
+    """An endpoint that does not know about this package."""
     await websocket.accept(next(iter(websocket.scope["subprotocols"]), None))
     async for message in websocket.iter_text():
         await websocket.send_text(message)
@@ -49,7 +49,7 @@ async def upgraded(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class _Upgraded:
-    """An ASGI endpoint for Starlette's routes, which take a function for one of another kind."""
+    """An ASGI endpoint for Starlette's routes, which treat a function differently."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await upgraded(scope, receive, send)
@@ -173,7 +173,7 @@ def test_scopes_of_test_clients_are_recognised(scope: dict[str, Any], of_test_cl
 
 @pytest.mark.parametrize("ws", ["websockets-sansio", "wsproto", "watershed_mw.uvicorn:WatershedProtocol"])
 def test_a_real_request_with_a_test_clients_key_is_refused(ws: str) -> None:
-    """A server that is known by its channels is never taken for a test client."""
+    """A server that is recognised by its channels is never taken for a test client."""
     with Uvicorn(WatershedASGI(upgraded), ws=ws) as server, Peer(server.port) as peer:
         peer.send(head(Sec_WebSocket_Key="testserver=="))
         assert peer.refusal().status == 400

@@ -32,7 +32,7 @@ ENDS = Inbox[tuple[int, str]]()
 
 
 class DeliberateError(Exception):
-    """What the handlers raise."""
+    """The exception that the handlers raise."""
 
 
 def application() -> Flask:
@@ -139,7 +139,7 @@ def ask(app: Flask, path: str) -> str | bytes:
 
 
 def drain(app: Flask, path: str) -> None:
-    """A conversation that fails at the other end, and does not mind."""
+    """Exchange messages with a handler that fails, and ignore the end."""
     with connect(app.test_client(), path) as connection:
         connection.send("go on")
         assert list(connection) == []

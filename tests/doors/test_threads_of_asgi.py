@@ -1,6 +1,6 @@
-"""ASGI's ``send`` and ``receive``, and a connection's own verbs, called in other threads and awaited on other loops.
+"""ASGI's ``send`` and ``receive``, and a connection's methods, called in other threads and awaited on other loops.
 
-Channels' synchronous consumers do so: asgiref calls ``send`` in a worker's thread, and awaits what that returned.
+Channels' synchronous consumers do so: asgiref calls ``send`` in a worker's thread, and awaits its result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ threads = pytest.mark.parametrize("in_thread", THREADS, ids=["worker", "thread o
 
 
 class Flooding(WebsocketConsumer):  # type: ignore[misc]
-    """Sends as fast as it may."""
+    """Sends as fast as it can."""
 
     sent = 0
 
@@ -224,7 +224,7 @@ async def _send(conn: AsyncConnection, data: bytes) -> None:
 
 
 def test_a_send_after_the_end_raises_where_it_is_awaited(uvicorns: Uvicorn) -> None:
-    """The connection ends between the call in the thread and its turn on the loop."""
+    """The connection ends between the call in the thread and its execution on the loop."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         conn: AsyncConnection = await scope["watershed"].accept()

@@ -1,4 +1,4 @@
-"""The uvicorn class under applications that never heard of it: the ASGI WebSocket messages.
+"""The uvicorn class under plain applications: the ASGI WebSocket messages.
 
 The fixtures of conftest.py run every test on asyncio and uvloop, with h11 and httptools.
 """
@@ -214,7 +214,7 @@ def test_messages_keep_their_order_and_types(uvicorns: Uvicorn) -> None:
 
 
 def test_frames_in_the_segment_of_the_head_are_not_lost(every_uvicorn: Uvicorn) -> None:
-    """RFC 6455 section 4.1 tells clients to wait for the answer; one that does not is served all the same."""
+    """RFC 6455 section 4.1 tells clients to wait for the response; a client that does not is served anyway."""
     run = every_uvicorn.run(echo)
     early = text("early") + binary(b"bird") + b"\x81"  # the last frame goes on after the 101
     with Peer(every_uvicorn.port) as peer:

@@ -1,4 +1,4 @@
-"""Upgrades that an application under the uvicorn class answers without a 101."""
+"""Upgrades that an application under the uvicorn class refuses."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_a_denial_requires_an_http_status(uvicorns: Uvicorn, status: int) -> Non
 
 
 def refused_as_a_fault(uvicorns: Uvicorn, app: Any) -> None:
-    """The application gets a ValueError, and the client a plain 500 with no field of the application's making."""
+    """The application gets a ValueError, and the client a plain 500 without any of the application's headers."""
     run = uvicorns.run(app)
     with Peer(uvicorns.port) as peer:
         peer.send(head())

@@ -1,7 +1,7 @@
-"""What a client sends in the segment of its request: found in uvicorn's HTTP layer, or the upgrade is refused.
+"""Bytes that a client sends in the segment of its request: found in uvicorn's HTTP layer, or the upgrade is refused.
 
-The package reads names there that uvicorn does not promise to keep. These tests pin them for the uvicorn that is
-installed; ``test_servers.py`` has a conversation with early bytes on every supported version.
+The package reads names there that uvicorn does not promise to keep. These tests pin them for the installed uvicorn;
+``servers/test_native.py`` sends early bytes to every supported version.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def test_uvicorns_h11_layer_still_has_the_expected_parser_attribute() -> None:
 
 
 class RenamedVariable(HttpToolsProtocol):
-    """What a later uvicorn may be: another name for the data."""
+    """A possible later uvicorn: another name for the data."""
 
     def data_received(self, segment: bytes) -> None:
-        """As the base class, in its own words."""
+        """As the base class, with its own code."""
         try:
             self.parser.feed_data(segment)
         except httptools.HttpParserUpgrade:
@@ -63,10 +63,10 @@ class RenamedVariable(HttpToolsProtocol):
 
 
 class AnotherType(HttpToolsProtocol):
-    """What a later uvicorn may be: the data is no ``bytes``."""
+    """A possible later uvicorn: the data is not ``bytes``."""
 
     def data_received(self, data: Any) -> None:
-        """As the base class, in its own words."""
+        """As the base class, with its own code."""
         data = memoryview(data)
         try:
             self.parser.feed_data(data)
@@ -75,10 +75,10 @@ class AnotherType(HttpToolsProtocol):
 
 
 class HandledLater(HttpToolsProtocol):
-    """What a later uvicorn may be: the exception is gone when the WebSocket class is made."""
+    """A possible later uvicorn: the exception is gone when the WebSocket class is created."""
 
     def data_received(self, data: bytes) -> None:
-        """As the base class, in its own words."""
+        """As the base class, with its own code."""
         stopped = False
         try:
             self.parser.feed_data(data)
@@ -89,10 +89,10 @@ class HandledLater(HttpToolsProtocol):
 
 
 class OffsetWithheld(HttpToolsProtocol):
-    """What a later httptools may be: its exception does not say how far it got."""
+    """A possible later httptools: its exception does not say how far it got."""
 
     def data_received(self, data: bytes) -> None:
-        """As the base class, in its own words."""
+        """As the base class, with its own code."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as error:
@@ -101,7 +101,7 @@ class OffsetWithheld(HttpToolsProtocol):
 
 
 class _Withholding:
-    """h11's connection without what it has read too far."""
+    """h11's connection without the bytes that it has read beyond the head."""
 
     def __init__(self, connection: h11.Connection) -> None:
         self._connection = connection
@@ -113,7 +113,7 @@ class _Withholding:
 
 
 class NoTrailingData(H11Protocol):
-    """What a later uvicorn or h11 may be: no ``trailing_data``."""
+    """A possible later uvicorn or h11: no ``trailing_data``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

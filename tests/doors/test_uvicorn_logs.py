@@ -22,7 +22,7 @@ CLOSED = re.compile(r'127\.0\.0\.1:(\d+) - "WebSocket (\S+)" \[closed (\d+)\] (\
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What uvicorn's error logger was told at INFO, where uvicorn itself tells of WebSockets."""
+    """The INFO records of uvicorn's error logger, to which uvicorn itself logs WebSockets."""
     return [one.getMessage() for one in caplog.records if one.name == "uvicorn.error" and one.levelno == logging.INFO]
 
 

@@ -1,4 +1,4 @@
-"""``receive`` under the uvicorn class: asked by several tasks at once, and asked again after the end."""
+"""``receive`` under the uvicorn class: called by several tasks at once, and called again after the end."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_receive_after_the_disconnect_waits_until_cancelled(uvicorns: Uvicorn, e
 def test_an_application_that_ignores_the_disconnect_does_not_affect_others(
     loop: str, caplog: pytest.LogCaptureFixture, end: Any
 ) -> None:
-    """Other connections go on, and the server stops in time, though the client is long gone."""
+    """Other connections continue, and the server stops in time, although the client left long ago."""
     asked = Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,8 +1,8 @@
 """What applications of uvicorn's own classes rely on while a connection lives: closes, failures, floods, shutdowns.
 
-Every scenario runs under our class and under uvicorn's `websockets-sansio`, on real sockets: what an application sees
-may differ only where a test says so, and why. How requests are answered is in
-test_uvicorn_denials.py, test_accept_values.py and test_targets.py.
+Every scenario runs under `WatershedProtocol` and under uvicorn's `websockets-sansio`, on real sockets: the two may
+differ only where a test says so, and why. Responses to requests are tested in test_uvicorn_denials.py,
+test_accept_values.py and test_targets.py.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Telling:
 
 
 def drained(peer: Peer) -> list[Frame]:
-    """Every frame up to the end of the stream, however that comes; a Close is answered."""
+    """Every frame up to the end of the stream, however it ends; a Close is answered."""
     frames: list[Frame] = []
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -108,7 +108,7 @@ def test_frames_after_a_close_are_ignored(server: Uvicorn) -> None:
 
 @pytest.mark.parametrize("leave", [Peer.vanish, lambda peer: peer.sock.close()], ids=["RST", "FIN"])
 def test_a_client_that_vanishes_is_a_disconnect_with_1006(server: Uvicorn, leave: Any) -> None:
-    """Our 1006 says that no Close came (RFC 6455 section 7.1.5); uvicorn's class says 1005, a Close without a code."""
+    """Our 1006 means that no Close arrived (RFC 6455 section 7.1.5); uvicorn's 1005 means a Close without a code."""
     app, errors = Telling(), Gate[BaseException]()
 
     async def sending_on(scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,7 +176,7 @@ def test_late_frames_do_not_delay_the_clients_close(server: Uvicorn) -> None:
 
 
 def test_a_client_that_does_not_answer_a_close_is_dropped() -> None:
-    """After `close_timeout`, which uvicorn's class has fixed at 10 seconds."""
+    """After `close_timeout`, which uvicorn's class fixes at 10 seconds."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
@@ -438,7 +438,7 @@ def test_a_client_that_answers_pings_stays_connected(ws: str) -> None:
 
 
 def test_keepalive_can_be_switched_off(ws: str) -> None:
-    """None switches it off: nothing but the echo may come, however many of the intervals above have passed."""
+    """None switches it off: only the echo may arrive, however many of the intervals above have passed."""
     with Uvicorn(echo, ws=ws, ws_ping_interval=None, ws_ping_timeout=None) as server, Peer(server.port) as peer:
         peer.open()
         for number in range(50):
@@ -471,7 +471,7 @@ def test_a_shutdown_closes_open_connections(ws: str) -> None:
 
 
 def test_a_shutdown_before_the_answer_is_a_503(ws: str) -> None:
-    """Ours says 503, which clients and proxies take as an invitation to try again; uvicorn's class says 500."""
+    """Ours responds with 503, which clients and proxies take as an invitation to retry; uvicorn's class with 500."""
     asked = Gate[None]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn's own settings under our class, and what its shutdown does to open connections."""
+"""uvicorn's own settings under `WatershedProtocol`, and the effect of its shutdown on open connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def reporting(events: Inbox[Any]) -> ASGIApp:
-    """An application that accepts, says so, and reports how it was told of the end."""
+    """An application that accepts, says so, and reports the end that it sees."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -292,7 +292,7 @@ def test_an_application_that_does_not_end_is_cancelled_after_the_grace_period() 
 
 
 def test_many_connections_leave_nothing_behind() -> None:
-    """Open, use and end 200 connections in every way: uvicorn then knows of no connection and no task."""
+    """Open, use and end 200 connections in every way: afterwards uvicorn knows of no connection and no task."""
     gone = Inbox[Any]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -329,7 +329,7 @@ def test_many_connections_leave_nothing_behind() -> None:
 
 
 class Hurried(WatershedProtocol):
-    """A class as a user writes it to set what uvicorn has no setting for."""
+    """A class that a user writes to set options that uvicorn has no setting for."""
 
     options: ClassVar[ConnectionOptions] = {"close_timeout": 0.3, "max_message_size": 1000}
 
@@ -395,7 +395,7 @@ def test_an_option_that_does_not_belong_to_the_class_is_a_clear_error(name: str)
 
 @pytest.mark.need(27)
 def test_limit_concurrency_counts_open_connections(caplog: pytest.LogCaptureFixture) -> None:
-    """Uvicorn refuses a request that is not below the limit with itself counted: of 3, two may be open."""
+    """Uvicorn counts the request itself and refuses at the limit: with 3, two may be open."""
     with Uvicorn(echo, limit_concurrency=3) as server, Peer(server.port) as first, Peer(server.port) as second:
         first.open()
         second.open()

@@ -1,7 +1,7 @@
-"""The uvicorn class over TLS: the loop's TLS transport in place of a socket's.
+"""The uvicorn class over TLS: the loop's TLS transport in place of a plain one.
 
-The peers of these tests insist on close_notify: a stream that only breaks off could have been cut by anybody
-(RFC 8446 section 6.1).
+The peers of these tests require close_notify: a stream that just breaks off could have been cut by anyone (RFC 8446
+section 6.1).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIB = 2**20
 
 
 def reporting(events: Inbox[Any]) -> Callable[[Scope, Receive, Send], Any]:
-    """An application that accepts, and reports how it was told of the end."""
+    """An application that accepts, and reports the end that it sees."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)

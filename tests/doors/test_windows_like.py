@@ -1,8 +1,8 @@
-"""The WSGI door on a platform without ``socketpair``, Unix sockets, ``poll``, fork hooks, ``fcntl`` and SIGHUP.
+"""WSGI on a platform without ``socketpair``, Unix sockets, ``poll``, fork hooks, ``fcntl`` and SIGHUP.
 
-Each answer is a 101 whose connection works, or an UnsupportedServerError that says what to use. It runs on Linux, with
-what Windows lacks taken away (``windows_like.py``): no proof for Windows, but the end of assumptions that only hold
-elsewhere.
+Each response is a 101 whose connection works, or an UnsupportedServerError that says what to use. It runs on Linux with
+the features removed that Windows lacks (``windows_like.py``): this proves nothing about Windows, but finds assumptions
+that only hold elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WindowsLike(Kind):
     """A row whose server runs on such a platform."""
 
     def command(self, *args: Any, **options: Any) -> list[str]:
-        """As of the row, with the other module."""
+        """The row's command, with the other module."""
         python, flag, _, *words = super().command(*args, **options)
         return [python, flag, "tests.support.windows_like", *words]
 

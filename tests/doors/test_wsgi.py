@@ -1,4 +1,4 @@
-"""The WSGI middleware on werkzeug, under Flask and under bare WSGI."""
+"""The WSGI middleware on werkzeug, under Flask and under plain WSGI."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_an_upgrade_may_follow_other_requests_on_its_connection(caplog: pytest.L
     waiting = Inbox[None]()
 
     class KeepAlive(WSGIRequestHandler):
-        """Werkzeug closes after every response; a handler that does not is four lines."""
+        """Werkzeug closes after every response; a handler that does not takes four lines."""
 
         protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""Connections that live on after their view has returned: `run_in_background`."""
+"""Connections that outlive their view: `run_in_background`."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_handler_that_raises_in_the_background_closes_with_1011(caplog: pytest
 def test_a_forked_child_leaves_its_parents_connections_alone(
     view: Callable[[], ResponseReturnValue],
 ) -> None:
-    """At its end it does what an interpreter does, but what it has inherited is not its own to end."""
+    """At its end the child runs the interpreter's exit code, but must not end the connections that it has inherited."""
     with Werkzeug(flask_app(view)) as server, Peer(server.port) as peer:
         peer.open("/ws")
         peer.send(text("before"))

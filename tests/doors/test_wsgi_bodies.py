@@ -1,4 +1,4 @@
-"""Applications without a framework behind the WSGI door: bodies of every kind (PEP 3333)."""
+"""Applications without a framework under WSGI: bodies of every kind (PEP 3333)."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_discarded_large_body_does_not_block_the_server() -> None:
 
 
 class Body:
-    """A body that says when it is closed; an exception among its items is raised."""
+    """A body that reports its close; an exception among its items is raised."""
 
     def __init__(self, *items: bytes | Exception) -> None:
         self.closed = Inbox[None]()
@@ -141,7 +141,7 @@ def test_a_body_with_close_is_closed_once(accept: bool, status: int, items: tupl
 @pytest.mark.parametrize("accept", [True, False], ids=["accepted", "ignored"])
 @pytest.mark.parametrize("before", [(), (b"bo",)], ids=["at once", "in the middle"])
 def test_a_body_that_raises_is_closed_too(accept: bool, before: tuple[bytes, ...]) -> None:
-    """PEP 3333: a server calls it also when the iteration was ended by an error, and so does a middleware."""
+    """PEP 3333: a server calls it also when an error ended the iteration, and so does a middleware."""
     body = Body(*before, LookupError("a secret"))
     with Werkzeug(answering(body, accept=accept)) as server:
         with Peer(server.port) as peer:
@@ -284,7 +284,7 @@ def test_an_exception_in_a_generator_closes_with_1011() -> None:
 
 
 def test_an_accept_after_the_response_has_begun_is_a_clear_error() -> None:
-    """With the first item of the body the head of another response has gone out."""
+    """With the first item of the body, the head of another response has been sent."""
     errors = Inbox[Exception | None]()
 
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
@@ -311,7 +311,7 @@ def test_an_accept_after_the_response_has_begun_is_a_clear_error() -> None:
 
 @pytest.mark.parametrize("kind", ["function", "generator"])
 def test_a_handshake_error_after_the_accept_is_an_application_error(kind: str) -> None:
-    """An application may be a client somewhere else, and be refused there."""
+    """An application may be a client elsewhere, and be refused there."""
 
     def refused(environ: Environ) -> None:
         environ["watershed"].accept().send("hi")

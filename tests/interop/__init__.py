@@ -1,1 +1,1 @@
-"""Interoperability with WebSocket programs that nobody here wrote, on either side, and with a browser."""
+"""Interoperability with third-party WebSocket programs, as client and as server, and with a browser."""

@@ -65,13 +65,13 @@ def party(stack: ExitStack) -> Callable[[str, str], Client | Server]:
 
 @pytest.fixture
 def client(request: pytest.FixtureRequest, party: Callable[[str, str], Client]) -> Client:
-    """The client that the test's pair names."""
+    """The client of the test's pair."""
     name: str = request.param
     return party("client", name)
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, party: Callable[[str, str], Server]) -> Server:
-    """The server that the test's pair names."""
+    """The server of the test's pair."""
     name: str = request.param
     return party("server", name)

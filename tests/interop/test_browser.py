@@ -47,7 +47,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The address of a demo that runs as it does for a user."""
+    """The address of a demo that runs as users run it."""
     with Program(PROJECT / "examples" / "demo.py", "--port", "0") as demo:
         yield f"http://127.0.0.1:{demo.port()}/"
 
@@ -68,7 +68,7 @@ def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser_page: Page, address: str) -> Iterator[Page]:
-    """The demo page, freshly loaded. An error in its script, or a word in its console, fails the test."""
+    """The demo page, freshly loaded. An error in its script, or any console output, fails the test."""
     complaints: list[str] = []
     on_error = lambda error: complaints.append(str(error))  # noqa: E731
     browser_page.on("pageerror", on_error)
@@ -91,7 +91,7 @@ def state(door: Locator) -> Locator:
 
 
 def fact(door: Locator, name: str) -> Locator:
-    """The value beside a name, such as "Subprotocol"."""
+    """The value beside a label, such as "Subprotocol"."""
     return door.locator("div", has=door.page.locator("dt", has_text=re.compile(f"^{name}$"))).locator("dd").last
 
 
@@ -179,7 +179,7 @@ def test_one_mebibyte_is_echoed_and_a_close_without_a_code_is_1005(page: Page, d
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    """The address of a page of another origin, on this machine too: a browser lets it try."""
+    """The address of a page of another origin on this machine; a browser lets it try."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

@@ -78,7 +78,7 @@ STAY = """() => new Promise((resolve) => {
 
 @pytest.fixture(scope="module")
 def program() -> Iterator[Program]:
-    """The application, which logs warnings and errors alone."""
+    """The application, which logs only warnings and errors."""
     with Program(PROJECT / "tests" / "support" / "fastapi_app.py") as program:
         yield program
 
@@ -101,7 +101,7 @@ def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 class Console:
-    """What the browser's console says, and what was thrown in the page."""
+    """The browser's console output, and the exceptions of the page."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -116,7 +116,7 @@ class Console:
         self._lines.append(str(error))
 
     def take(self) -> list[str]:
-        """The lines so far, which are then forgotten."""
+        """The lines so far, which are then cleared."""
         lines, self._lines = self._lines, []
         return lines
 
@@ -144,7 +144,7 @@ def page(browser_page: Page, address: str, console: Console) -> Page:
 
 
 def talk(page: Page, path: str = "/echo", *messages: Any, protocols: Any = (), close: Any = None) -> Any:
-    """What the page has seen of one WebSocket."""
+    """The page's record of one WebSocket."""
     return page.evaluate(TALK, [path, list(protocols), list(messages), close])
 
 
@@ -218,7 +218,7 @@ def test_a_refusal_never_opens_and_only_the_console_shows_its_status(
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    """The address of a page of another origin; the browser sends it this machine's cookies all the same."""
+    """The address of a page of another origin; the browser sends this machine's cookies with it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,7 +1,7 @@
-"""RFC 6455 and RFC 7692 between us and four libraries that nobody here wrote, both ways: every peer's client
-with each of our doors, and each of our clients with every peer's server.
+"""RFC 6455 and RFC 7692 between this package and four others, both ways.
 
-A scenario runs for all pairs that have the features it needs; nothing is skipped at run time.
+Every peer's client talks to each of our integrations, and each of our clients to every peer's server. A scenario runs
+for all pairs that have the features it needs; nothing is skipped at run time.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def pairs(client: set[Feature] | None = None, server: set[Feature] | None = None
 
 @pytest.fixture
 def path() -> str:
-    """A path of its own for each test: servers write down by path how a connection ended."""
+    """A path of its own for each test: servers record by path how a connection ended."""
     return f"/{uuid.uuid4().hex}"
 
 
@@ -97,7 +97,7 @@ def session(dial: Dial) -> Session:
 
 
 def finish(session: Session, server: Server, path: str) -> None:
-    """Close in good order: neither side may see anything but a normal closing handshake."""
+    """Close in an orderly way: neither side may see anything but a normal closing handshake."""
     session.close(1000, "")
     assert server.ending(path) == Ending(1000, "", reset=False)
     assert not session.ending().reset

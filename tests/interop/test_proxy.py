@@ -1,6 +1,4 @@
-"""The proxy between programs that nobody here wrote, on both ends: npm's ws and watershed, websockets, Chromium,
-and nginx in front of it and behind.
-"""
+"""The proxy between third-party programs: npm's ws and watershed, websockets, Chromium, and nginx on either side."""
 
 from __future__ import annotations
 
@@ -70,7 +68,7 @@ def front(start: Callable[[str], Front], request: pytest.FixtureRequest) -> Fron
 
 
 class Between:
-    """Sessions of a client with a server, the proxy between them."""
+    """A client's sessions with a server, through the proxy."""
 
     def __init__(self, front: Front, client: Client, server: Server) -> None:
         # node-watershed does not close when the other side's stream has ended, and would have 10 s to do so.
@@ -167,7 +165,7 @@ def echo() -> Iterator[int]:
 
 
 def converse(peer: Peer) -> None:
-    """Echo, and end in good order; PINGs on the way are passed over."""
+    """Echo, and close in an orderly way; PINGs in between are skipped."""
     frames = iter(peer.frame, None)
     peer.send(text("hello"))
     assert next(bytes(frame.data) for frame in frames if frame.opcode == 1) == b"hello"
@@ -254,7 +252,7 @@ TALK = """([url, last]) => new Promise((resolve) => {
 
 
 def with_a_page(front: Front, proxy: WebSocketProxy) -> Any:
-    """The proxy in /ws, beside a page of the same origin."""
+    """The proxy at /ws, beside a page of the same origin."""
     html = "<!doctype html><title>proxy</title>"
     if isinstance(front, WSGIFront):
         return DispatcherMiddleware(Response(html, content_type="text/html"), {"/ws": proxy})

@@ -61,7 +61,7 @@ def test_the_end_of_stdin_waits_for_replies_and_verbose_prints_more(server: tupl
 
 
 def test_the_documented_pipes_work_as_described(echo: int, tmp_path: Path) -> None:
-    """Among them a reader that has seen enough, which ends it in good order."""
+    """A reader that exits early ends the connection in an orderly way."""
     [block] = [block for block in blocks() if block.name == "pipes"]
     (tmp_path / "picture.png").write_bytes(data := os.urandom(200_000))
 
@@ -127,7 +127,7 @@ _TAKE_TERMINAL = (
 
 
 class Terminal:
-    """A program whose three streams are a pseudo-terminal; what appears on it is collected."""
+    """A program whose three streams are a pseudo-terminal; its output is collected."""
 
     def __init__(self, *command: str, stdin: Any = None, **environment: str) -> None:
         self._master, slave = pty.openpty()
@@ -157,13 +157,13 @@ class Terminal:
 
     @property
     def raw(self) -> str:
-        """All that the terminal was sent."""
+        """Everything that was sent to the terminal."""
         with self._news:
             return self._seen.decode("utf-8", "replace")
 
     @property
     def text(self) -> str:
-        """The same without what moves and colours."""
+        """The same without control sequences."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", self.raw)
 
     def wait_for(self, text: str) -> None:

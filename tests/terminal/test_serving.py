@@ -1,4 +1,4 @@
-"""``echo``, and what serving commands share."""
+"""``echo``, and options that the serving commands share."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_an_endless_head_is_refused(echo: int, kind: str) -> None:
 
 @pytest.fixture(params=["h11", "httptools"])
 def bounded_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Uvicorn]:
-    """A server in this process with the bounds, and less time."""
+    """A server in this process with the same limits, and shorter timeouts."""
     monkeypatch.setattr("watershed_mw.cli.heads._SECONDS", 0.5)
     name = "H11Protocol" if request.param == "h11" else "HttpToolsProtocol"
     http = getattr(import_module(f"uvicorn.protocols.http.{request.param}_impl"), name)

@@ -1,4 +1,4 @@
-"""Options, mistakes in them, help, and how things are shown."""
+"""Options, usage errors, help, and the display of data."""
 
 from __future__ import annotations
 

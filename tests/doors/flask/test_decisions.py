@@ -1,4 +1,4 @@
-"""Flask sugar: views that decide before the 101, and handlers that fail after it."""
+"""Flask: views that decide before the 101, and handlers that fail after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flask sugar under servers that are programs of their own."""
+"""Flask under servers in processes of their own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serves(port: int) -> bool:
 
 
 def converse(port: int) -> None:
-    """Three ways to handle a connection, with what Flask adds to each."""
+    """Three kinds of handler, with what Flask adds to each."""
     for path, came in (
         ("/blocking/7", "hi 7 ann /blocking/7 True /page"),
         ("/async/7", "hi 7 ann /async/7 True /page"),

@@ -1,4 +1,4 @@
-"""Flask sugar: routes of a Shed, behind the whole of Flask's machinery, on werkzeug and through the test client."""
+"""Flask: routes of a Shed, behind all of Flask's machinery, on werkzeug and through the test client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits, the end of a connection, and memory."""
+"""Portable connections: limits, the end of a connection, and memory."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ async def end_behind_a_flood(conn: PortableConnection) -> None:
 
 
 def time_of_the_loop(server: Server, scope: anyio.CancelScope) -> None:
-    """Wait until the server's loop has had many turns; by then a sender waits for its client."""
+    """Wait for many iterations of the server's loop; by then a sender waits for its client."""
     for _ in range(50):
         turn = Gate[None]()
         server.soon(lambda turn=turn: turn.put(None))  # type: ignore[misc]
@@ -343,12 +343,12 @@ def test_clients_that_vanish_leave_nothing_behind(server: Server) -> None:
 
 @pytest.fixture
 def nothing_is_held() -> None:
-    """The budget is the process's: what other tests have left would count here."""
+    """The budget belongs to the process, so memory left by other tests would count here."""
     eventually(lambda: held_by_connections() == 0)
 
 
 class _Hoarder:
-    """An application that echoes, but for one client, whose messages it takes once it is told to."""
+    """An application that echoes, except to one client, whose messages it receives only when told to."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -370,13 +370,13 @@ class _Hoarder:
             self.taken.put(error)
 
     def begin(self, client: ClientConnection) -> PortableConnection:
-        """Have the application hoard what this client sends."""
+        """Make the application hoard this client's messages."""
         client.send("hoard")
         self._hoarding, self._go_on = self._ready.get()
         return self._hoarding
 
     def go_on(self) -> None:
-        """Have it take what it hoards."""
+        """Make it receive the hoarded messages."""
         self._server.soon(self._go_on.set)
 
 

@@ -1,4 +1,4 @@
-"""Messages, received and sent, and events."""
+"""Portable connections: messages, received and sent, and events."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_messages_are_pulled_or_pushed(server: Server) -> None:
 
 
 def test_concurrent_receivers_get_one_message_each_in_order(server: Server) -> None:
-    """One that is cancelled or out of time takes none; at the end each of them hears of it."""
+    """A receiver that is cancelled or times out takes none; at the end each receiver sees it."""
     count = 5
     got: list[tuple[int, str | bytes]] = []
     closed: list[int] = []

@@ -1,4 +1,4 @@
-"""TLS and unix sockets, on either side."""
+"""The proxy with TLS and Unix sockets, on either side."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_upstream_may_be_a_unix_socket(some: Front, serve: Serve, tmp_path: P
 
 
 def test_the_proxy_can_be_the_whole_application(start: Callable[[str], Front], serve: Serve) -> None:
-    """The proxy alone, lifespan included."""
+    """The proxy as the only application, lifespan included."""
     upstream = serve(echoing)
     with Uvicorn(WebSocketProxy(upstream.url()), lifespan="on") as server, Peer(server.port) as peer:
         peer.open()

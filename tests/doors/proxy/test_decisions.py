@@ -1,4 +1,4 @@
-"""Which upstream is asked, which clients are let in, and the application's own authentication in front."""
+"""The choice of upstream, the clients that are let in, and the application's own authentication in front."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The proxy when something goes wrong: killed upstreams, clients that leave, floods, and servers that stop.
 
-Upstream and client are bare sockets in the test's own hands, and each test ends with a look at what it left behind.
+Upstream and client are bare sockets driven by the test, and each test checks what is left behind.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ SOON = 1.0  # seconds within which a side learns that the other has gone
 
 
 def plain(message: bytes) -> bytes:
-    """A BINARY frame of a server."""
+    """A server's BINARY frame."""
     return Frame(Opcode.BINARY, message).serialize(mask=False)
 
 
 def closing(code: int) -> bytes:
-    """A Close frame of a server."""
+    """A server's Close frame."""
     return Frame(Opcode.CLOSE, code.to_bytes(2, "big")).serialize(mask=False)
 
 
@@ -88,7 +88,7 @@ def nothing_comes(sock: socket.socket) -> bool:
 
 
 class Upstream:
-    """A server by hand."""
+    """A hand-driven upstream."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -97,7 +97,7 @@ class Upstream:
         self._sockets: list[socket.socket] = []
 
     def asked(self) -> socket.socket:
-        """The next connection, its request read."""
+        """Accept the next connection, and read its request."""
         sock, _ = self._listener.accept()
         self._sockets.append(sock)
         sock.settimeout(LIMIT)
@@ -109,7 +109,7 @@ class Upstream:
         return sock
 
     def open(self, port: int, *, early: bytes = b"") -> tuple[Peer, socket.socket]:
-        """A client and the upstream's socket, with a proxy between them; ``early`` comes with the 101."""
+        """Return a client and the upstream's socket, connected through a proxy; ``early`` follows the 101."""
         peer = Peer(port)
         self._sockets.append(peer.sock)
         peer.send(head())
@@ -131,7 +131,7 @@ def upstream() -> Iterator[Upstream]:
 
 
 class Door:
-    """A server in this process, whose application is a proxy."""
+    """A server in this process with a proxy as its application."""
 
     server: Uvicorn | Werkzeug
     app: Any
@@ -144,7 +144,7 @@ class Door:
         return self.server.port
 
     def serve(self, upstream: Any, **options: Any) -> None:
-        """With room for one: a place that is not given back is missed at once."""
+        """With max_connections=1, a slot that is not released shows immediately."""
         self.app = WebSocketProxy(upstream, **{"max_connections": 1, **options})
         if isinstance(self.server, Uvicorn):
             self.server.run(self.app)
@@ -166,7 +166,7 @@ def descriptors() -> int:
 
 @pytest.fixture(params=["asyncio-h11", "uvloop-httptools", "werkzeug"])
 def door(request: pytest.FixtureRequest, running: Start) -> Iterator[Door]:
-    """To be asked for before `upstream`, which is then closed before the look at what is left."""
+    """Must be requested before `upstream`, which is then closed before the check for leftovers."""
     loop, _ = background_loop()
     asyncio.run_coroutine_threadsafe(use_once(), loop).result(LIMIT)
     door = Door()
@@ -363,7 +363,7 @@ def test_messages_before_the_upstreams_end_arrive(door: Door, upstream: Upstream
 
 
 def early_bytes(client: Peer, upstream: Upstream) -> None:
-    """Both sides say something before they can know that they are heard, and go on."""
+    """Both sides send before they know that the other one is there, and continue."""
     client.send(head() + binary(b"first") + binary(b"second"))
     server = upstream.asked()
     server.sendall(SWITCH + plain(b"third") + plain(b"fourth"))
@@ -432,7 +432,7 @@ def test_early_bytes_arrive_first_and_once_under_eventlet_over_tls(
 
 
 def resident() -> int:
-    """Bytes of this process's own memory."""
+    """Resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -492,7 +492,7 @@ def test_a_stopping_server_does_not_wait_for_the_upstreams_response(upstream: Up
 
 
 class Hurried(WatershedProtocol):
-    """A class whose applications get less time than the proxy's peers do."""
+    """A class whose applications get less time than the proxy's peers."""
 
     options: ClassVar[ConnectionOptions] = {"close_timeout": 0.05}
 
@@ -541,7 +541,7 @@ def test_a_shutdown_between_the_101_and_the_relay_closes_both_sides(upstream: Up
 
 @contextlib.contextmanager
 def served(kind: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Program, int]]:
-    """A server with the application of proxy_faults_app.py as a program, and its port."""
+    """Run a server with the application of proxy_faults_app.py; yield it and its port."""
     monkeypatch.setenv("UPSTREAM", upstream.url)
     name, _, worker = kind.partition("-")
     if worker == "gevent":

@@ -1,4 +1,4 @@
-"""The opening handshake goes end to end, and so does whatever the upstream answers instead."""
+"""The opening handshake runs end to end, and so does any other response of the upstream."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_a_refusal_is_read_no_faster_than_it_is_passed_on(raw: Front, serve: Ser
 
 
 def resident() -> int:
-    """Bytes of this process's own memory."""
+    """Resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 

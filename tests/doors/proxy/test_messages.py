@@ -1,4 +1,4 @@
-"""Bytes and messages between client and upstream, limits, and how both sides end."""
+"""Bytes and messages between client and upstream, limits, and the end on both sides."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MIB = 2**20
 
 @pytest.mark.need(25)
 def test_bytes_pass_unchanged(raw: Front, serve: Serve) -> None:
-    """No frame is looked into: reserved bits, masks and lengths are between the peers."""
+    """Frames are not inspected: reserved bits, masks and lengths are between the peers."""
     odd = b"\xff\x03abc" + b"\x81\xfe\0\5\1\2\3\4hello" + bytes(range(256))
     got: list[bytes] = []
 

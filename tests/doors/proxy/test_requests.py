@@ -1,4 +1,4 @@
-"""What the upstream is asked: the fields and the path of the request, and requests that go nowhere."""
+"""The request that the upstream gets (headers and path), and requests that are not forwarded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Django makes of our exceptions where a view lets them pass: answers and warnings, never crashes."""
+"""Django and exceptions that leave a view: responses and warnings, not server errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our class on uvicorn, started for real and driven by real clients: its parsers, loops, settings and versions."""
+"""`WatershedProtocol` on real uvicorn servers with real clients: parsers, loops, settings and versions."""
 
 from __future__ import annotations
 
@@ -370,7 +370,7 @@ def test_gunicorn_with_uvicorn_worker_works() -> None:
 
 
 def converse_with(version: str) -> None:
-    """A conversation from outside: the server started as users start it, and stopped by a signal."""
+    """A session from outside: the server is started as users start it, and stopped by a signal."""
     with running(*ours_of(version), probe=False) as (program, port):
         for path in ("/plain/echo", "/echo", "/push", "/starlette/echo"):
             is_served(port, path)
@@ -394,7 +394,7 @@ def converse_with(version: str) -> None:
 
 @pytest.fixture(scope="module")
 def troubles() -> dict[str, str]:
-    """What went wrong with each version. A few are asked at once, as they come."""
+    """The failures of each version. A few versions are tested at once."""
 
     def trouble(version: str) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The portable API on every ASGI server that keeps its frames to itself, started for real."""
+"""The portable API on every ASGI server that handles frames itself, as a real process."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_handler_that_raises_closes_with_1011(portable: Portable) -> None:
 
 
 def test_an_exception_in_a_handler_ends_only_its_connection(portable: Portable) -> None:
-    """Whatever its class: a sys.exit() is no end of the server, nor of other connections."""
+    """Of any class: sys.exit() ends neither the server nor other connections."""
     program, port, _ = portable
     with dial(port, "/echo") as other:
         for kind in ("SystemExit", "KeyboardInterrupt", "GeneratorExit"):
@@ -121,7 +121,7 @@ def test_refusals_reach_the_client(portable: Portable) -> None:
 
 
 def test_absolute_form_targets_give_path_and_host(portable: Portable) -> None:
-    """RFC 9112 section 3.2.2: path and host are those of the target, whatever Host says."""
+    """RFC 9112 section 3.2.2: path and host come from the target, whatever Host says."""
     _, port, server = portable
     first = "GET http://a.example{} HTTP/1.1"
     with Peer(port) as peer:
@@ -220,7 +220,7 @@ def test_no_server_hangs_at_shutdown(server: Server) -> None:
 
 @pytest.mark.parametrize("server", HYPERCORNS, ids=lambda server: server.name)
 def test_upgrades_over_http_2_work(server: Server) -> None:
-    """Its extended CONNECT makes no difference to the application."""
+    """Its extended CONNECT looks the same to the application."""
     with running(*server.command) as (program, port):
         with socket.create_connection(("127.0.0.1", port), LIMIT) as sock:
             stream = Stream(sock, port, "/push")

@@ -1,4 +1,4 @@
-"""The proxy under servers that are programs of their own: what granian, daphne and gunicorn's workers make of it."""
+"""The proxy under servers in processes of their own: granian, daphne and gunicorn's workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORKERS = {
 
 
 def script(visit: Visit) -> None:
-    """Refuse what asks for it; echo for the rest."""
+    """Refuse requests for /no; echo to the others."""
     visit.request()
     if visit.target == "/no":
         visit.answer("401 Unauthorized", ("X-Why", "no"), body=b"upstream's word")

@@ -1,7 +1,7 @@
-"""Every WSGI server that gives its sockets up, as a real process, and every cell that the matrix says yes to.
+"""Every WSGI server that hands over its sockets, as a real process, and every "yes" of the matrix.
 
-The servers and what each can do are data (``wsgi_servers.py``). Each is started once; its log must hold
-nothing but requests, and the tracebacks that a test asked for.
+The servers and their abilities are data (``wsgi_servers.py``). Each is started once; its log must contain nothing but
+requests, and the tracebacks that a test provokes.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def cell(fleet: Fleet, request: pytest.FixtureRequest) -> Running:
 
 @pytest.fixture
 def server(cell: Running) -> Iterator[Running]:
-    """The same, for one test, which must leave nothing in its log that is not to be there."""
+    """The same, for one test, which must leave nothing unexpected in its log."""
     yield cell
     assert_quiet(cell)
 
 
 def assert_quiet(running: Running) -> None:
-    """No traceback but those that the tests asked for, and nothing that reads as if something had gone wrong."""
+    """Expect no traceback except those that the tests provoke, and nothing else that looks like a failure."""
     output = running.program.output
     before, *tracebacks = output.split("Traceback (most recent call last)")
     assert [found for found in tracebacks if not EXPECTED.search(found)] == [], output
@@ -110,7 +110,7 @@ def test_messages_are_echoed(server: Running) -> None:
 
 
 def test_absolute_form_targets_give_path_and_host(server: Running) -> None:
-    """RFC 9112 section 3.2.2: path and host are those of the target, whatever Host says."""
+    """RFC 9112 section 3.2.2: path and host come from the target, whatever Host says."""
     way = ways_of(server)[-1]
     request = head(f"/{way}", first="GET http://a.example{} HTTP/1.1", Host="b.example", Origin="http://a.example")
     with server.peer() as peer:
@@ -201,7 +201,7 @@ def test_a_detached_socket_belongs_to_the_application(server: Running) -> None:
 
 
 def exactly(peer: Peer, size: int) -> bytes:
-    """So many bytes behind the head."""
+    """This many bytes after the head."""
     data, peer._rest = peer._rest, b""
     while len(data) < size:
         more = peer.sock.recv(size - len(data))
@@ -232,7 +232,7 @@ def test_the_access_log_has_one_line(server: Running) -> None:
 
 
 def requests(running: Running, word: str) -> list[str]:
-    """The lines of the access log that tell of this connection's request."""
+    """The lines of the access log for this connection's request."""
     return [line for line in running.program.output.splitlines() if f"?{word} " in line and "GET" in line]
 
 
@@ -373,7 +373,7 @@ def test_an_error_page_larger_than_a_socket_buffer_blocks_nothing(fleet: Fleet) 
 
 
 def refusal_of(running: Running, first: Any, **changes: Any) -> str:
-    """The error for which an accept is answered with 500; the server goes on."""
+    """The error that makes an accept respond with 500; the server continues."""
     with running.peer() as peer:
         peer.send(head("/blocking", **changes))
         assert peer.answer().status == first
@@ -439,7 +439,7 @@ def test_hypercorns_bridge_is_a_clear_error() -> None:
     [("mod_wsgi", {"mod_wsgi.version": (6, 1, 1)}), ("bjoern", {"SERVER_SOFTWARE": "bjoern/3.2"}), ("other/1.0", {})],
 )
 def test_a_server_that_cannot_hand_over_its_socket_is_a_clear_error(name: str, environ: dict[str, Any]) -> None:
-    """Neither can be started here: Apache is not installed, bjoern has no wheel. All that counts is their environ."""
+    """Neither can be started here: Apache is not installed, bjoern has no wheel. Only their environ matters."""
     environ = {"wsgi.input": io.BytesIO(), "SERVER_SOFTWARE": name, "wsgi.errors": io.StringIO(), **environ}
     environ |= {"REQUEST_METHOD": "GET", "PATH_INFO": "/blocking", "SERVER_PROTOCOL": "HTTP/1.1", "QUERY_STRING": ""}
     environ |= {"HTTP_HOST": "here", "HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
@@ -454,7 +454,7 @@ def test_a_server_that_cannot_hand_over_its_socket_is_a_clear_error(name: str, e
 
 @pytest.fixture(scope="module")
 def h2_server() -> Iterator[Running]:
-    """A gunicorn that speaks HTTP/2 to those who begin with it, and to those who ask for it in an upgrade."""
+    """A gunicorn that speaks HTTP/2 to clients that start with it, and to those that ask for it in an upgrade."""
     words = ("-k", "gthread", "--threads", "4", "--http-protocols", "h2,h1", "--http2-cleartext", "both")
     with start_gunicorn(*words) as running:
         yield running
@@ -465,7 +465,7 @@ def h2_headers(path: str, *more: tuple[str, str]) -> list[tuple[str, str]]:
 
 
 def h2_answer(peer: Peer, connection: H2Connection, stream: int) -> tuple[str, bytes]:
-    """Status and body of one stream, or what has become of it instead."""
+    """Status and body of one stream, or what happened to it instead."""
     status, body = "", b""
     while True:
         peer.send(connection.data_to_send())
@@ -507,7 +507,7 @@ def test_an_http2_request_is_not_hijacked(h2_server: Running) -> None:
 
 
 def test_a_request_upgraded_to_http2_is_not_hijacked(h2_server: Running) -> None:
-    """RFC 7540 section 3.2: the request of HTTP/1.1 that asks for HTTP/2 is answered on stream 1."""
+    """RFC 7540 section 3.2: the HTTP/1.1 request that asks for HTTP/2 is answered on stream 1."""
     with h2_server.peer() as peer:
         connection = H2Connection(H2Configuration(client_side=True))
         settings = connection.initiate_upgrade_connection()

@@ -40,12 +40,12 @@ GTHREAD = ("-k", "gthread", "--threads", "4")
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shutdown that waits for its peers: on a busy machine a polite one may take longer than the usual grace."""
+    """A shutdown with a longer grace period: on a busy machine a polite peer may take longer than the usual one."""
     monkeypatch.setenv("WATERSHED_MW_TEST_GRACE", str(LIMIT))
 
 
 def open_connections(running: Running, stack: ExitStack, paths: list[str]) -> list[Peer]:
-    """A connection for each path, which has echoed already."""
+    """Open a connection for each path, and echo one message on it."""
     peers = []
     for path in paths:
         peer = stack.enter_context(running.peer())
@@ -61,7 +61,7 @@ def is_readable(peer: Peer) -> bool:
 
 
 def expect_the_close(peers: list[Peer], code: int, began: float) -> None:
-    """Every peer gets this Close soon, answers it, and sees the end of the stream."""
+    """Every peer gets this Close promptly, answers it, and sees the end of the stream."""
     for peer in peers:
         assert peer.close() == (code, "the server stops")
         peer.send(close(code))
@@ -73,7 +73,7 @@ def expect_the_close(peers: list[Peer], code: int, began: float) -> None:
 
 
 def process(running: Running) -> dict[str, Any]:
-    """What one of the server's processes tells of itself."""
+    """The report of one of the server's processes."""
     told: dict[str, Any] = json.loads(running.get("/process").body)
     return told
 
@@ -97,13 +97,13 @@ WORKERS = ["gunicorn-sync", "gunicorn-gthread", "gunicorn-preload", "gunicorn-ge
 
 
 def paths_of(kind: Kind) -> list[str]:
-    """Every way, and more than one of each; what holds the whole server comes last."""
+    """Every kind of handler, and more than one of each; the one that blocks the server comes last."""
     released = ["/background", "/async"] * 2
     return [*released, "/blocking"] if kind.single else ["/blocking", *released, "/blocking"]
 
 
 def wait_for_workers(server: Running, kind: Kind) -> None:
-    """Wait until each worker has answered: gunicorn loses a signal that comes while one starts, for 5 seconds."""
+    """Wait until each worker has answered: a signal that arrives while a worker starts delays gunicorn by 5 seconds."""
     options = kind.options or ()
     number = int(options[options.index("-w") + 1]) if "-w" in options else 1
     pids: set[int] = set()
@@ -231,7 +231,7 @@ def test_a_shutdown_can_be_left_to_the_application() -> None:
 @pytest.mark.parametrize("answer", [b"", close(1001)], ids=["silent", "lingering"])
 @pytest.mark.parametrize("name", ["gunicorn-sync", "gunicorn-gthread", "werkzeug"])
 def test_a_peer_that_does_not_close_does_not_delay_the_shutdown(name: str, answer: bytes) -> None:
-    """Neither one that does not answer the Close, nor one that does and leaves its end of the TCP stream open."""
+    """Neither a peer that does not answer the Close, nor one that does but keeps its end of the TCP stream open."""
     assert shutdown._GRACE + shutdown._ABORT_GRACE < 1.0
     with start(SERVERS[name]) as server, ExitStack() as stack:
         server.wait_until_it_serves()
@@ -249,7 +249,7 @@ def test_a_peer_that_does_not_close_does_not_delay_the_shutdown(name: str, answe
 
 
 def test_a_connection_of_the_process_that_forks_workers_is_left_alone() -> None:
-    """`--preload`: a loop runs in the master already, which its workers must not touch, and do without."""
+    """`--preload`: a loop runs in the master already; its workers must not touch it, and work without it."""
     with start_gunicorn(*GTHREAD, "--preload", "-w", "2", factory="master_first") as server, ExitStack() as stack:
         master = int(server.program.wait_for_line(re.compile(r"master is (\d+)"))[1])
         workers = eventually(lambda: found if len(found := seen(server)) == 2 else None, "two workers")
@@ -276,7 +276,7 @@ def test_a_connection_of_the_process_that_forks_workers_is_left_alone() -> None:
 
 
 def seen(server: Running) -> dict[int, dict[str, Any]]:
-    """What the workers tell that answer some requests in a row, by process id."""
+    """Reports of the workers that answer several requests in a row, by process id."""
     return {told["pid"]: told for told in (process(server) for _ in range(10))}
 
 
@@ -323,7 +323,7 @@ def test_a_peer_sees_the_end_even_if_a_child_holds_the_socket(
 
 @pytest.fixture
 def many_descriptors() -> Iterator[int]:
-    """As many descriptors as this process may have, and its children; how many connections that is good for."""
+    """Raise the descriptor limit of this process and its children; return how many connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield (5000 if hard == resource.RLIM_INFINITY else min(5000, hard - 500))
@@ -331,7 +331,7 @@ def many_descriptors() -> Iterator[int]:
 
 
 def open_many(running: Running, stack: ExitStack, count: int) -> list[socket.socket]:
-    """Bare sockets with the 101 behind them, opened fifty at a time."""
+    """Bare sockets that have got their 101, opened fifty at a time."""
     socks: list[socket.socket] = []
     while len(socks) < count:
         batch = [socket.create_connection(("127.0.0.1", int(running.address)), LIMIT) for _ in range(50)]
@@ -350,7 +350,7 @@ def open_many(running: Running, stack: ExitStack, count: int) -> list[socket.soc
 
 
 def quickest_page(running: Running) -> float:
-    """Seconds that a page takes at best: the machine is busy with other things as well."""
+    """The best time for a page in seconds, because the machine does other work as well."""
 
     def measure() -> float:
         began = time.monotonic()
@@ -418,7 +418,7 @@ def test_floods_do_not_add_threads() -> None:
 
 
 def test_waitress_works_with_more_sockets_than_select_supports(many_descriptors: int) -> None:
-    """Waitress waits with select(), for which a number above 1,023 is the end of the server."""
+    """Waitress waits with select(), which fails on descriptors above 1,023."""
     with start(SERVERS["waitress"]) as server, ExitStack() as stack:
         server.wait_until_it_serves()
         socks = open_many(server, stack, 1300)
@@ -478,7 +478,7 @@ def test_a_run_that_times_out_still_sees_the_end_and_releases_its_slot(name: str
 
 
 def takes(server: Running, stack: ExitStack, path: str, peers: list[Peer]) -> bool:
-    """Whether the server has a place; then the connection is one of the peers."""
+    """Whether the server has a free slot; if so, the connection is added to the peers."""
     peer = stack.enter_context(server.peer())
     peer.send(head(path))
     if peer.answer().status != 101:
@@ -599,7 +599,7 @@ def test_a_handler_that_does_not_receive_blocks_its_peer(name: str, certificate:
 
 @pytest.mark.parametrize("kind", ["gevent", "eventlet"])
 def test_a_signal_inside_a_green_socket_neither_duplicates_nor_loses_bytes(kind: str) -> None:
-    """As with a KeyboardInterrupt: the kernel has moved bytes already, though the socket's method does not return."""
+    """As with a KeyboardInterrupt: the kernel has moved bytes already, but the socket's method does not return."""
     command = [sys.executable, "-m", "tests.support.green_signals", kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stderr

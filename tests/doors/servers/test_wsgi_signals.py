@@ -1,6 +1,6 @@
-"""The WSGI door and the signals of its process: handlers come with the first connection, or not at all.
+"""WSGI and the signals of the process: handlers are installed with the first connection, or not at all.
 
-That servers end every connection when a signal stops them is in ``test_wsgi_process.py``.
+``test_wsgi_process.py`` shows that servers close every connection when a signal stops them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def ask(peer: Peer, question: str) -> Any:
 
 
 def before(program: Program) -> Any:
-    """The signals that have a handler once the application has been made."""
+    """The signals that have a handler once the application has been created."""
     return json.loads(program.wait_for_line(re.compile(r"before (.*)"))[1])
 
 
@@ -152,7 +152,7 @@ def test_a_program_may_install_handlers_before_its_main_thread_blocks() -> None:
 
 
 def test_a_server_with_handlers_in_c_keeps_them() -> None:
-    """Python does not know uWSGI's handlers, and would replace them."""
+    """Python does not know about uWSGI's handlers, and would replace them."""
     with start(SERVERS["uwsgi"]) as server:
         server.wait_until_it_serves()
         with server.peer() as peer:
@@ -164,7 +164,7 @@ def test_a_server_with_handlers_in_c_keeps_them() -> None:
 
 
 def test_handlers_are_installed_only_in_the_main_thread(run_python: RunPython) -> None:
-    """In a process of its own: in this one an earlier test may have installed them."""
+    """In a process of its own, because an earlier test may have installed them in this one."""
     program = """
 import threading
 from watershed_mw.wsgi import install_signal_handlers
