@@ -14,9 +14,13 @@ cdef class NextTurn(Pending):
     pass
 
 
+cdef Py_ssize_t _MIN_SWEEP
+
+
 cdef class Waiters:
-    cdef dict _futures
+    cdef list _futures
     cdef object _loop
+    cdef Py_ssize_t _sweep_at
 
     cpdef wake(self)
 
@@ -30,12 +34,12 @@ cdef object _DONE
 
 
 cdef class Wakeup:
-    cdef public bint _asyncio_future_blocking
     cdef object _context
     cdef object line
     cdef object _loop
     cdef object _message
     cdef object _callback
+    cdef public bint _asyncio_future_blocking
     cdef readonly int state
 
     cpdef bint has_waiter(self)

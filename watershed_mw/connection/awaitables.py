@@ -127,6 +127,9 @@ def mark_coroutine_function(function: Any) -> None:
 # --- a change of state --------------------------------------------------------------------------------------------
 
 
+_MIN_SWEEP = 8
+
+
 class Waiters:
     """Tasks that wait until something about a connection has changed; each looks for itself whether that was it.
 
@@ -134,25 +137,26 @@ class Waiters:
         loop: the event loop of the tasks.
     """
 
-    __slots__ = ("_futures", "_loop")
+    __slots__ = ("_futures", "_loop", "_sweep_at")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._futures: dict[asyncio.Future[None], None] = {}  # in the order in which they came
+        self._futures: list[asyncio.Future[None]] = []
+        self._sweep_at = _MIN_SWEEP
 
     def expect(self) -> asyncio.Future[None]:
         """A future that is done at the next :meth:`wake`."""
         future = self._loop.create_future()
-        self._futures[future] = None
-        future.add_done_callback(self._forget)
+        if len(self._futures) >= self._sweep_at:
+            # Those of cancelled tasks. A callback of each future would take five times its memory.
+            self._futures = [waiting for waiting in self._futures if not waiting.done()]
+            self._sweep_at = max(_MIN_SWEEP, 2 * len(self._futures))
+        self._futures.append(future)
         return future
-
-    def _forget(self, future: asyncio.Future[None]) -> None:
-        self._futures.pop(future, None)
 
     def wake(self) -> None:
         """Let all of them go on, in the next iteration of the event loop."""
-        futures, self._futures = self._futures, {}
+        futures, self._futures = self._futures, []
         for future in futures:
             if not future.done():
                 future.set_result(None)

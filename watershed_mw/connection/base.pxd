@@ -15,6 +15,8 @@ cdef class WatershedConnection:
     cdef public BaseProtocol _core
     cdef public bint _destroyed
     cdef public bint _end_emitted
+    cdef public bint _push
+    cdef public bint _ran
     cdef public object _ended_at
     cdef public object _error
     cdef public object _handler_error
@@ -22,9 +24,7 @@ cdef class WatershedConnection:
     cdef public object _limits
     cdef public Meter _meter
     cdef public double _opened
-    cdef public bint _push
     cdef public ReceiveQueue _queue
-    cdef public bint _ran
     cdef public object _shutdown_code
     cdef public object _state
     cdef public object _on_ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from weakref import ref
 
 from ..errors import HandshakeError
@@ -19,9 +20,9 @@ class Place:
 
     __slots__ = ("__weakref__", "_places")
 
-    def __init__(self, places: set[ref[Place]]) -> None:
+    def __init__(self, places: set[ref[Place]], collected: Callable[[ref[Place]], None]) -> None:
         self._places = places
-        places.add(ref(self, places.discard))
+        places.add(ref(self, collected))
 
     def leave(self) -> None:
         """Release the place."""
@@ -39,6 +40,7 @@ class ConnectionLimit:
         self._most = most
         # Weak: a connection that is collected does not hold its place for ever.
         self._places: set[ref[Place]] = set()
+        self._collected = self._places.discard  # one for all places: it takes more memory than a place
         self._lock = threading.Lock()
 
     @property
@@ -54,7 +56,7 @@ class ConnectionLimit:
         """
         with self._lock:
             if self._most is None or len(self._places) < self._most:
-                return Place(self._places)
+                return Place(self._places, self._collected)
         raise HandshakeError(
             f"expected at most {self._most} connections at once (max_connections), got one more: try again later",
             status=503,

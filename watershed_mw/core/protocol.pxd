@@ -81,12 +81,12 @@ cdef object failed(object error)
 
 
 cdef class Protocol(BaseProtocol):
-    cdef bint _client
     cdef readonly FrameWriter outgoing
     cdef readonly Receiver receiver
     cdef readonly Liveness liveness
     cdef Deflate _deflate
     cdef object _limits
+    cdef bint _client
     cdef public bint read_paused
     cdef double _deadline
 

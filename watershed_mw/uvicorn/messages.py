@@ -26,7 +26,7 @@ if cython.compiled:
 else:
     from threading import get_ident
 
-__all__ = ["ASGIMessages", "Unopened"]
+__all__ = ["ASGIMessages", "Host", "Unopened"]
 
 App: TypeAlias = Callable[..., Awaitable[object]]
 
@@ -39,6 +39,13 @@ class Unopened(Protocol):
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Take the application's answer, or a part of it."""
+
+
+class Host(Protocol):
+    """What runs the application."""
+
+    def application_ended(self, result: object, error: BaseException | None) -> bool:
+        """Take what it returned or raised, and return whether to raise that."""
 
 
 class ASGIMessages:
@@ -66,21 +73,21 @@ class ASGIMessages:
         self._connection = connection
         self._unopened = None
 
-    async def run(self, app: App, scope: dict[str, Any], ended: Callable[[object, BaseException | None], bool]) -> None:
+    async def run(self, app: App, scope: dict[str, Any], host: Host) -> None:
         """Run the application, in the task that is made of this.
 
         Args:
             app: the application.
             scope: its scope.
-            ended: given what it returned, or raised; whether that is to be raised on.
+            host: hears how it ended.
         """
         try:
             result = await app(scope, self.receive, self.send)
         except BaseException as error:
-            if ended(None, error):
+            if host.application_ended(None, error):
                 raise
         else:
-            ended(result, None)
+            host.application_ended(result, None)
 
     async def receive(self) -> dict[str, Any]:
         """The next message to the application.

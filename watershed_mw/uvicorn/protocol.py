@@ -227,12 +227,12 @@ class WatershedProtocol(asyncio.Protocol):
             return  # the client has left, or the server stops: it has been answered
         # What it would get by itself is a name and a second context for each connection.
         messages = self._messages = ASGIMessages(handshake)
-        running = messages.run(self.config.loaded_app, self._log.scope, self._app_ended)
+        running = messages.run(self.config.loaded_app, self._log.scope, self)
         self._task = self._loop.create_task(running, name="WebSocket", context=context)
         self._server_state.tasks.add(self._task)
         self._task.add_done_callback(self._forget_task, context=context)
 
-    def _app_ended(self, result: object, error: BaseException | None) -> bool:
+    def application_ended(self, result: object, error: BaseException | None) -> bool:
         """The application has returned or raised: nothing that it began may stay open.
 
         Returns:

@@ -14,13 +14,13 @@ cdef object _OPEN
 
 
 cdef class ReadFlow:
+    cdef public object reader
     cdef bint _unlinks
     cdef public bint held_back
     cdef public bint large_read
-    cdef public object reader
+    cdef public bint yielding
     cdef public double turn_began
     cdef public long long turn_ends
-    cdef public bint yielding
 
     cpdef begin_turn(self, CoreProtocol core, double now)
     cpdef bint may_go_on(self, CoreProtocol core, ReceiveQueue queue) except -1

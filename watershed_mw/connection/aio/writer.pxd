@@ -13,9 +13,9 @@ cdef long _SENDS_PER_WRITE
 cdef class Writer:
     cdef object _closing
     cdef Protocol _core
-    cdef int _fd
     cdef object _loop
     cdef object _transport
+    cdef int _fd
     cdef public bint corked
     cdef public bint half_closed
     cdef public bint lost

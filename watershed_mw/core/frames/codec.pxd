@@ -44,21 +44,21 @@ cpdef bytes encode_header(int opcode, unsigned long long size, bytes key, int fi
 cdef class FrameReader:
     cdef bint _masked
     cdef bint _rsv1_allowed
+    cdef unsigned int _key
+    cdef public int opcode
+    cdef public bint fin
+    cdef public bint rsv1
+    cdef public bint first
+    cdef public bint last
     cdef object _owner
     cdef const unsigned char *_data
     cdef readonly Py_ssize_t end
     cdef readonly Py_ssize_t position
     cdef long long _remaining
-    cdef unsigned int _key
     cdef Py_ssize_t _phase
     cdef Py_ssize_t _start
     cdef Py_ssize_t _size
-    cdef public int opcode
-    cdef public bint fin
-    cdef public bint rsv1
     cdef public long long length
-    cdef public bint first
-    cdef public bint last
 
     cpdef feed(self, bytes data)
     cpdef borrow(self, object data, Py_ssize_t size)
