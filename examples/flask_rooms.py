@@ -41,7 +41,7 @@ rooms: defaultdict[str, set[AsyncConnection]] = defaultdict(set)
 def announce(room: str, text: str) -> None:
     for member in list(rooms[room]):
         try:
-            member.send(text)  # not awaited, so a slow reader delays nobody else
+            member.send(text)  # not awaited, so a slow reader does not delay the others
         except ConnectionClosed:
             pass  # this member is disconnecting
 

@@ -23,7 +23,7 @@ from typing import TypeAlias
 import pytest
 import trustme
 
-# Before anything imports them: what their assertions say is part of a failure's report.
+# Before anything imports them, so that pytest rewrites their assertions too.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support import LIMIT, programs  # noqa: E402

@@ -496,7 +496,7 @@ def test_the_settings_table_has_the_names_and_defaults_of_all_three() -> None:
             assert _number(shown) == default, name
         if uvicorns:
             option = flags[uvicorns.strip("`")]
-            # Nobody who moves from uvicorn's classes to ours is surprised.
+            # Moving from uvicorn's classes to ours changes no default.
             assert option.default == default or name in ("compression", "max_connections"), uvicorns
         if websocketss:
             found = re.fullmatch(r"`(\w+)(?:=\"(\w+)\")?`(?: \((.*)\))?", websocketss)

@@ -37,7 +37,7 @@ def test_command_lines_parse(command: tuple[str, list[str]], monkeypatch: pytest
     elif program == "daphne":
         CommandLineInterface().parser.parse_args(arguments)
     elif program == "hypercorn":
-        parsed: list[Any] = []  # its parser is a local of its main function, which then runs what came out
+        parsed: list[Any] = []  # its parser is a local variable of main(), which passes the result to run()
         monkeypatch.setattr(hypercorn_cli, "run", parsed.append)
         hypercorn_cli.main(arguments)
         assert parsed[0].application_path == "main:app"
@@ -118,7 +118,7 @@ def test_pings_keep_an_idle_connection_open_beyond_the_proxys_timeout(proxy: Pro
             alive.send(b"\x8a\x80\0\0\0\0")
         still_there(alive)
         if proxy.is_caddy:
-            still_there(still)  # it has no such time-out
+            still_there(still)  # it has no such timeout
         else:
             assert still.rest() == b""  # no Close: a browser calls that 1006
 

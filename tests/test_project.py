@@ -228,7 +228,7 @@ PAIRS = {
     "connection/aio/dispatch.py": {"_core", "_queue", "_push", "_limits", "_handlers", "_emit_end", "_end_emitted"},
     "connection/handlers.py": {"_core", "_error", "_handler_failed", "_push", "_queue", "_trace"},
     "connection/threads/driver.py": {"_handlers"},
-    # C calls from one compiled step: what comes in between would lose bytes.
+    # C calls from one compiled step: anything in between could lose bytes.
     "connection/threads/stream.py": {"_handlers", "_queue_message"},
     # One C call for each connection.
     "connection/broadcast.py": {"_send_prepared"},

@@ -96,7 +96,7 @@ class Elsewhere(ssl.SSLContext):
 
 
 def test_a_context_with_its_own_implementation_keeps_it(client: Client, serve: Serve, tls_contexts: Contexts) -> None:
-    context = Elsewhere(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody, itself
+    context = Elsewhere(ssl.PROTOCOL_TLS_CLIENT)  # it trusts no certificate itself
     context.inner = tls_contexts[0]
     client.open(serve(echoing, tls=tls_contexts[1]).url(), ssl=context).echo()
 
@@ -158,7 +158,7 @@ def test_open_timeout_covers_connecting(client: Client) -> None:
     with socket.socket() as full, socket.socket() as waiting, socket.socket() as more:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
-        for sock in (waiting, more):  # who else wants to connect, waits
+        for sock in (waiting, more):  # further connections have to wait
             sock.setblocking(False)
             with suppress(BlockingIOError):
                 sock.connect(full.getsockname())

@@ -164,7 +164,7 @@ def test_two_peers_that_send_16_mib_to_each_other_both_finish(opener: Opener, wa
         sending.result(LIMIT)
 
 
-# --- nobody waits for the peer -------------------------------------------------------------------------------
+# --- sending without await -----------------------------------------------------------------------------------
 
 
 @pytest.mark.need(4)

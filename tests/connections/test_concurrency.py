@@ -190,7 +190,7 @@ def test_concurrent_receivers_get_one_message_each_in_order(link: Link) -> None:
         else:
             for number, frame in enumerate(frames):
                 peer.write(frame)
-                while conn.stats.messages_received <= number:  # noqa: ASYNC110  # no event tells
+                while conn.stats.messages_received <= number:  # noqa: ASYNC110  # there is no event for it
                     await asyncio.sleep(0)
         return await asyncio.gather(*tasks)
 
@@ -237,7 +237,7 @@ def test_cancelled_receivers_take_no_message_from_later_ones(
         if moment == "after one":
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         else:
-            while conn.stats.messages_received < 5:  # noqa: ASYNC110  # no event tells
+            while conn.stats.messages_received < 5:  # noqa: ASYNC110  # there is no event for it
                 await asyncio.sleep(0)
         for number in cancelled:
             tasks[number].cancel()
@@ -380,7 +380,7 @@ def test_cancelling_receive_loses_nothing(link: Link, moment: str) -> None:
             if moment == "before":
                 task.cancel()
             peer.send(TEXT, str(number))
-            while moment == "with" and conn.stats.messages_received <= number:  # noqa: ASYNC110  # no event tells
+            while moment == "with" and conn.stats.messages_received <= number:  # noqa: ASYNC110  # there is no event for it
                 await asyncio.sleep(0)
             task.cancel()
             try:
@@ -411,7 +411,7 @@ def test_cancelling_iteration_and_run_loses_nothing(link: Link) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(conn.run(), 0.01)
         peer.send(TEXT, "pushed")
-        while len(got) < 2:  # noqa: ASYNC110  # no event tells
+        while len(got) < 2:  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.001)
         return got
 

@@ -154,7 +154,7 @@ def test_a_peer_may_have_sent_everything_and_its_end_before_the_first_read() -> 
             conn.send("too late")
 
 
-# --- who has read too far -------------------------------------------------------------------------------------
+# --- readers that have read beyond the head --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 70_000])

@@ -155,7 +155,7 @@ def test_the_peers_close_is_answered_without_a_receiver(link: Link, way: Way) ->
         peer.begin_close(4000)
         assert live.ended() == (4000, "")
     else:
-        # No thread of ours runs: the next one that comes along finds the time over.
+        # No thread is running: the next call finds that the time is over.
         peer.send_close(4000)
         collecting = live.collect()
         peer.expect_close(4000)

@@ -217,7 +217,7 @@ def test_after_the_end_nothing_can_be_sent(link: Link) -> None:
     assert live.endings.events == [("end", 4000, "over")]
 
 
-# --- what a connection tells about itself -----------------------------------------------------------------
+# --- properties of a connection ---------------------------------------------------------------------------
 
 
 def test_the_connection_has_addresses_request_and_state(link: Link, way: Way) -> None:

@@ -22,7 +22,7 @@ from watershed_mw import AsyncConnection, Watershed, live_connections
 from watershed_mw.core.states import Role
 from watershed_mw.relay import live_relays, relay
 
-# So asyncio says that a transport is collected that nobody has closed.
+# asyncio's warning about a transport that is collected without having been closed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed (transport|<socket|resource):ResourceWarning")
 
 RUN: dict[str, Callable[[Any], Any]] = {"asyncio": asyncio.run, "uvloop": uvloop.run}

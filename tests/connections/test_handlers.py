@@ -125,7 +125,7 @@ def test_whatever_a_coroutine_handler_raises_ends_the_connection_with_1011(
     peer.send(TEXT, "x")
     peer.answer_close(1011)
     assert isinstance(over.result(LIMIT), raised)
-    # What ends a task without a word is told of here.
+    # Exceptions that end a task silently are reported here.
     assert logged(caplog) == ([raised] if raised is asyncio.CancelledError else [])
 
 

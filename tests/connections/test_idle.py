@@ -14,7 +14,7 @@ from tests.support.ways import EACH, Live, Opener, Way
 from tests.support.wire_peer import TEXT, WirePeer
 
 COMPRESSED = (("Sec-WebSocket-Extensions", "permessage-deflate"),)
-# Seconds after which the memory of the compression is given back, and a little more.
+# A little more than the seconds after which compression memory is released.
 QUIET = 1.1
 
 

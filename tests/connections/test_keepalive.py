@@ -71,7 +71,7 @@ def test_a_peer_that_answers_is_kept_and_its_latency_is_known(link: Link) -> Non
         assert frame.opcode == PING
         assert frame.payload
         peer.send(PONG, frame.payload)
-    # At every ping_interval, though ping_timeout is longer.
+    # At every ping_interval, even if ping_timeout is longer.
     assert time.monotonic() - began < PATIENT["ping_timeout"]
     peer.send(TEXT, "still there")
     live.log.wait_for("text", "still there")
@@ -136,7 +136,7 @@ def test_without_a_timeout_no_peer_is_dropped(link: Link) -> None:
     assert not over.done()
 
 
-# --- it is not the peer who is slow -----------------------------------------------------------------------
+# --- delays on this side ----------------------------------------------------------------------------------
 
 
 @plain
@@ -293,6 +293,6 @@ def test_time_without_reading_does_not_count_against_the_peer(link: Link) -> Non
     live, peer = link(ping_interval=None, message_timeout=0.2, max_queued_messages=1)
     peer.write(peer.frame(TEXT, "1"), peer.frame(TEXT, "2"), peer.frame(TEXT, "3")[:4])
     assert live.receive() == "1"
-    threading.Event().wait(0.5)  # what is not there cannot be waited for: nobody reads, and nobody is given up
+    threading.Event().wait(0.5)  # no event to wait for: nothing is read, and no peer is dropped
     peer.write(peer.frame(TEXT, "3")[4:])
     assert [live.receive(), live.receive()] == ["2", "3"]

@@ -76,7 +76,7 @@ def test_partial_messages_close_only_the_largest_with_1009(
     code, reason = over.result(LIMIT)
     assert (code, "max_memory" in reason) == (1009, True)
     assert isinstance(large.endings.events[0][1], RemoteProtocolError)
-    # There is room again: what was arriving goes on.
+    # Memory is free again: the arriving message continues.
     third_peer.write(third_peer.frame(BINARY, bytes(MIB))[int(0.9 * MIB) :])
     third.log.wait_for("binary", bytes(MIB))
     small_peer.send(TEXT, "and another")

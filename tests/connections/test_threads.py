@@ -61,7 +61,7 @@ def no_thread_is_left_waiting() -> Iterator[None]:
         _opened.pop().destroy()
 
 
-# --- who waits to write also reads -----------------------------------------------------------------------------
+# --- a waiting writer also reads -------------------------------------------------------------------------------
 
 
 @in_threads
@@ -459,7 +459,7 @@ def test_a_max_connections_slot_is_released_exactly_once() -> None:
     assert limit.taken == 0
 
 
-# --- connections that nobody reads -----------------------------------------------------------------------------
+# --- connections without a reader ------------------------------------------------------------------------------
 
 
 @in_threads

@@ -34,7 +34,7 @@ async def serve(ours, theirs):
 async def main():
     ours, theirs = socket.socketpair()
     working = asyncio.ensure_future(serve(ours, theirs))
-    await asyncio.get_running_loop().create_future()  # for ever: only the exit of the other task ends this
+    await asyncio.get_running_loop().create_future()  # forever: only the exit of the other task ends this
 
 runner.run(main())
 """

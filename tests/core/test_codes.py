@@ -126,7 +126,7 @@ def test_the_number_of_a_named_code_is_accepted() -> None:
 @pytest.mark.advisory("CVE-2026-45736")
 @pytest.mark.parametrize("reason", [b"bytes", None, 5, bytearray(b"x"), ["x"]])
 def test_a_reason_that_is_not_a_string_is_refused(reason: Any) -> None:
-    # CVE-2026-45736: an odd reason must never become memory that nobody wrote.
+    # CVE-2026-45736: an invalid reason must never expose uninitialised memory.
     with pytest.raises(LocalProtocolError, match=f"expected the close reason as str, got {type(reason).__name__}"):
         encode_close(1000, reason)
 

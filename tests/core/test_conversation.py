@@ -60,7 +60,7 @@ class Conversation(RuleBasedStateMachine):
         super().__init__()
         self.now = START
         self.ends: dict[Role, End] = {}
-        self.lossy = False  # somebody gave up, or the network did
+        self.lossy = False  # an end has aborted, or the network has failed
 
     @initialize(parameters=st.none() | agreements)
     def begin(self, parameters: DeflateParameters | None) -> None:

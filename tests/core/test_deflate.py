@@ -376,7 +376,7 @@ def three_bytes_from(exponent: int) -> bytes:
 
 
 def test_a_peer_may_end_a_message_within_a_block(build: Build) -> None:
-    # Against section 7.2.1, but zlib takes it: the block goes on in the next message.
+    # Against section 7.2.1, but zlib accepts it: the block continues in the next message.
     deflater = zlib.compressobj(wbits=-15)
     stream = deflater.compress(b"".join(b"%d," % number for number in range(2000)))
     stream += deflater.flush()
@@ -430,7 +430,7 @@ def test_a_loop_bounds_its_contexts_and_keeps_those_of_frequent_users_longest(bu
         deflate.inflate(HELLO, -1, True)
     assert holders(deflates) == [0, 6, 7]
     assert len(pool) == 3
-    for number in (2, 3, 4):  # who comes back is a regular
+    for number in (2, 3, 4):  # returning makes them frequent users
         deflates[number].compress(b"again")
     assert len(pool) == 4
     assert holders(deflates)[-2:] == [6, 7]

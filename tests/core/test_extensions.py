@@ -318,7 +318,7 @@ def test_no_extension_in_the_answer_means_no_compression() -> None:
             "expected server_no_context_takeover in the response, as offered, got none",
         ),
         (
-            # The first refusal is told: it is the offer that was wanted most.
+            # The error reports the first refusal, of the preferred offer.
             f"{NAME}; server_max_window_bits=10, {NAME}; server_max_window_bits=9",
             f"{NAME}; server_max_window_bits=12",
             "expected server_max_window_bits of at most 10 in the response, got 12",

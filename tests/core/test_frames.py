@@ -436,7 +436,7 @@ def test_a_cleared_reader_keeps_nothing(build: Build) -> None:
 
 @pytest.mark.advisory("aiohttp#13350")
 def test_a_trickled_payload_is_not_kept(build: Build) -> None:
-    # aiohttp#13350: what came byte by byte took 28 times its size.
+    # aiohttp#13350: data that arrived byte by byte took 28 times its size.
     reader = build.FrameReader(True, False)
     reader.feed(frame(wire.BINARY, declared=2**40, form=64, key=KEY))
     with measured() as memory:

@@ -103,7 +103,7 @@ def test_beyond_the_limit_the_largest_are_closed_until_a_sixteenth_is_free(bank:
     accounts[6].report(3 * MIB, 0, 0, NOW)
     assert [account.ending for account in accounts] == [False] * 7 + [True]
     assert bank.lines[-1].endswith("the largest are closed, 1 with 28.0 MiB")
-    # What is ending counts until it has let go, and no more of them end for it.
+    # An ending connection counts until it has released its memory, and no others are closed for it.
     accounts[0].report(11 * MIB, 0, 0, NOW)
     assert sum(account.ending for account in accounts) == 1
     accounts[7].close()

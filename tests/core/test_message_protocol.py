@@ -124,7 +124,7 @@ def aborted_after_our_close() -> MessageProtocol:
 
 Way = Callable[[], MessageProtocol]
 
-# How it came about, the state, and how the end is told: code, reason, and whether the peer has vanished.
+# The cause, the state, and the reported end: code, reason, and whether the peer has vanished.
 TABLE: list[tuple[Way, State, int | None, str | None, bool]] = [
     (opened, State.OPEN, None, None, False),
     (closing, State.CLOSING, None, None, False),
@@ -408,7 +408,7 @@ def test_a_violation_emits_the_same_events_as_the_native_protocol(build: Build) 
         events = [plain(one.receive_message(message, START)) for message in data]
         others = [plain(other.receive_data(frame(BINARY, message, key=KEY), START)) for message in data]
         assert events == others
-        # The protocol lets the application reply to what came before; here the Close is in the queue at once.
+        # The native protocol lets the application reply to earlier messages; here the Close is queued immediately.
         other.messages_handed_over(START)
         assert (one.state, one.close_sent) == (other.state, other.close_sent)
         assert (one.close_code, one.close_reason) == (other.close_code, other.close_reason)

@@ -519,7 +519,7 @@ def test_bytes_queued_before_the_end_may_still_be_written(build: Build) -> None:
     assert wire.frames(subject.data_to_send()) == [wire.Frame(TEXT, b"last words")]
 
 
-# --- what is left in memory -----------------------------------------------------------------------
+# --- memory ----------------------------------------------------------------------------------------
 
 
 ENDS = {

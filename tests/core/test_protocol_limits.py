@@ -187,7 +187,7 @@ def test_the_first_fault_of_compressed_text_counts_in_any_chunking(build: Build,
     [
         stored(b"x" * 1000 + b"\xff"),  # the bad byte is the one that is too many
         stored(b"x" * 999 + b"\xffy"),
-        stored(b"x" * 999) + b"\x00\x06\x00\xf9\xff\xc3\xff",  # a block that goes on in the 4 bytes left out
+        stored(b"x" * 999) + b"\x00\x06\x00\xf9\xff\xc3\xff",  # a block that continues in the omitted 4 bytes
         stored(b"x" * 997) + b"\x00\x06\x00\xf9\xff\xc3\xff",
     ],
     ids=["behind the limit", "before the limit", "beyond the limit with the tail", "within the limit with the tail"],
@@ -481,7 +481,7 @@ def test_the_inflate_rate_is_enforced_during_decompression(build: Build) -> None
     with measured() as memory:
         (event,) = plain(subject.receive_data(bomb, START))
     assert failure(event) == TOO_MUCH
-    assert memory.peak < 40 * MEBIBYTE  # 64 times what came, and 1 MiB
+    assert memory.peak < 40 * MEBIBYTE  # 64 times the received bytes, and 1 MiB
 
 
 @pytest.mark.need(27)

@@ -232,7 +232,7 @@ def test_silence_is_not_counted_while_a_backlog_waits(build: Build) -> None:
     assert subject.handle_timeout(START + 36, 0) == []
     assert len(subject.receive_more(START + 60)) == 2
     assert subject.handle_timeout(START + 60, 0) == []
-    assert len(subject.receive_more(START + 90)) == 2  # the last of it: reading can go on
+    assert len(subject.receive_more(START + 90)) == 2  # the last of it: reading may resume
     assert not subject.receiver.backlog
     assert subject.handle_timeout(START + 90, 0) == []
     assert subject.next_deadline() == START + 105
@@ -408,7 +408,7 @@ def test_each_message_has_its_own_deadline(build: Build) -> None:
     subject = build.make(limits=SLOW)
     now = trickle(subject, frame(TEXT, b"x" * 12, key=wire.KEY) * 20, 1.2)
     assert subject.counts().messages_received == 20
-    # The end of one message and the begin of the next in one read, for ever.
+    # The end of one message and the beginning of the next in one read, forever.
     whole = frame(TEXT, b"x" * 100, key=wire.KEY)
     subject.receive_data(whole[:50], now)
     for _ in range(50):

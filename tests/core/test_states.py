@@ -31,7 +31,7 @@ def test_the_end_of_the_stream_and_an_abort_close_from_every_state(state: State)
 
 
 def test_no_state_is_entered_twice() -> None:
-    # A connection that could go round in a circle could be kept alive by a peer for ever.
+    # With a cycle, a peer could keep a connection alive forever.
     order = [State.OPEN, State.ANSWERING, State.FAILING, State.CLOSING, State.ENDING, State.CLOSED]
     for state, row in TRANSITIONS.items():
         assert all(order.index(target) > order.index(state) for target in row.values())

@@ -87,10 +87,10 @@ def test_a_message_streamed_past_the_limit_is_refused_at_the_limit(
             for _ in range(20):
                 peer.send(fragment(Opcode.CONT, bytes(100_000)))
         else:
-            # Its header alone shows that the message will not fit: not a byte of it is waited for.
+            # The header alone shows that the message is too long, so no byte of it is awaited.
             peer.send(beginning(Opcode.CONT, 200_000))
         assert peer.close()[0] == 1009
-    # The message so far, its pieces on their way, and what this test itself sends.
+    # The message so far, its pieces in transit, and this test's own data.
     assert memory.peak < 4 * MIB
 
 
@@ -133,7 +133,7 @@ def test_single_bytes_cost_little_more_than_their_size(uvicorns: Uvicorn, surviv
             data, last = fragment(Opcode.CONT, b"\0") * size, fragment(Opcode.CONT, b"x", fin=True)
         with measured() as memory:
             trickle(peer, data)
-            # A PING cannot stand inside a frame: a second connection shows that the server has caught up.
+            # There cannot be a PING inside a frame, so a second connection shows that the server has caught up.
             survivor.send(text("caught up?"))
             assert survivor.text() == "caught up?"
         assert memory.held < 2 * size + 16_384, "measured: 1.3 bytes for each; aiohttp held 28"
@@ -442,7 +442,7 @@ def test_control_frames_inside_a_message_do_not_affect_it(uvicorns: Uvicorn, sur
 def test_a_cancelled_send_keeps_the_compressor_consistent(uvicorns: Uvicorn, native: bool) -> None:
     sent = Gate[list[bytes]]()
     source = random.Random(1)
-    # Half of each is noise, so that it takes room; half is what the next ones can refer to.
+    # Half of each is noise, which does not compress; later messages can refer to the other half.
     data = [source.randbytes(40_000) + b"the same again " * 1000 for _ in range(400)]
 
     async def flood(send: Callable[[bytes], Awaitable[None]]) -> None:
@@ -493,7 +493,7 @@ def test_an_invalid_close_reason_is_a_clear_error_and_leaks_no_memory(running: S
         for reason in ODD_REASONS:
             try:
                 connection.end(reason, code=4000)
-            except BaseException as error:  # noqa: BLE001  # judged below
+            except BaseException as error:  # noqa: BLE001  # checked below
                 errors.put(error)
         await connection.send("still open")
         await connection.end("x" * 123, code=4000)

@@ -263,7 +263,7 @@ def test_a_detached_socket_belongs_to_the_application(every_uvicorn: Uvicorn, af
             assert peer.sock.recv(100) == b"raw"
             peer.send(b"raw too")
             assert taken.recv(100) == b"raw too"
-            # The event loop has let it go: nothing reads or closes it behind the owner's back.
+            # The event loop no longer owns it, so nothing else reads or closes it.
             with dial_page(every_uvicorn.port):
                 pass
             peer.send(b"only mine")
@@ -418,7 +418,7 @@ def test_a_client_may_vanish_before_the_accept(uvicorns: Uvicorn, caplog: pytest
         peer.send(head())
         started.get()
         peer.vanish()
-    # The loop is single-threaded: by the time it has served this, it has seen that the client is gone.
+    # The loop is single-threaded: once it has served this, it has seen that the client has left.
     with dial_page(uvicorns.port):
         gate.put(None)
     assert errors.get().code == 1006
@@ -437,7 +437,7 @@ def test_options_override_uvicorns_settings() -> None:
             assert answer["sec-websocket-extensions"].startswith("permessage-deflate")
             peer.send(binary(bytes(1001)))
             assert peer.close()[0] == 1009
-        # What the middleware does not say, uvicorn's settings do.
+        # Options that the middleware does not set come from uvicorn's settings.
         server.run(bare(echo))
         with Peer(server.port) as peer:
             answer = peer.open(Sec_WebSocket_Extensions="permessage-deflate")

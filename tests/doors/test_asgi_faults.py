@@ -125,7 +125,7 @@ def nothing_left(server: Server, caplog: pytest.LogCaptureFixture) -> Iterator[N
     """The check around a complete test."""
     with server.leaving_nothing():
         yield
-        caplog.get_records("call").clear()  # a traceback keeps what it tells of
+        caplog.get_records("call").clear()  # a traceback keeps its objects alive
 
 
 def accepting(handler: Handler, **options: Any) -> ASGIApp:
@@ -369,7 +369,7 @@ def test_a_cancelled_wait_does_not_affect_the_connection(server: Server) -> None
 # --- something raises ----------------------------------------------------------------------------------------
 
 
-# What a client does for an event to happen, and the code that it then sees.
+# The client's action that causes an event, and the code that it then sees.
 EVENTS: dict[str, tuple[bytes, int | None]] = {
     "text": (text("x"), 1011),
     "binary": (binary(b"x"), 1011),
@@ -405,7 +405,7 @@ def test_an_exception_in_a_callback_ends_only_its_connection_and_is_logged(
         if waits:
             await conn.run()
         else:
-            conn.on("text", lambda message: None)  # messages are pushed, whoever waits
+            conn.on("text", lambda message: None)  # with a handler, messages are pushed
             await conn.wait_closed()
 
     run = server.run(accepting(handler))

@@ -114,7 +114,7 @@ def test_1000_connections_leave_no_memory_behind(kind: str, http: str, loop: str
         port = program.port()
         connect(port, 1000)  # until every cache and pool has its size
         rounds = [settled(port)]
-        # An allocator may need one round more to find its size; a leak is there in each.
+        # An allocator may need one more round to reach its size; a leak appears in every round.
         while len(rounds) == 1 or (len(rounds) < 4 and grown(rounds) >= MIB // 2):
             connect(port, 1000)
             rounds.append(settled(port))

@@ -31,7 +31,7 @@ MIB = 2**20
 DOORS = ["asgi", "wsgi-blocking", "wsgi-events", "wsgi-async"]
 
 
-# --- what an application does, once for those who await and once for those who wait ---------------------------
+# --- the applications, once for await and once for blocking calls -----------------------------------------------
 
 
 async def echo_async(connection: AsyncConnection) -> None:
@@ -184,7 +184,7 @@ def bomb(size: int) -> bytes:
     squeezer = zlib.compressobj(wbits=-15)
     data = squeezer.compress(bytes(size)) + squeezer.flush(zlib.Z_SYNC_FLUSH)
     whole = fragment(Opcode.BINARY, data.removesuffix(b"\x00\x00\xff\xff"), fin=True)
-    return bytes([whole[0] | 0x40]) + whole[1:]  # RSV1, which tells of compression
+    return bytes([whole[0] | 0x40]) + whole[1:]  # RSV1, which marks compression
 
 
 VIOLATIONS = [
@@ -373,5 +373,5 @@ def test_an_application_that_does_not_receive_pauses_its_client(serve: Serve) ->
         peer.sock.settimeout(LIMIT)
         peer.send(data[sent % len(data) :] + close())
         assert peer.close() == (1000, "")
-        peer.sock.close()  # whoever blocks sees the end of the stream through
+        peer.sock.close()  # a blocked handler now sees the end of the stream
         assert late.counted.get() == sent // len(data) + 1

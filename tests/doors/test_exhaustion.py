@@ -79,7 +79,7 @@ def test_a_hijack_without_descriptors_is_a_503(free: int, detached: bool, caplog
                 peer.send(head("/ws"))
                 answer = peer.refusal()
                 assert (answer.status, answer["retry-after"]) == (503, "1")
-            # What the server closes a moment later would be one descriptor more for the next request.
+            # A descriptor that the server closes later would be free for the next request.
             eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "the end of the request's socket")
         assert get(server.port).body == b"page"
         assert server.troubles == []

@@ -187,7 +187,7 @@ RUNS = {
     "threads": "threads(ours)",
     "asyncio": "loop = asyncio.new_event_loop(); loop.run_until_complete(on_loop(ours))",
 }
-# SIGINT as Python has it, and as a program may have it: gunicorn's worker leaves by a sys.exit() of its own.
+# SIGINT with Python's handler, and with a program's own: gunicorn's worker calls sys.exit().
 SIGNALS = {
     "Python's own": ("pass", "", signal.SIGINT, (1, -signal.SIGINT)),
     "sys.exit": ("sys.exit(7)", "signal.signal(signal.SIGTERM, stop)", signal.SIGTERM, (7,)),

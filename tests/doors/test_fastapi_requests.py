@@ -151,7 +151,7 @@ def test_parameters_are_checked_before_the_101(uvicorns: Uvicorn, caplog: pytest
         ("/items/7", {"X_Color": "orange"}),
         ("/items/7", {"Cookie": "flavour=MINT"}),
     ):
-        # FastAPI closes with 1008 where a page gets a 422, and before the accept ASGI makes any close a 403.
+        # FastAPI closes with 1008 where a page gets a 422, and ASGI turns any close before the accept into a 403.
         assert refused(uvicorns.port, path, **changes).status == 403
     for _ in range(2):
         called.get()

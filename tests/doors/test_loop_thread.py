@@ -210,7 +210,7 @@ def test_a_connection_moving_to_a_failing_loop_ends(breaking: Callable[[], None]
         peer.open("/ws")
         peer.end()
         assert ends.get() == 1006
-    gc.collect()  # which warns of a socket that nobody has closed
+    gc.collect()  # which warns about unclosed sockets
     background_loop()
 
 

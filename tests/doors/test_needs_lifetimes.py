@@ -169,7 +169,7 @@ def test_a_handler_that_only_sends_stops_even_if_its_client_keeps_reading(uvicor
         assert codes.get() == 4001
 
 
-# uvicorn's own class says 1005 of a client that has vanished.
+# uvicorn's own class reports a vanished client as 1005.
 VANISHED = (1005, 1006)
 
 
@@ -201,7 +201,7 @@ def test_after_every_end_every_call_raises_one_kind_of_exception(doors: Uvicorn,
         for call in calls:
             try:
                 await call()
-            except BaseException as error:  # noqa: BLE001  # judged below
+            except BaseException as error:  # noqa: BLE001  # checked below
                 errors.append(error)
         connection.end()  # harmless
         seen.put(errors)
@@ -354,7 +354,7 @@ def test_pings_keep_a_connection_open_through_a_proxy_that_drops_idle_ones(one_u
         assert gone.get() >= patience * 0.9
         with pytest.raises(ClientConnectionClosed):
             idle.recv(LIMIT)
-        # The other one has been just as silent, but for the PINGs.
+        # The other one has been equally silent, except for the PINGs.
         eventually(lambda: time.monotonic() > begin + 2.5 * patience)
         kept.send("still there")
         assert kept.recv(LIMIT) == "still there"

@@ -60,7 +60,7 @@ def test_a_slow_reader_that_keeps_sending_gets_everything_and_the_close_code(uvi
             assert bytes(peer.frame().data) == data
         assert peer.close() == (4000, "all sent")
         peer.send(binary(bytes(65536)) + close(4000))
-        # The server ends its direction and listens on. A RST would be an error from recv, and soon one from send.
+        # The server ends its direction and keeps reading. An RST would be an error from recv, and soon from send.
         assert peer.sock.recv(1) == b""
         for _ in range(20):
             peer.send(binary(bytes(10_000)))
@@ -127,7 +127,7 @@ def test_a_stopping_server_refuses_clients_closes_connections_and_bounds_its_wai
             for peer in (polite, rude):
                 assert peer.text() == "before"
                 assert peer.close() == (1012, "the server restarts")
-            # Both are still there, and the door is shut already.
+            # Both are still connected, and the server accepts no more.
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", server.port), LIMIT)
             polite.send(close(1012))
@@ -312,7 +312,7 @@ def test_compression_costs_memory_only_while_it_is_used(uvicorns: Uvicorn) -> No
             peer.send(close())
             peer.rest()
             peer.sock.close()
-        # The connections hang together in a circle, which only the collector takes apart.
+        # The connections are in a reference cycle, which only the garbage collector frees.
         eventually(lambda: gc.collect() is not None and traced() < before, "the end of the contexts")
 
 

@@ -36,7 +36,7 @@ def client_of_testing(**options: Any) -> None:
         pass
 
 
-# What takes the options of a door, those of one connection that is accepted, and those of a client's.
+# The callables that take options of an integration, of one accepted connection, and of a client.
 DOORS: dict[str, Door] = {
     "Watershed": Watershed,
     "WatershedASGI": lambda **options: WatershedASGI(app, **options),

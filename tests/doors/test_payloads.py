@@ -42,7 +42,7 @@ def test_asgi_messages_accept_every_payload_type(uvicorns: Uvicorn, field: str) 
         for _, message in SENDABLE.values():
             assert client.recv(LIMIT) == message
     assert run.outcome() is None
-    # Without either field it is no message at all.
+    # Without either field it is not a message.
     assert failures.get() == ["RuntimeError" if data is None else "TypeError" for data in REFUSED.values()]
 
 

@@ -71,7 +71,7 @@ def door(request: pytest.FixtureRequest) -> Front:
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    # Not the errors: uvicorn's own class takes its own denial for an application that has not answered.
+    # Errors are ignored: uvicorn's own class mistakes its denial for an application that has not answered.
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
@@ -221,7 +221,7 @@ class Answering:
                 await upgrade.accept(headers=[self._field])
             else:
                 await upgrade.reject(403, b"no", headers=[self._field])
-        except Exception as error:  # noqa: BLE001  # judged by the test
+        except Exception as error:  # noqa: BLE001  # checked by the test
             self.errors.put(error)
             await upgrade.reject(418)  # nothing has been answered yet
 
@@ -232,7 +232,7 @@ class Answering:
                 upgrade.accept(headers=[self._field])
                 return ()
             return upgrade.reject(403, b"no", headers=[self._field])(environ, start_response)
-        except Exception as error:  # noqa: BLE001  # judged by the test
+        except Exception as error:  # noqa: BLE001  # checked by the test
             self.errors.put(error)
             return upgrade.reject(418)(environ, start_response)
 

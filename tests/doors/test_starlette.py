@@ -129,7 +129,7 @@ def test_route_names_become_paths_and_urls(uvicorns: Uvicorn) -> None:
     app = Starlette(routes=ROUTES)
     assert app.url_path_for("number", number=7, rest="a/b") == "/int/7/a/b"
     assert app.url_path_for("api:tenant:room", tenant="t", room="r") == "/api/t/rooms/r"
-    # Its name is its endpoint's, unless it gets one.
+    # The default name is that of the endpoint.
     assert app.url_path_for("echo") == "/both"
     with pytest.raises(NoMatchFound):
         app.url_path_for("number", number=7)
@@ -173,7 +173,7 @@ def test_plain_requests_and_other_paths_are_not_matched(uvicorns: Uvicorn, caplo
     uvicorns.run(Starlette(routes=ROUTES))
     answer = get(uvicorns.port, "/echo")
     assert (answer.status, answer.body) == (404, b"Not Found")
-    # Starlette has only a close for a WebSocket request that no route fits, and ASGI makes that a 403.
+    # For a WebSocket request without a route Starlette sends a close, which ASGI turns into a 403.
     for path in ("/nowhere", "/", "/int/abc/x", "/echo/", "/api/t/rooms/"):
         assert refused(uvicorns.port, path).status == 403, path
     assert errors_in(caplog.records) == []
@@ -263,7 +263,7 @@ def test_options_of_a_route_override_those_of_the_middleware(uvicorns: Uvicorn) 
             assert len(peer.frame().data) == limit
             peer.send(binary(bytes(limit + 1)))
             assert peer.close()[0] == 1009
-    # The middleware in front judges first, whatever stands behind it.
+    # The middleware in front checks first.
     assert refused(uvicorns.port, "/own", Origin="http://friend.example").status == 403
     assert refused(uvicorns.port, "/open", Origin="http://evil.example").status == 403
 

@@ -88,7 +88,7 @@ def test_the_request_has_everything_that_middleware_adds(uvicorns: Uvicorn, fron
         "agent": "test",
         "client": "127.0.0.1",
     }
-    # A cookie that somebody else has signed is no session, and a stranger is one.
+    # A cookie with another signature gives no session, and the client counts as unknown.
     answer = told(uvicorns.port, "/in/who", Cookie="session=eyJjYXJ0IjogWzFdfQ==.aaaa.bbbb")
     assert (answer["session"], answer["user"], answer["authenticated"]) == ({}, "", False)
 

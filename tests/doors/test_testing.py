@@ -293,7 +293,7 @@ def test_a_handler_that_does_not_return_is_a_timeout(left_by: str) -> None:
                 raise DeliberateError("in the test")
 
     begun = time.monotonic()
-    # Whatever fails in the test itself is what it should tell of.
+    # A failure in the test itself takes precedence.
     with pytest.raises(TimeoutError if left_by == "end" else DeliberateError):
         converse()
     assert time.monotonic() - begun < SOON  # and not the ten seconds of a closing handshake

@@ -33,7 +33,7 @@ if not settings.configured:
 MIB = 2**20
 COUNT = 200
 DOORS = pytest.mark.parametrize("ws", [UVICORN_CLASS, "websockets-sansio"])
-# In a worker of the server's loop, where asgiref finds that loop; and in a thread that has none.
+# In a worker thread of the server's loop, where asgiref finds that loop; and in a thread without one.
 THREADS: list[Callable[[Callable[[], Any]], Any]] = [
     lambda work: sync_to_async(work, thread_sensitive=False)(),
     asyncio.to_thread,
@@ -165,7 +165,7 @@ def test_a_connections_methods_work_in_another_thread(ws: str, in_thread: Any) -
         loop = asyncio.get_running_loop()
 
         def work() -> None:
-            conn.send("at once")  # nobody awaits it
+            conn.send("at once")  # never awaited
             for number in range(10):
                 async_to_sync(_echo)(conn)
                 asyncio.run_coroutine_threadsafe(conn.send(f"more {number}"), loop).result(LIMIT)  # type: ignore[arg-type]
@@ -229,7 +229,7 @@ def test_a_send_after_the_end_raises_where_it_is_awaited(uvicorns: Uvicorn) -> N
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         conn: AsyncConnection = await scope["watershed"].accept()
         sendings: list[Any] = []
-        # The loop is kept busy here, so that what the thread asks for comes after the end.
+        # The loop is kept busy here, so that the thread's call runs after the end.
         thread = threading.Thread(target=lambda: sendings.append(conn.send("too late")))
         thread.start()
         thread.join()

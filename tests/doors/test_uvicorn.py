@@ -157,7 +157,7 @@ def test_a_head_above_the_limit_is_refused(uvicorns: Uvicorn, caplog: pytest.Log
             peer.send(head(Cookie="c" * 90000))
             assert peer.answer().status in (400, 431)
         except ConnectionError:
-            # uvicorn refuses for h11 before it has read everything, and what it leaves unread resets the stream.
+            # With h11 uvicorn refuses before it has read everything, and the unread bytes reset the stream.
             assert uvicorns.server.config.http == "h11"
     assert run.empty
     assert errors_in(caplog.records) == []
@@ -216,7 +216,7 @@ def test_messages_keep_their_order_and_types(uvicorns: Uvicorn) -> None:
 def test_frames_in_the_segment_of_the_head_are_not_lost(every_uvicorn: Uvicorn) -> None:
     """RFC 6455 section 4.1 tells clients to wait for the response; a client that does not is served anyway."""
     run = every_uvicorn.run(echo)
-    early = text("early") + binary(b"bird") + b"\x81"  # the last frame goes on after the 101
+    early = text("early") + binary(b"bird") + b"\x81"  # the last frame continues after the 101
     with Peer(every_uvicorn.port) as peer:
         peer.open_with(head() + early)
         assert peer.text() == "early"
@@ -237,7 +237,7 @@ def test_frames_between_the_head_and_the_accept_are_not_lost(every_uvicorn: Uvic
         await echo(scope, receive, send)
 
     every_uvicorn.run(app)
-    # More than the class keeps: the rest has to wait in the kernel.
+    # More than the class buffers: the rest has to wait in the kernel.
     messages = [f"{number} " + "x" * 1000 for number in range(200)]
     with Peer(every_uvicorn.port) as peer:
         peer.send(head())
@@ -486,7 +486,7 @@ def test_send_after_the_end_raises_an_os_error(
             errors.put(error)
         else:
             errors.put(None)
-        # One that does not catch it is no crash either.
+        # An application that does not catch it is not logged as an error either.
         await send({"type": "websocket.send", "text": "too late"})
 
     run = uvicorns.run(app)
@@ -568,7 +568,7 @@ def test_send_waits_for_a_slow_client_that_blocks_no_other(uvicorns: Uvicorn) ->
         while not stalled.passed:
             sent += 1
             try:
-                # What is cut short is the waiting: the message itself has been queued, and arrives.
+                # Only the wait is cancelled: the message has been queued, and arrives.
                 await asyncio.wait_for(send({"type": "websocket.send", "bytes": message}), 0.3)
             except TimeoutError:
                 stalled.put(sent)

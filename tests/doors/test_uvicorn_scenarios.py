@@ -264,7 +264,7 @@ def test_a_connection_left_open_by_the_application_is_closed(
     assert errors_in(caplog.records) == expected
 
 
-# --- what comes in -----------------------------------------------------------------------------------------------
+# --- input --------------------------------------------------------------------------------------------------------
 
 
 def test_fragments_are_one_message_with_control_frames_in_between(server: Uvicorn) -> None:
@@ -464,7 +464,7 @@ def test_a_shutdown_closes_open_connections(ws: str) -> None:
             assert peer.close()[0] == 1012
             peer.send(close(1012))
             peer.end()
-            peer.sock.close()  # as clients do: ours waits for it, so that nothing on its way is lost
+            peer.sock.close()  # as clients do: our class waits for it, so that nothing in transit is lost
         server.wait_stopped()
     for telling in apps:
         assert telling.events.get()["code"] == 1012

@@ -61,7 +61,7 @@ def test_ws_max_size_applies() -> None:
             with pytest.raises(ConnectionClosed):
                 client.recv(LIMIT)
             assert client.close_code == 1009
-        # A bomb is stopped while it is inflated: 1 MiB of zeros is about 1 KiB on the wire.
+        # A bomb is stopped during decompression: 1 MiB of zeros is about 1 KiB on the wire.
         with dial(server.port, compression="deflate") as client:
             client.send(bytes(2**20))
             with pytest.raises(ConnectionClosed):
@@ -82,7 +82,7 @@ def test_the_default_max_size_is_that_of_uvicorn() -> None:
 @LOOPS
 def test_ws_ping_interval_applies(loop: str) -> None:
     events = Inbox[Any]()
-    # However long this thread is kept from answering, it is not taken for dead.
+    # The client is not dropped, however long this thread is kept from answering.
     with Uvicorn(reporting(events), loop=loop, ws_ping_interval=0.05, ws_ping_timeout=2 * LIMIT) as server:
         with Peer(server.port) as peer:
             peer.open()
@@ -355,7 +355,7 @@ def test_an_application_that_never_receives_does_not_delay_the_shutdown(
         peer.send(head())
         started.get()
         server.begin_stop()
-        server.wait_stopped(SOON)  # uvicorn itself would wait for ever
+        server.wait_stopped(SOON)  # uvicorn itself would wait forever
         assert isinstance(run.outcome(), asyncio.CancelledError)
     assert errors_in(caplog.records) == []
     assert "has not returned 0.3 seconds after the shutdown began: cancelled" in caplog.text

@@ -85,7 +85,7 @@ def test_frames_before_the_accept_are_not_lost(tls_uvicorns: Uvicorn, client_tls
         await echo(scope, receive, send)
 
     tls_uvicorns.run(app)
-    # More than the class keeps: the rest has to wait in the kernel, in TLS records.
+    # More than the class buffers: the rest has to wait in the kernel, in TLS records.
     messages = [f"{number} " + "x" * 1000 for number in range(200)]
     with Peer(tls_uvicorns.port, client_tls) as peer:
         peer.send(head())

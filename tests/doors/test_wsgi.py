@@ -302,7 +302,7 @@ def test_an_upgrade_may_follow_other_requests_on_its_connection(caplog: pytest.L
 
     with Werkzeug(flask_app(echo), handler=KeepAlive) as server:
         with Peer(server.port) as peer:
-            # Werkzeug throws away what comes right after a response: the next request has to wait for it.
+            # Werkzeug discards data right after a response, so the next request has to wait.
             for _ in range(2):
                 waiting.get()
                 peer.send(b"GET /page HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -406,7 +406,7 @@ def test_an_application_that_ignores_the_upgrade_responds_as_usual(caplog: pytes
             with Peer(server.port) as peer:
                 peer.send(head(path))
                 assert peer.refusal().status == status
-        # A wrong handshake, too, is nobody's business until somebody wants to accept it.
+        # An invalid handshake, too, is only refused when it is accepted.
         with Peer(server.port) as peer:
             peer.send(head("/nowhere", Sec_WebSocket_Key=None, Origin="http://evil.example"))
             assert peer.refusal().status == 404

@@ -54,7 +54,7 @@ def test_background_connections_free_the_worker_thread() -> None:
             client.send("again")
             assert client.recv(LIMIT) == "again"
         eventually(lambda: not workers(), "the end of werkzeug's threads")
-        # Each of the test's own clients has a thread; the pool for handlers is bounded.
+        # Each of the test's clients has a thread; the pool for handlers is bounded.
         assert threading.active_count() <= count + 30 + 32
 
 
@@ -222,7 +222,7 @@ def test_max_connections_counts_open_connections_wherever_they_run(
             for client in (first, second):
                 client.send("still served")
                 assert client.recv(LIMIT) == "still served"
-        for _ in range(3):  # places come back, whoever ends the connection and however
+        for _ in range(3):  # every end of a connection releases its slot
 
             def opened() -> bool:
                 with Peer(server.port) as peer:

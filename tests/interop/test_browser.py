@@ -53,7 +53,7 @@ def address() -> Iterator[str]:
 
 
 # For this module only: while Playwright's synchronous API is active, the main thread counts as inside an
-# event loop, and nobody else can call asyncio.run() there.
+# event loop, and other code cannot call asyncio.run() there.
 @pytest.fixture(scope="module")
 def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with sync_playwright() as playwright:

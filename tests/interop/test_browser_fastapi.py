@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("WATERSHED_MW_NO_BROWSER") == "1", reason="WATERSHED_MW_NO_BROWSER=1"),
 ]
 
-# A WebSocket of the browser: sends what it is given once it is open, after the greeting, and tells what it has seen.
+# A browser's WebSocket: after the greeting it sends the given messages, and it reports everything that it sees.
 # With a close of its own it closes when as many messages have come back.
 TALK = """([path, protocols, messages, close]) => new Promise((resolve) => {
     const socket = new WebSocket(new URL(path, location.href.replace('http', 'ws')), protocols);

@@ -144,7 +144,7 @@ def test_ends_without_a_closing_handshake_pass_through(front: Front, client: Cli
         assert session.receive() == "still here"
         session.abort()
         ending = server.ending(between.path)
-        # Nobody is there any more, of which the proxy tells by a Close where it has to say something.
+        # The peer has left; where the proxy has to report that, it sends a Close.
         assert ending.reset if front.raw else ending.code in (1001, 1005, None), ending
     if Feature.ABORT in server.features:
         session = between.open()

@@ -68,7 +68,7 @@ DOORS: Final = {
         Door(
             "hypercorn",
             ("hypercorn", f"{_APPS}:native", "--bind", "127.0.0.1:{port}", "--log-level", "error"),
-            # hypercorn 0.18 keeps the socket and the task of such a client for ever, and never sends a disconnect:
+            # hypercorn 0.18 keeps the socket and the task of such a client forever, and never sends a disconnect:
             # a plain ASGI application leaks as many.
             wild=False,
         ),

@@ -97,7 +97,7 @@ PORTABLE: Sequence[Server] = (
     *HYPERCORNS,
     Server(
         "granian",
-        # the port that it tells of is the one that it was given, even if that is 0
+        # it reports the port that it was given, even if that is 0
         ("granian", "--interface", "asgi", "--port", "{free}", APPLICATION),
         "granian",
         headers=False,
@@ -126,7 +126,7 @@ PORTABLE: Sequence[Server] = (
     Server(
         "gunicorn-asgi",
         # Clients are let be for the grace period, 30 seconds unless told otherwise. The control socket would lie in
-        # the home of whoever runs the tests.
+        # the user's home directory.
         (
             *("gunicorn", APPLICATION, "--worker-class", "asgi", "--bind", "127.0.0.1:{port}"),
             *("--graceful-timeout", "1", "--no-control-socket"),
@@ -211,7 +211,7 @@ def install_uvicorn(version: str) -> Path:
         subprocess.run([*pip, f"uvicorn=={version}"], check=True, timeout=60, capture_output=True)
         try:
             half.rename(place)
-        except OSError:  # somebody else was first
+        except OSError:  # another process was first
             shutil.rmtree(half)
     return place
 

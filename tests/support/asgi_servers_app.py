@@ -22,14 +22,14 @@ from watershed_mw import AsyncConnection, ConnectionClosed, UnsupportedServerErr
 from watershed_mw.starlette import WatershedRoute
 
 if TYPE_CHECKING:
-    # Not loaded where servers run: no package that the tests need may look as if it were the server.
+    # Imported only by tests: in a server's process no other package may look like the server.
     from tests.support.asgi import Receive, Scope, Send
 
 PROTOCOLS = ["chat.v2", "chat.v1"]
 
 
 def saw(**facts: Any) -> None:
-    # In one piece, as what another process of the server prints may come between two.
+    # In one write, because another process of the server may print in between.
     print(f"SAW {json.dumps(facts, sort_keys=True)}\n", end="", flush=True)
 
 

@@ -15,7 +15,7 @@ from watershed_mw.core.memory_budget import Account
 def held_by_connections() -> int:
     """The bytes that the memory budget counts for connections of this process."""
     budget = memory_budget()
-    # The budget forgets a connection that has been collected with the next report of another one.
+    # The budget drops a collected connection when another one reports next.
     Account(budget, 1, lambda: None).close()
     return budget.total
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from tests.support import PROJECT
 
 PAGES = sorted((PROJECT / "docs").glob("*.md"))
-# A comment before a block or table, which readers do not see, names the test that runs it.
+# A comment before a block or table, invisible to readers, names the test that runs it.
 _BLOCK = re.compile(
     r"^(?:<!-- test: (?P<name>\S+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )

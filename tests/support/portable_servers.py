@@ -155,7 +155,7 @@ class UvicornsOwn(Server):
         return self._uvicorn.run(noting)
 
     def soon(self, call: Callable[[], None]) -> None:
-        if self._loop is None:  # the first request tells
+        if self._loop is None:  # known from the first request on
             run = self.serve(echo)
             with dial(self.port):
                 pass

@@ -145,7 +145,7 @@ def chunked(draw: st.DrawFn, data: bytes) -> list[bytes]:
     """``data`` in any chunking, from byte by byte to whole."""
     most = draw(st.sampled_from([1, 2, 5, 20, 200, 5_000, 200_000]))
     source = random.Random(draw(st.integers(0, 2**32)))
-    # Byte by byte is for what is short: the frames of a long stream are no other.
+    # Byte by byte only for short streams: longer ones contain the same kinds of frame.
     return cut(data, source, max(most, len(data) // 500))
 
 

@@ -14,7 +14,7 @@ from watershed_mw.uvicorn import WatershedProtocol
 
 def main(version: str) -> None:
     assert uvicorn.__version__ == version, uvicorn.__file__
-    # Before 0.36 uvicorn takes classes of others only as objects, from Python.
+    # Before 0.36 uvicorn accepts third-party classes only as objects, from Python.
     named = tuple(map(int, version.split(".")[:2])) >= (0, 36)
     for http in ("h11", "httptools"):
         with Uvicorn(application, http=http, lifespan="on", ws=UVICORN_CLASS if named else WatershedProtocol) as server:

@@ -196,7 +196,7 @@ class LiveInBackground(LiveInThreads):
 
     def run(self) -> Future[tuple[int, str]]:
         over: Future[tuple[int, str]] = Future()
-        # Registered last: when the future has its result, the other handlers have been called.
+        # Registered last: once the future has its result, the other handlers have run.
         self.conn.on("end", lambda code, reason: over.set_result((code, reason)))
         self.call("run_in_background")
         return over
@@ -242,14 +242,14 @@ def _all() -> Iterable[Way]:
 
 
 ALL: Final = tuple(_all())
-# Each flavour and carrier in both roles, of which one is plain and the other TLS: enough where roles do not matter.
+# Each flavour and carrier in both roles, one plain and one over TLS: enough if the role does not matter.
 EACH: Final = tuple(
     Way(flavour, carrier, tls, CLIENT if (place % 2 == 0) is tls else SERVER)
     for tls in (False, True)
     for place, (flavour, carrier) in enumerate(dict.fromkeys((way.flavour, way.carrier) for way in ALL))
 )
 PULLING: Final = tuple(way for way in EACH if way.pulls)
-# One of each flavour, plain and TLS, for scenarios that take long or move much.
+# One of each flavour, plain and over TLS, for slow scenarios and those that transfer a lot.
 FEW: Final = (
     Way("asyncio", "streams", False, SERVER),
     Way("asyncio", "transport", True, CLIENT),

@@ -23,9 +23,9 @@ _MISSING: dict[Any, tuple[str, ...]] = {
     select: ("poll", "epoll", "kqueue"),
     signal: ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGALRM", "setitimer"),
 }
-# Modules that Windows has not, one that is not built for it, and one that would call Windows itself.
+# Modules that Windows lacks, one that is not built for it, and one that would call Windows itself.
 _NO_MODULES = ("fcntl", "termios", "tty", "resource", "uvloop", "trio")
-# What chooses by the platform's name while it is imported, and must find its own.
+# Modules that check the platform's name on import, and must see the real one.
 _CHOOSING = ("asyncio", "socket", "ssl", "subprocess", "threading", "http.server", "h11", "httpx")
 _OURS = ("watershed_mw", "watershed_mw.connection.threads.background", "watershed_mw.proxy")
 
@@ -43,7 +43,7 @@ def _hide() -> None:
     sys.platform = "win32"
     for name in _OURS:
         import_module(name)
-    sys.platform = here  # for everybody else
+    sys.platform = here  # for all other modules
 
 
 if __name__ == "__main__":

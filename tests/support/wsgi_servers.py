@@ -86,7 +86,7 @@ def gunicorn(
     where = f"unix:{address}" if "/" in address else f"127.0.0.1:{address}"
     return [
         *(str(_BIN / "gunicorn"), f"{_APP}:{factory}({given})", "--bind", where, "--access-logfile", "-"),
-        # All gunicorns of one user would have one path for the control socket.
+        # All gunicorns of one user would share the path of the control socket.
         *("--no-control-socket", "--graceful-timeout", "30", *tls, *words),
     ]
 
@@ -115,7 +115,7 @@ SERVERS: Final = {
         Kind("cheroot", logs=False, absolute=False),
         Kind("eventlet", tells_versions=False),
         Kind("uwsgi", early=False, keeps_alive=False, tls=False),
-        # The router passes on what follows a 101 only where it is told to.
+        # The router passes on data after a 101 only with this option.
         Kind("uwsgi-router", early=False, keeps_alive=False, tls=False),
     )
 }
@@ -203,7 +203,7 @@ def start(
     certificate, client = tls or (None, None)
     with ExitStack() as stack:
         if kind.unix:
-            # Not pytest's own folder: a path of a socket has room for about 100 characters.
+            # Not pytest's own folder: the path of a socket is limited to about 100 characters.
             address = f"{stack.enter_context(tempfile.TemporaryDirectory())}/s"
         else:
             address = str(free_port())

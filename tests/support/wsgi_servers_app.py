@@ -135,7 +135,7 @@ def detached(upgrade: Any, word: str) -> None:
     if word.startswith("here"):
         talk()
     else:
-        # The request ends first, and with it whatever the server still does to what it takes for its socket.
+        # The request ends first, so that the server is done with the socket that it believes to own.
         threading.Thread(target=talk).start()
 
 
@@ -406,7 +406,7 @@ def serve(kind: str, port: int, certificate: str | None, options: dict[str, Any]
         import uvicorn
         from a2wsgi import WSGIMiddleware
 
-        # With a class for WebSockets an upgrade never gets as far as the bridge.
+        # With a WebSocket class an upgrade never reaches the bridge.
         uvicorn.run(WSGIMiddleware(app), port=port, ws="none")
     elif kind == "uvicorn-wsgi":
         import uvicorn

@@ -207,7 +207,7 @@ def test_a_propagated_exception_closes_with_1011_too(caplog: pytest.LogCaptureFi
             assert peer.close()[0] == 1011
             peer.send(close(1011))
             peer.end()
-        # Told once: by the server where it came that far, by the application's logger where there was nobody else.
+        # Logged once: by the server if the exception reached it, otherwise by the application's logger.
         told = eventually(lambda: server.troubles or errors_in(caplog.records), "a traceback")
         assert len(told) == 1
         assert get(server.port, "/page").body == b"page"

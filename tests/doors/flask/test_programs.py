@@ -76,7 +76,7 @@ def test_routes_work_under_gunicorn(worker: tuple[str, ...]) -> None:
             peers = [stack.enter_context(Peer(port)) for _ in range(10)]
             for number, peer in enumerate(peers):
                 peer.open(("/async/7", "/background?user=x")[number % 2])
-            assert get(port, "/page").body == b"page"  # nobody holds the only thread
+            assert get(port, "/page").body == b"page"  # the only thread is free
             assert program.stop(signal.SIGTERM) == 0
             for peer in peers:
                 assert peer.close()[0] == 1001
@@ -107,7 +107,7 @@ def test_routes_work_under_flasks_debug_server_with_its_reloader(tmp_path: Path)
             new.open("/async/7?user=ann")
             new.send(text("hi"))
             assert new.text().startswith("hi 7 ann")
-            os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+            os.killpg(program.pid, signal.SIGINT)  # as from a terminal
             assert new.close()[0] == 1001
         program.wait()
     assert program.output.count("Traceback") == 2, program.output

@@ -401,7 +401,7 @@ def test_two_sheds_of_one_application_share_its_middleware() -> None:
     for number in range(2):
         with connect(app.test_client(), f"/{number}") as connection:
             connection.send("x" * 100)
-            assert connection.receive() == "x" * 100  # the first one's options hold
+            assert connection.receive() == "x" * 100  # the first one's options apply
 
 
 def test_a_blueprint_may_belong_to_two_applications() -> None:

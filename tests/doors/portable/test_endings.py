@@ -396,7 +396,7 @@ def test_the_largest_pauses_and_resumes_when_memory_is_free(server: Server) -> N
             large.send(word)
         small.send("not touched by that")
         assert small.recv(LIMIT) == "not touched by that"
-        # The one that was being received already, and none behind it.
+        # Only the one that was already being received.
         assert conn.stats.messages_received <= 1 + len(messages) + 1
         application.go_on()
         assert [large.recv(LIMIT) for _ in range(len(messages) + len(more))] == [*messages, *more]

@@ -417,7 +417,7 @@ def test_other_threads_may_send_and_end(server: Server) -> None:
         for thread in threads:
             thread.join(LIMIT)
         assert seen == {str(number): list(range(20)) for number in range(4)}
-        # Mistakes are told to whoever made them, not to the event loop.
+        # Errors are raised in the caller, not reported to the event loop.
         with pytest.raises(LocalProtocolError):
             conn.send("\ud800")
         with pytest.raises(TypeError):

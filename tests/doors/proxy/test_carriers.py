@@ -39,7 +39,7 @@ def test_an_upstream_may_use_tls(some: Front, serve: Serve, authority: trustme.C
     upstream = serve(echoing, tls=server_tls)
     assert upstream.url().startswith("wss://")
     some.serve(WebSocketProxy(upstream.url()))
-    assert ask(some).status == 502  # nobody has vouched for its certificate
+    assert ask(some).status == 502  # its certificate is not trusted
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     some.serve(WebSocketProxy(upstream.url(), ssl=trusting))

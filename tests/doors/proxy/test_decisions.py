@@ -33,7 +33,7 @@ from tests.support.waiting import eventually
 from watershed_mw import HandshakeError, WatershedASGI, WatershedWSGI
 from watershed_mw.proxy import ProxyRequest, Upstream, WebSocketProxy
 
-# --- whom it asks --------------------------------------------------------------------------------------------
+# --- the upstream --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
@@ -112,7 +112,7 @@ def test_invalid_options_are_refused() -> None:
         WebSocketProxy("ws://127.0.0.1", ssl=True)  # type: ignore[arg-type]
 
 
-# --- whom it lets in -----------------------------------------------------------------------------------------
+# --- the client ----------------------------------------------------------------------------------------------
 
 
 def test_a_page_request_is_a_426(front: Front, serve: Serve) -> None:
@@ -238,7 +238,7 @@ def test_the_proxy_runs_behind_starlettes_authentication(
     got = conversed(front, upstream, "/x", Authorization="Bearer right", **changes)
     assert got["x-user"] == "ann"
     assert ask(front, path="/x", Authorization="Bearer right", Origin="http://other.example").status == 403
-    # uvicorn's own class says so of whoever refuses by an answer
+    # uvicorn's own class logs this for every refusal by a response
     expected = "ASGI callable returned without completing handshake."
     assert [line for line in errors_in(caplog.records) if line != expected] == []
 

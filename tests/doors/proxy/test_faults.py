@@ -229,7 +229,7 @@ _numbers = iter(range(10**6))
 @pytest.mark.parametrize("stage", ["unread", "asked", "head", "switched", "frame", "idle", "flood"])
 def test_killing_the_upstream_immediately_ends_the_client(door: Door, victims: Program, stage: str) -> None:
     door.serve(f"ws://127.0.0.1:{victims.port()}")
-    for _ in range(2):  # the server goes on
+    for _ in range(2):  # the server continues
         path = f"/{stage}/{next(_numbers)}"
         with Peer(door.port) as client:
             client.send(head(path))
@@ -341,7 +341,7 @@ def test_an_upstream_that_closes_right_after_its_101_is_a_502(door: Door, upstre
         asked = upstream.asked()
         asked.sendall(SWITCH + plain(b"bye"))
         reset(asked)
-        # Whichever is faster: the reset, or the 101 that came before it.
+        # Either may be faster: the reset, or the 101 before it.
         if client.answer().status == 101:
             assert client.rest() in (b"", plain(b"bye"))
 
@@ -379,7 +379,7 @@ def early_bytes(client: Peer, upstream: Upstream) -> None:
     last = exactly(server, len(text("fifth")))
     key = last[2:6]
     assert bytes(byte ^ key[at % 4] for at, byte in enumerate(last[6:])) == b"fifth"
-    # Closed by the upstream, so that nothing is left in the way of either.
+    # Closed by the upstream, so that nothing is in transit on either side.
     server.sendall(closing(1000))
     server.close()
     assert client.close() == (1000, "")
@@ -428,7 +428,7 @@ def test_early_bytes_arrive_first_and_once_under_eventlet_over_tls(
         assert "Traceback" not in program.output
 
 
-# --- who does not read, and who says much --------------------------------------------------------------------------
+# --- peers that do not read, and floods ----------------------------------------------------------------------------
 
 
 def resident() -> int:
@@ -556,7 +556,7 @@ def served(kind: str, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> It
         with Program(sys.executable, "-m", APP) as program:
             yield program, program.port()
     else:
-        # With preload nothing may be used of the loop that the workers' parent has had.
+        # With preload nothing of the parent's loop may be used in the workers.
         options = ["--worker-class", worker, "--threads", "4", "--no-control-socket", "--graceful-timeout", "5"]
         application = f"{APP}:wsgi()"
         if worker == "preload":
@@ -589,7 +589,7 @@ def test_a_shutdown_closes_both_sides_between_two_frames(
         assert exactly(busy.sock, 500) == down[:500]
         os.kill(program.pid, signal.SIGTERM)
         gone.sock.close()  # during the drain, perhaps
-        # Who stands between two frames learns of it at once, whoever is in the middle of one first gets the rest.
+        # A side between two frames gets the Close immediately; one in the middle of a frame first gets the rest.
         assert idle.close() == (code, "the server restarts" if code == 1012 else "the server stops")
         assert nothing_comes(busy.sock)
         assert nothing_comes(busy_server)

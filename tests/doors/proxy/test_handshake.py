@@ -103,7 +103,7 @@ def test_an_answer_that_is_not_websocket_is_a_502(some: Front, serve: Serve, ans
 
     some.serve(WebSocketProxy(serve(script).url()))
     with Peer(some.port) as peer:
-        # What a client smuggles behind its request goes nowhere.
+        # Bytes that a client smuggles behind its request are not forwarded.
         peer.send(head() + b"GET /admin HTTP/1.1\r\nHost: x\r\n\r\n")
         got = peer.answer()
     assert got.status == 502
@@ -203,7 +203,7 @@ def test_a_long_truncated_refusal_never_looks_complete(raw: Front, serve: Serve,
         visit.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # an end that is none
 
     raw.serve(WebSocketProxy(serve(script).url()))
-    with contextlib.suppress(h11.RemoteProtocolError, ConnectionError):  # cut off in the midst
+    with contextlib.suppress(h11.RemoteProtocolError, ConnectionError):  # cut off in the middle
         assert ask(raw).status == 502, "or before"
 
 
@@ -293,7 +293,7 @@ def test_an_endless_refusal_is_aborted_even_if_the_client_reads(raw: Front, serv
                 got += len(data)
     assert 0 < got < 20 * MIB
     eventually(lambda: stuck.ended == 1, "an end of the upstream's connection")
-    # What the upstream has sent, as a reset takes what is still on its way to the client.
+    # Count what the upstream has sent, because a reset discards bytes in transit to the client.
     assert stuck.sent > 16 * MIB
 
 

@@ -167,7 +167,7 @@ def test_close_codes_of_the_upstream_reach_the_client(front: Front, serve: Serve
     front.serve(WebSocketProxy(serve(script).url()))
     with Peer(front.port) as peer:
         peer.open()
-        # ASGI has no word for a Close without a code
+        # ASGI cannot express a Close without a code
         assert peer.close() == (code if front.raw or code else 1000, reason)
         peer.send(close() if code is None else close(code))
         peer.end()
@@ -188,7 +188,7 @@ def test_close_codes_of_the_client_reach_the_upstream(front: Front, serve: Serve
         peer.open()
         peer.send(close(code, "enough"))
         assert peer.close()[0] == code
-    # hypercorn says 1006 of every end
+    # hypercorn reports every end as 1006
     assert eventually(lambda: told)[0][:2] == (code if front.codes else 1001).to_bytes(2, "big")
 
 
@@ -225,7 +225,7 @@ def test_a_client_that_vanishes_ends_the_upstream(front: Front, serve: Serve) ->
         peer.open()
         assert peer.text() == "hello"
         peer.vanish()
-    # 1005, so a Close without a code, is uvicorn's own word for it.
+    # uvicorn reports it as 1005, a Close without a code.
     assert eventually(lambda: told) in ([["vanished"]] if front.raw else [[1001], [0]])
 
 

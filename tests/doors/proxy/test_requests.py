@@ -73,7 +73,7 @@ def test_header_options_apply(some: Front, serve: Serve) -> None:
 def test_a_forged_address_stays_a_value(start: Callable[[str], Front], serve: Serve) -> None:
     front, upstream = start("raw-h11"), serve(echoing)
     front.serve(WebSocketProxy(upstream.url()))
-    # uvicorn trusts whoever is on this machine to know the client's address
+    # uvicorn trusts X-Forwarded-For from this machine
     got = conversed(front, upstream, X_Forwarded_For='x";proto=https', X_Forwarded_Proto="http")
     assert got["forwarded"].startswith('for="x\\";proto=https";proto=')
     got = conversed(front, upstream, X_Forwarded_For="2001:db8::1", X_Forwarded_Proto="http")
@@ -117,7 +117,7 @@ def test_invalid_header_options_are_refused_immediately(field: tuple[str, str]) 
 # --- paths ---------------------------------------------------------------------------------------------------
 
 
-# Mounted under, strip_prefix, path of the upstream's URL, path of the request, what the upstream is asked for.
+# Mount point, strip_prefix, path of the upstream's URL, path of the request, path that the upstream gets.
 PATHS: list[tuple[str, bool | str, str, str, str]] = [
     ("", True, "", "/", "/"),
     ("", True, "", "/a/b?c=d&e", "/a/b?c=d&e"),
@@ -134,7 +134,7 @@ PATHS: list[tuple[str, bool | str, str, str, str]] = [
     ("/m", False, "", "/m/a/b", "/m/a/b"),
     ("/m", False, "/app", "/m/a", "/app/m/a"),
     ("/m", True, "", "/m/a%2Fb%20c%3Fd%23e", "/a%2Fb%20c%3Fd%23e"),
-    # Whoever routes by the decoded path has routed these here.
+    # Frameworks that route by the decoded path have routed these here.
     ("/m", True, "", "/m%2Fa", "/a"),
     ("/m", True, "/app", "/m%2fa", "/app/a"),
     ("", "/m", "", "/%6d/a", "/a"),
@@ -188,7 +188,7 @@ def test_a_request_for_another_server_is_not_forwarded(front: Front, serve: Serv
     with Peer(front.port) as peer:
         peer.send(head(elsewhere.url("/x", scheme="http")))
         answer = peer.answer()
-        # Some servers take the path out of it, as RFC 9112 section 3.2.2 would have them.
+        # Some servers extract the path, as RFC 9112 section 3.2.2 says.
         assert answer.status == 400 or (answer.status == 101 and target_of(upstream) == "/x"), answer
     assert elsewhere.visits == 0
 
@@ -206,7 +206,7 @@ def test_invalid_bytes_in_a_target_are_refused(
     if status == 101:
         assert target_of(upstream).isascii()
         assert "#" not in target_of(upstream)
-    # uvicorn's own class says so of whatever refuses by an answer
+    # uvicorn's own class logs this for every refusal by a response
     expected = "ASGI callable returned without completing handshake."
     assert [line for line in errors_in(caplog.records) if line != expected] == []
 

@@ -156,7 +156,7 @@ def test_watershed_protocol_hands_over_the_socket(native: Native) -> None:
         assert peer.rest() == b"raw bytes"
 
 
-# zttp lets them go before any WebSocket class is made.
+# zttp discards them before any WebSocket class is created.
 @pytest.mark.parametrize(
     "native",
     [(http, loop) for http in ("h11", "httptools") for loop in ("asyncio", "uvloop")],
@@ -336,7 +336,7 @@ def test_reload_does_not_hang_on_open_sockets(tmp_path: Path) -> None:
         second.open("/ticks")  # an application that does not wait for anything
 
         def reloads() -> bool:
-            # Again and again, as uvicorn takes what it finds at its first look for the state of things.
+            # Repeatedly, because uvicorn takes the first state that it sees as the unchanged one.
             module.write_text(f"{source}VERSION = {time.monotonic_ns()}\n")
             return bool(select.select([first.sock], [], [], 0.2)[0])
 
@@ -400,7 +400,7 @@ def troubles() -> dict[str, str]:
         try:
             converse_within(version)
             converse_with(version)
-        except Exception:  # noqa: BLE001  # the test of this version tells
+        except Exception:  # noqa: BLE001  # the test of this version reports it
             return traceback.format_exc()
         return ""
 

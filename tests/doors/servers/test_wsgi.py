@@ -365,7 +365,7 @@ def test_an_error_page_larger_than_a_socket_buffer_blocks_nothing(fleet: Fleet) 
         peer.send(close(1011))
         peer.end()
     assert eventually(lambda: [line for line in requests(server, word) if " 500 " in line], "the request in the log")
-    # The debugger writes it when the page is out.
+    # The debugger writes it after the page has been sent.
     server.program.wait_for_line(re.compile("DeliberateError: x{500000}"))
 
 
@@ -495,7 +495,7 @@ def test_an_http2_request_is_not_hijacked(h2_server: Running) -> None:
         # The connection, which other requests share, is still the server's.
         connection.send_headers(3, h2_headers("/page"), end_stream=True)
         assert h2_answer(peer, connection, 3) == ("200", b"page")
-        # RFC 9113 section 8.2.2 makes these malformed; whatever the server makes of them, it is no upgrade.
+        # RFC 9113 section 8.2.2 makes these malformed; however the server handles them, they are not an upgrade.
         malformed = [("upgrade", "websocket"), ("connection", "upgrade")]
         connection.send_headers(5, h2_headers("/upgrade", *words, *malformed), end_stream=True)
         assert h2_answer(peer, connection, 5) in (

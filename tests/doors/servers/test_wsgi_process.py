@@ -130,7 +130,7 @@ def test_stopping_gunicorn_closes_every_connection(name: str, number: signal.Sig
         expect_the_close(peers, 1001, began)
         assert server.program.wait() == 0
         assert time.monotonic() - began < 2 * SOON, "the process stayed"
-        # Where it is to stop at once, gunicorn breaks a handler off with a SystemExit, and calls it an error.
+        # On a quick shutdown gunicorn interrupts a handler with SystemExit, and logs it as an error.
         assert server.program.output.count("Traceback") == server.program.output.count("SystemExit: 0")
 
 
@@ -164,7 +164,7 @@ def test_a_worker_that_reaches_max_requests_closes_every_connection(name: str) -
     assert kind.options is not None
     with start_gunicorn(*kind.options, "--max-requests", "30") as server, ExitStack() as stack:
         first = process(server)["pid"]
-        # A handler that holds the whole worker would keep it from serving its last request.
+        # A handler that blocks the worker would keep it from serving its last request.
         peers = open_connections(
             server, stack, [path for path in paths_of(kind) if path == "/async" or not kind.single]
         )
@@ -189,7 +189,7 @@ def test_a_server_stopped_by_a_signal_closes_every_connection(name: str, number:
     kind = SERVERS[name]
     with start(kind) as server, ExitStack() as stack:
         server.wait_until_it_serves()
-        # wsgiref takes a KeyboardInterrupt that comes in its application for an error of it, and goes on.
+        # wsgiref treats a KeyboardInterrupt inside its application as the application's error, and continues.
         survives = name in ("wsgiref", "django-nothreading") and number == signal.SIGINT
         peers = open_connections(
             server, stack, [path for path in paths_of(kind) if path != "/blocking" or not survives]
@@ -259,7 +259,7 @@ def test_a_connection_of_the_process_that_forks_workers_is_left_alone() -> None:
             assert told["names"].count("watershed-loop") <= 1
         for told in eventually(lambda: found if len(found := seen(server)) == 2 else None, "two workers").values():
             assert told["names"].count("watershed-loop") == 1, "one for the process, and its own"
-        # A worker ends, with all that it has inherited.
+        # A worker ends, and with it everything that it has inherited.
         os.kill(min(workers), signal.SIGTERM)
         eventually(lambda: not is_alive(min(workers)), "the end of a worker")
         count = server.program.output.count("master got")
@@ -267,7 +267,7 @@ def test_a_connection_of_the_process_that_forks_workers_is_left_alone() -> None:
         assert "master ended" not in server.program.output
         heard_in = set(re.findall(r"master got \d+ in (\d+)", server.program.output))
         assert heard_in == {str(master)}
-        # What the other worker has is not its business, either.
+        # It does not affect the other worker's connections, either.
         alive = [peer for peer in peers if not is_readable(peer)]
         for peer in alive:
             peer.send(text("still"))
@@ -372,7 +372,7 @@ def assert_echoes(sock: socket.socket, word: str) -> None:
 
 @pytest.mark.need(12)
 def test_thousands_of_connections_need_no_thread_each(many_descriptors: int) -> None:
-    # Nobody here answers a PING, and on a busy machine all of this may take longer than the usual interval.
+    # Nothing answers PINGs here, and on a busy machine all of this may take longer than the usual interval.
     with start_gunicorn(*GTHREAD, compression=False, ping_interval=None) as server, ExitStack() as stack:
         before = quickest_page(server)
         open_many(server, stack, 50)
@@ -403,7 +403,7 @@ def test_floods_do_not_add_threads() -> None:
                 peer.send(pong * 1000)
             peer.send(text("behind the flood"))
             assert peer.text() == "behind the flood"
-        # Each tells of its end, once it has been noticed.
+        # Each reports its end once it has noticed it.
         for number in range(500):
             with server.peer() as peer:
                 peer.open(f"/{['background', 'async'][number % 2]}?flood{number}")
@@ -436,10 +436,10 @@ def test_waitress_works_with_more_sockets_than_select_supports(many_descriptors:
 def test_max_connections_applies_per_process(name: str) -> None:
     with start(SERVERS[name], max_connections=3) as server, ExitStack() as stack:
         server.wait_until_it_serves()
-        for _ in range(2):  # every place is given back
+        for _ in range(2):  # every slot is released
             peers: list[Peer] = []
             for path in ("/blocking", "/background", "/async"):
-                # A place is free a moment after its client has seen the end.
+                # A slot is free a moment after its client has seen the end.
                 eventually(partial(takes, server, stack, path, peers), f"a place for {path}")
             for peer in peers:
                 peer.send(text("here"))
@@ -554,7 +554,7 @@ def test_close_timeout_applies(name: str, way: str, certificate: tuple[Path, ssl
         peer.send(text("end 4001"))
         assert peer.close() == (4001, "that was all")
         began = time.monotonic()
-        peer.end()  # though it was not answered
+        peer.end()  # although the Close was not answered
         assert time.monotonic() - began < SOON
         server.program.wait_for_line(re.compile(f"ended {word} "))
 
