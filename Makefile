@@ -30,7 +30,7 @@ NOT_RUN := 77
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-clients bench-micro coverage fuzz soak asan clean
+.PHONY: help demo test test-quick test-all check format build autobahn autobahn-ci bench bench-wsgi bench-relays bench-clients bench-micro coverage fuzz soak asan clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,20 @@ test: $(VENV)/.dev $(VENV)/.built ## the test suite, on the compiled and the int
 	echo "== tests, WATERSHED_MW_PURE=1"; \
 	interpreted=0; wait $$beside || interpreted=$$?; cat $(LOGS)/interpreted.log; \
 	exit $$((compiled ? compiled : interpreted))
+
+# Most tests wait more than they compute, so four processes run at once. The tests of the core load both builds whichever
+# is selected; of the rest, what depends on the build is tests/connections.
+QUICK := $(PY) -m pytest -q -p no:cacheprovider -m 'not programs and not slow'
+test-quick: $(VENV)/.dev $(VENV)/.built ## in two minutes: the tests that start no programs and take no half second each
+	@mkdir -p $(LOGS); jobs=(); trap 'kill "$${jobs[@]}" 2>/dev/null || true' EXIT; \
+	beside() { local log=$(LOGS)/quick-$$1.log; shift; "$$@" >"$$log" 2>&1 & jobs+=($$!); }; \
+	beside integrations $(QUICK) $(ARGS) tests/doors; \
+	beside connections $(QUICK) $(ARGS) tests/connections; \
+	beside interpreted env WATERSHED_MW_PURE=1 $(QUICK) $(ARGS) tests/connections; \
+	failed=0; $(QUICK) $(ARGS) --ignore=tests/doors --ignore=tests/connections || failed=$$?; \
+	for job in "$${jobs[@]}"; do wait "$$job" || failed=$$?; done; \
+	tail -n +1 $(LOGS)/quick-{integrations,connections,interpreted}.log; \
+	exit $$failed
 
 # Newcomers need not install Node, Chromium, nginx and Caddy; skipped tests are announced. CI skips nothing.
 define WITHOUT_PEERS

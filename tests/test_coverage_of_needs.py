@@ -106,6 +106,7 @@ def marked() -> dict[str, dict[object, list[str]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", SERVER_ROWS, ids=lambda row: f"{row}: {SERVER_ROWS[row]}")
 def test_every_need_has_a_test(row: int) -> None:
     assert marked()["need"][row], f"mark a test with @pytest.mark.need({row})"

@@ -76,6 +76,7 @@ def test_an_httpx_client_retries_on_a_new_connection(client: Client, serve: Serv
     assert (server.visits, offers_of(server)[1:]) == (2, [DEFLATE])
 
 
+@pytest.mark.slow
 def test_later_requests_of_an_httpx_client_get_a_live_connection(async_client: Client, serve: Serve) -> None:
     """In a pool of one connection: a refused handshake leaves room for the next request, but not its connection."""
 
@@ -149,6 +150,7 @@ def test_both_offers_share_open_timeout(client: Client, serve: Serve) -> None:
     assert server.visits == 2
 
 
+@pytest.mark.slow
 def test_a_trickling_400_uses_up_open_timeout(client: Client, serve: Serve) -> None:
     def script(visit: Visit) -> None:
         visit.request().write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\nno")

@@ -263,6 +263,7 @@ def test_connecting_to_a_unix_socket(client: Client, serve: Serve, tmp_path: Pat
     assert b"host: any.example" in server.heads[0].lower()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_connecting_over_ipv6(client: Client, serve: Serve, tls_contexts: Contexts, tls: bool) -> None:
     server = serve(echoing, host="::1", tls=tls_contexts[1] if tls else None)
@@ -344,6 +345,7 @@ def test_a_reset_behind_bytes_is_noticed(async_client: Client, serve: Serve, tls
     assert async_client.run(talk()) == (["last words"], 1006)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_flood_of_small_messages_after_a_large_one_is_received(
     async_client: Client, serve: Serve, tls_contexts: Contexts, tls: bool

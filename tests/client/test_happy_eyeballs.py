@@ -50,6 +50,7 @@ def at(server: Any) -> Address:
     return socket.AF_INET, ("127.0.0.1", server.port)
 
 
+@pytest.mark.slow
 def test_an_address_that_does_not_answer_is_skipped(
     client: Client, serve: Serve, names: Names, holes: list[Address]
 ) -> None:
@@ -80,6 +81,7 @@ def test_if_none_answers_the_error_lists_a_reason_for_each(client: Client, names
     assert "; [::1]:1: " in str(caught.value)
 
 
+@pytest.mark.slow
 def test_all_addresses_share_the_timeout(client: Client, names: Names, holes: list[Address]) -> None:
     names(REFUSED, *holes)
     with pytest.raises(TimeoutError, match="open_timeout") as caught:

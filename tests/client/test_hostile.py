@@ -144,6 +144,7 @@ def test_an_endless_body_of_a_refusal_is_cut(client: Client, serve: Serve) -> No
     assert (error.status, len(error.body), len(error.response.content)) == (403, 2**16, 2**16)
 
 
+@pytest.mark.slow
 def test_a_trickling_refusal_is_still_a_refusal(client: Client, serve: Serve) -> None:
     data = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\nsome"
     error = refused(client, serve, raw(data), open_timeout=1.0)

@@ -116,6 +116,7 @@ def test_an_offer_set_by_others_meanwhile_is_kept(contexts: Contexts) -> None:
     assert alpn.offers(context) == ["http/1.1", "h2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["direct", "http", "socks5"])
 def test_a_trailing_dot_is_kept_for_the_host_and_dropped_for_tls(
     client: Client, serve: Serve, contexts: Contexts, monkeypatch: pytest.MonkeyPatch, way: str

@@ -26,6 +26,7 @@ PIECE = b"p" * 10_000
 # --- the application does not read ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.need(5)
 @plain_pulling
 def test_a_flood_pauses_without_a_receiver_and_then_arrives(link: Link) -> None:
@@ -43,6 +44,7 @@ def test_a_flood_pauses_without_a_receiver_and_then_arrives(link: Link) -> None:
     assert live.receive() == "and on"
 
 
+@pytest.mark.slow
 @pytest.mark.need(5)
 @few
 def test_a_flood_pauses_while_a_handler_is_busy(link: Link, way: Way) -> None:
@@ -116,6 +118,7 @@ def test_a_threads_send_blocks_until_the_peer_reads(link: Link) -> None:
     sending.result(LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.need(4, 5)
 @plain
 def test_an_echo_waits_for_a_peer_that_does_not_read(link: Link) -> None:
@@ -151,6 +154,7 @@ def test_pings_from_a_peer_that_does_not_read_cannot_fill_memory(link: Link) -> 
     assert count >= 0
 
 
+@pytest.mark.slow
 @few
 def test_two_peers_that_send_16_mib_to_each_other_both_finish(opener: Opener, way: Way) -> None:
     other_way = Way("threads", "socket", way.tls, CLIENT if way.role is SERVER else SERVER)
@@ -216,6 +220,7 @@ def test_an_awaited_send_may_exceed_max_unsent_bytes(link: Link) -> None:
     peer.expect(TEXT, "and on")
 
 
+@pytest.mark.slow
 @on_loop
 def test_destroy_immediately_drops_data_that_a_close_left_unsent(link: Link) -> None:
     """After the closing handshake has timed out, unsent data may still arrive, but not after ``destroy``."""

@@ -233,6 +233,7 @@ def test_a_peer_that_never_ends_the_stream_is_dropped(link: Link, way: Way) -> N
     assert live.endings.events == [("end", 4000, "")]
 
 
+@pytest.mark.slow
 @few
 def test_a_peer_that_never_reads_cannot_delay_the_end(link: Link) -> None:
     live, peer = link(small=True, close_timeout=0.2)
@@ -406,7 +407,8 @@ def _declared(peer: WirePeer, size: int) -> bytes:
 
 @pytest.mark.parametrize("code, violation", VIOLATIONS.values(), ids=VIOLATIONS)
 def test_a_violation_is_answered_after_replies_to_earlier_messages(link: Link, code: int, violation: Any) -> None:
-    live, peer = link(setup=lambda conn: conn.on("text", conn.send), max_message_size=1000)
+    # Over TLS the connection gives a peer that does not end the stream some time to do so. All is written by then.
+    live, peer = link(setup=lambda conn: conn.on("text", conn.send), max_message_size=1000, close_timeout=0.05)
     over = live.run()
     peer.write(peer.frame(TEXT, "one"), peer.frame(TEXT, "two"), violation(peer))
     peer.expect(TEXT, "one")
@@ -422,6 +424,7 @@ def test_a_violation_is_answered_after_replies_to_earlier_messages(link: Link, c
     assert reason == str(failure) == live.conn.close_reason
 
 
+@pytest.mark.slow
 @pulling
 def test_receive_raises_a_violation_after_earlier_messages(link: Link) -> None:
     live, peer = link()
@@ -439,6 +442,7 @@ def test_receive_raises_a_violation_after_earlier_messages(link: Link) -> None:
     assert isinstance(caught.value.__cause__, RemoteProtocolError)
 
 
+@pytest.mark.slow
 @few
 def test_a_violation_does_not_cut_a_large_reply(link: Link) -> None:
     reply = b"r" * (4 * MIB)
@@ -454,6 +458,7 @@ def test_a_violation_does_not_cut_a_large_reply(link: Link) -> None:
     assert over.result(LIMIT)[0] == 1007
 
 
+@pytest.mark.slow
 @pytest.mark.need(1)
 @few
 def test_a_peer_that_continues_after_its_violation_still_gets_the_close(link: Link) -> None:
@@ -467,6 +472,7 @@ def test_a_peer_that_continues_after_its_violation_still_gets_the_close(link: Li
     assert over.result(LIMIT)[0] == 1007
 
 
+@pytest.mark.slow
 @everywhere
 def test_a_violation_after_our_close_ends_the_connection(link: Link) -> None:
     live, peer = link()

@@ -127,6 +127,7 @@ def test_a_connection_is_closed_with_its_loop(work: Work, role: Role, run: str) 
         assert told.result(LIMIT) == (1000 if work is while_it_is_ended else 1001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUN)
 def test_a_peer_that_does_not_answer_is_waited_for_only_briefly(run: str) -> None:
     ours, theirs = socket.socketpair()
@@ -161,6 +162,7 @@ def test_a_loop_closed_directly_drops_the_connection(run: str) -> None:
         assert_ended(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUN)
 def test_the_applications_generators_are_closed_before_the_connection(run: str) -> None:
     """A connection may be used until it ends itself."""
@@ -186,6 +188,7 @@ def test_the_applications_generators_are_closed_before_the_connection(run: str) 
         peer.expect_close(1001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUN)
 def test_a_task_that_does_not_end_does_not_shorten_the_peers_time(run: str) -> None:
     """A loop that closes its generators while tasks still run: the peer still has its half second to answer."""
@@ -202,6 +205,7 @@ def test_a_task_that_does_not_end_does_not_shorten_the_peers_time(run: str) -> N
     loop.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUN)
 @pytest.mark.parametrize("returns", [True, False], ids=["returns", "does not return"])
 def test_a_handler_that_starts_at_the_end_is_not_left_behind(returns: bool, run: str) -> None:
@@ -264,6 +268,7 @@ def assert_ended(peer: socket.socket) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUN)
 @pytest.mark.parametrize("transports", [False, True], ids=["sockets", "transports"])
 def test_a_relay_is_closed_with_its_loop(transports: bool, run: str) -> None:

@@ -59,6 +59,7 @@ def never_closes(way: Way, live: Live, peer: WirePeer) -> None:
 STATES = [idle, half_a_message, sends_alone, takes_nothing, nobody_receives, never_closes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
 def test_idle_connections_use_no_cpu(state: Callable[[Way, Live, WirePeer], None], opener: Opener) -> None:
     options: dict[str, Any] = {"small": True, "fields": COMPRESSED, "ping_interval": None, "close_timeout": 60}

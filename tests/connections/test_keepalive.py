@@ -79,6 +79,7 @@ def test_a_peer_that_answers_is_kept_and_its_latency_is_known(link: Link) -> Non
     assert 0 <= live.conn.latency < LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.need(16)
 @few
 def test_a_peer_that_sends_but_answers_no_ping_is_kept(link: Link) -> None:
@@ -98,6 +99,7 @@ def test_a_peer_that_sends_but_answers_no_ping_is_kept(link: Link) -> None:
     assert live.conn.close_code is None
 
 
+@pytest.mark.slow
 @pytest.mark.need(16)
 @few
 def test_a_peer_that_trickles_one_message_is_kept(link: Link) -> None:
@@ -139,6 +141,7 @@ def test_without_a_timeout_no_peer_is_dropped(link: Link) -> None:
 # --- delays on this side ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @plain
 def test_an_application_that_is_slow_to_take_messages_is_not_blamed_on_the_peer(link: Link, way: Way) -> None:
     """The receive queue is full, so PONGs stay unread."""
@@ -177,6 +180,7 @@ def _answer_pings(peer: WirePeer) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [Way("threads", "socket", False, SERVER)], ids=str)
 def test_a_busy_thread_still_finds_the_peers_answer(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was read meanwhile, as the watcher is switched off: the PONG has been there all the time."""
@@ -231,6 +235,7 @@ def _read_message(peer: WirePeer) -> int:
             peer.send(PONG, frame.payload)
 
 
+@pytest.mark.slow
 @pytest.mark.need(16)
 @plain
 def test_a_peer_that_reads_slowly_is_kept(link: Link) -> None:
@@ -288,6 +293,7 @@ def test_a_trickling_message_ends_the_connection(link: Link) -> None:
     peer.expect_close(1008)
 
 
+@pytest.mark.slow
 @few_pulling
 def test_time_without_reading_does_not_count_against_the_peer(link: Link) -> None:
     live, peer = link(ping_interval=None, message_timeout=0.2, max_queued_messages=1)

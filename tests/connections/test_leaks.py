@@ -80,6 +80,7 @@ def test_a_connection_that_received_large_messages_is_freed_without_gc(opener: O
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_200_connections_leave_nothing_behind(opener: Opener, way: Way) -> None:
     def rounds() -> int:

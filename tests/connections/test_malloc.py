@@ -41,6 +41,7 @@ connection.end()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switch, mapped", [(None, False), ("1", False), ("0", True)], ids=["by default", "switched on", "switched off"]
 )
@@ -51,6 +52,7 @@ def test_a_process_with_a_connection_keeps_large_blocks(
     assert seen == ["True", str(mapped)]
 
 
+@pytest.mark.slow
 def test_environment_settings_take_precedence(run_python: RunPython) -> None:
     seen = run_python(PROGRAM, MALLOC_MMAP_THRESHOLD_=str(2**20)).split()
     assert seen == ["True", "True"]

@@ -50,6 +50,7 @@ def held(size: float) -> bool:
     return memory_budget().total >= size * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.need(6)
 @each
 def test_partial_messages_close_only_the_largest_with_1009(
@@ -86,6 +87,7 @@ def test_partial_messages_close_only_the_largest_with_1009(
     assert any("the largest are closed, 1 with 2." in line for line in lines), lines
 
 
+@pytest.mark.slow
 @pytest.mark.need(6)
 @pytest.mark.parametrize("way", [ON_LOOP[0], IN_THREADS[0]], ids=str)
 def test_many_small_partial_messages_are_counted_together(way: Way, opener: Opener) -> None:
@@ -144,6 +146,7 @@ def test_the_largest_pauses_and_resumes_when_memory_is_free(way: Way, opener: Op
     assert memory_budget().total == 0
 
 
+@pytest.mark.slow
 @pytest.mark.need(6)
 @pulling
 def test_consuming_everything_at_once_frees_memory(way: Way, opener: Opener) -> None:
@@ -161,6 +164,7 @@ def test_consuming_everything_at_once_frees_memory(way: Way, opener: Opener) -> 
     assert memory_budget().total == 0
 
 
+@pytest.mark.slow
 @pytest.mark.need(6)
 @pulling
 def test_unconsumed_messages_close_with_1013(way: Way, opener: Opener) -> None:
@@ -197,6 +201,7 @@ def test_unsent_data_drops_the_connection(way: Way, opener: Opener) -> None:
     assert memory_budget().total == 0
 
 
+@pytest.mark.slow
 @pytest.mark.need(6)
 @pytest.mark.parametrize("way", [ON_LOOP[0], IN_THREADS[0]], ids=str)
 def test_memory_that_is_never_released_ends_the_connection_after_a_while(way: Way, opener: Opener) -> None:

@@ -85,6 +85,7 @@ def test_a_receiver_keeps_reading_while_two_senders_wait(link: Link) -> None:
     second.result(LIMIT)
 
 
+@pytest.mark.slow
 @in_threads
 def test_timeouts_hold_while_the_peer_does_not_read(link: Link) -> None:
     live, peer = link(small=True, ping_interval=None, max_queued_messages=2, close_timeout=0.3)
@@ -119,6 +120,7 @@ def test_receive_keeps_its_timeout_during_an_end(link: Link) -> None:
         live.receive(LIMIT)
 
 
+@pytest.mark.slow
 @in_threads
 def test_keepalive_ends_a_connection_without_receiver_whose_peer_does_not_read(link: Link) -> None:
     live, peer = link(small=True, max_queued_messages=2, ping_interval=0.1, ping_timeout=0.2, close_timeout=0.2)
@@ -129,6 +131,7 @@ def test_keepalive_ends_a_connection_without_receiver_whose_peer_does_not_read(l
     assert live.conn.close_code == 1011
 
 
+@pytest.mark.slow
 @in_threads
 @pytest.mark.parametrize("call", ["send", "receive"])
 def test_run_in_background_is_refused_while_another_thread_waits(call: str, link: Link) -> None:
@@ -161,6 +164,7 @@ def restless() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(STRESS + 60)
 @pytest.mark.usefixtures("restless")
 def test_many_threads_send_receive_end_and_destroy_on_full_queues() -> None:
@@ -230,6 +234,7 @@ def _counts(messages: list[str], name: int) -> list[int]:
     return [int(text.split(" ")[1]) for text in messages if text.startswith(f"{name} ")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("compression", [False, True])
 def test_send_returns_if_its_message_was_written_before_the_end(compression: bool) -> None:
@@ -243,6 +248,7 @@ def test_send_returns_if_its_message_was_written_before_the_end(compression: boo
         assert sending.exception(LIMIT) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restless")
 def test_each_of_several_sends_returns_if_its_message_was_written() -> None:
     """The result depends neither on messages queued behind it nor on which thread writes it."""
@@ -375,6 +381,7 @@ def test_a_timeout_error_from_a_signal_handler_is_not_the_peers_end(link: Link) 
     assert live.receive() == "still there"
 
 
+@pytest.mark.slow
 @in_threads
 @pytest.mark.parametrize("wait", [None, LIMIT], ids=["for ever", "so long"])
 def test_a_signal_outside_a_system_call_is_handled_promptly(wait: float | None, link: Link) -> None:
@@ -462,6 +469,7 @@ def test_a_max_connections_slot_is_released_exactly_once() -> None:
 # --- connections without a reader ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @in_threads
 def test_pings_are_answered_and_sent_while_the_application_is_busy(link: Link) -> None:
     live, peer = link(ping_interval=0.3, ping_timeout=5.0)
@@ -491,6 +499,7 @@ def test_the_end_is_noticed_while_the_application_is_busy(link: Link) -> None:
     assert live.endings.count("end") == 1
 
 
+@pytest.mark.slow
 @plain
 def test_data_without_a_receiver_is_bounded(link: Link) -> None:
     live, peer = link(small=True, max_queued_messages=4, max_queued_bytes=40_000, ping_interval=0.1, ping_timeout=0.2)

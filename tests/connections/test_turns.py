@@ -82,6 +82,7 @@ class Ticker:
         return max((after - before for before, after in itertools.pairwise(self.marks)), default=0)
 
 
+@pytest.mark.slow
 @on_loop
 @pytest.mark.parametrize("flood", FLOODS)
 @pytest.mark.parametrize("push", [False, True], ids=["pull", "push"])
@@ -106,6 +107,7 @@ def _read_until_close(peer: WirePeer) -> None:
         pass
 
 
+@pytest.mark.slow
 @on_loop
 def test_slow_handlers_let_other_connections_run(link: Link, way: Way) -> None:
     came: list[float] = []
@@ -134,6 +136,7 @@ def test_slow_handlers_let_other_connections_run(link: Link, way: Way) -> None:
     assert max(after - before for before, after in itertools.pairwise(counts)) <= 100
 
 
+@pytest.mark.slow
 @pulling
 def test_the_queue_stays_within_its_limits_for_any_read(link: Link) -> None:
     live, peer = link(fields=DEFLATE, ping_interval=None)
@@ -149,6 +152,7 @@ def test_the_queue_stays_within_its_limits_for_any_read(link: Link) -> None:
     assert live.receive() == message
 
 
+@pytest.mark.slow
 @pulling
 def test_after_our_end_messages_come_without_gaps(link: Link) -> None:
     live, peer = link(close_timeout=LIMIT)
@@ -220,6 +224,7 @@ def way_reads_by_itself(live: Live) -> bool:
     return isinstance(live, LiveOnLoop)
 
 
+@pytest.mark.slow
 @pulling
 @pytest.mark.parametrize("end", ["close", "eof"])
 def test_messages_before_the_end_of_the_stream_are_received(link: Link, way: Way, end: str) -> None:
@@ -248,6 +253,7 @@ def test_replies_to_messages_before_a_half_close_are_written(link: Link) -> None
         peer.expect(TEXT, "x" * 20)
 
 
+@pytest.mark.slow
 @on_loop
 def test_a_connection_that_is_lost_with_a_backlog_ends_without_a_receiver(link: Link) -> None:
     live, peer = link(ping_interval=None)
@@ -275,6 +281,7 @@ def test_destroying_a_connection_discards_its_backlog(link: Link) -> None:
     live.ended()
 
 
+@pytest.mark.slow
 @plain_on_loop
 def test_pings_beside_pulled_messages_take_linear_time(link: Link) -> None:
     told: list[bytes] = []

@@ -175,6 +175,7 @@ def test_a_series_of_large_sends_ends_normally(link: Link) -> None:
     assert left == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_exiting_the_program_is_not_swallowed(loop: str) -> None:
     """Not only the connection whose message made it exit."""

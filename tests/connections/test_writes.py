@@ -111,6 +111,7 @@ def test_bytes_of_another_writer_are_not_overtaken(link: Link) -> None:
     peer.expect(TEXT, "last")
 
 
+@pytest.mark.slow
 def test_the_bypass_can_be_switched_off(run_python: RunPython) -> None:
     """The variable is read once, when the package is imported."""
     script = """
@@ -136,6 +137,7 @@ asyncio.run(main())
     assert run_python(script, WATERSHED_MW_RAW_SEND="0").strip() == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [*PLAIN, Way("uvloop", "transport", True, SERVER)], ids=str)
 def test_only_plain_transports_are_bypassed(link: Link, way: Way) -> None:
     """If one of these classes is renamed, writes become slower, and nothing else would show it."""
@@ -143,6 +145,7 @@ def test_only_plain_transports_are_bypassed(link: Link, way: Way) -> None:
     assert live.conn._writer.bypasses_transport is (implementation == "compiled" and not way.tls)
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_to_a_reused_descriptor_of_a_closed_loop() -> None:
     """A uvloop loop closes its sockets with itself, without notice."""
     ours, theirs = tcp_pair()

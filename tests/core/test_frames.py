@@ -275,6 +275,7 @@ def test_other_text_needs_encoding(build: Build) -> None:
         build.encode_frame(wire.TEXT, "é", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("step", [1, 7, 4096, 5000, 262144])
 def test_pieces_are_joined(build: Build, masked: bool, step: int) -> None:

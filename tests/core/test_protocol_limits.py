@@ -113,6 +113,7 @@ def test_a_huge_limit_works_like_any_other(build: Build, size: int, compressed: 
 # --- bombs ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.advisory("aiohttp#11898", "CVE-2018-1000518")
 @pytest.mark.parametrize("pieces", [1, 2, 30])
 def test_a_bomb_is_refused_during_decompression(build: Build, pieces: int) -> None:
@@ -232,6 +233,7 @@ def test_the_limit_may_be_a_single_frame(build: Build) -> None:
     assert failure(event) == ("expected a message in at most 1 frames, got more", 1008)
 
 
+@pytest.mark.slow
 @pytest.mark.need(6)
 @pytest.mark.advisory("CVE-2026-48779")
 def test_a_flood_of_empty_fragments_is_refused_and_takes_no_memory(build: Build) -> None:
@@ -474,6 +476,7 @@ def test_the_inflate_allowance_refills_over_time(build: Build) -> None:
         assert subject.receive_data(ZEROS, START + second) == [bytes(MEBIBYTE)]
 
 
+@pytest.mark.slow
 @pytest.mark.need(27)
 def test_the_inflate_rate_is_enforced_during_decompression(build: Build) -> None:
     subject = build.make(limits=inflating(size=None), parameters=COMPRESSION)

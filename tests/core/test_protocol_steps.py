@@ -84,6 +84,7 @@ def test_control_frames_count_as_work(build: Build, opcode: int, kind: Callable[
     assert max(map(len, steps)) <= 33
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [MEBIBYTE - 1, MEBIBYTE, MEBIBYTE + 1, 5 * MEBIBYTE, 16 * MEBIBYTE])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 def test_a_compressed_message_is_inflated_a_mebibyte_at_a_time(build: Build, opcode: int, size: int) -> None:

@@ -117,6 +117,7 @@ def trickle(peer: Peer, data: bytes) -> None:
         peer.send(data[index : index + 1])
 
 
+@pytest.mark.slow
 @pytest.mark.advisory("aiohttp#13350")
 @pytest.mark.parametrize("kind", ["one frame", "fragments"])
 def test_single_bytes_cost_little_more_than_their_size(uvicorns: Uvicorn, survivor: Peer, kind: str) -> None:
@@ -187,6 +188,7 @@ def test_a_bomb_is_stopped_during_decompression(uvicorns: Uvicorn, survivor: Pee
     assert memory.peak < 5 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.advisory("CVE-2026-48802")
 def test_neither_connections_nor_pongs_start_threads(uvicorns: Uvicorn, survivor: Peer) -> None:
     before = threading.active_count()
@@ -437,6 +439,7 @@ def test_control_frames_inside_a_message_do_not_affect_it(uvicorns: Uvicorn, sur
             assert zlib.decompressobj(-15).decompress(answer[2:] + b"\0\0\xff\xff") == message
 
 
+@pytest.mark.slow
 @pytest.mark.advisory("aiohttp changelog")
 @pytest.mark.parametrize("native", [False, True], ids=["messages", "native"])
 def test_a_cancelled_send_keeps_the_compressor_consistent(uvicorns: Uvicorn, native: bool) -> None:

@@ -271,6 +271,7 @@ def test_a_handshake_is_refused_with_status_and_reason(serve: Serve, changes: An
 # --- keepalive ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.need(16)
 def test_a_client_that_answers_pings_stays_connected(serve: Serve) -> None:
     with serve(*ECHO, ping_interval=0.1, ping_timeout=LIMIT) as port, Peer(port) as peer:
@@ -356,6 +357,7 @@ def test_a_client_that_does_not_read_costs_no_memory_and_gets_everything_later(s
         assert slow.close() == (4000, "all of it")
 
 
+@pytest.mark.slow
 @pytest.mark.need(5)
 def test_an_application_that_does_not_receive_pauses_its_client(serve: Serve) -> None:
     late = Late()

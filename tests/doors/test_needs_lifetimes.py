@@ -275,6 +275,7 @@ def test_keepalive_is_set_per_connection_and_measures_latency(uvicorns: Uvicorn)
     assert latencies.empty
 
 
+@pytest.mark.slow
 @pytest.mark.need(16)
 @pytest.mark.parametrize("trickle", [b"x", text("a message")], ids=["one long message", "messages"])
 def test_a_client_that_sends_is_alive_even_if_it_answers_no_ping(one_uvicorn: Uvicorn, trickle: bytes) -> None:
@@ -335,6 +336,7 @@ class IdleProxy:
         self._listener.close()
 
 
+@pytest.mark.slow
 @pytest.mark.need(17)
 def test_pings_keep_a_connection_open_through_a_proxy_that_drops_idle_ones(one_uvicorn: Uvicorn) -> None:
     gone = Gate[float]()

@@ -80,6 +80,7 @@ def test_a_client_refused_in_the_middle_of_its_message_gets_the_close_code(uvico
         assert peer.sock.recv(1) == b""
 
 
+@pytest.mark.slow
 @pytest.mark.need(1)
 def test_a_close_waits_for_the_clients_close_up_to_close_timeout(uvicorns: Uvicorn) -> None:
     ended = Inbox[float]()
@@ -111,6 +112,7 @@ class Brief(WatershedProtocol):
     options: ClassVar[ConnectionOptions] = {"close_timeout": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.need(2, 3)
 @NATIVE
 def test_a_stopping_server_refuses_clients_closes_connections_and_bounds_its_wait(native: bool) -> None:
@@ -174,6 +176,7 @@ def test_100_mib_to_a_slow_client_take_no_memory_and_block_no_other_client(uvico
         assert memory.peak < 4 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.need(5)
 @NATIVE
 def test_100_mib_to_a_late_receiver_take_no_memory_and_arrive(uvicorns: Uvicorn, native: bool) -> None:

@@ -74,6 +74,7 @@ class Plain(SyncConsumer):  # type: ignore[misc]
         raise StopConsumer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consumer", [Flooding, Plain])
 def test_channels_synchronous_consumers_wait_for_their_client(uvicorns: Uvicorn, consumer: Any) -> None:
     consumer.sent = 0
@@ -157,6 +158,7 @@ def test_send_in_another_thread_acts_when_it_is_awaited(uvicorns: Uvicorn) -> No
     assert run.outcome() is None
 
 
+@pytest.mark.slow
 @DOORS
 @threads
 def test_a_connections_methods_work_in_another_thread(ws: str, in_thread: Any) -> None:
@@ -194,6 +196,7 @@ async def _echo(conn: AsyncConnection) -> None:
     await conn.send(await conn.receive())
 
 
+@pytest.mark.slow
 @DOORS
 def test_a_thread_that_awaits_its_sends_waits_for_the_peer(ws: str) -> None:
     sent = 0

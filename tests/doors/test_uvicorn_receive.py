@@ -121,6 +121,7 @@ def test_receive_after_the_disconnect_waits_until_cancelled(uvicorns: Uvicorn, e
     assert run.outcome() is None
 
 
+@pytest.mark.slow
 @ENDS
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_an_application_that_ignores_the_disconnect_does_not_affect_others(

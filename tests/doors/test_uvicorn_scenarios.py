@@ -333,6 +333,7 @@ def test_a_message_that_is_too_long_closes_with_1009(ws: str) -> None:
 # --- backpressure ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_application_waits_for_a_client_that_does_not_read(server: Uvicorn) -> None:
     sent = Inbox[int]()
 
@@ -381,6 +382,7 @@ def test_a_send_that_waits_ends_when_the_client_vanishes(server: Uvicorn) -> Non
     assert isinstance(run.outcome(), OSError)
 
 
+@pytest.mark.slow
 def test_a_client_waits_for_an_application_that_does_not_receive(server: Uvicorn) -> None:
     go_on, events = Gate[None](), Inbox[Any]()
 
@@ -413,6 +415,7 @@ def test_a_client_waits_for_an_application_that_does_not_receive(server: Uvicorn
 # --- keepalive -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_answer_pings_is_dropped(ws: str) -> None:
     app = Telling()
     with Uvicorn(app, ws=ws, ws_ping_interval=0.1, ws_ping_timeout=0.2) as server, Peer(server.port) as peer:

@@ -215,6 +215,7 @@ def test_a_well_behaved_client_does_not_delay_the_shutdown(loop: str) -> None:
         server.wait_stopped(SOON)
 
 
+@pytest.mark.slow
 @pytest.mark.need(2, 3)
 @LOOPS
 @pytest.mark.parametrize("reads", [True, False], ids=["silent", "does not read"])
@@ -272,6 +273,7 @@ def test_an_unread_denial_does_not_block_the_shutdown(loop: str) -> None:
         server.wait_stopped(SOON)
 
 
+@pytest.mark.slow
 @pytest.mark.need(2)
 def test_an_application_that_does_not_end_is_cancelled_after_the_grace_period() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -334,6 +336,7 @@ class Hurried(WatershedProtocol):
     options: ClassVar[ConnectionOptions] = {"close_timeout": 0.3, "max_message_size": 1000}
 
 
+@pytest.mark.slow
 @LOOPS
 @pytest.mark.need(2)
 @pytest.mark.parametrize("stage", ["deciding", "open", "denying"])

@@ -206,6 +206,7 @@ def test_a_client_that_vanishes_is_a_disconnect_with_1006(
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.slow
 def test_a_violation_is_answered_with_its_code(tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext) -> None:
     tls_uvicorns.run(echo)
     with Peer(tls_uvicorns.port, client_tls, clean=True) as peer:

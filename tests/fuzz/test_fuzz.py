@@ -209,6 +209,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, fault", [(name, fault) for name in TARGETS for fault in FAULTS[name]])
 def test_a_target_notices_a_fault(name: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[name][fault](monkeypatch)

@@ -219,6 +219,7 @@ def test_after_the_end_every_call_raises_connection_closed(server: Server, side:
 # --- cancelled, and vanished ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["receive", "send", "run", "end", "wait_closed", "sleep"])
 def test_cancelling_a_handler_leaves_nothing_behind(
     server: Server, stage: str, caplog: pytest.LogCaptureFixture
@@ -380,6 +381,7 @@ class _Hoarder:
         self._server.soon(self._go_on.set)
 
 
+@pytest.mark.slow
 @pytest.mark.need(6)
 @pytest.mark.usefixtures("nothing_is_held")
 def test_the_largest_pauses_and_resumes_when_memory_is_free(server: Server) -> None:

@@ -470,6 +470,7 @@ def test_invalid_calls_send_nothing(server: Server) -> None:
     assert run.outcome() is None
 
 
+@pytest.mark.slow
 @pytest.mark.need(4)
 def test_send_waits_for_a_client_that_does_not_read_and_drain_follows(server: Server) -> None:
     stalled, drained, message = Gate[int](), Gate[int](), b"m" * 64 * KIB

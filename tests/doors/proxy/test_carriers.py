@@ -52,6 +52,7 @@ def test_an_upstream_may_use_tls(some: Front, serve: Serve, authority: trustme.C
         assert peer.close() == (4001, "enough")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["plain", "tls"])
 def test_a_client_may_use_tls(
     tls_uvicorns: Uvicorn, client_tls: ssl.SSLContext, serve: Serve, inner: str, server_tls: ssl.SSLContext,

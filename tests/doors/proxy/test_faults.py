@@ -451,6 +451,7 @@ def test_a_peer_that_never_reads_costs_little_memory_and_ends(door: Door, upstre
     door.wait_until_settled()
 
 
+@pytest.mark.slow
 def test_a_long_stream_takes_no_memory(door: Door, upstream: Upstream) -> None:
     door.serve(upstream.url)
     client, server = upstream.open(door.port)

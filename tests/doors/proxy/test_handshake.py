@@ -232,6 +232,7 @@ class Stuck:
         self.ended += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part, pause", [(b"x" * 65536, 0.0), (b"x" * 1024, 0.1)], ids=["endless", "trickling"])
 def test_a_stalled_refusal_releases_both_sides(
     raw: Front, serve: Serve, part: bytes, pause: float, caplog: pytest.LogCaptureFixture
@@ -251,6 +252,7 @@ def test_a_stalled_refusal_releases_both_sides(
     assert errors_in(caplog.records) == []
 
 
+@pytest.mark.slow
 def test_without_a_socket_a_stalled_refusal_releases_the_upstream(messages: Front, serve: Serve) -> None:
     stuck = Stuck(b"x" * 65536, 0.0)
     messages.serve(WebSocketProxy(serve(stuck).url(), open_timeout=0.5))
@@ -259,6 +261,7 @@ def test_without_a_socket_a_stalled_refusal_releases_the_upstream(messages: Fron
         eventually(lambda: stuck.begun == stuck.ended == 1, "an end of the upstream's connection")
 
 
+@pytest.mark.slow
 def test_a_refusal_is_read_no_faster_than_it_is_passed_on(raw: Front, serve: Serve) -> None:
     raw.serve(WebSocketProxy(serve(refusing("403 Forbidden", body=b"x" * MIB)).url()))
     assert ask(raw).status == 403  # all that is imported and allocated once
