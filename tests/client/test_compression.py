@@ -46,7 +46,7 @@ def test_a_server_that_refuses_a_parameter_gets_a_plain_offer(
     assert offers_of(server)[1:] == [DEFLATE]
     assert all(b"x-kept: 1" in head.lower() for head in server.heads)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "watershed_mw.client"]
-    assert line.startswith(f"{server.url('/', scheme='http')} refused the opening handshake with 400; asking again ")
+    assert line.startswith(f"{server.url('/', scheme='http')} refused the opening handshake with 400; retrying ")
     client.enter(connecting).end()  # it is known by now
     assert offers_of(server)[1:] == [DEFLATE, DEFLATE]
 

@@ -385,7 +385,7 @@ def test_a_body_over_tls_may_end_before_it_is_read(async_client: Client, serve: 
 
     async def body() -> bytes:
         request = httpcore.Request(b"GET", server.url(scheme="http"), headers=[(b"Host", b"x")])
-        response = await network.send(Route(tls_contexts[0]).way_to(request))
+        response = await network.send(Route(tls_contexts[0]).plan_to(request))
         inbox = response.extensions["network_stream"].get_extra_info("asyncio_stream")._inbox
         lost, gone = inbox.connection_lost, asyncio.Event()
 

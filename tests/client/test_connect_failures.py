@@ -105,7 +105,7 @@ def test_tls_on_an_ended_stream_fails_immediately(async_client: Client, serve: S
     server = serve(lambda visit: visit.reset())
 
     async def start() -> None:
-        stream = await network.connect("127.0.0.1", server.port, faster=network.is_faster([tls_contexts[0]]))
+        stream = await network.connect("127.0.0.1", server.port, faster=network.supports_aiofastnet([tls_contexts[0]]))
         while await stream.read(1):
             pass
         await stream.start_tls(tls_contexts[0], "127.0.0.1")

@@ -87,7 +87,7 @@ def test_all_addresses_share_the_timeout(client: Client, names: Names, holes: li
     with pytest.raises(TimeoutError, match="open_timeout") as caught:
         client.open("ws://many.test/", open_timeout=0.4)
     if client.loop is None:
-        assert str(caught.value.__cause__).startswith("no address has answered in time; 127.0.0.1:1: ")
+        assert str(caught.value.__cause__).startswith("no address answered in time; 127.0.0.1:1: ")
 
 
 @pytest.mark.parametrize("kind, script", [("http", http_proxy()), ("socks5h", socks_proxy())])

@@ -118,7 +118,7 @@ def test_replies_of_a_socks_proxy_may_arrive_byte_by_byte(client: Client, serve:
         ((b"\x05\xff",), "no authentication by method 0"),
         ((b"\x05\x00", b"\x05\x02\x00\x00"), "connection not allowed by ruleset"),
         ((b"\x05\x00", b"\x05\x63\x00\x01"), "reply 99"),
-        ((b"\x05\x00", b"\x05\x00\x00\x09"), "an address of kind 9"),
+        ((b"\x05\x00", b"\x05\x00\x00\x09"), "an address of type 9"),
         ((b"\x05\x00", b"HTTP"), "another protocol than SOCKS5"),
         ((b"\x05\x00", b"\x05"), "the end of its stream"),
     ],

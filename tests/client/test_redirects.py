@@ -14,7 +14,7 @@ from tests.support.scripted import Server, Visit, echoing
 from tests.support.wire_peer import header
 from watershed_mw import HandshakeError, Watershed
 from watershed_mw.client import connect
-from watershed_mw.client.handshake import Arguments, Asked, Requests
+from watershed_mw.client.handshake import Arguments, RequestOptions, Requests
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 SECRETS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_every_form_of_location_is_followed(either: Client, serve: Serve, locati
 def test_authorization_does_not_follow_from_plain_to_tls() -> None:
     """The library, httpx, allows it between the default ports of one host."""
     headers = httpx.Headers({"Authorization": "Bearer hidden"})
-    requests = Requests(Arguments(Asked.of("http://a.example/", headers), Watershed()))
+    requests = Requests(Arguments(RequestOptions.of("http://a.example/", headers), Watershed()))
     redirected = httpx.Request("GET", "https://a.example/", headers=headers)
     requests.follow_up(redirected)
     assert "authorization" not in redirected.headers

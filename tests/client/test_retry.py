@@ -328,11 +328,11 @@ def test_each_attempt_is_logged_with_its_cause_and_pause(
         ("INFO", rf"{where}: the WebSocket connection has ended with code 1012; attempt 1 {pause}"),
         ("WARNING", rf"{where}: .*(Reset|HTTP answer).*; attempt 2 {pause}"),
         ("WARNING", rf"{where}: expected status 101 .*, got 503 Service Unavailable from {where}; attempt 3 {pause}"),
-        ("INFO", rf"connected to {where} again, at attempt 3"),
+        ("INFO", rf"reconnected to {where} at attempt 3"),
         ("INFO", rf"{where}: the WebSocket connection has ended with code 1012; attempt 1 {pause}"),
-        ("INFO", rf"connected to {where} again, at attempt 1"),
+        ("INFO", rf"reconnected to {where} at attempt 1"),
         ("WARNING", rf"{where}: the WebSocket connection has ended with code 1006; attempt 1 {pause}"),
-        ("INFO", rf"connected to {where} again, at attempt 1"),
+        ("INFO", rf"reconnected to {where} at attempt 1"),
     ]
     assert [level for level, _ in lines] == [level for level, _ in expected]
     for (_, line), (_, pattern) in zip(lines, expected, strict=True):

@@ -141,7 +141,7 @@ def test_a_loop_that_fails_is_replaced(breaking: Callable[[], None], caplog: pyt
             eventually(lambda: not live_connections())
         assert get(server.port).body == b"page"
     assert [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"] == [
-        "the process's event loop has failed, and its connections with it"
+        "the background event loop has failed, and its connections with it"
     ] * 2
 
 

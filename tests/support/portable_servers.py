@@ -140,7 +140,7 @@ class Hypercorn(Server):
 class UvicornsOwn(Server):
     """uvicorn with its own WebSocket class."""
 
-    name = "uvicorn with a WebSocket class of its own"
+    name = "uvicorn with another WebSocket class"
 
     def __init__(self) -> None:
         self._uvicorn = Uvicorn(ws="websockets-sansio", http="h11")

@@ -1,1 +1,1 @@
-"""What goes past Python to the kernel or the C library."""
+"""Direct calls to the kernel and the C library that bypass Python."""

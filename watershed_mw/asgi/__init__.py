@@ -1,4 +1,4 @@
-"""The door of every ASGI server: the middleware, and the connection over ASGI messages."""
+"""WebSockets for ASGI applications: the middleware, and connections over ASGI messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes after the accept: natively under this package's uvicorn class, or over ASGI messages of any server."""
+"""The two backends of an upgrade: native, under this package's uvicorn class, and ASGI messages, on any server."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = ["Answer", "Backend", "MessageBackend", "NativeBackend", "backend_of"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 101 that is to be sent.
+    """A 101 to send.
 
     Attributes:
-        agreement: what it agrees on.
-        headers: its further header fields.
+        agreement: the negotiated parameters.
+        headers: additional header fields.
         send: sends it.
     """
 
@@ -46,23 +46,23 @@ class Answer:
     send: Callable[[], Awaitable[None]]
 
 
-_OUR_CLASS = ASGIServer("uvicorn with our class")
+_NATIVE = ASGIServer("uvicorn with WatershedProtocol")
 
 
 class Backend:
-    """What the server allows beyond ASGI messages.
+    """Sends the answer to an upgrade and makes the connection, as far as the server allows.
 
-    In the methods, ``answer`` is the 101, and ``options`` are those of one accept.
+    In the methods, ``answer`` is the 101, and ``options`` are the options of that accept.
     """
 
     __slots__ = ()
 
     native: ClassVar[bool]
-    """Whether the connection needs no ASGI messages after the accept."""
+    """Whether frames bypass ASGI messages after the accept."""
 
     @property
     def server(self) -> ASGIServer:
-        """What is known of the server."""
+        """The server and its limitations."""
         raise NotImplementedError
 
     @property
@@ -71,39 +71,39 @@ class Backend:
         return False
 
     async def accept(self, answer: Answer, options: ConnectionOptions, request: Any) -> AsyncConnection:
-        """Answer, and return the connection, whose ``request`` is this. Raises as ``ASGIUpgrade.accept``."""
+        """Send the answer, and return the connection with this ``request``. Raises as ``ASGIUpgrade.accept``."""
         raise NotImplementedError
 
     async def detach(self, answer: Answer, options: ConnectionOptions) -> socket.socket | DetachedStreams:
-        """Answer, and return the raw stream. Raises as ``ASGIUpgrade.accept``."""
+        """Send the answer, and return the raw stream. Raises as ``ASGIUpgrade.accept``."""
         raise self._no_socket()
 
     async def hand_over(self, answer: Answer, fields: list[tuple[str, str]], relay: Callable[[Any], Any]) -> None:
-        """Answer with the fields of another server's 101, and give the raw stream to a relay."""
+        """Send the answer with ``fields`` of another server's 101, and give the raw stream to a relay."""
         raise self._no_socket()
 
     def _no_socket(self) -> UnsupportedServerError:
         return UnsupportedServerError(
-            f"expected a server that gives its socket away for detached=True, got {self.server.name}, which has only "
+            f"expected a server that hands over its socket (detached=True), got {self.server.name}, which offers only "
             "ASGI messages: run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol (docs/servers.md)"
         )
 
     def response_fields(self, error: HandshakeError) -> list[tuple[str, str]]:
-        """The header fields of a refusal, as far as the server leaves them to the application."""
+        """The header fields of a refusal, without those that the server sets itself."""
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Reset the client's connection, where that is possible."""
+        """Reset the client's connection, if the server allows that."""
 
     def serve(self, app: App, scope: Scope, channels: Channels) -> Awaitable[None]:
-        """Run the application, and whatever its connection needs beside it."""
+        """Run the application, and the tasks that its connection needs."""
         raise NotImplementedError
 
 
 class NativeBackend(Backend):
-    """This package's uvicorn class, by its :class:`~watershed_mw.uvicorn.NativeDoor`."""
+    """The backend for this package's uvicorn class, through its :class:`~watershed_mw.uvicorn.NativeDoor`."""
 
-    # One of these lives as long as its connection.
+    # No __dict__: an instance lives as long as its connection.
     __slots__ = ("_door", "_policy")
 
     native: ClassVar[bool] = True
@@ -115,7 +115,7 @@ class NativeBackend(Backend):
     @property
     def server(self) -> ASGIServer:
         """As the base class says."""
-        return _OUR_CLASS
+        return _NATIVE
 
     @property
     def connect_received(self) -> bool:
@@ -151,17 +151,17 @@ class NativeBackend(Backend):
         self._door.reset()
 
     def serve(self, app: App, scope: Scope, channels: Channels) -> Awaitable[None]:
-        """As the base class says: the application alone."""
+        """As the base class says: runs only the application."""
         return app(scope, channels.receive, channels.send)
 
 
 class MessageBackend(Backend):
-    """Any other server, over ASGI messages alone.
+    """The backend for any other server, over ASGI messages.
 
     Args:
         policy: the middleware's.
         scope: the request's scope.
-        channels: its channels.
+        channels: the request's channels.
     """
 
     native: ClassVar[bool] = False
@@ -202,8 +202,8 @@ class MessageBackend(Backend):
             )
         if headers and not self.server.accept_headers:
             raise UnsupportedServerError(
-                f"expected a server that sends header fields with the 101, got {server}, which leaves them "
-                "out: leave out headers=, or run another server (docs/servers.md)"
+                f"expected a server that sends header fields with the 101, got {server}, which drops them: "
+                "leave out headers=, or run another server (docs/servers.md)"
             )
         return self._tasks
 
@@ -212,7 +212,7 @@ class MessageBackend(Backend):
         return [pair for pair in error.headers if pair[0].lower() not in ("connection", "upgrade")]
 
     async def serve(self, app: App, scope: Scope, channels: Channels) -> None:
-        """As the base class says: the tasks of a connection, and in the end its close."""
+        """As the base class says: runs the connection's tasks beside the application, and finally closes it."""
         channels.receive = channels.watched()
         try:
             import anyio
@@ -230,7 +230,7 @@ class MessageBackend(Backend):
             except BaseException as error:
                 if ends_task(error, task) and not is_interrupt(error):
                     raise
-                raised = error  # raised again outside, where no group wraps it
+                raised = error  # re-raised outside the group, which would wrap it
             if self._connection is not None and (raised is None or not is_interrupt(raised)):
                 failed = raised is not None and not isinstance(raised, ConnectionClosed)
                 await self._connection.finish(1011 if failed else 1000)
@@ -239,7 +239,7 @@ class MessageBackend(Backend):
             return
         if is_interrupt(raised) or isinstance(raised, Exception):
             raise raised
-        # Here, as not every server shows the cause of an exception.
+        # Logged here, as not every server logs the cause of an exception.
         logger.error("the application on %s raised", scope.get("path"), exc_info=raised)
         raise failure(raised)
 

@@ -1,4 +1,4 @@
-"""The ASGI channels that one upgrade is answered through, and how far the answer is."""
+"""The ASGI channels of one upgrade, and the stage that its answer has reached."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Fields: TypeAlias = Iterable[tuple[str, str]]
 
 
 class Stage(Enum):
-    """How far an upgrade is."""
+    """The stages of an upgrade."""
 
-    REQUESTED = "websocket.connect waits to be received"
+    REQUESTED = "websocket.connect has not been received"
     CONNECTED = "websocket.connect has been received"
     ACCEPTED = "the 101 has been sent"
-    REFUSED = "an HTTP response has been sent in place of the 101, or a part of it"
+    REFUSED = "an HTTP response, or part of one, has been sent in place of the 101"
 
 
 class Channels:
@@ -34,11 +34,11 @@ class Channels:
         receive, send: the channels of a handler, or of the middleware.
 
     Attributes:
-        receive, send: the same; a handler may replace them before the answer.
-        stage: how far the upgrade is.
+        receive, send: the current channels; a handler may replace them before the answer.
+        stage: the stage of the upgrade.
     """
 
-    # One of these lives as long as its connection.
+    # No __dict__: an instance lives as long as its connection.
     __slots__ = ("receive", "send", "stage")
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -47,12 +47,12 @@ class Channels:
         self.stage = Stage.REQUESTED
 
     async def take_connect(self) -> None:
-        """Receive ``websocket.connect``, unless that has been done. Raises ConnectionClosed: the client has gone."""
+        """Receive ``websocket.connect`` unless it has been received. Raises ConnectionClosed on a disconnect."""
         if self.stage is Stage.REQUESTED:
             self.stage = Stage.CONNECTED
             message = await self.receive()
             if message["type"] == "websocket.disconnect":
-                raise ConnectionClosed(1006, "the client has gone before the answer")
+                raise ConnectionClosed(1006, "the client disconnected before the answer")
 
     async def accept(self, subprotocol: str | None, headers: Fields) -> None:
         """Send the 101."""
@@ -60,7 +60,7 @@ class Channels:
         self.stage = Stage.ACCEPTED
 
     async def close(self) -> None:
-        """Refuse with a 403, which every server can."""
+        """Refuse with a 403, which every server supports."""
         self.stage = Stage.REFUSED
         await self.send({"type": "websocket.close", "code": 1008})
 
@@ -68,10 +68,10 @@ class Channels:
         """Send an HTTP response.
 
         Args:
-            status: its status.
-            headers: its header fields.
-            body: its body, or the first part of it.
-            more: the other parts; None where there are none.
+            status: HTTP status.
+            headers: header fields.
+            body: the body, or its first part.
+            more: further parts of the body; None for none.
         """
         self.stage = Stage.REFUSED
         await self.send({"type": "websocket.http.response.start", "status": status, "headers": _as_bytes(headers)})
@@ -89,7 +89,7 @@ class Channels:
             pass
 
     def watched(self) -> Receive:
-        """``receive`` for the application, which may receive ``websocket.connect`` before it answers."""
+        """``receive`` for the application; records a ``websocket.connect`` that the application receives itself."""
         receive = self.receive
 
         async def watched() -> Message:

@@ -1,8 +1,8 @@
-"""The ASGI door: a middleware that checks every upgrade request and gives the application an upgrade object.
+"""The ASGI middleware: checks every upgrade request and gives the application an upgrade object.
 
-Nothing is answered before the application decides, unless RFC 6455 or the origin policy requires a refusal. Accept and
-refusal travel through ASGI ``receive`` and ``send``, so that middlewares see them and can add headers. Frames then
-bypass them under this package's uvicorn class; on every other server, they travel as ASGI messages.
+No answer is sent before the application decides, unless RFC 6455 or the origin policy requires a refusal. Accept and
+refusal pass through ASGI ``receive`` and ``send``, so that middlewares see them and can add headers. Under this
+package's uvicorn class frames then bypass ASGI; on every other server they pass as ASGI messages.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["WatershedASGI"]
 class WatershedASGI:
     """ASGI middleware: every websocket scope gets ``scope["watershed"]``, an :class:`ASGIUpgrade`.
 
-    It may be the outermost wrapper or any of an application's middlewares.
+    It may wrap the application from outside or be one of its middlewares.
 
     Args:
         app: the ASGI application; HTTP and lifespan scopes reach it untouched.
         options: see :class:`~watershed_mw.Options`.
 
     Raises:
-        TypeError, ValueError: an option is unknown or cannot have its value.
+        TypeError, ValueError: an option is unknown or has an invalid value.
     """
 
     def __init__(self, app: App, **options: Unpack[Options]) -> None:
@@ -59,12 +59,12 @@ class WatershedASGI:
             await upgrade.serve(self.app)
         except ConnectionClosed:
             if not upgrade.over:
-                raise  # It concerns another connection, such as one to a database or an upstream.
+                raise  # it is about another connection, such as one to a database or an upstream
         except HandshakeError:
             if not upgrade.refused:
                 raise
         finally:
             if place is not None:
                 place.leave()
-            # Scope and upgrade refer to each other: without this, they would wait for the garbage collector.
+            # Breaks the reference cycle of scope and upgrade, which would wait for the garbage collector.
             scope.pop("watershed", None)

@@ -1,4 +1,4 @@
-"""The options that a middleware decides upgrades by."""
+"""The options by which a middleware checks and accepts upgrades."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["UpgradePolicy"]
 
 
 class UpgradePolicy:
-    """What a middleware decides upgrades by: its options, which override those of the server.
+    """A middleware's options, which override those of the server.
 
     Args:
         options: see :class:`~watershed_mw.Options`.
@@ -24,7 +24,7 @@ class UpgradePolicy:
         self._native: WeakKeyDictionary[object, Settings] = WeakKeyDictionary()
 
     def settings_under(self, door: Any, options: ConnectionOptions) -> Settings:
-        """The options of one accept over those of the middleware, and these over those of the native door."""
+        """Merge options: those of one accept override the middleware's, which override those of uvicorn's class."""
         if options:
             return Settings.of(cast(Options, {**door.options, **self.options, **options}))
         settings = self._native.get(door.key)
@@ -33,5 +33,5 @@ class UpgradePolicy:
         return settings
 
     def settings(self, options: ConnectionOptions) -> Settings:
-        """The options of one accept over those of the middleware."""
+        """Merge options: those of one accept override the middleware's."""
         return Settings.of(cast(Options, {**self.options, **options}))

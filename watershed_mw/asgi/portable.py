@@ -1,8 +1,8 @@
-"""The asyncio flavour where frames are out of reach: over the ASGI messages of any server, on asyncio and on trio.
+"""The asyncio flavour over ASGI messages, for servers that do not expose frames; on asyncio and on trio.
 
-Three tasks live beside the application for as long as its connection does: one reads what the server
-has, so that an end is noticed at once; one gives the server what is to be sent, in order; one calls
-handlers. They share one event, and what they decide is asked of :mod:`watershed_mw.core.message_protocol`.
+Three tasks run beside the application for the lifetime of its connection. One receives from the server, so that a
+disconnect is noticed immediately; one sends, in order; one calls handlers. They share one event; the protocol state is
+in :mod:`watershed_mw.core.message_protocol`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ..errors import ConnectionClosed, LocalProtocolError
 from .channels import Message, Receive, Send
 from .pumps import Reader, Writer, await_results
 from .servers import ASGIServer
-from .tasks import Changes, HomeThread, Line
+from .tasks import Changes, LoopThread, WaitQueue
 
 __all__ = ["PortableConnection"]
 
-# With more bytes than this unsent, handlers for "drain" are called once the server has taken all: asyncio's own mark.
+# Above this many unsent bytes, "drain" handlers are called once the server has taken all of them; asyncio's own mark.
 _HIGH_WATER = 64 * 2**10
 
 
@@ -40,9 +40,9 @@ class PortableConnection(AsyncConnection):
     """An :class:`~watershed_mw.AsyncConnection` over ASGI messages.
 
     Args:
-        info: what it is made with.
-        core: its state.
-        server: what is known of the server, for errors about what it cannot do.
+        info: the connection's description.
+        core: the protocol state.
+        server: the server, for errors about its limitations.
     """
 
     __slots__ = (
@@ -51,8 +51,8 @@ class PortableConnection(AsyncConnection):
         "_drained",
         "_end_reported",
         "_held_back",
-        "_home",
-        "_line",
+        "_loop_thread",
+        "_receivers",
         "_running",
         "_server",
         "_writing",
@@ -67,11 +67,11 @@ class PortableConnection(AsyncConnection):
         server: ASGIServer,
     ) -> None:
         self._server = server
-        self._home = HomeThread()
+        self._loop_thread = LoopThread()
         self._changes = changes = Changes()
         self._writing = True
         self._end_reported = False
-        self._line = Line(changes)
+        self._receivers = WaitQueue(changes)
         self._running = False
         self._behind = False
         self._drained = False
@@ -79,14 +79,14 @@ class PortableConnection(AsyncConnection):
         super().__init__(info, core)
 
     def start(self, tasks: TaskGroup, receive: Receive, send: Send) -> None:
-        """Begin to read, to write and to call handlers, in tasks of this group.
+        """Start the tasks that receive, send and call handlers.
 
         Args:
-            tasks: the group.
-            receive, send: the ASGI channels that the application was given.
+            tasks: the task group to start them in.
+            receive, send: the application's ASGI channels.
         """
         core, changes, timeout = self._core, self._changes, self._limits.close_timeout
-        reader = Reader(receive, core, changes, self._wait_for_room, self._received, self._failed)
+        reader = Reader(receive, core, changes, self._wait_for_capacity, self._received, self._failed)
         writer = Writer(
             *(send, core, changes, self._server, reader, timeout),
             *(self._taken_by_server, self._failed, self._writer_stopped),
@@ -101,11 +101,11 @@ class PortableConnection(AsyncConnection):
         if self._server.sends(code):
             self._queue_close(code, "")
         else:
-            # The exception that made it 1011 goes on to the server, which sends that for itself.
+            # The exception behind a 1011 propagates to the server, which then sends 1011 itself.
             self._core.receive_disconnect(code, "")
         self._changes.notify()
         with anyio.move_on_after(self._limits.close_timeout):
-            # A connection that we fail has ended before its Close has gone out.
+            # A connection that fails locally has ended before its Close is sent.
             while self._writing or not self._finished():
                 await self._changes.wait()
         self._note_end()
@@ -116,7 +116,7 @@ class PortableConnection(AsyncConnection):
         """As the base class says.
 
         Raises:
-            UnsupportedServerError: ``ping`` and ``pong``, which the server keeps to itself.
+            UnsupportedServerError: ``ping`` and ``pong``, which the server handles itself.
         """
         if event in ("ping", "pong"):
             raise self._server.unsupported(f"to report {event.upper()} frames")
@@ -128,9 +128,9 @@ class PortableConnection(AsyncConnection):
             message: str | bytes = await self._on_own_loop(lambda: self.receive(timeout))
             return message
         self._check_pull()
-        if self._line.is_waiting or not self._queue:
+        if self._receivers.is_waiting or not self._queue:
             with anyio.fail_after(timeout):
-                await self._line.wait(lambda: bool(self._queue), lambda: self._core.ended and not self._queue)
+                await self._receivers.wait(lambda: bool(self._queue), lambda: self._core.ended and not self._queue)
         if not self._queue:
             await self._pause()
             raise self._closed_error()
@@ -143,7 +143,7 @@ class PortableConnection(AsyncConnection):
         await anyio.lowlevel.checkpoint()
 
     def send(self, data: Sendable) -> Awaitable[None]:
-        """As the base class says; the awaitable is done when the server has taken the message."""
+        """As the base class says; the awaitable completes when the server has taken the message."""
         if not self._on_own_thread():
             return self._send_from_thread(data)
         message = as_message(data)
@@ -201,7 +201,7 @@ class PortableConnection(AsyncConnection):
         return self.close_code or 1006, self.close_reason or ""
 
     async def wait_closed(self) -> None:
-        """Wait until the server has taken our Close, or has reported the end."""
+        """Wait until the server has taken our Close or reported the disconnect."""
         if not self._on_own_thread():
             await self._on_own_loop(self.wait_closed)
             return
@@ -212,16 +212,16 @@ class PortableConnection(AsyncConnection):
             while not self._core.ended:
                 await self._changes.wait()
 
-    # --- what the base class asks for ----------------------------------------------------------------------
+    # --- called by the base class ----------------------------------------------------------------------------
 
     async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        return await self._home.run(call)
+        return await self._loop_thread.run(call)
 
     def _on_own_thread(self) -> bool:
-        return self._home.is_current
+        return self._loop_thread.is_current
 
     def _soon(self, call: Callable[[], None]) -> None:
-        self._home.soon(call)
+        self._loop_thread.call_soon(call)
 
     def _finished(self) -> bool:
         return self._end_reported
@@ -236,7 +236,7 @@ class PortableConnection(AsyncConnection):
     # --- memory ---------------------------------------------------------------------------------------------
 
     def _update_memory(self) -> None:
-        """Report what is held here, where that has passed a mark; what the server holds it keeps to itself."""
+        """Report the bytes buffered here, if due; the server does not reveal those that it buffers."""
         unsent = self._core.unsent_size
         held = self._queue.size + unsent
         if self._is_report_due(held):
@@ -256,7 +256,7 @@ class PortableConnection(AsyncConnection):
         self._held_back = account is not None and account.paused
         self._changes.notify()
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_capacity(self) -> None:
         while (self._queue.full or self._held_back) and self._core.sending:
             await self._wait_for_memory()
 
@@ -281,7 +281,7 @@ class PortableConnection(AsyncConnection):
             self._handlers.sort(self, self._core.receive_message(data, time.monotonic()))
             self._update_memory()
         elif message["type"] == "websocket.disconnect":
-            # Servers leave the code out, or give None, where the peer gave none (ASGI's default).
+            # Servers omit the code, or pass None, if the peer sent none (ASGI's default).
             self._core.receive_disconnect(message.get("code") or CloseCode.NO_STATUS.value, message.get("reason") or "")
 
     def _writer_stopped(self) -> None:
@@ -313,10 +313,10 @@ class PortableConnection(AsyncConnection):
                 await self._changes.wait()
 
     def _failed(self, error: Exception) -> None:
-        """The server takes and gives nothing any more."""
+        """End the connection after one of the server's channels raised ``error``."""
         if not self._core.ended:
             if not isinstance(error, OSError):
-                self._error = error  # an OSError is how ASGI says that the client has gone
+                self._error = error  # ASGI servers raise OSError after a disconnect
             self._core.receive_disconnect(CloseCode.ABNORMAL.value, "")
         self._changes.notify()
 
@@ -324,5 +324,5 @@ class PortableConnection(AsyncConnection):
         super()._handler_failed(error)
         self._changes.notify()
         if not self._running or isinstance(error, asyncio.CancelledError):
-            # run() does not raise it: the exception must not vanish, nor one that ends a task without a word.
+            # run() will not raise it, and a CancelledError ends a task silently: log it.
             log_handler_failure(self, error)

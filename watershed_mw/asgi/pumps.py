@@ -1,8 +1,8 @@
-"""The tasks that carry a :class:`.PortableConnection`'s messages: a reader and a writer; and how handlers are awaited.
+"""The tasks of a :class:`.PortableConnection`: a reader, a writer, and the awaiting of handlers.
 
-The reader takes what the server has, so that an end is noticed at once; the writer gives the server what is to be sent,
-in order. Both ask :mod:`watershed_mw.core.message_protocol` what comes next. They hold on to the connection, and it not
-to them: one that has ended is free at once.
+The reader receives from the server without waiting for the application, so that a disconnect is noticed immediately.
+The writer sends in order. Both keep their state in :mod:`watershed_mw.core.message_protocol`. They refer to the
+connection, but it does not refer to them, so it is freed as soon as it has ended.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ __all__ = ["Reader", "Writer", "await_results"]
 
 
 class Reader:
-    """Takes messages from the server until the connection has ended.
+    """Receives messages from the server until the connection has ended.
 
     Args:
         receive: the ASGI channel.
-        core: the connection's state.
+        core: the connection's protocol state.
         changes: notified after each message, and at the end.
-        wait_for_room: waits until another message may come.
+        wait_for_capacity: waits until another message may be received.
         take: called with each message.
-        failed: called with what the server raised.
+        failed: called with an exception from the server.
 
     Attributes:
-        running: whether it may still receive.
+        running: whether the task may still receive.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Reader:
         receive: Receive,
         core: MessageProtocol,
         changes: Changes,
-        wait_for_room: Callable[[], Awaitable[None]],
+        wait_for_capacity: Callable[[], Awaitable[None]],
         take: Callable[[Message], None],
         failed: Callable[[Exception], None],
     ) -> None:
@@ -51,17 +51,17 @@ class Reader:
         self._receive = receive
         self._core = core
         self._changes = changes
-        self._wait_for_room = wait_for_room
+        self._wait_for_capacity = wait_for_capacity
         self._take = take
         self._failed = failed
         self._receiving = anyio.CancelScope()
 
     async def run(self) -> None:
-        """The task."""
+        """Receive until the connection has ended."""
         try:
             with self._receiving:
                 while not self._core.ended:
-                    await self._wait_for_room()
+                    await self._wait_for_capacity()
                     self._take(await self._receive())
                     self._changes.notify()
         except Exception as error:  # noqa: BLE001  # anything that a server or a middleware raises ends the connection
@@ -71,30 +71,30 @@ class Reader:
             self._changes.notify()
 
     async def stop(self) -> None:
-        """Receive no more, and wait until nothing does."""
+        """Cancel :meth:`run`, and wait until it has returned."""
         self._receiving.cancel()
         while self.running:
             await self._changes.wait()
 
     async def take_end(self, seconds: float) -> None:
-        """Take what is there up to the end, once :attr:`running` is over; for so many seconds at most."""
+        """After :meth:`run` has returned, receive up to the disconnect, for at most this many seconds."""
         with anyio.move_on_after(seconds):
             while not self._core.ended:
                 self._take(await self._receive())
 
 
 class Writer:
-    """Gives the server what the connection sends, until that has ended.
+    """Sends the connection's messages to the server until the connection has ended.
 
     Args:
         send: the ASGI channel.
-        core: the connection's state.
-        changes: awaited while there is nothing to send.
-        server: what is known of the server.
+        core: the connection's protocol state.
+        changes: awaited while no message is queued.
+        server: the server and its limitations.
         reader: stopped before a Close is sent.
-        close_timeout: seconds to wait for the peer's Close where ours came too late.
+        close_timeout: seconds to wait for the peer's Close if ours was too late.
         taken: called after each message that the server has taken.
-        failed: called with what the server raised.
+        failed: called with an exception from the server.
         stopped: called at the end.
     """
 
@@ -121,7 +121,7 @@ class Writer:
         self._failed = failed
 
     async def run(self) -> None:
-        """The task."""
+        """Send until the connection has ended."""
         try:
             while True:
                 while (item := self._core.next_to_send()) is None:
@@ -136,13 +136,13 @@ class Writer:
 
     async def _write(self, item: Outgoing) -> None:
         if isinstance(item, tuple):
-            # Nothing more is expected, and granian holds a Close back while a task is receiving.
+            # No more messages are expected, and granian holds a Close back while a task is receiving.
             await self._reader.stop()
         try:
             await self._send(_as_asgi(item, self._server))
         except OSError:
             if not self._reader.running:
-                # Our Close came too late; the server still has the peer's to report.
+                # The peer closed first, and the server has yet to report its Close.
                 await self._reader.take_end(self._close_timeout)
             raise
         self._core.taken()
@@ -150,7 +150,7 @@ class Writer:
 
 
 async def await_results(results: tuple[Any, ...], failed: Callable[[BaseException], None]) -> None:
-    """Await what handlers returned, in turn; ``failed`` is called with what one of them raises."""
+    """Await the awaitables among the handlers' results, in order; exceptions go to ``failed``."""
     for result in results:
         if not inspect.isawaitable(result):
             continue
@@ -158,11 +158,11 @@ async def await_results(results: tuple[Any, ...], failed: Callable[[BaseExceptio
         try:
             await result
         except ConnectionClosed:
-            pass  # A reply came too late; the end itself says so.
+            pass  # the handler replied too late; the end of the connection is reported anyway
         except BaseException as error:
             if ends_task(error, task):
                 raise
-            failed(error)  # any class: it ends this connection alone
+            failed(error)  # whatever its class, it ends only this connection
 
 
 def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:
@@ -174,5 +174,5 @@ def _as_asgi(item: Outgoing, server: ASGIServer) -> Message:
     if code == CloseCode.NO_STATUS:
         code = CloseCode.NORMAL.value  # ASGI has no Close without a code
     elif not server.sends(code):
-        code += 3000  # to fail a connection with 1009 is more than the server knows: 4009
+        code += 3000  # for example 4009, as the server cannot send 1009
     return {"type": "websocket.close", "code": code, "reason": reason}

@@ -1,6 +1,6 @@
-"""Which ASGI server this is, and what it leaves out: scopes do not say, and errors should.
+"""The ASGI servers and their limitations, which scopes do not state and errors should name.
 
-The facts come from running each server (tests/doors/servers). A server that is not listed is taken at its word.
+The tests run each server that is listed (tests/doors/servers). Other servers are assumed to follow the specification.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["TEST_CLIENT", "ASGIServer", "server_of", "with_handshake"]
 
 @dataclass(frozen=True, slots=True)
 class ASGIServer:
-    """A server that keeps the frames to itself.
+    """A server that does not expose frames.
 
     Attributes:
-        name: what to call it in an error.
+        name: the server's name in errors.
         accept_headers: whether it sends the header fields of ``websocket.accept``.
-        empty_messages: whether it sends a message without content.
-        all_codes: whether it sends every close code; else 1000 and 3000 to 4999 alone.
+        empty_messages: whether it sends empty messages.
+        all_codes: whether it sends every close code, or only 1000 and 3000 to 4999.
     """
 
     name: str
@@ -39,16 +39,16 @@ class ASGIServer:
         return self.all_codes or code == 1000 or 3000 <= code < 5000
 
     def unsupported(self, what: str) -> UnsupportedServerError:
-        """The error for something that needs frames."""
+        """The error for an operation that needs frames, such as "to send a PING"."""
         return UnsupportedServerError(
-            f"expected a server that gives its frames away {what}, got {self.name}, which has only ASGI messages: "
-            "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol, or do without (docs/servers.md)"
+            f"expected a server that exposes its frames (needed {what}), got {self.name}, which offers only ASGI "
+            "messages: run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol, or do without (docs/servers.md)"
         )
 
 
-# By the name of its package. gunicorn may host another's worker: it comes last.
+# By package name. gunicorn is last, as it may host another server's worker.
 _SERVERS: Final = {
-    "uvicorn": ASGIServer("uvicorn with a WebSocket class of its own"),
+    "uvicorn": ASGIServer("uvicorn with another WebSocket class"),
     "hypercorn": ASGIServer("hypercorn"),
     "granian": ASGIServer("granian", accept_headers=False),
     "daphne": ASGIServer("daphne", accept_headers=False, empty_messages=False, all_codes=False),
@@ -57,9 +57,9 @@ _SERVERS: Final = {
 
 
 TEST_CLIENT: Final = ASGIServer("a test client")
-"""What makes scopes without a request behind them: Starlette's TestClient, Channels' communicators and others."""
+"""Makes scopes without an HTTP request: Starlette's TestClient, Channels' communicators and others."""
 
-# What Starlette's TestClient puts in place of a key. It is none, so that no client sends it.
+# The Sec-WebSocket-Key of Starlette's TestClient. It is not a valid key, so real clients do not send it.
 _TEST_KEY: Final = (b"sec-websocket-key", b"testserver==")
 _HANDSHAKE: Final = {
     "upgrade": "websocket",
@@ -70,7 +70,7 @@ _HANDSHAKE: Final = {
 
 
 def server_of(scope: Mapping[str, Any], *channels: Any) -> ASGIServer:
-    """The server, by where its ``receive`` and ``send`` come from, or else by the request or by what is loaded."""
+    """Identify the server by the package of its ``receive`` and ``send``, by the request, or by imported modules."""
     for package in map(_package_of, channels):
         if package in _SERVERS:
             return _SERVERS[package]
@@ -83,7 +83,7 @@ def server_of(scope: Mapping[str, Any], *channels: Any) -> ASGIServer:
 
 
 def _is_of_test_client(scope: Mapping[str, Any]) -> bool:
-    # Over HTTP/1.1 no server makes a WebSocket scope of a request without Upgrade. Later versions have no such field.
+    # In HTTP/1.1 no server makes a WebSocket scope from a request without Upgrade. Later versions have no such field.
     if not str(scope.get("http_version", "1.1")).startswith("1"):
         return False
     fields = [(name.lower(), value) for name, value in scope["headers"]]
@@ -91,9 +91,9 @@ def _is_of_test_client(scope: Mapping[str, Any]) -> bool:
 
 
 def with_handshake(request: Request) -> Request:
-    """A test client's request with all that a server has checked, and a test client leaves out or makes up.
+    """A test client's request with a valid handshake, whose fields a test client omits or makes up.
 
-    ASGI itself asks for none of it: the opening handshake is the server's.
+    ASGI does not require these fields, as servers check the opening handshake.
     """
     fields = [pair for pair in request.headers if pair[0] not in _HANDSHAKE]
     if "host" not in request.headers:
@@ -108,6 +108,6 @@ def _package_of(channel: Any) -> str:
 
 
 def _version(scope: Mapping[str, Any]) -> tuple[int, ...]:
-    """The version of ASGI's WebSocket part that the server follows; 2.0 where it names none."""
+    """The version of ASGI's WebSocket specification that the server implements; by default 2.0."""
     text = str((scope.get("asgi") or {}).get("spec_version", "2.0"))
     return tuple(int(part) for part in text.split(".") if part.isdecimal())

@@ -1,4 +1,4 @@
-"""Tasks and threads of asyncio and of trio: which one runs, what ends it, and how another thread reaches it."""
+"""Tasks and threads under asyncio and trio: the current task, its cancellation, and calls from other threads."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..connection.awaitables import on_loop
 from ..errors import LocalProtocolError
 from ..runtime.interrupts import is_cancellation, is_interrupt
 
-__all__ = ["Changes", "HomeThread", "Line", "ends_task", "running_task"]
+__all__ = ["Changes", "LoopThread", "WaitQueue", "ends_task", "running_task"]
 
 
 class Changes:
-    """One event for everything that a connection's tasks wait for: each change wakes all, and each looks again."""
+    """One event for all of a connection's tasks: each change wakes all waiters, which then check their conditions."""
 
     __slots__ = ("_event",)
 
@@ -26,7 +26,7 @@ class Changes:
         self._event = anyio.Event()
 
     def notify(self) -> None:
-        """Wake everything that waits."""
+        """Wake all waiters."""
         event, self._event = self._event, anyio.Event()
         event.set()
 
@@ -35,11 +35,11 @@ class Changes:
         await self._event.wait()
 
 
-class Line:
-    """Tasks that wait for one thing each, and get it in the order in which they asked.
+class WaitQueue:
+    """Tasks that each wait for one item, and get it in FIFO order.
 
     Args:
-        changes: notified when one of them may have become ready.
+        changes: notified when an item may be ready.
     """
 
     __slots__ = ("_changes", "_turns")
@@ -54,7 +54,7 @@ class Line:
         return bool(self._turns)
 
     async def wait(self, ready: Callable[[], bool], over: Callable[[], bool]) -> None:
-        """Wait until every task that came before has got its own and ``ready()``, or until ``over()``."""
+        """Wait until all earlier tasks are served and ``ready()``, or until ``over()``."""
         turn = object()
         self._turns.append(turn)
         try:
@@ -65,8 +65,8 @@ class Line:
             self._changes.notify()
 
 
-class HomeThread:
-    """The thread that runs a connection's event loop: the one that makes this."""
+class LoopThread:
+    """The thread that runs a connection's event loop: the thread that creates this object."""
 
     __slots__ = ("_call_soon", "_loop", "_thread")
 
@@ -86,29 +86,29 @@ class HomeThread:
 
     @property
     def is_current(self) -> bool:
-        """Whether this is it."""
+        """Whether the calling thread is this thread."""
         return threading.get_ident() == self._thread
 
-    def soon(self, call: Callable[[], None]) -> None:
-        """Have ``call`` called there. Raises RuntimeError: its event loop is closed."""
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Call ``call`` in that thread, soon. Raises RuntimeError: its event loop is closed."""
         self._call_soon(call)
 
     async def run(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Await ``call()`` there, from the event loop of another thread.
+        """Await ``call()`` in that thread, from the event loop of another thread.
 
         Raises:
-            LocalProtocolError: this one runs trio.
+            LocalProtocolError: that thread runs trio.
         """
         if self._loop is None:
             raise LocalProtocolError(
-                "expected a connection on trio to be awaited in trio's own thread, got another one: "
+                "expected a connection on trio to be awaited in trio's own thread, got another thread: "
                 "use trio.from_thread.run(conn.send, data)"
             )
         return await on_loop(self._loop, call)
 
 
 def running_task() -> Any:
-    """The task that runs this, of asyncio or of trio; None outside of any."""
+    """The current task of asyncio or trio; None outside of a task."""
     try:
         return asyncio.current_task()
     except RuntimeError:
@@ -121,7 +121,7 @@ def running_task() -> Any:
 
 
 def ends_task(error: BaseException, task: Any) -> bool:
-    """As :func:`.is_cancellation`, under trio as well, where nothing else raises Cancelled."""
+    """As :func:`.is_cancellation`, for trio as well, where only cancellation raises Cancelled."""
     if task is None or isinstance(task, asyncio.Task):
         return is_cancellation(error, task)
     if isinstance(error, GeneratorExit):

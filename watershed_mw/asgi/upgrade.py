@@ -1,4 +1,4 @@
-"""One websocket scope that waits for the application's decision."""
+"""The upgrade object: a WebSocket request that waits for the application's decision."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["ASGIUpgrade"]
 
 
 class ASGIUpgrade:
-    """One upgrade request that waits for the application's decision."""
+    """An upgrade request that waits for the application's decision."""
 
-    # One of these lives as long as its connection.
+    # No __dict__: an instance lives as long as its connection.
     __slots__ = (
         "_as_request",
         "_backend",
@@ -50,37 +50,37 @@ class ASGIUpgrade:
         self._as_request: Any = scope
 
     def __deepcopy__(self, memo: object) -> Self:
-        """The same upgrade: applications copy scopes, and there is one request to answer."""
+        """The same object: applications copy scopes, but a request can be answered only once."""
         return self
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """None: applications pickle scopes, and nothing can be answered where such a one is read."""
+        """None: applications pickle scopes, and the process that unpickles one cannot answer the request."""
         return type(None), ()
 
     @property
     def accepted(self) -> bool:
-        """Whether it has been answered with the 101."""
+        """Whether the 101 has been sent."""
         return self._channels.stage is Stage.ACCEPTED
 
     @property
     def refused(self) -> bool:
-        """Whether it has been refused."""
+        """Whether the request has been refused."""
         return self._channels.stage is Stage.REFUSED
 
     @property
     def over(self) -> bool:
-        """Whether the client has left, or was sent a Close: then :class:`ConnectionClosed` is no surprise."""
+        """Whether the client has disconnected or was sent a Close, so that :class:`ConnectionClosed` is expected."""
         connection = self._connection
         return connection is None or not connection.sending
 
     @property
     def native(self) -> bool:
-        """Whether the connection needs no ASGI messages after the accept."""
+        """Whether frames bypass ASGI messages after the accept."""
         return self._backend.native
 
     @property
     def server(self) -> ASGIServer:
-        """What is known of the server."""
+        """The server and its limitations."""
         return self._backend.server
 
     @property
@@ -91,7 +91,7 @@ class ASGIUpgrade:
     @property
     def request(self) -> Request:
         """The request, checked."""
-        # Not kept beyond the answer: a connection lives for hours, and its request is there in the scope as well.
+        # Dropped after the answer: a connection may live for hours, and the scope holds the request as well.
         return self._request or as_request(self._scope)
 
     def check(self) -> None:
@@ -102,15 +102,15 @@ class ASGIUpgrade:
         self._request, self._key = self.policy.shed.check(request)
 
     def through(self, receive: Receive, send: Send, request: Any = None) -> Self:
-        """Let the answer travel through these instead of the middleware's own, and return this object.
+        """Send the answer through these channels instead of the middleware's own; returns this object.
 
-        A handler that gives its own lets every middleware between see the answer, and add headers to it:
+        With the handler's own channels, every middleware in between sees the answer and can add headers to it:
         ``scope["watershed"].through(receive, send)``, or ``.through(websocket.receive, websocket.send)`` with
-        Starlette. :class:`~watershed_mw.starlette.WatershedRoute` does so by itself.
+        Starlette. :class:`~watershed_mw.starlette.WatershedRoute` does this itself.
 
         Args:
-            receive, send: ASGI channels of the handler.
-            request: what the connection's ``request`` will be; the scope unless given.
+            receive, send: the handler's ASGI channels.
+            request: the connection's ``request``; by default the scope.
         """
         self._channels.receive, self._channels.send = receive, send
         self._as_request = self._scope if request is None else request
@@ -140,22 +140,22 @@ class ASGIUpgrade:
         """Answer with the 101.
 
         Args:
-            protocols: subprotocols that are supported here; the middleware's own unless given.
-            headers: further header fields of the answer.
-            detached: return what is raw here, which is then the caller's own: the non-blocking ``socket.socket``
-                or, for TLS, a (StreamReader, StreamWriter) pair. Both have ``.head``.
-            options: options of this connection alone, such as ``ping_interval=5.0``.
+            protocols: supported subprotocols; the middleware's by default.
+            headers: additional header fields of the response.
+            detached: return the raw stream, which the caller then owns: the non-blocking ``socket.socket`` or, for
+                TLS, a (StreamReader, StreamWriter) pair. Both have ``.head``.
+            options: options of this connection, such as ``ping_interval=5.0``.
 
         Returns:
-            the connection, or what is raw.
+            the connection, or the raw stream.
 
         Raises:
-            HandshakeError: no subprotocol in common; the client has been refused.
-            ConnectionClosed: the client has gone.
-            LocalProtocolError: the request has been answered before.
-            UnsupportedServerError: the server cannot do this; nothing has been answered.
-            TypeError, ValueError: an option is unknown or cannot have its value, or a header field cannot be written;
-                nothing has been answered.
+            HandshakeError: no common subprotocol; the client has been refused.
+            ConnectionClosed: the client has disconnected.
+            LocalProtocolError: the request is already answered.
+            UnsupportedServerError: the server does not support this; no answer has been sent.
+            TypeError, ValueError: an option is unknown or has an invalid value, or a header field is invalid; no answer
+                has been sent.
         """
         self._check_unanswered("accept")
         check_options(options, ConnectionOptions.__optional_keys__, "accept()")
@@ -177,7 +177,7 @@ class ASGIUpgrade:
     async def accept_as(
         self, subprotocol: str | None, headers: Fields = (), **options: Unpack[ConnectionOptions]
     ) -> AsyncConnection:
-        """As :meth:`accept` with a subprotocol, or none, that another server has chosen. Raises as that."""
+        """As :meth:`accept`, with a subprotocol, or none, that another server has chosen. Raises as that."""
         self._check_unanswered("accept")
         headers = list(headers)
         check_outgoing(headers)
@@ -191,16 +191,16 @@ class ASGIUpgrade:
         return self._connection
 
     async def hand_over(self, answer: list[tuple[str, str]], headers: Fields, relay: Callable[[Any], Any]) -> None:
-        """Answer with the 101 that another server has given, and let a relay have what is raw (proxy mode).
+        """Answer with a 101 received from another server, and hand the raw stream to a relay (proxy mode).
 
         Args:
-            answer: fields of the opening handshake itself, such as ``Sec-WebSocket-Accept``.
+            answer: header fields of the opening handshake, such as ``Sec-WebSocket-Accept``.
             headers: the other header fields.
-            relay: called with the socket or the streams; what it returns is ended when uvicorn stops.
+            relay: called with the socket or the streams; the relay that it returns is closed when uvicorn stops.
 
         Raises:
-            UnsupportedServerError: there is nothing raw here, see :attr:`native`; nothing has been answered.
-            ConnectionClosed: the client has gone.
+            UnsupportedServerError: the server has no raw stream, see :attr:`native`; no answer has been sent.
+            ConnectionClosed: the client has disconnected.
         """
         self._check_unanswered("hand_over")
         headers = list(headers)
@@ -225,19 +225,19 @@ class ASGIUpgrade:
 
         Args:
             status: 200 to 599; a server without the ``websocket.http.response`` extension sends 403.
-            body: body of the response, whole or in parts.
+            body: response body, complete or in parts.
             headers: header fields of the response.
 
         Raises:
-            LocalProtocolError: the request has been answered before.
-            ValueError: there is no such status, or a header field cannot be written; nothing has been answered.
+            LocalProtocolError: the request is already answered.
+            ValueError: the status or a header field is invalid; no answer has been sent.
         """
         self._check_unanswered("reject")
         check_status(status)
         headers = list(headers)
         check_outgoing(headers)
         parts = None if isinstance(body, bytes) else aiter(body)
-        # A body that raises at its start must not leave half an answer: the server answers for the exception.
+        # The first part comes first: if the body raises there, no answer has started, and the server sends a 500.
         first = cast(bytes, body) if parts is None else await anext(parts, b"")
         await self.take_connect()
         if "websocket.http.response" in (self._scope.get("extensions") or {}):
@@ -246,28 +246,28 @@ class ASGIUpgrade:
             await self._channels.close()
 
     async def refuse(self, error: HandshakeError, *, log: bool = True) -> None:
-        """Answer with what ``error`` says, and log it unless that is done elsewhere."""
+        """Refuse with the status, header fields and body of ``error``, and log it unless the caller does."""
         if log:
             log_scope_refused(self._scope, error)
         fields = self._backend.response_fields(error)
         await self.reject(error.status, error.body, [*fields, ("content-type", "text/plain; charset=utf-8")])
 
     def abort(self) -> None:
-        """Reset the client's connection in the middle of an answer; where that is impossible, the server ends it."""
+        """Reset the client's connection in the middle of an answer, or leave that to the server where it must be."""
         self._backend.reset()
 
     async def wait_disconnected(self) -> None:
-        """Wait until the client leaves, or the server refuses it, after :meth:`take_connect` and before an answer.
+        """Wait until the client disconnects, or the server refuses it; between :meth:`take_connect` and the answer.
 
-        Cancel it before that answer: nothing else may receive meanwhile.
+        Cancel it before the answer: only one task may receive at a time.
         """
         await self._channels.wait_disconnected()
 
     async def take_connect(self) -> None:
-        """Take the first message, unless the application has. Raises ConnectionClosed: the client has gone."""
+        """Receive ``websocket.connect`` unless the application has. Raises ConnectionClosed on a disconnect."""
         if not self._backend.connect_received:
             await self._channels.take_connect()
 
     def serve(self, app: App) -> Awaitable[None]:
-        """Run the application, and end what it leaves open."""
+        """Run the application, and close what it leaves open."""
         return self._backend.serve(app, self._scope, self._channels)

@@ -1,8 +1,8 @@
-"""ALPN (RFC 7301) of an opening handshake: only http/1.1 is offered, and no other protocol is accepted.
+"""ALPN (RFC 7301) for the opening handshake: only http/1.1 is offered, and no other protocol is accepted.
 
-The application's context may offer h2, as contexts do that httpx has used with ``http2=True``. ALPN can be set only for
-all connections of a context, and cannot be read back. So this module reads the offer from a ClientHello that the
-context writes, sets http/1.1 while a handshake of this client starts, and restores the offer afterwards.
+The application's context may offer h2, for example after httpx has used it with ``http2=True``. Python sets ALPN per
+context, not per connection, and cannot read it back. So this module reads the offer from a ClientHello that the context
+writes, sets http/1.1 while a handshake of this client starts, and restores the offer afterwards.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ HTTP11: Final = "http/1.1"
 _ALPN_EXTENSION = 16
 
 _lock = threading.Lock()
-# Contexts that offer http/1.1 for now: the number of handshakes that need it, and the offer to restore.
+# Contexts switched to http/1.1: the number of handshakes that need it, and the offer to restore.
 _held: dict[ssl.SSLContext, tuple[int, list[str]]] = {}
 
 
 @contextmanager
 def offering_http11(context: ssl.SSLContext) -> Iterator[None]:
-    """Within the block ``context`` offers http/1.1 only, or still no protocol if it offered none."""
+    """Make ``context`` offer only http/1.1 within the block; a context without an offer stays unchanged."""
     changed = _hold(context)
     try:
         yield
@@ -61,7 +61,7 @@ def _release(context: ssl.SSLContext) -> None:
 
 
 def offers(context: ssl.SSLContext) -> list[str]:
-    """The protocols that a client's context offers; empty also if that cannot be determined."""
+    """The protocols that a client's context offers; empty if it offers none or that cannot be determined."""
     sent = ssl.MemoryBIO()
     try:
         context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
@@ -95,13 +95,13 @@ def _names(data: bytes) -> Iterator[str]:
 
 
 def check_http11(tls: Any) -> None:
-    """Check that the server has not chosen another protocol than HTTP/1.1.
+    """Check that the server chose HTTP/1.1 or no protocol.
 
     Args:
-        tls: the ``ssl.SSLObject`` or ``ssl.SSLSocket`` after its handshake; None if it is not known.
+        tls: the ``ssl.SSLObject`` or ``ssl.SSLSocket`` after its handshake; None if unknown.
 
     Raises:
-        HandshakeError: it has; with status 505, which is not retried.
+        HandshakeError: the server chose another protocol; status 505, which is not retried.
     """
     chosen = None if tls is None else tls.selected_alpn_protocol()
     if chosen not in (None, HTTP11):

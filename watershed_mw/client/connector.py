@@ -31,7 +31,7 @@ from ..connection.threads.connection import ThreadConnection
 from ..options import ClientOptions, check_options
 from ..watershed import Watershed
 from .aio.opening import open_connection
-from .handshake import Arguments, Asked, Offer, shown
+from .handshake import Arguments, Offer, RequestOptions, shown
 from .retry import Attempts, Backoff, Retry, worth_retrying
 from .route import ProxyLike, Route, as_proxy
 from .threads.opening import open_connection as open_blocking
@@ -82,14 +82,14 @@ def connect(
         unix: path of a Unix socket to connect to instead of the URL's host.
         open_timeout: seconds for the whole opening handshake; default 10, None for no limit. For threads name
             resolution is not included, and with ``http`` it limits each step, as httpx's own timeouts do.
-        max_redirects: redirects that are followed; default 10. A redirect to another origin takes the fields of the
-            handshake, Origin, User-Agent and Accept-Language along, and no other field of ``headers``. A redirect from
-            TLS to plain text is not followed.
-        cross_origin_headers: names of fields of ``headers`` that may follow a redirect to another origin as well, such
+        max_redirects: maximum redirects to follow; default 10. A redirect to another origin carries the handshake's
+            fields, Origin, User-Agent and Accept-Language, but no other field of ``headers``. A redirect from TLS to
+            plain text is refused.
+        cross_origin_headers: names of fields of ``headers`` that a redirect to another origin carries as well, such
             as ``["X-Request-Id"]``; never Authorization and Cookie.
-        retry: decides for the iterators whether to connect again, given the exception of a failed attempt, or the
-            ``ConnectionClosed`` of a connection that ended; default :func:`worth_retrying`. It is not asked about 401,
-            403 and 404, which end the iteration.
+        retry: decides for the iterators whether to reconnect, given the exception of a failed attempt, or the
+            ``ConnectionClosed`` of a connection that ended; default :func:`worth_retrying`. A 401, 403 or 404 ends the
+            iteration without asking it.
         backoff: how long the iterators wait; default ``Backoff()``: a random time up to 1, 2, 4 ... 60 seconds.
         options: options of the connection, such as ``compression=False``; see :class:`~watershed_mw.Options`. Options
             of a server (``origins``, ``max_connections``, ``shutdown_code``) are refused.
@@ -99,7 +99,7 @@ def connect(
         (``conn = connect(...).open()``), or iterate over (``async for``, ``for``), for one connection after the other.
 
     Raises:
-        ValueError, TypeError: an argument is invalid; raised at once, the others on opening.
+        ValueError, TypeError: an argument is invalid; raised immediately, all other errors on opening.
         HandshakeError: the server refused, with ``status``, ``headers``, ``body`` and ``response``; status 502 if the
             answer is not HTTP.
         TimeoutError: the handshake took longer than ``open_timeout``.
@@ -107,7 +107,9 @@ def connect(
         OSError: the server cannot be reached (``ConnectionRefusedError``, ``socket.gaierror``, ``ssl.SSLError`` ...).
     """
     check_options(options, _OPTIONS, "connect()")
-    asked = Asked.of(url, headers, origin, None if http is not None else cookies, cross_origin_headers)
+    request_options = RequestOptions.of(
+        url, headers, origin, None if http is not None else cookies, cross_origin_headers
+    )
     if http is not None and not isinstance(http, (httpx.Client, httpx.AsyncClient)):
         raise TypeError(f"expected http to be an httpx.Client or httpx.AsyncClient, got {type(http).__name__}")
     if ssl is not None and not isinstance(ssl, tls.SSLContext):
@@ -115,7 +117,7 @@ def connect(
     if unix is not None and not hasattr(socket, "AF_UNIX"):
         raise ValueError(f"expected no unix= on a platform without Unix sockets, got {os.fspath(unix)!r}")
     arguments = Arguments(
-        asked=asked,
+        request_options=request_options,
         shed=Watershed(**options, protocols=protocols),
         route=Route(
             context=ssl,
@@ -125,11 +127,11 @@ def connect(
         ),
         client={
             "auth": auth,
-            "cookies": asked.cookies,
+            "cookies": request_options.cookies,
             "follow_redirects": True,
             "max_redirects": max_redirects,
             "timeout": None,  # open_timeout is for the whole handshake
-            "trust_env": False,  # the route asks the environment
+            "trust_env": False,  # the route reads the environment
         },
         http=http,
         open_timeout=open_timeout,
@@ -142,10 +144,10 @@ _OPTIONS: Final = frozenset(connect.__kwdefaults__ or ()) | ClientOptions.__opti
 
 
 class Connect:
-    """What :func:`connect` returns; both flavours may use it any number of times.
+    """The result of :func:`connect`, for both flavours; reusable.
 
-    It can be awaited, opened and iterated over several times at once. It can be entered again only after it has been
-    left, as leaving it ends the one connection that was entered.
+    Several tasks or threads may await it, open it or iterate over it at the same time. Only one ``with`` or ``async
+    with`` block may use it at a time, as leaving the block closes the connection that entering it opened.
     """
 
     def __init__(self, arguments: Arguments, retry: Retry, backoff: Backoff | None) -> None:
@@ -166,7 +168,7 @@ class Connect:
         return connection
 
     def _attempts(self) -> Attempts:
-        return Attempts(self._backoff or Backoff(), self._retry, shown(self._arguments.asked.url))
+        return Attempts(self._backoff or Backoff(), self._retry, shown(self._arguments.request_options.url))
 
     # --- asyncio ---------------------------------------------------------------------------------------------
 
@@ -189,10 +191,10 @@ class Connect:
         await cast(AsyncConnection, self._leave()).__aexit__(kind, error, traceback)
 
     async def __aiter__(self) -> AsyncIterator[AsyncConnection]:
-        """One connection after the other; each is ended when the loop asks for the next one, or is left.
+        """Yield one connection after another; each is closed before the next one, or when the loop ends.
 
-        The logger ``watershed_mw.client`` gets a line for each further attempt, with its cause and the pause before it,
-        and for its success. An exception of the body leaves the loop: around ``receive()`` the body needs ``except
+        The logger ``watershed_mw.client`` gets a line for each further attempt, with its cause and the delay before it,
+        and for its success. An exception in the body ends the loop: around ``receive()`` the body needs ``except
         ConnectionClosed: continue`` to reconnect.
         """
         attempts = self._attempts()
@@ -239,9 +241,9 @@ class Connect:
         cast(ThreadConnection, self._leave()).__exit__(kind, error, traceback)
 
     def __iter__(self) -> Iterator[ThreadConnection]:
-        """One connection after the other; each is ended when the loop asks for the next one, or is left.
+        """Yield one connection after another; each is closed before the next one, or when the loop ends.
 
-        It logs as :meth:`__aiter__` does, and the body handles ``ConnectionClosed`` in the same way.
+        Logging and ``ConnectionClosed`` in the body work as in :meth:`__aiter__`.
         """
         attempts = self._attempts()
         for pause in attempts:

@@ -1,7 +1,7 @@
-"""The requests of an opening handshake: their URLs, the first one, and those that redirects and authentication add.
+"""The requests of an opening handshake: the first one, and those that redirects and authentication add.
 
-httpx decides about redirects, cookies and authentication. This module decides what each request carries, and which
-redirects are not followed.
+httpx handles redirects, cookies and authentication. This module decides what each request carries, and which redirects
+are refused.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..errors import HandshakeError
 from ..watershed import Watershed
 from .route import Route
 
-__all__ = ["Arguments", "Asked", "Offer", "Requests", "as_http_url", "shown"]
+__all__ = ["Arguments", "Offer", "RequestOptions", "Requests", "as_http_url", "shown"]
 
 _logger = logging.getLogger("watershed_mw.client")
 
 _SCHEMES = {"ws": "http", "wss": "https", "http": "http", "https": "https"}
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
-# What goes to another origin: fields that httpx adds, the opening handshake, and fields that identify no user.
+# Fields that go to another origin: those of httpx, those of the opening handshake, and those that identify no user.
 _HARMLESS = frozenset({
     "accept", "accept-encoding", "accept-language", "connection", "cookie", "host", "origin", "upgrade", "user-agent",
     "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-protocol", "sec-websocket-version",
@@ -41,11 +41,11 @@ def as_http_url(url: str | httpx.URL) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
-        # httpx quotes the URL, which may hold a password in any place.
+        # httpx quotes the URL, which may contain a password anywhere.
         fault = str(error).partition("'")[0].rstrip(" :,")
         raise ValueError(f"expected a URL such as wss://host/path, got an invalid one: {fault}") from None
     if parsed.scheme not in _SCHEMES or not parsed.host:
-        # Without "//" the host is parsed as a part of the path, and so is a password.
+        # Without "//" the host, and any password before it, are parsed as part of the path.
         got = f"{parsed.scheme}:..." if "@" in parsed.path else shown(parsed)
         raise ValueError(f"expected a URL such as wss://host/path, got {got!r}")
     if parsed.fragment:
@@ -59,15 +59,15 @@ def shown(url: httpx.URL) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What an application asks for in its requests, checked.
+class RequestOptions:
+    """What the application puts into the requests, checked.
 
     Attributes:
         url: HTTP URL of the first request.
-        headers: header fields. They are for the origin of ``url`` alone, and only until a redirect leads to another
-            origin, which could redirect back to any URL of its choice.
-        cookies: cookies of named domains.
-        follow: names of fields that go to another origin all the same, in lower case.
+        headers: header fields. They go only to the origin of ``url``, and only until a redirect leaves it: the other
+            origin could redirect back to any URL.
+        cookies: cookies that have a domain.
+        follow: names, in lower case, of fields that go to other origins as well.
     """
 
     url: httpx.URL
@@ -83,8 +83,8 @@ class Asked:
         origin: str | None = None,
         cookies: Any = None,
         follow: Iterable[str] = (),
-    ) -> Asked:
-        """What these arguments of ``connect()`` ask for.
+    ) -> RequestOptions:
+        """Check these arguments of ``connect()``.
 
         Cookies without a domain, which httpx would send to every server, become a Cookie field for the origin of
         ``url``.
@@ -129,42 +129,42 @@ class Arguments:
     """The arguments of ``connect()``, checked.
 
     Attributes:
-        asked: what the requests ask for.
-        shed: makes keys and handshake fields, and checks the answer.
-        route: how servers are reached.
-        client: how an ``httpx.Client`` or ``httpx.AsyncClient`` is made for one handshake.
+        request_options: what the application puts into the requests.
+        shed: makes keys and handshake fields, and checks the response.
+        route: how to reach servers.
+        client: arguments for the ``httpx.Client`` or ``httpx.AsyncClient`` of each handshake.
         http: the application's own client, which replaces ``route`` and ``client``.
         open_timeout: seconds for the whole handshake; None for no limit.
     """
 
-    asked: Asked
+    request_options: RequestOptions
     shed: Watershed
     route: Route = field(default_factory=Route)
     client: Mapping[str, Any] = field(default_factory=dict)
     http: httpx.Client | httpx.AsyncClient | None = None
     open_timeout: float | None = None
 
-    def asks_plainly_after(self, error: HandshakeError) -> bool:
-        """Whether to ask again, as the server may have refused the parameters of the compression offer; logged."""
+    def should_retry_plain(self, error: HandshakeError) -> bool:
+        """Whether to retry without compression parameters, as the server may have refused those; logs a retry."""
         if error.status != 400 or error.response is None or self.shed.settings.deflate is None:
             return False
-        url = shown(self.asked.url)
-        _logger.info("%s refused the opening handshake with 400; asking again without compression parameters", url)
+        url = shown(self.request_options.url)
+        _logger.info("%s refused the opening handshake with 400; retrying without compression parameters", url)
         return True
 
     def timed_out(self) -> TimeoutError:
-        """The error of a handshake that took longer than ``open_timeout``."""
+        """The error for a handshake that took longer than ``open_timeout``."""
         return TimeoutError(
-            f"no WebSocket at {shown(self.asked.url)} within {self.open_timeout:g} seconds (open_timeout)"
+            f"no WebSocket at {shown(self.request_options.url)} within {self.open_timeout:g} seconds (open_timeout)"
         )
 
 
 @dataclass(slots=True)
 class Offer:
-    """How compression is offered to one server.
+    """How to offer compression to a server.
 
     Attributes:
-        plain: without parameters: the server has refused an offer with some, and accepted one without.
+        plain: offer it without parameters, as the server refused an offer with them and accepted one without.
     """
 
     plain: bool = False
@@ -175,9 +175,9 @@ class Requests:
     """The requests of one opening handshake.
 
     Attributes:
-        arguments: what was asked for.
+        arguments: those of ``connect()``.
         plain: offer compression without parameters.
-        key: Sec-WebSocket-Key of the newest request.
+        key: Sec-WebSocket-Key of the latest request.
     """
 
     arguments: Arguments
@@ -191,54 +191,54 @@ class Requests:
         self.key = shed.generate_key()
         fields = shed.request_headers(self.key)
         headers = httpx.Headers({"Accept-Encoding": "identity"})  # the body of a refusal is not decompressed
-        headers.update(self.arguments.asked.headers)
+        headers.update(self.arguments.request_options.headers)
         headers.update((with_plain_offer(fields) or fields) if self.plain else fields)
-        return client.build_request("GET", self.arguments.asked.url, headers=headers)
+        return client.build_request("GET", self.arguments.request_options.url, headers=headers)
 
     def follow_up(self, request: httpx.Request) -> None:
-        """Complete a request that a redirect or authentication has led to, just before it is sent.
+        """Complete a request that follows from a redirect or from authentication, just before it is sent.
 
-        httpx has built it from the one before, and dropped fields that do not belong to its origin.
+        httpx built it from the previous request, without the fields that belong to another origin.
 
         Raises:
-            HandshakeError: a redirect that is not followed: to another protocol, from TLS to plain text, or away from
+            HandshakeError: the redirect is refused: it leads to another protocol, from TLS to plain text, or away from
                 the server behind a Unix socket.
         """
-        asked, shed, url = self.arguments.asked, self.arguments.shed, request.url
+        request_options, shed, url = self.arguments.request_options, self.arguments.shed, request.url
         if url.scheme in ("ws", "wss"):
             request.url = url = url.copy_with(scheme=_SCHEMES[url.scheme])
         if url.scheme not in ("http", "https") or not url.host:
             raise HandshakeError(f"expected a redirect to an HTTP server, got one to {shown(url)}", status=302)
-        if asked.url.scheme == "https" and url.scheme != "https":
+        if request_options.url.scheme == "https" and url.scheme != "https":
             raise HandshakeError(f"expected no redirect from TLS to plain text, got one to {shown(url)}", status=302)
-        if _origin(url) != _origin(asked.url):
+        if _origin(url) != _origin(request_options.url):
             if self.arguments.route.unix is not None:
                 raise HandshakeError(
                     f"expected no redirect away from the server behind the Unix socket, got one to {shown(url)}",
                     status=302,
                 )
             self._left_origin = True
-            # Any field of the application may hold a key. A Cookie that httpx has left is for this origin.
-            for name in set(request.headers) - _HARMLESS - asked.follow:
+            # Any field of the application may hold a secret. A Cookie that httpx kept belongs to this origin.
+            for name in set(request.headers) - _HARMLESS - request_options.follow:
                 del request.headers[name]
         if not self._left_origin:
-            _restore_credentials(request.headers, asked.headers)
-        # Each request has a connection of its own, and each connection a new nonce (section 4.1, point 7).
+            _restore_credentials(request.headers, request_options.headers)
+        # Each request has its own connection, and each connection needs a new nonce (RFC 6455 section 4.1, point 7).
         self.key = request.headers["Sec-WebSocket-Key"] = shed.generate_key()
 
 
 def _restore_credentials(headers: httpx.Headers, given: httpx.Headers) -> None:
-    """Put credentials back that httpx drops although the origin is the same."""
+    """Restore credentials that httpx drops although the origin is the same."""
     if "authorization" in given:
-        # httpx drops it where only the spelling of the scheme differs.
+        # httpx drops it where only the spelling of the scheme differs (ws and http).
         headers.setdefault("authorization", given["authorization"])
     if "cookie" in given:
-        # httpx drops it on every redirect, and adds the cookies that servers have set since, which take precedence.
+        # httpx drops it on every redirect, and adds the cookies that servers have since set, which take precedence.
         headers["cookie"] = _merged(headers.get("cookie", ""), given["cookie"])
 
 
 def _merged(newer: str, older: str) -> str:
-    """Two Cookie fields as one; where both hold a cookie, the first field's value counts."""
+    """Merge two Cookie fields; where both set a cookie, ``newer`` wins."""
     pairs = {pair.partition("=")[0].strip(): pair.strip() for pair in f"{older};{newer}".split(";") if pair.strip()}
     return "; ".join(pairs.values())
 

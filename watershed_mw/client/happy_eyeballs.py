@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Address: TypeAlias = "tuple[int, Any]"
-"""A family, and an address of it in the form that ``socket.connect`` takes."""
+"""An address family, and an address as ``socket.connect`` takes it."""
 
 # Section 5: "Connection Attempt Delay ... a recommended value of 250 milliseconds".
 DELAY: Final = 0.25
@@ -47,10 +47,10 @@ async def connect(host: str, port: int) -> socket.socket:
 
 
 def connect_blocking(host: str, port: int, deadline: float | None) -> socket.socket:
-    """As :func:`connect`, until ``deadline`` of ``time.monotonic()``; name resolution may exceed it.
+    """As :func:`connect`, with a ``deadline`` of ``time.monotonic()``, which name resolution may exceed.
 
     Raises:
-        TimeoutError: no address has answered by then.
+        TimeoutError: no address answered in time.
     """
     return connect_first_blocking(resolve_blocking(host, port), deadline)
 
@@ -62,11 +62,11 @@ async def resolve(host: str, port: int) -> list[Address]:
     """The addresses of a host, given by name or address, in the order in which to try them.
 
     Raises:
-        OSError: it has none (``socket.gaierror``).
+        OSError: the host has none (``socket.gaierror``).
         UnicodeError: not a valid host name.
     """
     try:
-        return _resolved(host, port, socket.AI_NUMERICHOST)  # which sends no query
+        return _resolved(host, port, socket.AI_NUMERICHOST)  # sends no DNS query, so it cannot block
     except socket.gaierror:
         infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return _in_turn(infos)
@@ -98,7 +98,7 @@ class _Failures:
         self._errors: list[tuple[Address, OSError]] = []
 
     def add(self, address: Address, error: OSError) -> None:
-        """Note a failure."""
+        """Record a failure."""
         self._errors.append((address, error))
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class _Failures:
         )
 
     def error(self) -> OSError:
-        """All of them as one error, of the same class as the last."""
+        """All failures as one error, of the same class as the last."""
         if not self._errors:
             return OSError("expected addresses to connect to, got none")
         last = self._errors[-1][1]
@@ -138,13 +138,13 @@ def _new_socket(family: int) -> socket.socket:
 
 
 async def connect_first(addresses: list[Address]) -> socket.socket:
-    """The first of these addresses to connect, as a non-blocking socket.
+    """A non-blocking socket that is connected to the first of these addresses to accept.
 
     Raises:
-        OSError: none does; the error names the failure of each.
+        OSError: all of them failed; the error names each failure.
     """
     if len(addresses) == 1:
-        return await _attempt(addresses[0])  # which needs no task
+        return await _attempt(addresses[0])  # saves a task
     loop = asyncio.get_running_loop()
     waiting = deque(addresses)
     attempts: dict[asyncio.Task[socket.socket], Address] = {}
@@ -208,10 +208,10 @@ def _close_late(task: asyncio.Task[socket.socket]) -> None:
 
 
 def connect_first_blocking(addresses: list[Address], deadline: float | None) -> socket.socket:
-    """As :func:`connect_first`, in this one thread, until ``deadline`` of ``time.monotonic()``.
+    """As :func:`connect_first`, in the calling thread, with a ``deadline`` of ``time.monotonic()``.
 
     Raises:
-        TimeoutError: none has connected by then; the error names the failures until then.
+        TimeoutError: no address answered in time; the error names the failures until then.
     """
     waiting = deque(addresses)
     attempts: dict[socket.socket, Address] = {}
@@ -223,7 +223,7 @@ def connect_first_blocking(addresses: list[Address], deadline: float | None) -> 
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
                     known = str(failures)
-                    raise TimeoutError("no address has answered in time" + (f"; {known}" if known else ""))
+                    raise TimeoutError("no address answered in time" + (f"; {known}" if known else ""))
                 if waiting and now >= next_at:
                     sock = _start(waiting.popleft(), attempts, failures)
                     if sock is not None:
@@ -247,7 +247,7 @@ def connect_first_blocking(addresses: list[Address], deadline: float | None) -> 
 
 
 def _start(address: Address, attempts: dict[socket.socket, Address], failures: _Failures) -> socket.socket | None:
-    """Start connecting to an address; None if that fails at once."""
+    """Start connecting to an address; None if that fails immediately."""
     try:
         sock = _new_socket(address[0])
     except OSError as error:

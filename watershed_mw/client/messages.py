@@ -1,4 +1,4 @@
-"""HTTP messages between httpcore, httpx and this package: responses, refusals, and the errors of both libraries."""
+"""Converts responses, refusals and errors between httpcore, httpx and this package."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from .handshake import shown
 __all__ = ["CLOSING_ERRORS", "MAX_REFUSAL", "as_httpx", "own_stream", "plain_httpcore", "plain_httpx", "refusal"]
 
 MAX_REFUSAL: Final = 64 * 2**10
-"""Bytes of a refusal's body that are read: enough for an error page, or for the answer of an API."""
+"""Maximum bytes read from a refusal's body: enough for an error page or an API's error document."""
 
 CLOSING_ERRORS: Final = (httpx.HTTPError, httpcore.ProtocolError, OSError)
 """Errors that reading or closing a response may raise once its head has been read."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BODY_FIELDS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
-# Characters of an HTTP parser's message, which quotes its input.
+# Maximum characters of an HTTP parser's message, which quotes its input.
 _MAX_MESSAGE = 200
 
 
 def as_httpx(response: httpcore.Response, body: Callable[[httpcore.Response, int], Any]) -> httpx.Response:
-    """A response of httpcore as one of httpx.
+    """Convert an httpcore response to an httpx response.
 
     Args:
         response: the response.
-        body: makes the stream of its body; the number is the most bytes to read.
+        body: makes the body's stream, given the response and the maximum bytes to read.
     """
-    # The request asked for no compression, and httpx would inflate 64 KiB of any server's without a limit.
+    # The request asked for no compression, and httpx would inflate the 64 KiB of a hostile server without a limit.
     headers = [field for field in response.headers if field[0].lower() != b"content-encoding"]
-    # httpx reads the body of a redirect to its end before it follows.
+    # httpx reads the body of a redirect to its end before it follows the redirect.
     located = any(name.lower() == b"location" for name, _ in headers)
     limit = 0 if located and response.status in _REDIRECTS else MAX_REFUSAL
     return httpx.Response(
@@ -44,17 +44,17 @@ def as_httpx(response: httpcore.Response, body: Callable[[httpcore.Response, int
 
 
 def own_stream(response: httpx.Response) -> Any:
-    """The network stream that a refusal has to itself, to be closed before the response; None over HTTP/2.
+    """The network stream of a refusal, to close before the response; None over HTTP/2, where requests share it.
 
-    A client's pool would use it for the next handshake. Many servers close after a refusal without announcing it, and
-    the next request would get no answer. HTTP/2 carries other requests on the same stream.
+    A client's pool would reuse the stream for the next handshake. Many servers close it after a refusal without
+    announcing that, and the next request would get no response.
     """
     return response.extensions.get("network_stream") if response.http_version.startswith("HTTP/1") else None
 
 
 def refusal(response: httpx.Response, body: bytes) -> HandshakeError:
-    """The error for a response that is not a 101, with as much of its body as was read."""
-    # The body is not decoded, as it could inflate, and it may be shorter than announced.
+    """The error for a response that is not a 101, with the part of its body that was read."""
+    # The fields about the body are dropped: it is not decoded, as it could inflate, and may be shorter than announced.
     body = body[:MAX_REFUSAL]
     headers = [pair for pair in response.headers.multi_items() if pair[0].lower() not in _BODY_FIELDS]
     whole = httpx.Response(
@@ -71,7 +71,7 @@ def refusal(response: httpx.Response, body: bytes) -> HandshakeError:
 
 
 def plain_httpx(error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
-    """An error of httpx as its cause: the network's own error, or a failed handshake."""
+    """Translate an httpx error: to the network error that caused it, or to a failed handshake."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -87,7 +87,7 @@ def plain_httpx(error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
 
 
 def plain_httpcore(error: BaseException) -> BaseException:
-    """An error of httpcore as OSError, HandshakeError or ValueError; any other error as it is."""
+    """Translate an httpcore error to OSError, HandshakeError or ValueError; any other error stays unchanged."""
     if isinstance(error, (OSError, WatershedError)) or not isinstance(error, Exception):
         return error
     if isinstance(error, UnicodeError):

@@ -1,6 +1,6 @@
-"""When to reconnect: which failures are worth another attempt, and exponential backoff with full jitter between them.
+"""When to reconnect: which failures are worth another attempt, and exponential backoff with full jitter.
 
-A front proxy's reload ends thousands of connections at once; without jitter they would all come back at once.
+A reload of a reverse proxy ends thousands of connections at once; without jitter they would all come back at once.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ __all__ = ["Attempts", "Backoff", "Retry", "worth_retrying"]
 _logger = logging.getLogger("watershed_mw.client")
 
 Retry: TypeAlias = Callable[[Exception], bool]
-"""Takes why an attempt failed (OSError, TimeoutError, HandshakeError), or how a connection ended (ConnectionClosed)."""
+"""Whether to reconnect, given the error of a failed attempt (OSError, TimeoutError, HandshakeError) or the
+ConnectionClosed of a connection that ended."""
 
-# Another attempt would be refused as well, whatever an application's hook says.
+# A retry would be refused as well, whatever the application's hook returns.
 _NEVER = frozenset({401, 403, 404})
-# The server, or a proxy in front of it, asks to come later (RFC 9110 section 15; 425 is RFC 8470's, 429 RFC 6585's).
+# Temporary failures of a server or a proxy in front of it (RFC 9110 section 15; 425 from RFC 8470, 429 from RFC 6585).
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Normal ends, and those of a server that stops or restarts: not a failure.
+# Close codes that are no failure: a normal end, and a server that stops or restarts.
 _ORDERLY = frozenset({1000, 1001, 1012})
-# Seconds that a connection must last to reset the count of failures.
+# Seconds that a connection must last to reset the failure count.
 _STEADY = 5.0
 
 
 def worth_retrying(error: Exception) -> bool:
-    """Whether another attempt may succeed: after an end, a network error, a timeout, or a temporary HTTP status.
+    """Whether another attempt may succeed: after a closed connection, a network error, a timeout, or a temporary HTTP
+    status.
 
     A certificate that is not trusted now will not be trusted the next time.
     """
@@ -46,7 +48,7 @@ class Backoff:
 
     Args:
         initial: bound of the first wait, in seconds; default 1.
-        factor: by which each failure multiplies the bound; default 2.
+        factor: multiplies the bound after each failure; default 2.
         maximum: the largest bound, in seconds; default 60.
 
     Raises:
@@ -79,15 +81,15 @@ class Backoff:
 
 
 class Attempts:
-    """The attempts of a client that reconnects, as an iterator of the seconds to wait before each, 0 for the first.
+    """Iterates over the attempts of a reconnecting client: yields the seconds to wait before each, 0 for the first.
 
-    After an attempt the caller reports how it went, by :meth:`failed`, or :meth:`opened` and then :meth:`ended`. The
-    iteration stops when there is no reason for another attempt. Each further attempt is logged.
+    The caller reports the outcome of each attempt with :meth:`failed`, or with :meth:`opened` and later :meth:`ended`.
+    The iteration stops when no further attempt is due. Each further attempt is logged.
 
     Args:
         backoff: how long to wait.
-        retry: whether to go on.
-        url: what is connected to, as a log may show it.
+        retry: whether to try again.
+        url: the server's URL for the log, without secrets.
     """
 
     def __init__(self, backoff: Backoff, retry: Retry, url: str = "the server") -> None:
@@ -109,11 +111,11 @@ class Attempts:
     def opened(self) -> None:
         """Report that the attempt has succeeded."""
         if self._tried:
-            _logger.info("connected to %s again, at attempt %d", self._url, self._tried)
+            _logger.info("reconnected to %s at attempt %d", self._url, self._tried)
         self._tried = 0
 
     def failed(self, error: Exception) -> bool:
-        """Report that the attempt has failed, and return whether there is to be another."""
+        """Report that the attempt has failed, and return whether to try again."""
         self._plan(error, logging.WARNING)
         return self._delay is not None
 
@@ -130,20 +132,20 @@ class Attempts:
             return
         self._failures += 1
         self._tried += 1
-        asked = _retry_after(error) if isinstance(error, HandshakeError) else 0.0
-        # In addition to Retry-After, which the server sends to all of its clients alike.
-        self._delay = min(asked, self._backoff.maximum) + self._backoff.delay(self._failures)
+        retry_after = _retry_after(error) if isinstance(error, HandshakeError) else 0.0
+        # The random delay comes on top of Retry-After, which the server sends to all of its clients alike.
+        self._delay = min(retry_after, self._backoff.maximum) + self._backoff.delay(self._failures)
         _logger.log(level, "%s: %s; attempt %d in %.2f s", self._url, _cause(error), self._tried, self._delay)
 
 
 def _cause(error: Exception) -> str:
-    """An error in one line of a log, as a server's reason may hold any characters."""
+    """An error as one line for the log; a server's reason may contain any characters."""
     text = str(error) if str(error) and isinstance(error, WatershedError) else f"{type(error).__name__}: {error}"
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _retry_after(error: HandshakeError) -> float:
-    """Seconds that the server asks to wait (RFC 9110 section 10.2.3), 0 if it does not."""
+    """Seconds to wait by the server's Retry-After (RFC 9110 section 10.2.3); 0 without one."""
     value: Any = next((value for name, value in error.headers if name.lower() == "retry-after"), "")
     if value.isascii() and value.isdigit():
         return float(value[:9])

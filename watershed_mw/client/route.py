@@ -1,7 +1,7 @@
 """How a request reaches its server: directly, over a Unix socket, or through a proxy; without I/O.
 
-RFC 6455 section 4.1 has a client ask an HTTP proxy for a tunnel (CONNECT), whether TLS follows or not. httpcore would
-forward plain requests instead, which most proxies break, so the tunnel is a step of its own here.
+RFC 6455 section 4.1 requires a tunnel (CONNECT) through an HTTP proxy, with or without TLS to the server. httpcore
+would have the proxy forward plain requests instead, which most proxies break. So the tunnel is a separate step here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import HandshakeError
 from .no_proxy import is_excepted
 from .socks import Dialogue, socks_dialogue
 
-__all__ = ["ProxyLike", "Route", "TLSStep", "Way", "as_proxy", "by_environment", "check_tunnel"]
+__all__ = ["ConnectPlan", "ProxyLike", "Route", "TLSStep", "as_proxy", "by_environment", "check_tunnel"]
 
 ProxyLike: TypeAlias = "str | httpx.URL | httpx.Proxy"
 TLSStep: TypeAlias = "tuple[ssl.SSLContext, str]"
@@ -32,15 +32,15 @@ _SCHEMES = ("http", "https", *_SOCKS)
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ConnectPlan:
     """The steps to a server, in this order, and the request to send there; None for a step that is left out.
 
     Attributes:
-        host, port: where to connect to.
+        host, port: address to connect to.
         unix: path of the Unix socket to connect to instead.
         proxy_tls: TLS with the proxy.
         socks: dialogue with a SOCKS proxy.
-        tunnel: CONNECT request for an HTTP proxy.
+        tunnel: CONNECT request to an HTTP proxy.
         tls: TLS with the server.
         request: the request.
     """
@@ -61,9 +61,9 @@ class Route:
 
     Attributes:
         context: for TLS with a server; None for httpx's default, which verifies certificates.
-        unix: path of a Unix socket that stands for every server, or None.
+        unix: path of a Unix socket to connect to instead of any server, or None.
         proxy: the proxy for all servers, or None.
-        environment: ask the environment for the proxy of each URL instead.
+        environment: take the proxy for each URL from the environment instead.
     """
 
     context: ssl.SSLContext | None = None
@@ -71,11 +71,11 @@ class Route:
     proxy: httpx.Proxy | None = None
     environment: bool = False
 
-    def way_of(self, request: httpx.Request) -> Way:
-        """The way of a request of httpx.
+    def plan(self, request: httpx.Request) -> ConnectPlan:
+        """Plan an httpx request.
 
         Raises:
-            ValueError: what the environment names is not a proxy.
+            ValueError: the environment's value is not the URL of a proxy.
             ImportError: the environment names a SOCKS proxy, and the package socksio is missing.
         """
         url = request.url
@@ -86,12 +86,12 @@ class Route:
             target=url.raw_path,
         )
         proxy = by_environment(url) if self.environment and self.unix is None else self.proxy
-        return self.way_to(
+        return self.plan_to(
             httpcore.Request(request.method, target, headers=request.headers.raw, extensions=request.extensions), proxy
         )
 
-    def way_to(self, request: httpcore.Request, proxy: httpx.Proxy | None = None) -> Way:
-        """The way of a request of httpcore, through ``proxy`` if there is one; a Unix socket takes precedence."""
+    def plan_to(self, request: httpcore.Request, proxy: httpx.Proxy | None = None) -> ConnectPlan:
+        """Plan an httpcore request, through ``proxy`` if given; a Unix socket takes precedence."""
         target = request.url.origin
         host = target.host.decode("ascii")
         tls = None
@@ -99,12 +99,12 @@ class Route:
             name = str(request.extensions.get("sni_hostname") or host)
             tls = self.context or _default_context(), _name_for_tls(name)
         if proxy is None or self.unix is not None:
-            return Way(request, host, target.port, self.unix, tls=tls)
+            return ConnectPlan(request, host, target.port, self.unix, tls=tls)
         is_socks = proxy.url.scheme in _SOCKS
         proxy_tls = None
         if proxy.url.scheme == "https":
             proxy_tls = proxy.ssl_context or _default_context(), _name_for_tls(proxy.url.host)
-        return Way(
+        return ConnectPlan(
             request,
             proxy.url.host,
             _port(proxy),
@@ -119,7 +119,7 @@ class Route:
 
 
 def as_proxy(proxy: ProxyLike) -> httpx.Proxy:
-    """``proxy`` as httpx knows it; its URL may hold credentials.
+    """Convert ``proxy`` to an ``httpx.Proxy``; its URL may hold credentials.
 
     Raises:
         ValueError: not the URL of a proxy.
@@ -130,7 +130,7 @@ def as_proxy(proxy: ProxyLike) -> httpx.Proxy:
     except (ValueError, httpx.InvalidURL):
         made = None
     if made is None or not made.url.host:
-        # The whole URL is not shown: it may hold a password.
+        # Only its beginning is shown: the URL may hold a password.
         expected = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
         raise ValueError(f"expected a proxy's URL ({expected}), got {str(proxy).partition(':')[0][:20]!r}...")
     if made.url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
@@ -178,7 +178,7 @@ def _port(proxy: httpx.Proxy) -> int:
 
 
 def _name_for_tls(host: str) -> str:
-    """The name of a server for SNI and for its certificate: without the dot of a fully qualified name.
+    """A server's name for SNI and for its certificate: without the trailing dot of a fully qualified name.
 
     RFC 6066 section 3: "... represented as a byte string using ASCII encoding without a trailing dot." The lookup and
     the Host field keep the dot, as in browsers and curl.
@@ -188,7 +188,7 @@ def _name_for_tls(host: str) -> str:
 
 @lru_cache(maxsize=1)
 def _default_context() -> ssl.SSLContext:
-    # Loading the authorities' certificates takes longer than many a handshake.
+    # Cached, as loading the CA certificates can take longer than a handshake.
     context = httpx.create_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -15,16 +15,16 @@ from ..errors import HandshakeError
 __all__ = ["Dialogue", "socks_dialogue", "stream_ended"]
 
 Dialogue: TypeAlias = Generator[tuple[bytes, int], bytes, None]
-"""Yields bytes to write and the number of bytes to read next, and is sent those."""
+"""Yields the bytes to write and the number of bytes to read, and is sent the bytes read."""
 
 _NO_AUTHENTICATION, _PASSWORD = 0, 2
 _ADDRESS_SIZES = {1: 4, 4: 16}
 _NAME = 3
-_MOST = 255
+_MAX_CREDENTIAL = 255
 
 
 def socks_dialogue(proxy: httpx.Proxy, host: str, port: int) -> Dialogue:
-    """Ask ``proxy`` to connect to ``host``; it is the proxy that resolves the name.
+    """Ask ``proxy`` to connect to ``host``; the proxy resolves the name.
 
     Raises:
         HandshakeError: the proxy refuses (502), or does not speak SOCKS5.
@@ -38,8 +38,10 @@ def socks_dialogue(proxy: httpx.Proxy, host: str, port: int) -> Dialogue:
     if reply != bytes([5, method]):
         raise _refused(f"no authentication by method {method}" if reply[0] == 5 else "another protocol than SOCKS5")
     if auth is not None:
-        if max(map(len, auth)) > _MOST:
-            raise ValueError(f"expected a user name and a password of at most {_MOST} bytes each for a SOCKS proxy")
+        if max(map(len, auth)) > _MAX_CREDENTIAL:
+            raise ValueError(
+                f"expected a user name and a password of at most {_MAX_CREDENTIAL} bytes each for a SOCKS proxy"
+            )
         reply = yield socks5.SOCKS5UsernamePasswordRequest(*auth).dumps(), 2
         if reply[1] != 0:
             raise _refused("wrong user or password")
@@ -55,12 +57,12 @@ def socks_dialogue(proxy: httpx.Proxy, host: str, port: int) -> Dialogue:
     elif kind in _ADDRESS_SIZES:
         size = _ADDRESS_SIZES[kind]
     else:
-        raise _refused(f"an address of kind {kind}")
-    yield b"", size + 2  # the proxy's own address and port, which are of no use here
+        raise _refused(f"an address of type {kind}")
+    yield b"", size + 2  # skips the address and port that the proxy connects from
 
 
 def stream_ended() -> HandshakeError:
-    """The error of a stream that ends within the dialogue."""
+    """The error for a stream that ends during the dialogue."""
     return HandshakeError("expected the SOCKS proxy to connect, got the end of its stream", status=502, body=b"")
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
-from .._native.malloc import settle as settle_malloc
+from .._native.malloc import keep_large_blocks
 from ..core.base import BaseProtocol
 from ..core.codes import MAX_CONTROL_PAYLOAD, encode_text
 from ..core.events import Event
@@ -171,7 +171,7 @@ class WatershedConnection:
     _core: BaseProtocol  # which kind it is, the flavours know
 
     def __init__(self, info: ConnectionInfo, protocol: BaseProtocol, queue: ReceiveQueue | None = None) -> None:
-        settle_malloc()
+        keep_large_blocks()
         earlier = info.continues
         self._state: SimpleNamespace | None = None if earlier is None else earlier._state
         self.id: int = next(_ids) if earlier is None else earlier.id

@@ -1,7 +1,7 @@
-"""Requests and responses in any form, as the core's :class:`Request` and :class:`Response`.
+"""Converts requests and responses from other libraries to the core's :class:`Request` and :class:`Response`.
 
-WSGI environs, ASGI scopes, requests of the well-known libraries and plain mappings are parsed already, and taken as
-they are. Raw heads go to :mod:`watershed_mw.http.parse`.
+WSGI environs, ASGI scopes, requests of well-known libraries and plain mappings arrive already parsed. Raw heads go to
+:mod:`watershed_mw.http.parse`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["as_request", "as_response", "http_version"]
 
 
 def as_request(source: Any) -> Request:
-    """A request in any of these forms:
+    """Convert a request from any of these forms:
 
     - ``bytes``: a raw request head, ending in an empty line
     - a WSGI environ
@@ -30,7 +30,7 @@ def as_request(source: Any) -> Request:
     Raises:
         HandshakeError: the raw head is not an HTTP request (400) or longer than 64 KiB (431), or the target holds a
             control character (400).
-        TypeError: none of these forms.
+        TypeError: ``source`` has none of these forms.
     """
     if isinstance(source, Request):
         return source
@@ -65,12 +65,12 @@ def _from_environ(environ: Mapping[str, Any]) -> Request:
         for key, value in environ.items()
         if key.startswith("HTTP_") and isinstance(value, str)
     ]
-    # Without the prefix HTTP_ in WSGI (PEP 3333).
+    # WSGI passes this field without the prefix HTTP_ (PEP 3333).
     if environ.get("CONTENT_LENGTH"):
         fields.append(("Content-Length", environ["CONTENT_LENGTH"]))
-    # The raw target, where the server has it: PATH_INFO is decoded, and may hold any byte.
+    # Only the raw target shows this, where the server keeps it: PATH_INFO is decoded and may hold any byte.
     if CONTROL.search(str(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")):
-        raise HandshakeError("expected a request target without control characters, got one with them")
+        raise HandshakeError("expected a request target without control characters, got at least one")
     target = (str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))) or "/"
     if environ.get("QUERY_STRING"):
         target += f"?{environ['QUERY_STRING']}"
@@ -86,7 +86,7 @@ def http_version(environ: Mapping[str, Any]) -> str:
 
 def _from_scope(scope: Mapping[str, Any]) -> Request:
     query = scope.get("query_string") or b""
-    # A mounted application gets the path behind its prefix, which may be empty.
+    # A mounted application gets the path after its prefix, which may be empty.
     target = (scope["path"] or "/") + ("?" + query.decode("latin-1") if query else "")
     headers = Headers(scope["headers"])
     if scope.get("subprotocols") and "sec-websocket-protocol" not in headers:
@@ -97,11 +97,11 @@ def _from_scope(scope: Mapping[str, Any]) -> Request:
 
 
 def as_response(source: Any) -> Response:
-    """A response as ``bytes`` (a raw head), an object with ``status_code`` and ``headers``, or (status, headers).
+    """Convert a response: ``bytes`` (a raw head), an object with ``status_code`` and ``headers``, or (status, headers).
 
     Raises:
         HandshakeError: the raw head is not an HTTP response.
-        TypeError: none of these forms.
+        TypeError: ``source`` has none of these forms.
     """
     if isinstance(source, Response):
         return source

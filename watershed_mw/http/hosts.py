@@ -1,7 +1,7 @@
-"""Which names a server answers to, by the Host field of a request (RFC 9110 section 7.2).
+"""The host names that a server answers to, checked against the Host field of a request (RFC 9110 section 7.2).
 
-The page of an attacker can make a browser reach this machine under the attacker's name (DNS rebinding): Host and Origin
-of the request then agree. Only a list of names distinguishes it from a request that is meant for this server.
+With DNS rebinding an attacker's page makes a browser reach this machine under the attacker's name, so the request's
+Host and Origin agree. Only a list of names can distinguish such a request from one that is meant for this server.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ __all__ = ["HostList"]
 
 
 class HostList:
-    """The names that a server answers to, on any port.
+    """The host names that a server answers to, on any port.
 
-    Addresses always pass, as no site can make a browser send one in place of the site's name. So do ``localhost`` and
-    its subdomains, which browsers resolve to this machine themselves (RFC 6761 section 6.3).
+    IP addresses are always allowed, as no site can make a browser send one in place of the site's name. So are
+    ``localhost`` and its subdomains, which browsers resolve to this machine themselves (RFC 6761 section 6.3).
 
     Args:
         names: further names; ``*.example.org`` for every subdomain, ``*`` for every name.
 
     Raises:
-        ValueError: one is not a host name.
+        ValueError: an entry is not a host name.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Parses heads of requests and responses: by h11, and plain ones by httptools where it is installed."""
+"""Parses request and response heads with h11, and plain request heads with httptools where that is installed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ __all__ = ["MAX_HEAD", "as_parsed", "read_by_h11", "read_request_head", "read_re
 MAX_HEAD = 64 * 2**10
 
 
-# Visible characters and the space. Two parsers agree on a head of these and of line ends: it has no folded line, no
-# tab, no control character, and no byte beyond ASCII.
+# Printable ASCII. Parsers agree on heads of these and CRLF: no folded lines, tabs, control characters or other bytes.
 _PLAIN = bytes(range(0x20, 0x7F))
 
 
@@ -31,12 +30,12 @@ def read_request_head(data: bytes) -> tuple[Request, bytes]:
     """Parse a raw request head (RFC 9112), and return it with the bytes that follow it.
 
     Raises:
-        HandshakeError: it is incomplete, too long, or not an HTTP request.
+        HandshakeError: the head is incomplete, too long, or not an HTTP request.
     """
     end = data.find(b"\r\n\r\n") + 4
     if (size := end if end >= 4 else len(data)) > MAX_HEAD:
         raise HandshakeError(f"expected an HTTP head of at most {MAX_HEAD} bytes, got {size}", status=431)
-    # httptools is faster; h11 gives the reason of a refusal.
+    # httptools is faster, but only h11 reports why it rejects a head.
     if httptools is not None and end >= 4 and (request := _read_plain(data[:end])) is not None:  # type: ignore[redundant-expr]
         return request, data[end:]
     return read_by_h11(data)
@@ -59,7 +58,7 @@ def read_by_h11(data: bytes) -> tuple[Request, bytes]:
 def as_parsed(fields: list[tuple[bytes, bytes]], head: bytes) -> Request | None:
     """The request with this head, if a parser's ``fields`` match it byte for byte and nothing about it is unusual.
 
-    Otherwise None, and h11 has to parse it. The caller's parser has checked that names and method are tokens.
+    Returns None if h11 has to parse the head. The caller's parser has checked that names and method are tokens.
     """
     first_line, _, rest = head.partition(b"\r\n")
     words = first_line.split(b" ")
@@ -88,7 +87,7 @@ class _Fields(list[tuple[bytes, bytes]]):
 
 
 def _read_plain(head: bytes) -> Request | None:
-    """The request with this head, by httptools; None if h11 has to parse it."""
+    """Parse a head with httptools; None if h11 has to parse it."""
     fields = _Fields()
     try:
         httptools.HttpRequestParser(fields).feed_data(head)
@@ -103,10 +102,10 @@ def read_response_head(data: bytes) -> tuple[Response, bytes]:
     """Parse a raw response head (RFC 9112), and return it with the bytes that follow it.
 
     Raises:
-        HandshakeError: it is incomplete, too long, or not an HTTP response.
+        HandshakeError: the head is incomplete, too long, or not an HTTP response.
     """
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-    # h11 reads a response only after a request; this one stands for the handshake that was sent.
+    # h11 reads a response only after a request; this one stands in for the handshake that was sent.
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", "websocket")]))
     connection.send(h11.EndOfMessage())
     event = _read_head(connection, data)

@@ -1,6 +1,6 @@
 """Logs each upgrade that this package refuses: one line, with the client, the path and the reason.
 
-A query string may hold a token, and is left out. Refusals of an application are not logged here.
+Query strings are left out, as they may hold tokens. Refusals by the application are not logged here.
 """
 
 from __future__ import annotations

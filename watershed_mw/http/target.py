@@ -1,4 +1,4 @@
-"""Request targets (RFC 9112 section 3.2): of a URL, and from the absolute form to the origin form."""
+"""Request targets (RFC 9112 section 3.2): made from a URL, and converted from absolute form to origin form."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def host_and_target(url: str) -> tuple[str, str]:
 
 
 def _origin_form(target: str) -> tuple[str | None, str]:
-    """A request target in origin form, and the host of a target in absolute form, else None.
+    """Convert a request target: the host of an absolute form, or None, and the target in origin form.
 
-    RFC 9112 section 3.2.2: a server must accept the absolute form, which a client sends to what it takes for a proxy,
-    and use its host in place of the Host field.
+    RFC 9112 section 3.2.2: a server must accept the absolute form, which clients send to proxies, and must use its
+    host instead of the Host field.
     """
     scheme, separator, rest = target.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
@@ -54,7 +54,7 @@ def _origin_form(target: str) -> tuple[str | None, str]:
 
 
 def in_origin_form(request: Request) -> Request:
-    """``request`` with its target in origin form, and with the host of an absolute target."""
+    """``request`` with its target in origin form; the host of an absolute form replaces the Host field."""
     if request.target.startswith("/"):
         return request
     host, target = _origin_form(request.target)
@@ -66,11 +66,11 @@ def in_origin_form(request: Request) -> Request:
 
 
 def scope_to_origin_form(scope: MutableMapping[str, Any]) -> None:
-    """Split a target in absolute form into the scope's path and Host field, if the server has not done so."""
+    """Split an absolute-form target into the scope's path and Host field, if the server has not done so."""
     path: str = scope["path"]
     if "://" not in path:
         return
-    # uvicorn puts its root path in front of the target as it came.
+    # uvicorn puts its root path in front of the target as received.
     root = str(scope.get("root_path") or "")
     root = root if path.startswith(root) else ""
     raw = bytes(scope.get("raw_path") or b"").decode("latin-1")
@@ -86,11 +86,11 @@ def scope_to_origin_form(scope: MutableMapping[str, Any]) -> None:
 
 
 def environ_to_origin_form(environ: MutableMapping[str, Any]) -> None:
-    """As :func:`scope_to_origin_form`, for a WSGI environ; some servers split the path only, some do nothing."""
+    """As :func:`scope_to_origin_form`, for a WSGI environ; some servers split only the path, others nothing."""
     host, target = _origin_form(str(environ.get("PATH_INFO", "")))
     if host is not None:
         environ["PATH_INFO"] = target
-    for name in ("RAW_URI", "REQUEST_URI"):  # still escaped and with the query; set by some servers
+    for name in ("RAW_URI", "REQUEST_URI"):  # percent-encoded, with the query; set by some servers
         named, target = _origin_form(str(environ.get(name, "")))
         if named is not None:
             host, environ[name] = named, target

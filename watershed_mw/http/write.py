@@ -1,4 +1,4 @@
-"""Heads of requests and responses, as bytes."""
+"""Writes request and response heads as bytes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = [
 
 
 def check_status(status: Any) -> None:
-    """Raise ValueError unless ``status`` can be that of a final response."""
+    """Raise ValueError unless ``status`` is valid for a final response."""
     if not isinstance(status, int) or not 200 <= status < 600:
         raise ValueError(f"expected an HTTP status from 200 to 599, got {status!r}")
 
 
 def status_line(status: int) -> str:
-    """Status code and reason phrase, which only people read (RFC 9112 section 4)."""
+    """Status code and reason phrase; clients ignore the phrase (RFC 9112 section 4)."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -35,7 +35,7 @@ def status_line(status: int) -> str:
 
 
 def write_fields(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Header fields as bytes, each with its line end. Raises as :func:`write_head`."""
+    """Header fields as bytes, each with its CRLF. Raises as :func:`write_head`."""
     pairs = list(fields)
     check_outgoing(pairs)
     return _lines(pairs)
@@ -55,7 +55,7 @@ def write_head(first_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
 
 
 def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
-    """The 101 (Switching Protocols) as bytes.
+    """The 101 (Switching Protocols) response as bytes.
 
     Args:
         agreed: fields of :func:`~watershed_mw.core.handshake.negotiation.negotiate`.
@@ -72,7 +72,7 @@ def write_switch(agreed: Sequence[tuple[str, str]], *lines: bytes) -> bytes:
 
 
 def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:
-    """A response as bytes; with a body it gets a Content-Length, and closes the connection."""
+    """A response as bytes; with a body, Content-Length and ``Connection: close`` are added."""
     first_line = f"HTTP/1.1 {status_line(status)}"
     fields = list(fields)
     if body is None:
@@ -89,7 +89,7 @@ def write_response(status: int, fields: Iterable[tuple[str, str]], body: bytes |
 
 
 def write_refusal(error: HandshakeError, method: str = "GET") -> bytes:
-    """The answer to a refused request: plain text with the reason, or no body for HEAD."""
+    """The response to a refused request: plain text with the reason, or no body for HEAD."""
     fields = [*error.headers, ("Content-Type", "text/plain; charset=utf-8")]
     answer = write_response(error.status, fields, error.body)
     return answer if method != "HEAD" else answer.removesuffix(error.body)

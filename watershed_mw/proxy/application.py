@@ -27,7 +27,7 @@ from .wsgi import WSGIProxy
 
 __all__ = ["WebSocketProxy"]
 
-# The middlewares' default: one host has that many ports, and the connections fit into half a GiB.
+# As the middlewares' default: a host has only this many ports, and the connections fit into half a GiB.
 _MAX_CONNECTIONS: Final = 2**16
 _MODES: Final = ("auto", "raw", "messages")
 
@@ -53,10 +53,10 @@ class WebSocketProxy:
         mode: ``"auto"``, the default, relays raw bytes where the server hands over its socket, and messages elsewhere;
             ``"raw"`` refuses (501) elsewhere; ``"messages"`` always relays messages. WSGI servers always hand over
             their socket, and bytes are relayed.
-        open_timeout: seconds that the upstream has to answer, and that the body of its refusal may stall on its way to
-            the client; default 10.
-        close_timeout: seconds that both sides have to close when the server stops, and the second side when the first
-            has closed; default 10.
+        open_timeout: seconds to wait for the upstream's response head, and for the body of its refusal to make progress
+            on its way to the client; default 10.
+        close_timeout: seconds for both sides to close when the server stops, and for one side to close after the other;
+            default 10.
         idle_timeout: seconds without a byte after which a connection is closed with 1001; default 3,600, None for no
             limit.
         max_duration: maximum seconds of a connection; default None, for no limit.

@@ -90,7 +90,7 @@ class ASGIProxy:
             await _pass_refusal(upgrade, opening.answer)
             return
         fields, others = answer_fields(opening.answer.fields)
-        # Before the client gets its 101, which it must not get if the upstream has disconnected meanwhile.
+        # Detach before the client gets its 101: it must not get one if the upstream has disconnected.
         upstream = opening.answer.detach()
         code = config.middleware_options["shutdown_code"] or None
         relays: list[Relay] = []
@@ -205,7 +205,7 @@ async def _stream_refusal(
             await upgrade.reject(refused.status, chained(), fields)
     except TimeoutError:
         logger.warning(CUT_OFF)
-        # A reset, as a client could take an orderly end for the end of the body.
+        # A reset, as the client could mistake an orderly close for the end of the body.
         upgrade.abort()
         raise ConnectionClosed(1006, "the upstream's refusal was cut off") from None
 

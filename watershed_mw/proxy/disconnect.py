@@ -13,9 +13,9 @@ from ..runtime.greenlets import new_poll
 
 __all__ = ["cancel_on_disconnect", "wait_disconnected"]
 
-# Seconds between two polls: the socket is the server's, and not registered with any event loop.
+# Seconds between two polls. The socket belongs to the server and is not registered with any event loop.
 _POLL_INTERVAL: Final = 0.1
-# Reported even if bytes before the end are still unread.
+# Reported even while bytes before the end of the stream are unread.
 _DISCONNECTED: Final = getattr(select, "POLLRDHUP", 0)
 
 
@@ -59,5 +59,5 @@ async def wait_disconnected(descriptor: int) -> None:
         await asyncio.get_running_loop().create_future()
         return
     poll.register(descriptor, _DISCONNECTED)
-    while not poll.poll(0):  # noqa: ASYNC110  # nothing notifies
+    while not poll.poll(0):  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(_POLL_INTERVAL)

@@ -14,7 +14,7 @@ from .target import ProxyRequest
 
 __all__ = ["answer_fields", "refusal_fields", "request_fields"]
 
-# Fields of one connection, not of the message (RFC 9110 section 7.6.1); Connection may name more.
+# Fields for one hop only (RFC 9110 section 7.6.1); Connection may name more.
 _HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-authentication-info",
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
@@ -67,15 +67,15 @@ def _forwarded(fields: list[tuple[str, str]], request: ProxyRequest, host: str, 
     """Add the client, the scheme and the host of the request (RFC 7239, and the older X-Forwarded-*)."""
     client = request.client or "unknown"
     scheme = "https" if request.secure else "http"
-    # The address may be any text, if the server trusts a proxy in front of it.
+    # The address may be any text if the server trusts a proxy in front of it.
     node = _quoted(f"[{client}]" if ":" in client else client)
     element = f"for={node};proto={scheme}" + (f";host={_quoted(host)}" if host else "")
-    # Lists of hops grow; the other fields are replaced, as a client could forge them.
+    # Lists of hops are appended to; the other fields are replaced, as a client could forge them.
     replaced = {"x-forwarded-proto": scheme, "x-forwarded-host": host, "x-forwarded-prefix": prefix}
     appended = {"x-forwarded-for": client, "forwarded": element}
     known = Headers(fields)
     if known.get("x-forwarded-for").rpartition(",")[2].strip() == client:
-        # The server took the client's address from this field: it must not be listed twice.
+        # The server took the client's address from this field; do not list it twice.
         appended["x-forwarded-for"] = ""
     kept = [pair for pair in fields if (name := _plain(pair[0])) not in replaced and name not in appended]
     for name, value in appended.items():

@@ -1,4 +1,4 @@
-"""Relay of messages, where the server in front does not hand over its socket: with close codes, reasons and PINGs."""
+"""Relays messages, close codes, reasons and PINGs where the server in front does not hand over its socket."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import ConnectionClosed, UnsupportedServerError
 
 __all__ = ["relay_messages"]
 
-# Codes that no Close frame may carry (RFC 6455 section 7.4.1), and those that stand for them on the other side.
+# Codes that no Close frame may carry (RFC 6455 section 7.4.1), and what the other side gets instead.
 _CLIENT_GONE: Final = {int(CloseCode.ABNORMAL): 1001, int(CloseCode.TLS_HANDSHAKE): 1001}
 _UPSTREAM_GONE: Final = {int(CloseCode.ABNORMAL): 1014, int(CloseCode.TLS_HANDSHAKE): 1014}
 
 
 class _Limits:
-    """The limits of duration, silence and bytes, updated with each message."""
+    """The limits on duration, idle time and bytes, updated with each message."""
 
     def __init__(self, idle_timeout: float | None, max_duration: float | None, max_bytes: int | None) -> None:
         self._idle_timeout = idle_timeout
@@ -66,33 +66,33 @@ async def relay_messages(
     limits = _Limits(idle_timeout, max_duration, max_bytes)
     for one, other in ((client, upstream), (upstream, client)):
         _Pings(one, other)
-    ways = [
+    directions = [
         asyncio.ensure_future(_pass_messages(client, upstream, limits, _CLIENT_GONE)),
         asyncio.ensure_future(_pass_messages(upstream, client, limits, _UPSTREAM_GONE)),
     ]
     try:
-        pending = set(ways)
+        pending = set(directions)
         while pending:
             due = limits.due()
             if due is not None and due <= 0:
                 for connection in (client, upstream):
-                    _end(connection, CloseCode.GOING_AWAY, "the proxy's time is up")
+                    _end(connection, CloseCode.GOING_AWAY, "time limit reached")
                 await asyncio.wait(pending, timeout=close_timeout)
                 return
             _, pending = await asyncio.wait(pending, timeout=due)
     finally:
-        for way in ways:
-            way.cancel()
+        for direction in directions:
+            direction.cancel()
         for connection in (client, upstream):
             if not connection.closed:
                 _end(connection, CloseCode.GOING_AWAY, "")
 
 
 class _Pings:
-    """Forwards the PINGs of ``one``, which its connection answers as well, where both sides support that.
+    """Forwards PINGs that arrive from ``one``, which ``one`` also answers itself, if both sides support PINGs.
 
-    At most one PING is unanswered and only the latest waits behind it (RFC 6455 section 5.5.3 allows that), so nothing
-    piles up for a peer that does not read.
+    At most one PING is unanswered, and only the latest one waits behind it (allowed by RFC 6455 section 5.5.3), so
+    PINGs do not pile up for a peer that does not read.
     """
 
     def __init__(self, one: AsyncConnection, other: AsyncConnection) -> None:
@@ -124,12 +124,12 @@ async def _pass_messages(one: AsyncConnection, other: AsyncConnection, limits: _
             message = await one.receive()
             if not limits.passed(len(message) if isinstance(message, bytes) else len(message.encode())):
                 for connection in (one, other):
-                    _end(connection, CloseCode.POLICY_VIOLATION, "too much for this proxy")
+                    _end(connection, CloseCode.POLICY_VIOLATION, "byte limit reached")
                 return
             await other.send(message)
     except ConnectionClosed:
         code = one.close_code
-        if code is not None:  # else the other connection is closed, and the opposite direction forwards that
+        if code is not None:  # otherwise the other connection closed, and the opposite direction forwards its code
             _end(other, gone.get(code, code), "" if code in gone else one.close_reason or "")
             await other.wait_closed()
 
@@ -138,4 +138,4 @@ def _end(connection: AsyncConnection, code: int, reason: str) -> None:
     try:
         connection.start_close(reason, code=code)
     except UnsupportedServerError:
-        connection.start_close(reason)  # this server cannot send every code
+        connection.start_close(reason)  # not every server can send this code

@@ -1,4 +1,4 @@
-"""The opening handshake with the upstream, the same for both doors: find the destination, ask it for the upgrade."""
+"""The opening handshake with the upstream, for ASGI and WSGI alike: find the destination, request the upgrade."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def open_upstream(
     key: str,
     own_handshake: list[tuple[str, str]] | None = None,
 ) -> Opening:
-    """Find the destination of a request and ask it for the upgrade, for as long as the client waits.
+    """Find the destination of a request and request the upgrade there, unless the client disconnects first.
 
     Args:
         config: the proxy's options.
@@ -54,7 +54,7 @@ async def open_upstream(
         disconnected: waits until the client disconnects; cancelled when the upstream has answered.
         key: the Sec-WebSocket-Key that the upstream gets.
         own_handshake: the proxy's own opening handshake, which replaces the client's Sec-WebSocket fields; None to
-            forward those. A 400 is no answer to it: the proxy asks again, with an offer without parameters.
+            forward those. After a 400 the proxy retries, with a compression offer without parameters.
 
     Raises:
         ConnectionClosed: the client has disconnected.
@@ -98,5 +98,5 @@ def _check_fields(fields: Iterable[tuple[str, str]]) -> None:
         except ValueError:
             written = False
         if not written:
-            # Without the value, for the client and for the log: it may be a secret of the application.
+            # Neither the client nor the log gets the value: it may be a secret of the application.
             raise HandshakeError(f"the proxy cannot write the header field {shown(name)}", status=500)

@@ -1,6 +1,6 @@
-"""The time limit of a streamed refusal: a stalled side must not hold the other one.
+"""The time limit of a streamed refusal: a stalled side must not hold up the other.
 
-It asks for the rate of a slow link, after a grace period as long as the upstream had for its response head.
+The limit requires the rate of a slow link, after a grace period as long as the time limit for the response head.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import Final
 
 __all__ = ["Pace"]
 
-# Bytes per second. nginx and Apache's mod_reqtimeout are content with 500, for requests that a person may type.
+# Bytes per second.
 _RATE: Final = 16 * 2**10
-# Bytes of a body: an error page is small, and an endless one is no error page.
+# Maximum bytes of a body: error pages are small, and a hostile upstream could send an endless one.
 _MAX_SIZE: Final = 16 * 2**20
 
 
 class Pace:
-    """The time that a body has: a grace period, extended by a second for every 16 KiB, up to the whole grace period.
+    """The time limit of a body: a grace period, extended by a second for every 16 KiB.
 
-    Because of that cap, a burst into the buffers on the way does not earn a long stall.
+    The remaining time never exceeds the grace period, so a burst into intermediate buffers does not earn a long stall.
 
     Args:
         grace: seconds.
@@ -31,7 +31,7 @@ class Pace:
         self._passed = 0
 
     def passed(self, size: int) -> None:
-        """Count ``size`` more bytes as passed on."""
+        """Count ``size`` more bytes as forwarded."""
         self._passed += size
         self._until = min(self._until + size / _RATE, time.monotonic() + self._grace)
 

@@ -19,7 +19,7 @@ VISIBLE: Final = "!\"$%&'()*+,/:;<=>?@[\\]^`{|}~"
 
 _ENCODED: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _ENCODED_SLASH: Final = re.compile(rb"%2[Ff]")
-# The absolute form, in which clients ask a proxy (RFC 9112 section 3.2.2).
+# The absolute form, which clients send to a proxy (RFC 9112 section 3.2.2).
 _SCHEME_AND_AUTHORITY: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*")
 
 
@@ -60,5 +60,5 @@ def split_prefix(path: str, prefix: str) -> tuple[str, str] | None:
         found += 1
     before, rest = path[:position], path[position:]
     if wanted and rest[:3].upper() == "%2F":
-        rest = f"/{rest[3:]}"  # whatever compared decoded paths took it for the slash after the prefix
+        rest = f"/{rest[3:]}"  # a router that compares decoded paths took it for the slash after the prefix
     return None if rest and wanted and not rest.startswith("/") else (before, rest)

@@ -23,7 +23,7 @@ def request_of_scope(scope: Mapping[str, Any], headers: Headers) -> ProxyRequest
     prefix = quote(str(scope.get("root_path") or ""), PATH_SAFE)
     raw = path_of_target(bytes(scope.get("raw_path") or b""))
     path = quote(raw, VISIBLE)
-    # A middleware may have changed one of the two paths only.
+    # A middleware may have changed only one of the two paths.
     if split_prefix(path, prefix) is None or unquote(raw.decode("latin-1")) != scope["path"]:
         path = quote(scope["path"], PATH_SAFE)
     return ProxyRequest(
@@ -48,7 +48,7 @@ def request_of_environ(environ: Mapping[str, Any], headers: Headers, target: str
     names = ("SCRIPT_NAME", "PATH_INFO")
     mounted, rest = (str(environ.get(name, "")).encode("latin-1") for name in names)
     prefix = quote(mounted, PATH_SAFE)
-    # The path of PEP 3333 is decoded, so it does not distinguish %2F from "/".
+    # PATH_INFO is decoded (PEP 3333), so it does not distinguish %2F from "/".
     raw = path_of_target((target or "").encode("latin-1", "replace"))
     path = quote(raw, VISIBLE)
     if split_prefix(path, prefix) is None or not may_decode_to(raw, mounted + rest):

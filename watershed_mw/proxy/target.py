@@ -84,7 +84,7 @@ class Destination:
     """The upstream of one request, and the request target there.
 
     Attributes:
-        url: URL of the upstream, with the scheme ``http`` or ``https``.
+        url: ``http`` or ``https`` URL of the upstream.
         target: path and query, percent-encoded.
         prefix: the prefix that was stripped from the path, percent-encoded; empty for none.
         unix: path of the Unix socket; None for TCP.
@@ -154,16 +154,16 @@ def destination(upstream: UpstreamLike | None, request: ProxyRequest, strip_pref
 
 
 def _check_path(path: str) -> None:
-    """Refuse a path that the upstream could resolve to one outside of its prefix.
+    """Refuse a path that the upstream could resolve to a path outside its prefix.
 
     Browsers resolve dot segments themselves, including those with ``%2e`` and backslashes.
     """
     if not path.startswith("/"):
-        raise HandshakeError("expected a request target that is a path, got another form", status=400)
+        raise HandshakeError("expected a path as the request target, got another form", status=400)
     segments = unquote(path).replace("\\", "/").split("/")
     # Some servers remove ";..." before they resolve dot segments.
     if any(segment.partition(";")[0] in (".", "..") for segment in segments):
-        raise HandshakeError("expected a path without dot segments (. or ..), got one with them", status=400)
+        raise HandshakeError("expected a path without dot segments, got one with . or ..", status=400)
 
 
 def _path_there(url: httpx.URL, request: ProxyRequest, strip_prefix: bool | str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""The upstream's side of the opening handshake: the request, and its answer as a byte stream or an HTTP response.
+"""The upstream's side of the opening handshake: sends the request, and returns a byte stream or an HTTP response.
 
-Sec-WebSocket-Accept is checked before the client gets its 101, so the proxy relays to WebSocket servers only. Any other
-response goes to the client.
+Sec-WebSocket-Accept is checked before the client gets its 101, so the proxy relays to WebSocket servers only. Responses
+other than 101 are forwarded to the client.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["CUT_OFF", "Raw", "Refused", "Switched", "ask", "described", "drop"]
 Raw: TypeAlias = "socket.socket | DetachedStreams"
 
 CUT_OFF: Final = "cut off an upstream's refusal: its body ended early, or one side was too slow"
-"""The log line of both doors."""
+"""Logged by the ASGI and the WSGI proxy."""
 
-# Bytes of a refusal's body up to which it is forwarded in one piece: granian does not take a second one.
+# A refusal's body of at most this many bytes is forwarded in one piece, as granian accepts only one.
 _SHORT_BODY: Final = 64 * 2**10
 
 
@@ -51,7 +51,7 @@ class Switched:
     head: bytes
 
     def detach(self) -> Raw:
-        """The raw stream for a relay: a socket, or a reader and a writer over TLS.
+        """Detach the raw stream for a relay: a socket, or a reader and a writer over TLS.
 
         Raises:
             HandshakeError: the upstream has disconnected (502).
@@ -62,12 +62,12 @@ class Switched:
             raise HandshakeError("the upstream disconnected after its 101", status=502) from error
 
     def close(self) -> None:
-        """Drop the connection to the upstream."""
+        """Abort the connection to the upstream."""
         self.streams.abort()
 
 
 def drop(stream: Raw) -> None:
-    """Close a stream that has not been given to a relay."""
+    """Close a stream that no relay has taken over."""
     if isinstance(stream, socket.socket):
         stream.close()
     else:
@@ -75,7 +75,7 @@ def drop(stream: Raw) -> None:
 
 
 class Refused:
-    """The upstream has not switched: an HTTP response for the client.
+    """The upstream has not switched, and its HTTP response goes to the client.
 
     Attributes:
         status: HTTP status.
@@ -93,10 +93,10 @@ class Refused:
         self._timeout = timeout
 
     async def begin(self) -> tuple[bytes, AsyncIterator[bytes] | None]:
-        """A short body and None, or the beginning of a long body and an iterator over the rest.
+        """Read the beginning of the body: all of a short body and None, or a part and an iterator over the rest.
 
         Raises:
-            HandshakeError: the body ended early, or came too slowly (502).
+            HandshakeError: the body ended early, or arrived too slowly (502).
         """
         begin, rest = b"", self.body()
         try:
@@ -115,7 +115,7 @@ class Refused:
         """The body, streamed; it ends early if the upstream disconnects, stalls, or is too slow."""
         parts = aiter(self._response.stream)  # type: ignore[arg-type]
         try:
-            while remaining := self.pace.remaining:  # asyncio.timeout(0) would not stop a read that does not block
+            while remaining := self.pace.remaining:  # at 0, asyncio.timeout() would not stop a read that does not block
                 async with asyncio.timeout(min(self._timeout, remaining)):
                     part = await anext(parts)
                 yield part
@@ -134,7 +134,7 @@ class Refused:
 
 async def _close(response: httpcore.Response) -> None:
     await response.aclose()
-    # Outside of a pool, httpcore leaves the connection open after a complete body.
+    # Without a pool, httpcore leaves the connection open after a complete body.
     await response.extensions["network_stream"].aclose()
 
 
@@ -143,7 +143,7 @@ def _fields(response: httpcore.Response) -> list[tuple[str, str]]:
 
 
 def described(error: HandshakeError) -> str:
-    """The text for logs: what the client gets, and the cause, which it does not."""
+    """The error as text for logs: what the client gets, plus the cause, which the client does not get."""
     return f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
 
 
@@ -178,7 +178,7 @@ async def ask(
     try:
         async with asyncio.timeout(open_timeout):
             request = httpcore.Request(b"GET", url, headers=headers)
-            response = await send(Route(context, to.unix).way_to(request))
+            response = await send(Route(context, to.unix).plan_to(request))
     except TimeoutError:
         raise HandshakeError("the upstream did not answer in time", status=504) from None
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
@@ -186,7 +186,7 @@ async def ask(
             raise unavailable(error) from error
         raise HandshakeError("the upstream cannot be reached", status=502) from error
     except ValueError:
-        # Without the cause, which quotes the request: it may hold a token.
+        # Without the cause, which quotes the request and may thus contain a token.
         raise HandshakeError(
             "the request cannot be forwarded: a header field or the target is not valid HTTP", status=400
         ) from None

@@ -1,7 +1,7 @@
-"""The proxy as a WSGI application: raw bytes, and no thread once the opening handshake is done.
+"""The proxy as a WSGI application: it relays raw bytes, without a thread once the opening handshake is done.
 
-The process's own event loop opens the upstream connection and relays the bytes; the request's thread waits only for
-the opening handshake.
+A background event loop opens the upstream connection and relays the bytes; the request's thread only waits for the
+opening handshake.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class WSGIProxy:
                 )
             place = config.connection_limit.enter()
             forwarded = request_of_environ(environ, request.headers, upgrade.target)
-            # In this thread, which may block, and where the framework's request context is.
+            # In this thread: the callable may block, and needs the framework's request context.
             chosen = config.choose(forwarded)
             to, answer = self._open(upgrade, forwarded, key, chosen)
             if isinstance(answer, Refusal):
@@ -105,14 +105,14 @@ class WSGIProxy:
         finally:
             if place is not None and relayed is None:
                 place.leave()
-        # For frameworks, which expect a response.
+        # Frameworks expect a response.
         start_response("101 Switching Protocols", [])
         return ()
 
     def _open(
         self, upgrade: WSGIUpgrade, request: ProxyRequest, key: str, chosen: Any
     ) -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
-        """The destination and its answer: a refusal, or the header fields of the 101 and the raw stream."""
+        """Open the upstream: the destination, and its refusal or the header fields of its 101 and the raw stream."""
         descriptor = upgrade.client_descriptor()
 
         async def open_detached() -> tuple[Destination, Refusal | tuple[list[tuple[str, str]], Raw]]:
@@ -122,7 +122,7 @@ class WSGIProxy:
             if isinstance(answer, Refused):
                 async with cancel_on_disconnect(disconnected):
                     return to, Refusal(answer, *await answer.begin())
-            # Before the client gets its 101, which it must not get if the upstream has disconnected meanwhile.
+            # Detach before the client gets its 101: it must not get one if the upstream has disconnected.
             return to, (answer.fields, answer.detach())
 
         try:
@@ -146,7 +146,7 @@ class WSGIProxy:
 
         try:
             if self._shutdown_code is not None:
-                # Before there is a relay, which the process must close when it stops.
+                # Before the relay starts, as the process must close it when it stops.
                 handle_signals = self._config.middleware_options["install_signal_handlers"]
                 watch_process(server, handle_signals=handle_signals)
             sock = upgrade.hand_over(fields, others)
@@ -187,7 +187,7 @@ class Refusal:
 
     def pass_on(self, upgrade: WSGIUpgrade, start_response: StartResponse) -> Iterable[bytes]:
         """Forward the refusal to the client."""
-        # The server frames the body for its client: by length, in chunks, or up to the end of the stream.
+        # The server delimits the body for its client: by length, by chunks, or by the end of the stream.
         start_response(status_line(self.refused.status), refusal_fields(self.refused.fields))
         if self.rest is None:
             return [self.begin] if self.begin else []
@@ -211,7 +211,7 @@ class _Body:
         self._refused = refused
         self._begin = begin
         self._parts = rest
-        # The C module's class, even if gevent or eventlet replaces socket.socket: the event loop's thread uses it.
+        # The C module's class, even if gevent or eventlet patches socket.socket: the event loop's thread uses it.
         self._client = _socket.socket(fileno=descriptor) if descriptor >= 0 else None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -233,7 +233,7 @@ class _Body:
         return b""
 
     def _watch(self) -> None:
-        """Cut the body off if its time is over, or else check again when it would be."""
+        """Cut the body off if its time is up; otherwise schedule the next check."""
         self._cancel_timer()
         remaining = self._refused.pace.remaining
         if self._client is None:

@@ -1,4 +1,4 @@
-"""Raw relay: two connected streams, and the bytes of each written to the other."""
+"""Raw relay: forwards bytes between two connected streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A relay as applications hold it: bytes between two streams, to be awaited and closed from any thread."""
+"""The relay object that applications hold: any thread may await or close it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Relay:
     """A relay between a client and a server, made by :func:`relay`. Await it for its result.
 
     Attributes:
-        shutdown_code: close code for both sides when the process stops; None if the application closes the relay then.
+        shutdown_code: close code for both sides when the process stops; None leaves that to the application.
     """
 
     __slots__ = ("__weakref__", "_engine", "_loop", "_outcome", "shutdown_code")
@@ -45,7 +45,7 @@ class Relay:
 
     @property
     def close_timeout(self) -> float:
-        """Seconds that the peers have to close at the end."""
+        """Seconds for the peers to close once the relay is ending."""
         return self._engine.close_timeout
 
     @property
@@ -63,7 +63,7 @@ class Relay:
 
     @property
     def ending(self) -> bool:
-        """Whether the end has begun: only the rest of frames that have begun still passes."""
+        """Whether the relay is ending: it forwards only the rest of frames in progress."""
         return self._engine.end is not None
 
     @property
@@ -72,10 +72,10 @@ class Relay:
         return self._outcome.result
 
     def start_close(self, reason: str = "", *, code: int = 1001) -> None:
-        """Close both sides with a Close frame after the current frame, and return at once. From any thread.
+        """Close both sides with a Close frame after the current frame, and return immediately. From any thread.
 
-        A side that has had a Close frame does not get a second one, and a side in the middle of a frame that never ends
-        gets none. Both are closed after ``close_timeout`` at the latest.
+        A side that was already sent a Close frame gets no second one, and a side in the middle of a frame that never
+        completes gets none. Both sides are closed after at most ``close_timeout``.
 
         Args:
             reason: close reason, at most 123 bytes in UTF-8.
@@ -96,17 +96,17 @@ class Relay:
         self.abort()
 
     def abort(self) -> None:
-        """Abort both streams at once; unsent bytes are lost. From any thread."""
+        """Abort both streams immediately; unsent bytes are lost. From any thread."""
         self._call(self._engine.abort)
 
     def wait(self, timeout: float | None = None) -> RelayResult:
-        """Block until the relay has ended. In any thread but that of its own loop.
+        """Block until the relay has ended. From any thread except that of the relay's event loop.
 
         Args:
             timeout: seconds; None for no limit.
 
         Raises:
-            TimeoutError: it has not ended in time.
+            TimeoutError: the relay has not ended in time.
         """
         return self._outcome.wait(timeout)
 
@@ -114,7 +114,7 @@ class Relay:
         return self._outcome.__await__()
 
     def when_gone(self, call: Callable[[], object]) -> None:
-        """Call ``call`` when both streams are closed, in any thread; at once if they are."""
+        """Call ``call`` when both streams are closed, immediately if they already are; in an arbitrary thread."""
         self._outcome.add_listener(call)
 
     def _call(self, call: Callable[..., None], *args: Any) -> None:
@@ -134,24 +134,24 @@ def relay(
 ) -> Relay:
     """Relay bytes between two streams, in both directions, until both have ended.
 
-    The end of one stream ends the other once everything before it has been written, and the opposite direction goes on;
-    over TLS both directions end at once. The relay runs on the running event loop, or else on the process's own loop;
-    in both cases this function returns at once.
+    When one stream ends, the relay ends the other after everything received has been written, while the opposite
+    direction continues; over TLS both directions end together. The relay runs on the running event loop, or on a
+    background loop if none is running. This function returns immediately.
 
     Args:
         a: stream of the WebSocket client. The relay owns it from now on, as well as ``b``.
         b: stream of the WebSocket server.
         idle_timeout: seconds without a byte in either direction after which both sides get a Close frame (1001); None
             for no limit.
-        close_timeout: seconds that the peers have to answer a Close frame, to read unsent bytes once the end has begun,
-            and to go on sending after the opposite direction has ended.
+        close_timeout: seconds for the peers to answer a Close frame, to read unsent bytes once the relay is ending,
+            and to continue to send after the opposite direction has ended.
         max_duration: seconds after which both sides get a Close frame (1001); None for no limit.
         max_bytes: bytes in both directions together after which both sides get a Close frame (1008) or, in the middle
             of a frame, the end of their stream; None for no limit.
         shutdown_code: see :class:`Relay`.
 
     Raises:
-        TypeError: an argument is not a stream that relays know.
+        TypeError: an argument is not a supported stream.
         ValueError: a stream is not connected, both are the same, or a limit is not positive.
         ConnectionClosed: a stream is closed.
         NotImplementedError: the loop is Windows' ProactorEventLoop, which cannot wait for such sockets.
@@ -185,7 +185,7 @@ def relay(
         **limits,
     )
     _live.add(made)
-    # In a new context: the caller's may hold a web framework's request, which would live as long as the relay.
+    # In a new context: the caller's may refer to a web framework's request, which would live as long as the relay.
     if running is not None:
         end_with(running, _living)
         Context().run(made._engine.start)

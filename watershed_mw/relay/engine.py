@@ -1,8 +1,8 @@
-"""The engine of a relay: what the bytes, the ends and the deadlines of its two sides lead to.
+"""The relay's engine: enforces its limits, and ends its two sides.
 
-It parses frame boundaries only, so that its Close frames go out between two frames; everything else passes unchanged.
-It runs on an event loop without a thread, a task or a timer of its own, and buffers a bounded number of bytes. Whatever
-the peers do goes into the result and is never raised.
+It parses only frame boundaries, so that its Close frames go out between two frames; everything else passes unchanged.
+It runs on an event loop without a thread, a task or a timer of its own, and buffers a bounded number of bytes. What the
+peers do is reported in the result and never raised.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .side import Phase, Side
 
 __all__ = ["Engine"]
 
-# Seconds that a side has to close after a reset of the other, once everything before that has been written to it.
+# Seconds for a side to close after the other was reset, once everything received before that has been written to it.
 _LINGER = 1.0
 
 
@@ -31,13 +31,13 @@ class Engine:
     Args:
         loop: the event loop.
         client, server: the sides.
-        idle_timeout, close_timeout, max_duration, max_bytes: as of :func:`~watershed_mw.relay.relay`.
+        idle_timeout, close_timeout, max_duration, max_bytes: as for :func:`~watershed_mw.relay.relay`.
         on_end: called with the result when both sides are closed.
 
     Attributes:
         began: when the relay was made, in seconds of ``time.monotonic()``.
-        close_timeout: seconds that the peers have to close at the end.
-        end: why the relay ends; None until the end has begun.
+        close_timeout: seconds for the peers to close once the relay is ending.
+        end: why the relay ends; None until it is ending.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class Engine:
         self._max_bytes = max_bytes
         self.began = time.monotonic()
         self._max_until = inf if max_duration is None else self.began + max_duration
-        self._until = inf  # when the streams are aborted, once the end has begun
+        self._until = inf  # when the streams are aborted, once the relay is ending
         self._timer_due = inf
         self.end: RelayEnd | None = None
         self._closing = False
@@ -85,7 +85,7 @@ class Engine:
         self._on_end = on_end
 
     def start(self) -> None:
-        """Begin to relay."""
+        """Start to relay."""
         for side, other in ((self._client, self._server), (self._server, self._client)):
             side.engine = self
             side.other = other
@@ -102,11 +102,11 @@ class Engine:
     # --- the sides call these ----------------------------------------------------------------------------------------
 
     def allows(self, size: int) -> bool:
-        """Whether ``size`` more bytes may pass; otherwise the end begins."""
+        """Whether ``size`` more bytes may pass; if not, start to end the relay."""
         passed = self._client.passed + self._server.passed
         if self._max_bytes is None or passed + size <= self._max_bytes:
             return True
-        payload = encode_close(CloseCode.POLICY_VIOLATION, "too much")
+        payload = encode_close(CloseCode.POLICY_VIOLATION, "byte limit reached")
         self.end_with_close(RelayEnd.TOO_MUCH, payload, finish_frame=False)
         return False
 
@@ -139,7 +139,7 @@ class Engine:
         self._update()
 
     def answered(self) -> None:
-        """A Close frame has come from a side since the end began: once both have come, nothing more will."""
+        """A side has sent its Close frame since the relay started to end; after both have, no more bytes follow."""
         for side in self._sides:
             if side.boundaries.close_passed and side.other.phase is Phase.SHUT:
                 side.finish()
@@ -147,7 +147,7 @@ class Engine:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end_with_close(self, end: RelayEnd, payload: bytes, finish_frame: bool = True) -> None:
-        """Begin the end, with a Close frame to both sides, unless it has begun.
+        """Start to end the relay, with a Close frame to both sides, unless it is already ending.
 
         Args:
             end: why the relay ends.
@@ -168,7 +168,7 @@ class Engine:
         self._update()
 
     def _update(self) -> None:
-        """Close both sides if there is nothing left to do, or else set the timer for the next deadline."""
+        """Close both sides if both streams have ended; otherwise set the timer for the next deadline."""
         if self._closed:
             return
         client, server = self._client, self._server
@@ -189,17 +189,17 @@ class Engine:
             self._close(RelayEnd.BROKEN_OFF, late=True)
 
     def _close(self, end: RelayEnd, *, late: bool = False) -> None:
-        """Close both sides; if ``late``, the time for unsent bytes is over. The second late call aborts."""
+        """Close both sides; ``late`` if the deadline for unsent bytes has passed. The second late call aborts."""
         abort, self._closing = late and self._closing, True
         self.end = self.end or end
         self._until = time.monotonic() + self.close_timeout
         for side in self._sides:
-            # A peer must not take the end of the stream for complete if bytes are missing.
+            # If bytes are missing, the peer must not see an orderly end of the stream.
             side.close(abort or (late and side.unsent() > 0))
         self._update()
 
     def loop_failed(self) -> None:
-        """The loop has failed: end both streams, and set the result for those that wait for it."""
+        """End both streams after the event loop failed, and set the result for its waiters."""
         self.end = self.end or RelayEnd.BROKEN_OFF
         for side in self._sides:
             side.loop_failed()
@@ -215,7 +215,7 @@ class Engine:
     # --- deadlines ---------------------------------------------------------------------------------------------------
 
     def _idle_at(self) -> float:
-        # After one side has ended its stream, the other has close_timeout at most.
+        # After one side has ended its stream, the other has at most close_timeout.
         timeout = self._idle_timeout
         if self._client.at_end or self._server.at_end:
             timeout = min(timeout, self.close_timeout)
@@ -224,7 +224,7 @@ class Engine:
     def _set_timer(self) -> None:
         when = self._until if self.end is not None else min(self._idle_at(), self._max_until)
         if self._timer_due <= when:
-            return  # The early call sets the timer again, which is cheaper than moving it with each byte.
+            return  # an early call re-arms the timer, which is cheaper than moving it after each read
         self._cancel_timer()
         if when != inf:
             self._timer_due = timers_of(self._loop).set(when, _on_deadline, self)
@@ -246,7 +246,7 @@ class Engine:
             else:
                 self.end_with_close(RelayEnd.IDLE, encode_close(CloseCode.GOING_AWAY, "idle"))
         elif now >= self._max_until:
-            self.end_with_close(RelayEnd.TOO_LONG, encode_close(CloseCode.GOING_AWAY, "too long"))
+            self.end_with_close(RelayEnd.TOO_LONG, encode_close(CloseCode.GOING_AWAY, "time limit reached"))
         if not self._closed:
             self._set_timer()
 

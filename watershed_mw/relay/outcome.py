@@ -1,4 +1,4 @@
-"""The outcome of a relay: why it ended, and the ways to wait for that."""
+"""The outcome of a relay: why it ended, and how threads, greenlets and tasks wait for that."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class RelayResult:
 
     Attributes:
         end: why it ended.
-        to_server, to_client: bytes that passed in each direction, including those that came early, but not the relay's
-            own Close frames.
+        to_server, to_client: bytes forwarded in each direction, including those read before the relay started, but not
+            the relay's own Close frames.
         seconds: its duration.
     """
 
@@ -59,7 +59,7 @@ class RelayResult:
 
 
 class Outcome:
-    """The result of a relay, once there is one. Any thread, greenlet and event loop may wait for it.
+    """Holds the result of a relay once it has ended. Any thread, greenlet or event loop may wait for it.
 
     Attributes:
         result: the result; None until the relay has ended.
@@ -69,7 +69,7 @@ class Outcome:
 
     def __init__(self) -> None:
         self.result: RelayResult | None = None
-        # Several threads append and remove without a lock: each step is one call into C.
+        # No lock: threads append and remove, and each of these operations is atomic.
         self._listeners: list[Callable[[], object]] = []
 
     def set(self, result: RelayResult) -> None:
@@ -78,7 +78,7 @@ class Outcome:
         self._call_listeners()
 
     def add_listener(self, call: Callable[[], object]) -> None:
-        """Call ``call`` when there is a result, in any thread; at once if there is one."""
+        """Call ``call`` once the result is set, immediately if it already is; in an arbitrary thread."""
         self._listeners.append(call)
         if self.result is not None:
             self._call_listeners()
@@ -102,13 +102,13 @@ class Outcome:
                 logger.exception("a listener for the end of a relay raised: %r", call)
 
     def wait(self, timeout: float | None) -> RelayResult:
-        """Block until there is a result.
+        """Block until the result is set.
 
         Args:
             timeout: seconds; None for no limit.
 
         Raises:
-            TimeoutError: there is none in time.
+            TimeoutError: the result was not set in time.
         """
         if threads_are_greenlets():
             until = inf if timeout is None else time.monotonic() + timeout
@@ -127,7 +127,7 @@ class Outcome:
         return self.result
 
     def __await__(self) -> Generator[Any, None, RelayResult]:
-        # The awaiting task may run on another loop than the relay, and its cancellation leaves the relay alone.
+        # The awaiting task may run on a different loop than the relay; cancelling it does not affect the relay.
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
 

@@ -1,6 +1,6 @@
-"""A side of a relay: what ``socket_side`` (plain sockets) and ``transport_side`` (asyncio transports) have in common.
+"""One side of a relay: the base class of ``socket_side`` (plain sockets) and ``transport_side`` (asyncio transports).
 
-A side passes the bytes of its peer to the other side unchanged, and stops reading while the other side's write buffer
+A side forwards the bytes of its peer unchanged to the other side, and stops reading while the other side's write buffer
 is full. It tracks frame boundaries, so that the stream can be ended between two frames. The engine decides when to end
 it. Everything runs on the event loop's thread. This file is compiled as well as interpreted.
 """
@@ -28,7 +28,7 @@ else:
 __all__ = ["HIGH_WATER", "LOW_WATER", "Phase", "Side", "keep_alive"]
 
 
-# Unsent bytes above which reading from the other side pauses, and at or below which it resumes.
+# Reading from the other side pauses above HIGH_WATER unsent bytes, and resumes at LOW_WATER.
 HIGH_WATER = 64 * 2**10
 LOW_WATER = 16 * 2**10
 # TCP keepalive: seconds of silence before the first probe, seconds between probes, number of probes.
@@ -36,14 +36,14 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
 class Phase(Enum):
-    """What happens to the bytes that come from a side."""
+    """What a side does with the bytes that it receives."""
 
     PASSING = 1
-    CUTTING = 2  # they pass up to the end of the current frame
-    SHUT = 3  # they are read and dropped
+    CUTTING = 2  # forwards them up to the end of the current frame
+    SHUT = 3  # reads and drops them
 
 
-# Looked up once: a member of an Enum costs more than a function call.
+# Looked up once, as accessing a member of an Enum costs more than a function call.
 _PASSING = Phase.PASSING
 _CUTTING = Phase.CUTTING
 _SHUT = Phase.SHUT
@@ -58,17 +58,17 @@ class Side:
     Attributes:
         engine: the relay's engine. The side calls ``ended`` when the peer has ended its direction of the stream,
             ``breaking`` when the peer accepts no more bytes, ``lost`` when it has reset the stream, ``finished`` when
-            everything has been written, ``answered`` when a Close frame has come; and asks ``allows`` before it passes
+            everything has been written, ``answered`` when a Close frame has arrived, and ``allows`` before it forwards
             bytes.
         other: the other side.
         boundaries: frame boundaries of the bytes from this peer.
         phase: what happens to the bytes from this peer.
-        limited: whether to ask the engine before passing bytes.
-        passed: bytes from this peer that were passed to the other side.
+        limited: whether to call ``allows`` before forwarding bytes.
+        passed: number of bytes from this peer that were forwarded.
         active: when bytes were last read or written here, in seconds of ``time.monotonic()``.
         full: whether the write buffer is too full to read more from the other side.
         at_end: whether the peer has ended its direction of the stream.
-        finishing, finished: whether nothing more will be written here, and whether the peer has got the end.
+        finishing, finished: whether no more bytes are accepted for this peer, and whether its stream has been ended.
         closed: whether the stream is closed.
     """
 
@@ -110,15 +110,15 @@ class Side:
     # --- abstract methods --------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Pass on bytes that came early, and start reading."""
+        """Forward bytes that were read before the relay started, and start reading."""
         raise NotImplementedError
 
     def write(self, data: bytes | bytearray, size: int) -> None:
-        """Write the first ``size`` bytes of ``data``, which the caller reuses: it must not be kept."""
+        """Write the first ``size`` bytes of ``data``, and keep no reference: the caller reuses it."""
         raise NotImplementedError
 
     def pause(self) -> None:
-        """Stop reading, and leave bytes in the kernel."""
+        """Stop reading; further bytes stay in the kernel."""
         raise NotImplementedError
 
     def resume(self) -> None:
@@ -138,35 +138,35 @@ class Side:
         raise NotImplementedError
 
     def close(self, abort: bool) -> None:
-        """Close the stream; with ``abort`` in a way that shows the peer that bytes are missing."""
+        """Close the stream; with ``abort``, reset it, which shows the peer that bytes are missing."""
         raise NotImplementedError
 
     # --- received bytes ----------------------------------------------------------------------------------------------
 
-    def came(self, data: bytes | bytearray, size: int) -> None:
-        """Pass on the first ``size`` bytes of ``data``."""
+    def forward(self, data: bytes | bytearray, size: int) -> None:
+        """Forward the first ``size`` bytes of ``data`` to the other side."""
         self.active = monotonic()
         if self.phase is not _PASSING or self.limited:
-            self._came_late(data, size)
+            self._forward_limited(data, size)
         else:
             self.boundaries.feed(data, 0, size)
-            self._pass_on(data, size)
+            self._forward_now(data, size)
 
-    def _pass_on(self, data: bytes | bytearray, size: int) -> None:
+    def _forward_now(self, data: bytes | bytearray, size: int) -> None:
         self.passed += size
         self.other.write(data, size)
         if self.other.full and not self._paused:
             self.pause()
 
-    def _came_late(self, data: bytes | bytearray, size: int) -> None:
+    def _forward_limited(self, data: bytes | bytearray, size: int) -> None:
         passed = 0
         if self.phase is _PASSING and self.engine.allows(size):
             self.boundaries.feed(data, 0, size)
-            self._pass_on(data, size)
+            self._forward_now(data, size)
             return
         if self.phase is _CUTTING:
             passed = self.boundaries.feed_to_boundary(data, 0, size)
-            self._pass_on(data, size if passed < 0 else passed)
+            self._forward_now(data, size if passed < 0 else passed)
             if passed < 0:
                 return
             if self.boundaries.close_passed:
@@ -180,11 +180,11 @@ class Side:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def cut(self, close_frame: bytes, finish_frame: bool) -> None:
-        """End the bytes from this peer, at once or after the current frame, with ``close_frame`` for the other side.
+        """Stop forwarding, immediately or after the current frame, and send ``close_frame`` to the other side.
 
         Args:
             close_frame: written to the other side, unless a Close frame has passed or a frame stays incomplete.
-            finish_frame: whether the rest of a frame that has begun passes first.
+            finish_frame: whether to forward the rest of the current frame first.
         """
         self.close_frame = close_frame
         if self.phase is not _PASSING:
@@ -204,7 +204,7 @@ class Side:
         self.other.write(self.close_frame, len(self.close_frame))
 
     def shut(self) -> None:
-        """Read and drop bytes from now on: with unread bytes, closing would reset the stream and lose sent bytes."""
+        """Read and drop bytes from now on: closing with unread bytes would reset the stream and lose sent bytes."""
         self.phase = _SHUT
         self.resume()
 

@@ -1,6 +1,6 @@
-"""A side of a relay on a plain socket, which it reads and writes by itself.
+"""One side of a relay on a plain socket, which it reads and writes directly.
 
-All relays of a thread read into one buffer and write from it: two system calls for a chunk, and no allocation while the
+All relays of a thread read into one buffer and write from it: two system calls per chunk, and no allocation while the
 peers keep up. This file is compiled as well as interpreted; compiled, it calls recv and send in C.
 """
 
@@ -30,15 +30,16 @@ else:
 __all__ = ["SocketSide"]
 
 
-# Bytes per read. A larger chunk would leave the processor's nearest caches before it is written.
+# Bytes per read. A larger chunk would be evicted from the CPU's nearest caches before it is written.
 _CHUNK = 128 * 2**10
 
 
-# libuv, and so uvloop, reports a socket's error once only. The read that follows may return bytes that came before the
-# error, which would then go unnoticed: so a side that has read bytes polls again, after one to two times these seconds.
+# libuv, and so uvloop, reports a socket error only once. The read that follows may return bytes that arrived before the
+# error, which would then go unnoticed. So a side that has read bytes reads again after one to two of these intervals
+# (in seconds).
 _POLL_AGAIN = 0.125
 
-# Results of reading and writing besides a number of bytes.
+# Results of reading and writing other than a number of bytes.
 _NOTHING_NOW = -1
 _BROKEN = -2
 
@@ -62,14 +63,14 @@ class SocketSide(Side):
     Args:
         loop: the event loop.
         sock: connected stream socket; this object takes its descriptor.
-        head: bytes that were read from it already.
+        head: bytes already read from it.
     """
 
     __slots__ = ("_broken", "_fd", "_head", "_memory", "_polling", "_queue", "_socket")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, head: bytes) -> None:
         super().__init__(loop)
-        # The C module's class: without Python methods around its calls, and gevent's and eventlet's would block.
+        # The C module's class has no Python wrappers around its calls, and those of gevent and eventlet would block.
         self._socket = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
         self._socket.setblocking(False)
         self._fd = self._socket.fileno()
@@ -85,7 +86,7 @@ class SocketSide(Side):
         self._memory = _shared.memory
         if self._head:
             head, self._head = self._head, b""
-            self.came(head, len(head))
+            self.forward(head, len(head))
         if not self.other.full:
             self.resume()
 
@@ -95,7 +96,7 @@ class SocketSide(Side):
             if not self._polling:
                 self._poll_later()
             try:
-                self.came(self._memory, size)
+                self.forward(self._memory, size)
             except BaseException:
                 self.engine.lost(self)  # the loop only logs the error, and the bytes are lost
                 raise
@@ -110,19 +111,19 @@ class SocketSide(Side):
             self.engine.lost(self)
 
     def _poll_later(self) -> None:
-        # At the same time as the other relays of this loop.
+        # Rounded, so that all relays of this loop share one timer.
         self._polling = True
         when = (monotonic() // _POLL_AGAIN + 2) * _POLL_AGAIN
         timers_of(self._loop).set(when, _poll_again, self)
 
     def poll_again(self) -> None:
-        """Try to read, without an event."""
+        """Try to read without waiting for an event."""
         self._polling = False
         if not self._paused and not self.at_end:
             self._readable()
 
     def _receive(self) -> int:
-        """The number of bytes read into the shared buffer, 0 at the end of the stream; or _NOTHING_NOW, or _BROKEN."""
+        """Read into the shared buffer: the number of bytes, 0 at the end of the stream, _NOTHING_NOW or _BROKEN."""
         if cython.compiled:
             target: Any = self._memory
             size = call_recv(self._fd, target, _CHUNK)  # type: ignore[name-defined]  # noqa: F821
@@ -166,7 +167,7 @@ class SocketSide(Side):
         self.full = len(self._queue) > HIGH_WATER
 
     def _send(self, data: bytes | bytearray, size: int) -> int:
-        """The number of bytes that the kernel has accepted; or _BROKEN."""
+        """Send; the number of bytes that the kernel accepted, or _BROKEN."""
         if cython.compiled:
             source: Any = data
             sent = call_send(self._fd, source, size)  # type: ignore[name-defined]  # noqa: F821
@@ -200,7 +201,7 @@ class SocketSide(Side):
             self.other.resume()
 
     def _break(self) -> None:
-        # The peer may have sent bytes before it vanished: reading gets those, and then the end.
+        # The peer may have sent bytes before it vanished: reading returns those, then the end.
         self._broken = self.finishing = self.finished = True
         self.full = False
         if self._queue is not None:

@@ -1,4 +1,4 @@
-"""The streams that a relay takes, and the sides that it makes of them."""
+"""Checks the streams for a relay, and makes its sides from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Stream: TypeAlias = "socket.socket | asyncio.BaseTransport | tuple[asyncio.Strea
 
 
 def can_relay(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether this event loop has the ``add_reader()`` that relays need: Windows' ProactorEventLoop does not."""
+    """Whether this event loop has the ``add_reader()`` that relays need; Windows' ProactorEventLoop lacks it."""
     proactor: Any = getattr(asyncio, "ProactorEventLoop", None)
     return proactor is None or not isinstance(loop, proactor)
 
@@ -33,10 +33,10 @@ def check_stream(stream: Any, loop: asyncio.AbstractEventLoop | None) -> None:
 
     Args:
         stream: the stream.
-        loop: the running event loop, None where there is none.
+        loop: the running event loop, or None.
 
     Raises:
-        TypeError: it is not a stream that relays know.
+        TypeError: the type of ``stream`` is not supported.
         ValueError: it is not connected, or needs a running event loop.
         ConnectionClosed: it is closed.
     """
@@ -69,7 +69,7 @@ def _listens(sock: socket.socket) -> bool:
 
 
 def side_of(stream: Any, loop: asyncio.AbstractEventLoop, close_timeout: float) -> Side:
-    """Make a side of a relay from a checked stream, which its previous owner can no longer close."""
+    """Make a relay's side from a checked stream, which its previous owner can no longer close."""
     carrier = carrier_of(stream)
     if (sock := carrier.socket) is not None:
         head = bytes(getattr(sock, "head", b""))

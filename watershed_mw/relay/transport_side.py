@@ -1,4 +1,4 @@
-"""A side of a relay on an asyncio transport, as needed for TLS."""
+"""One side of a relay on an asyncio transport, as needed for TLS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ else:
 __all__ = ["TransportSide"]
 
 
-# Seconds that a TLS peer has to answer a Close frame before the stream ends: TLS has no half-close.
+# Seconds for a TLS peer to answer a Close frame before the stream ends: TLS has no half-close.
 _TLS_LINGER = 1.0
 
 
@@ -32,10 +32,10 @@ class TransportSide(Side):
     Args:
         loop: the event loop.
         transport: plain or TLS, of asyncio, uvloop, or :class:`~watershed_mw.sockets.tls_transport.TLSSocketTransport`.
-        head: bytes that were read from it already.
+        head: bytes already read from it.
         eof: whether its end was read as well, which the transport does not report again.
         keep: an object to keep alive, such as a StreamWriter, which would close the transport when collected.
-        close_timeout: seconds that the peer has to read unsent bytes once the transport is closing.
+        close_timeout: seconds for the peer to read unsent bytes once the transport is closing.
     """
 
     __slots__ = ("_close_timeout", "_eof", "_head", "_keep", "_previous", "_transport")
@@ -77,11 +77,11 @@ class TransportSide(Side):
     # --- called by the transport -------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came from the peer."""
-        self.came(data, len(data))
+        """Forward bytes from the peer."""
+        self.forward(data, len(data))
 
     def eof_received(self) -> bool:
-        """The peer has ended its direction of the stream; whether the transport is to stay open."""
+        """The peer has ended its direction of the stream; return whether to keep the transport open."""
         if self.at_end:
             return not self.finishing
         self.at_end = True
@@ -135,7 +135,7 @@ class TransportSide(Side):
     def write(self, data: bytes | bytearray, size: int) -> None:
         """As :meth:`Side.write`."""
         if size > 0 and not self.finishing and not self._transport.is_closing():
-            # Transports may keep a reference to what they cannot write at once.
+            # Transports may keep a reference to bytes that they cannot write immediately.
             whole = isinstance(data, bytes) and len(data) == size
             self._transport.write(data if whole else bytes(memoryview(data)[:size]))
 
@@ -143,7 +143,7 @@ class TransportSide(Side):
         """As :meth:`Side.finish`; over TLS both directions end, after a short time for the answer to a Close frame."""
         if self.finishing:
             if self.boundaries.close_passed and not self.closed:
-                self.close_transport()  # the answer has come
+                self.close_transport()  # the peer has answered the Close frame
             return
         self.finishing = True
         if self._transport.can_write_eof():
@@ -168,7 +168,7 @@ class TransportSide(Side):
         try:
             return int(self._transport.get_write_buffer_size())
         except AttributeError:
-            return 0  # asyncio's TLS transport is closed, and has not reported it yet
+            return 0  # asyncio's TLS transport is closed but has not reported it yet
 
     def loop_failed(self) -> None:
         """As :meth:`Side.loop_failed`."""

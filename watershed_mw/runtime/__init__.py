@@ -1,1 +1,1 @@
-"""Event loops, threads, timers and greenlets: what a connection runs on. Nothing here knows the protocol."""
+"""Event loops, threads, timers and greenlets, independent of the protocol."""

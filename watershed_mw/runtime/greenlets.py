@@ -12,7 +12,7 @@ __all__ = ["new_poll", "original", "threads_are_greenlets"]
 
 
 def threads_are_greenlets() -> bool:
-    """Whether gevent or eventlet has patched this process: then a thread is a greenlet, cheap and free to wait."""
+    """Whether gevent or eventlet has patched this process: a thread is then a greenlet, cheap and allowed to block."""
     return not isinstance(_thread.start_new_thread, types.BuiltinFunctionType)
 
 

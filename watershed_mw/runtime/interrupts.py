@@ -1,7 +1,7 @@
-"""Which exceptions reach a handler from outside, and which its own code has raised.
+"""Distinguishes exceptions that interrupt a handler from those that its own code raises.
 
-A handler's exception ends its connection alone, whatever its class: ``sys.exit()`` in one must not stop the others.
-What interrupts a handler concerns the program: a signal, the end of its greenlet, the cancellation of its task.
+A handler's own exception ends only its connection, whatever its class: ``sys.exit()`` in one handler must not stop the
+others. An interruption is for the program to handle: a signal, a killed greenlet, a cancelled task.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["failure", "is_cancellation", "is_interrupt"]
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether ``error`` reached the code that it passed through from outside: a signal, or gevent's or eventlet's hub.
+    """Whether ``error`` was thrown into the running code, by a signal handler or by the hub of gevent or eventlet.
 
-    False for every ``Exception``, and for ``asyncio.CancelledError``, which only a coroutine receives from outside.
+    False for every ``Exception``, and for ``asyncio.CancelledError``, which is thrown only into coroutines.
     """
     if isinstance(error, Exception):
         return False
@@ -34,14 +34,14 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def is_cancellation(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Whether ``error`` reached a coroutine from outside: as :func:`is_interrupt`, or because the coroutine has to end.
+    """Whether ``error`` was thrown into a coroutine: as :func:`is_interrupt`, or because the coroutine must end.
 
     Args:
-        error: what was raised where the coroutine awaits.
-        task: the task that runs the coroutine; None while it is not known.
+        error: the exception that the coroutine's ``await`` raised.
+        task: the task that runs the coroutine; None if unknown.
     """
     if isinstance(error, asyncio.CancelledError):
-        # Awaiting something that was cancelled raises the same, though this task was not asked to end.
+        # Awaiting a cancelled future raises the same error, although nobody cancelled this task.
         return task is not None and task.cancelling() > 0
     if isinstance(error, GeneratorExit):
         return task is not None and _current_task() is not task  # close(), which is not a step of the task
@@ -49,11 +49,11 @@ def is_cancellation(error: BaseException, task: asyncio.Task[Any] | None) -> boo
 
 
 def failure(error: BaseException) -> Exception:
-    """``error`` as an ``Exception``: servers log those, and any other ends their process or a thread of it."""
+    """``error`` as an ``Exception``, which servers log; any other exception would end their process or a thread."""
     if isinstance(error, Exception):
         return error
     wrapped = RuntimeError(
-        f"expected a WebSocket handler to return or to raise an Exception, got {error!r}: it ends this connection alone"
+        f"expected a WebSocket handler to return or to raise an Exception, got {error!r}: it ends only this connection"
     )
     wrapped.__cause__ = error
     return wrapped
@@ -63,11 +63,11 @@ def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:
-        return None  # no loop runs here
+        return None  # no running loop
 
 
 def _is_from_hub(error: BaseException) -> bool:
-    """Whether gevent or eventlet has thrown it into a greenlet: to end it, or because of a timeout."""
+    """Whether gevent or eventlet threw ``error`` into a greenlet, to kill it or for a timeout."""
     greenlet: Any = sys.modules.get("greenlet")
     if greenlet is None:
         return False
@@ -78,11 +78,11 @@ def _is_from_hub(error: BaseException) -> bool:
 
 
 def _is_from_signal(error: BaseException) -> bool:
-    """Whether a signal handler has raised it: then that handler is in the traceback."""
+    """Whether a signal handler raised ``error``: its code is then in the traceback."""
     codes = {_code_of(handler) for handler in map(signal.getsignal, signal.valid_signals()) if callable(handler)}
     if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
         return True
-    # Python's own handler of SIGINT is C, and leaves no frame.
+    # Python's own SIGINT handler is written in C and leaves no frame.
     return (
         isinstance(error, KeyboardInterrupt)
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -91,7 +91,7 @@ def _is_from_signal(error: BaseException) -> bool:
 
 
 def _receives_signals() -> bool:
-    """Whether Python runs signal handlers in this thread: the main one, which greenlets run in."""
+    """Whether Python runs signal handlers in this thread: the main thread, where greenlets run as well."""
     if threads_are_greenlets():
         return not on_background_loop()
     return threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""Objects of which each event loop has one."""
+"""Event-loop-local objects, like ``threading.local`` for threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LoopLocal(Generic[_T]):
     The object must not refer to the loop, which would then never be collected.
 
     Args:
-        make: makes an object; called in the thread that asks for it.
+        make: makes an object; called in the calling thread.
     """
 
     def __init__(self, make: Callable[[], _T]) -> None:
@@ -26,7 +26,7 @@ class LoopLocal(Generic[_T]):
         self._known: WeakKeyDictionary[asyncio.AbstractEventLoop, _T] = WeakKeyDictionary()
 
     def get(self, loop: asyncio.AbstractEventLoop) -> _T | None:
-        """The object of ``loop``; None where it has none yet."""
+        """The object of ``loop``; None if it has none yet."""
         return self._known.get(loop)
 
     def of(self, loop: asyncio.AbstractEventLoop) -> _T:

@@ -1,7 +1,7 @@
-"""The process's own event loop, in a thread of its own, for connections that no thread waits for.
+"""The process's background event loop, in its own thread, for connections that do not occupy a thread.
 
-It starts at first use, once per process: a forked child must not touch the parent's loop, since the two share one
-epoll set. gevent and eventlet turn threads into greenlets; this one is a real thread even then.
+It starts at first use, once per process: a forked child must not touch the parent's loop, as both share one epoll set.
+The thread is a real one even where gevent or eventlet turns threads into greenlets.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ logger = logging.getLogger("watershed_mw")
 # A handler that blocks occupies one of these threads; messages of other connections wait in their bounded queues.
 _POOL_SIZE = 32
 
-# Iterations of a loop that has failed, in which tasks are cancelled and transports close.
+# Iterations of a failed loop, in which tasks are cancelled and transports close.
 _LAST_TURNS = 10
-# More than any event loop needs: uvloop takes 7, and other threads may take some at the same time.
+# Free descriptors required: uvloop takes 7, and other threads may take some at the same time.
 _LOOP_DESCRIPTORS = 16
-# Seconds until the system is asked again for a thread that it refused.
-_TRY_AGAIN = 0.1
+# Seconds until the next attempt to start a thread that the system refused.
+_RETRY_AFTER = 0.1
 
 
 class Pool:
@@ -67,10 +67,10 @@ class Pool:
         self._complained = False
 
     def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run ``call``; the future of the loop gets its result.
+        """Run ``call`` in a pool thread; returns a future of the loop.
 
         Raises:
-            RuntimeError: the interpreter is shutting down, and takes no more work.
+            RuntimeError: the interpreter is shutting down.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         self._submit(deque([(call, future)]))
@@ -82,11 +82,12 @@ class Pool:
         except RuntimeError as error:
             if not is_exhausted(error):
                 raise
-            # A thread of the pool may still take it, if there is one: it is submitted again, and run once.
+            # The executor has queued the work all the same, for any thread that it has. Submitting it again is safe:
+            # whichever comes second finds the deque empty.
             if not self._complained:
                 self._complained = True
-                logger.warning("%s to run a handler: it has to wait", error)
-            self._loop.call_soon_threadsafe(self._loop.call_later, _TRY_AGAIN, self._submit_again, work)
+                logger.warning("%s to run a handler: the handler waits", error)
+            self._loop.call_soon_threadsafe(self._loop.call_later, _RETRY_AFTER, self._submit_again, work)
 
     def _submit_again(self, work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
         if work:
@@ -94,26 +95,26 @@ class Pool:
                 self._submit(work)
 
     def _run(self, work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
-        with contextlib.suppress(IndexError):  # it has been run
+        with contextlib.suppress(IndexError):  # already run
             run_for(self._loop, *work.popleft())
 
 
 def run_for(loop: asyncio.AbstractEventLoop, call: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-    """Call ``call`` in this thread, and set what it returns or raises on ``future``, which belongs to ``loop``."""
+    """Call ``call`` in this thread, and set its result or exception on ``future``, which belongs to ``loop``."""
     result, error = None, None
     try:
         result = call()
-    except BaseException as raised:  # noqa: BLE001  # it is raised where the result is awaited
+    except BaseException as raised:  # noqa: BLE001  # raised where the future is awaited
         error = raised
-    with contextlib.suppress(RuntimeError):  # the loop has failed, and nothing waits any more
+    with contextlib.suppress(RuntimeError):  # the loop has failed, and nothing awaits the future any more
         loop.call_soon_threadsafe(_set_outcome, future, result, error)
 
 
 class Greenlets:
-    """Runs handlers in greenlets, beside the server's other greenlets: in the thread that makes this object.
+    """Runs handlers in greenlets, beside the server's own, in the thread that creates this object.
 
-    gevent and eventlet have patched what a pool is made of, and the loop's thread must not touch that: it has no hub
-    to run anything. So a byte through a socket pair requests a greenlet.
+    The loop's thread has no hub, so it must not use the primitives of a thread pool, which gevent and eventlet have
+    patched. Instead it requests a greenlet by sending a byte through a socket pair.
 
     Args:
         loop: the event loop whose thread calls :meth:`run`.
@@ -122,21 +123,21 @@ class Greenlets:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
-        self._door, bell = socket.socketpair()
-        self._bell = _socket.socket(fileno=bell.detach())  # the C module's, unpatched: ringing it never waits
-        self._bell.setblocking(False)
+        self._requests, sender = socket.socketpair()
+        self._sender = _socket.socket(fileno=sender.detach())  # the C module's class, unpatched: sending never waits
+        self._sender.setblocking(False)
         threading.Thread(target=self._serve, name="watershed-greenlets", daemon=True).start()
 
     def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run ``call``; the future of the loop gets its result."""
+        """Run ``call`` in a greenlet; returns a future of the loop."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls.append((call, future))
-        with contextlib.suppress(BlockingIOError):  # full of bytes that request the same
-            self._bell.send(b"!")
+        with contextlib.suppress(BlockingIOError):  # full of bytes, each of which is a request
+            self._sender.send(b"!")
         return future
 
     def _serve(self) -> None:
-        while self._door.recv(4096):
+        while self._requests.recv(4096):
             while self._calls:
                 threading.Thread(target=run_for, args=(self._loop, *self._calls.popleft()), daemon=True).start()
 
@@ -158,8 +159,7 @@ class Serving:
 
     Attributes:
         loop: the event loop.
-        workers: what runs handlers.
-        usable: whether the loop runs in this process.
+        workers: the threads or greenlets that run handlers.
     """
 
     def __init__(self) -> None:
@@ -175,36 +175,36 @@ class Serving:
 
     @property
     def usable(self) -> bool:
-        """Whether the loop runs in this process: a fork leaves its thread behind."""
+        """Whether the loop runs in this process: a forked child does not inherit its thread."""
         return not self._failed and self._pid == os.getpid()
 
     def _run(self) -> None:
-        # What a task or a callback raises ends that alone, and loop.stop() is called only by _clear().
+        # An exception in a task or a callback must not stop the loop; only _clear() calls loop.stop().
         try:
             while not self.loop.is_closed():
                 try:
                     self.loop.run_forever()
                 except (KeyboardInterrupt, SystemExit) as error:
-                    logger.error("%r in a task or a callback on the process's event loop, which runs on", error)
+                    logger.error("%r in a task or a callback on the background event loop, which keeps running", error)
         except BaseException:
-            logger.critical("the process's event loop has failed, and its connections with it", exc_info=True)
+            logger.critical("the background event loop has failed, and its connections with it", exc_info=True)
         finally:
             self._failed = True
             for call in _at_failure:
                 call(self)
-            with contextlib.suppress(BaseException):  # it is broken
+            with contextlib.suppress(BaseException):  # the loop is broken
                 self._clear()
             with contextlib.suppress(Exception):
                 self.loop.close()
             for call in _at_failure:
-                call(self)  # again, for what was handed over in the meantime
-            _fail_awaited(self.loop)  # last: from here on nothing can be submitted to it
+                call(self)  # again, for connections that were handed over in the meantime
+            _fail_awaited(self.loop)  # last, as nothing can be submitted to a closed loop
 
     def _clear(self) -> None:
-        """Cancel the tasks on the loop that has failed, as far as it still works."""
+        """Cancel the tasks on the failed loop, as far as it still works."""
         cancelled: set[asyncio.Task[Any]] = set()
         for _ in range(_LAST_TURNS):
-            # In each iteration, since what other threads have submitted becomes a task only then; each task once.
+            # In each iteration, as work from other threads becomes a task only then; each task once.
             for task in asyncio.all_tasks(self.loop) - cancelled:
                 task.cancel()
                 cancelled.add(task)
@@ -219,15 +219,15 @@ _at_failure: list[Callable[[Serving], object]] = []
 
 
 def at_failure(call: Callable[[Serving], object]) -> None:
-    """Call ``call`` when the process's event loop has failed, in its thread: before it is closed, and again after."""
+    """Call ``call`` when the background loop has failed, in the loop's thread, before it is closed and again after."""
     _at_failure.append(call)
 
 
 def background_loop() -> tuple[asyncio.AbstractEventLoop, Workers]:
-    """The process's event loop in its own daemon thread, and what runs handlers; a new loop if the last has failed.
+    """The background loop, in its own daemon thread, and its workers; a new loop if the last one has failed.
 
     Raises:
-        OSError, RuntimeError: the process has no descriptor or thread for them.
+        OSError, RuntimeError: the process is out of descriptors or threads.
     """
     global _serving  # noqa: PLW0603  # one per process
     with _lock:
@@ -237,7 +237,7 @@ def background_loop() -> tuple[asyncio.AbstractEventLoop, Workers]:
 
 
 def check_background_loop() -> None:
-    """Replace the process's event loop if it has failed; does nothing where none has been needed yet.
+    """Replace the background loop if it has failed; does nothing if none has started yet.
 
     Raises:
         as :func:`background_loop`.
@@ -247,10 +247,10 @@ def check_background_loop() -> None:
 
 
 class LoopFailedError(RuntimeError):
-    """The process's event loop has failed, and does not run what was submitted."""
+    """The background event loop has failed and does not run the submitted work."""
 
 
-# What threads wait for: the loop that it runs on, and the coroutines.
+# Futures that threads wait for, each with its loop and its coroutines.
 _awaited: dict[Future[Any], tuple[asyncio.AbstractEventLoop, tuple[Coroutine[Any, Any, Any], ...]]] = {}
 
 
@@ -263,31 +263,31 @@ def _fail_awaited(failed: asyncio.AbstractEventLoop) -> None:
 def _forget_awaited(future: Future[Any]) -> None:
     _, coroutines = _awaited.pop(future)
     for coroutine in coroutines:
-        # A task that is cancelled before its first step never starts them.
+        # A task that is cancelled before its first step never starts its coroutine.
         if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-            with contextlib.suppress(ValueError):  # it is starting at this moment
+            with contextlib.suppress(ValueError):  # the coroutine is just starting
                 coroutine.close()
 
 
 async def _outcome(work: Coroutine[Any, Any, T]) -> Outcome[T]:
-    """What ``work`` returns, and what it raises.
+    """The result of ``work``, and its exception.
 
-    An exception is passed on as a value: if the loop fails in the same iteration, it is never retrieved from the task,
+    The exception is returned as a value: if the loop fails in the same iteration, nothing retrieves it from the task,
     and asyncio would log that as an error.
     """
     try:
         return await work, None
     except (asyncio.CancelledError, GeneratorExit):
         raise
-    except BaseException as error:  # noqa: BLE001  # the thread that waits raises it
+    except BaseException as error:  # noqa: BLE001  # the waiting thread raises it
         return None, error
 
 
 def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[Outcome[T]]:
-    """Run a coroutine on the process's event loop; the future is cancelled if the loop fails before it is done.
+    """Run a coroutine on the background loop; the future is cancelled if the loop fails first.
 
     Raises:
-        LoopFailedError: it has failed.
+        LoopFailedError: the loop has failed.
     """
     carried = _outcome(work)
     try:
@@ -295,52 +295,52 @@ def submit(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Fut
     except RuntimeError as error:
         carried.close()
         work.close()
-        raise LoopFailedError("the process's event loop has failed") from error
+        raise LoopFailedError("the background event loop has failed") from error
     _awaited[future] = loop, (carried, work)
     future.add_done_callback(_forget_awaited)
     if loop.is_closed():
-        future.cancel()  # it has failed in between
+        future.cancel()  # the loop failed in between
     return future
 
 
 def result_of(future: Future[Outcome[T]]) -> T:
-    """Block this thread until what :func:`submit` started is done. Raises LoopFailedError if the loop fails first."""
+    """Block this thread until a future of :func:`submit` is done. Raises LoopFailedError if the loop fails first."""
     try:
         result, error = future.result()
     except CancelledError as failed:
-        raise LoopFailedError("the process's event loop has failed") from failed
+        raise LoopFailedError("the background event loop has failed") from failed
     if error is not None:
         raise error
     return cast(T, result)
 
 
 def run_on_background_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on that loop, and block this thread, or greenlet, until it returns or raises.
+    """Run a coroutine on the background loop, and block this thread or greenlet until it returns or raises.
 
     Raises:
-        RuntimeError: this is the loop's own thread, which must not wait.
-        LoopFailedError: the loop has failed in the meantime.
+        RuntimeError: this is the loop's own thread, which must not block.
+        LoopFailedError: the loop failed in the meantime.
         OSError, RuntimeError: as :func:`background_loop`.
     """
     try:
         loop, _ = background_loop()
         if on_background_loop():
-            raise RuntimeError("expected a thread that may block, got the one of the process's event loop")
+            raise RuntimeError("expected a thread that may block, got that of the background event loop")
     except BaseException:
         work.close()
         raise
     future = submit(work, loop)
     try:
         if threads_are_greenlets():
-            # A future waits with a patched lock here, which no other thread can release; a socket can be woken.
+            # future.result() would wait for a patched lock, which no other thread can release: wait for a socket.
             ours, theirs = socket.socketpair()
-            bell = _socket.socket(fileno=theirs.detach())
-            future.add_done_callback(lambda _: bell.close())
+            sender = _socket.socket(fileno=theirs.detach())
+            future.add_done_callback(lambda _: sender.close())
             with ours:
                 ours.recv(1)
         return result_of(future)
     finally:
-        future.cancel()  # has an effect only where the wait was interrupted
+        future.cancel()  # only has an effect if the wait was interrupted
 
 
 def on_background_loop() -> bool:
@@ -349,7 +349,7 @@ def on_background_loop() -> bool:
 
 
 def start_thread(run: Callable[[], None]) -> None:
-    """Run ``run`` in a real thread, under gevent and eventlet as well."""
+    """Run ``run`` in a real thread, even under gevent and eventlet."""
     if not threads_are_greenlets():
         threading.Thread(target=run, name="watershed-loop", daemon=True).start()
         return
@@ -357,7 +357,7 @@ def start_thread(run: Callable[[], None]) -> None:
 
 
 class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
-    """Looks names up in real threads: asyncio's own pool would be of greenlets, which nothing here runs."""
+    """Resolves names in real threads: asyncio's own pool would consist of greenlets, which no hub runs here."""
 
     async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
         """As ``socket.getaddrinfo``."""
@@ -367,7 +367,7 @@ class _LoopBesideGreenlets(asyncio.SelectorEventLoop):
         def run() -> None:
             try:
                 found = look_up(*args, **options)
-            except Exception as error:  # noqa: BLE001  # it is raised where the result is waited for
+            except Exception as error:  # noqa: BLE001  # raised where the future is awaited
                 self.call_soon_threadsafe(_set_outcome, future, None, error)
             else:
                 self.call_soon_threadsafe(_set_outcome, future, found, None)
@@ -390,10 +390,10 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _check_descriptors() -> None:
-    """Check that there are descriptors for an event loop: without any, uvloop aborts the process instead of raising.
+    """Check that enough descriptors are free for an event loop: uvloop would abort the process instead of raising.
 
     Raises:
-        OSError: there are too few.
+        OSError: too few are free.
     """
     pipes: list[int] = []
     try:
@@ -405,11 +405,11 @@ def _check_descriptors() -> None:
 
 
 def _new_selector() -> Any:
-    """The platform's default selector, as it is where ``select`` is not patched."""
+    """The platform's default selector, unpatched."""
     gevent_monkey: Any = sys.modules.get("gevent.monkey")
     if gevent_monkey is not None and gevent_monkey.is_module_patched("threading"):
         return original("selectors", "DefaultSelector")()
-    # Eventlet's copy of the original module has a patched module inside, with nothing but select().
+    # Eventlet's copy of the original module still uses the patched select module, which has only select().
     patcher: Any = sys.modules["eventlet.patcher"]
     spec: Any = importlib.util.find_spec("selectors")
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Calls in the main thread, for what Python allows there alone."""
+"""Runs calls in the main thread, for operations that Python allows only there."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 __all__ = ["call_in_main_thread"]
 
-# The C functions, which must exist for as long as the interpreter may call them.
+# Keeps the C functions alive, as the interpreter may still call them.
 _scheduled: list[Any] = []
 
 
 def call_in_main_thread(call: Callable[[], object], timeout: float) -> bool:
-    """Call ``call`` in the main thread, from another one, and wait for that.
+    """Call ``call`` in the main thread, from another thread, and wait for it.
 
-    The main thread gets to it between two bytecodes, hence not while it waits in a system call or for a lock. What
-    ``call`` raises is reported as an unraisable exception.
+    The main thread runs it between two bytecodes, so not while it waits in a system call or for a lock. An exception
+    from ``call`` is reported as unraisable.
 
     Args:
-        call: it must not wait for a lock, which the main thread may hold.
+        call: must not wait for a lock that the main thread may hold.
         timeout: seconds to wait.
 
     Returns:
-        Whether it has been called. If not, it is called later; or never, where the interpreter cannot do that.
+        Whether ``call`` has run. If not, it runs later; or never, if the interpreter does not support this.
     """
     try:
         import ctypes
@@ -34,7 +34,7 @@ def call_in_main_thread(call: Callable[[], object], timeout: float) -> bool:
         return False  # not CPython
     here.restype = main.restype = ctypes.c_void_p
     if here() != main():
-        return False  # it would be called in another interpreter
+        return False  # the call would run in another interpreter
     done = threading.Event()
 
     def run(_: object) -> int:

@@ -1,4 +1,4 @@
-"""Objects of this process that are alive, referenced weakly."""
+"""Weak references to the live objects of this process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _T = TypeVar("_T")
 
 
 class Registry(Generic[_T]):
-    """Weakly referenced objects; a forked child starts with none, as they belong to the parent.
+    """A set of weakly referenced objects; a forked child starts with an empty one, as they belong to the parent.
 
-    Does what a WeakSet does, at less cost for each object. Any thread may add and discard.
+    It works like a WeakSet, at a lower cost per object. Any thread may add and discard.
     """
 
     def __init__(self) -> None:
         self._references: set[ref[_T]] = set()
-        self._discard = self._references.discard  # one for all: each reference keeps its callback
+        self._discard = self._references.discard  # one bound method for all references, which keep their callback
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._references.clear)
 
@@ -33,6 +33,6 @@ class Registry(Generic[_T]):
         self._discard(ref(one))
 
     def __iter__(self) -> Iterator[_T]:
-        """The objects that are alive, in no particular order."""
-        # First a copy of the references, in one step: other threads add objects at the same time.
+        """The live objects, in no particular order."""
+        # Over a copy, which is made atomically, as other threads may add objects at the same time.
         return iter([one for reference in self._references.copy() if (one := reference()) is not None])

@@ -1,7 +1,7 @@
-"""One timer per event loop for all of its connections: an idle connection owns no timer.
+"""One timer per event loop, shared by all of its connections: an idle connection owns no timer.
 
-Connections set the time of their next call; the loop's own timer is set for the earliest. A time that moves later
-costs nothing: the call then comes early, and the connection sets it anew.
+Connections set the time of their next call; the loop's own timer is set for the earliest one. Postponing a call costs
+nothing: the call is made at its old time, and the connection sets a new one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["Timers", "timers_of"]
 
 _S = TypeVar("_S")
 
-# Seconds: loops count in milliseconds, and a timer that fires too early finds nothing due and has to be set again.
+# Seconds. Loops count in milliseconds, and a timer that fires too early finds no call due and must be set again.
 _GRAIN = 0.001
-# Distant calls are delayed a little more, to be made together with others: waking the loop costs more than a call.
-# Pairs: up to so many seconds ahead, calls fall on multiples of so many seconds.
+# Distant calls are delayed slightly, to be made together with others: waking the loop costs more than a call. Each pair
+# is a bound on the seconds ahead, and the multiple of seconds that calls below that bound are rounded up to.
 _GRAINS = ((1.0, 2**-10), (8.0, 2**-6), (math.inf, 2**-3))
 
-# Calls per iteration of the loop, which take some milliseconds: connections opened together are due together.
+# Calls per loop iteration, which take a few milliseconds: connections opened together are due together.
 _CALLS_PER_TURN = 256
 
 
@@ -32,9 +32,9 @@ class Timers:
     """The timer of one event loop; used on that loop's thread only."""
 
     def __init__(self) -> None:
-        # Times, and the calls due then. A call has no object of its own, since every idle connection has one pending.
+        # Times, and the calls due then. A call is not an object, as every idle connection has one pending.
         self._calls: dict[float, dict[Any, Callable[[Any], object]]] = {}
-        # Their keys as a heap. A time whose calls have all been cancelled stays until it comes.
+        # Their keys as a heap. A time whose calls have all been cancelled stays until it is reached.
         self._times: list[float] = []
         self._waiting = 0
         self._handle: asyncio.TimerHandle | None = None
@@ -44,12 +44,12 @@ class Timers:
         """Call ``call(subject)`` at ``when`` or soon after, in seconds of ``time.monotonic()``.
 
         Args:
-            when: a call 8 seconds ahead or more may be an eighth of a second late, others less.
-            call: what is called; kept until then.
-            subject: what it is called with, hashable; one call at a time.
+            when: a call that is at least 8 seconds ahead may be an eighth of a second late, others less.
+            call: the function; referenced until the call.
+            subject: its argument, hashable; it can have only one call per time.
 
         Returns:
-            what :meth:`cancel` takes together with the subject.
+            the time to pass to :meth:`cancel`.
         """
         ahead = when - time.monotonic()
         grain = next(grain for most, grain in _GRAINS if ahead < most)
@@ -66,7 +66,7 @@ class Timers:
         return when
 
     def cancel(self, when: float, subject: object) -> None:
-        """Drop a call, if it has not been made, and the reference to the subject with it."""
+        """Drop a call that has not been made, and the reference to its subject."""
         calls = self._calls.get(when)
         if calls and calls.pop(subject, None) is not None:
             self._waiting -= 1
@@ -85,7 +85,7 @@ class Timers:
         self._handle_time = math.inf
 
     def _stop_all(self) -> None:
-        # Nothing refers to the loop once its last connection has gone.
+        # After the last connection, no timer may keep a reference to the loop.
         self._calls.clear()
         self._times.clear()
         self._stop()
@@ -95,7 +95,7 @@ class Timers:
         now = time.monotonic()
         try:
             left = _CALLS_PER_TURN
-            # Looked up each time: a call may set and cancel others.
+            # Looked up each time, as a call may set and cancel others.
             while left and self._times and self._times[0] <= now:
                 calls = self._calls[self._times[0]]
                 if calls:
@@ -106,20 +106,20 @@ class Timers:
                 else:
                     del self._calls[heapq.heappop(self._times)]
         finally:
-            # Whatever a call raised, the others must still be made.
+            # The other calls must be made even if one raised.
             if self._waiting == 0:
                 self._stop_all()
             elif self._times[0] < self._handle_time:
                 self._start(self._times[0])
 
 
-# Weak on both sides: timers refer to their connections, and these to their loop, which would never be collected. While
-# calls are pending, the handle belongs to the loop and keeps the timers.
+# Weak on both sides: timers refer to connections, which refer to their loop, which would then never be collected. While
+# calls are pending, the loop owns the handle, which keeps the timers alive.
 _timers: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Timers]] = WeakKeyDictionary()
 
 
 def timers_of(loop: asyncio.AbstractEventLoop) -> Timers:
-    """The one :class:`Timers` of ``loop``."""
+    """The :class:`Timers` of ``loop``."""
     known = _timers.get(loop)
     timers = None if known is None else known()
     if timers is None:

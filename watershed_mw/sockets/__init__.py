@@ -1,1 +1,1 @@
-"""Streams: blocking sockets, detached sockets, TLS, and the streams of httpx."""
+"""Streams: blocking sockets, detached sockets, TLS, and httpx's network streams."""

@@ -26,16 +26,16 @@ from .tls_views import HeldTLSSocket, shut_down, without_tls
 
 __all__ = ["BlockingSocket"]
 
-# Smallest and largest size of a read in bytes; it grows while reads come back full.
+# Smallest and largest read in bytes; reads grow while they return full.
 _MIN_READ = 4 * 2**10
 _MAX_READ = 256 * 2**10
-# Seconds below which a wait uses poll(): setting SO_RCVTIMEO would not pay.
+# Waits shorter than this many seconds use poll(), as setting SO_RCVTIMEO would not pay off.
 _SHORT = 0.05
 # CPython runs signal handlers in the main thread, between two instructions. A signal that arrives just before a system
-# call, or in another thread, does not interrupt that call. So waits in the main thread last this many seconds at most.
+# call, or in another thread, does not interrupt that call. So waits in the main thread last at most this many seconds.
 _MAX_WAIT = 1.0
 _MAIN = threading.main_thread().ident
-# Platforms whose SO_RCVTIMEO takes two longs, and which have non-blocking calls on blocking sockets.
+# Platforms whose SO_RCVTIMEO takes two longs, and that have non-blocking calls on blocking sockets.
 _CAN_WAIT = sys.platform in ("linux", "darwin") and hasattr(socket, "MSG_DONTWAIT")
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -48,21 +48,21 @@ class BlockingSocket:
     eventlet use ``poll``.
 
     An exception raised by a signal handler neither loses nor duplicates bytes. The interpreter may run a handler after
-    any call, before the result is stored. So an iterator makes the two calls that move bytes: no handler runs between
-    the call and the store of its ``for``. OpenSSL runs handlers itself after it has moved bytes; then :attr:`torn`
+    any call, before the result is stored. So both calls that move bytes are made by an iterator: no handler runs
+    between such a call and the store of its ``for``. OpenSSL itself runs handlers after moving bytes; then :attr:`torn`
     marks the stream as unusable.
 
     One thread at a time may receive, and one at a time may send.
 
     Args:
         sock: plain or TLS socket, owned by this object from now on.
-        head: bytes that were read from it already.
+        head: bytes already read from it.
 
     Attributes:
         data: received bytes, empty at the end of the stream; the reader sets it to None when it takes them.
         write_buffer: bytes to write.
         sent: number of bytes of ``write_buffer`` that the kernel has accepted.
-        torn: whether an exception came out of OpenSSL, which may have moved bytes before.
+        torn: whether an exception left OpenSSL, which may have moved bytes before raising it.
         broken: whether the peer accepts no more bytes.
     """
 
@@ -78,12 +78,12 @@ class BlockingSocket:
             try:
                 self._set_receive_timeout(inf)
             except OSError:
-                # A kernel with another struct timeval; or the socket is closed, which the first wait reports.
+                # The kernel has another struct timeval; or the socket is closed, which the first wait reports.
                 self._waits = False
         self._at_once = socket.MSG_DONTWAIT if self._waits else 0
         sock.setblocking(self._waits)
         self._ending = False
-        # OpenSSL allows one thread at a time in a connection; no call under this lock blocks.
+        # OpenSSL allows only one thread at a time in a connection; no call under this lock blocks.
         self._guard: Any = threading.Lock() if self._tls is not None else contextlib.nullcontext()
         self.data: bytes | None = head or None
         self.write_buffer: bytes | memoryview = b""
@@ -100,7 +100,7 @@ class BlockingSocket:
     # --- receiving ---------------------------------------------------------------------------------------
 
     def receive(self, deadline: float | None) -> None:
-        """Wait for bytes and store them in :attr:`data`; None if there were none, maybe before the deadline."""
+        """Wait for bytes and store them in :attr:`data`; it may stay None, even before the deadline."""
         if self.data is not None:
             return
         left = inf if deadline is None else deadline - time.monotonic()
@@ -111,8 +111,8 @@ class BlockingSocket:
             return
         try:
             if self._receive_timeout > left:
-                # Each message brings the deadline nearer. Half of the remaining time serves for many messages before
-                # the next system call; a caller that gets no bytes within it calls again.
+                # The remaining time shrinks with each message. Half of it suits many messages before the next system
+                # call; a caller that gets no bytes within it calls again.
                 self._set_receive_timeout(left if self._exact else left / 2)
             reads = self._reads
             for self.data in reads:
@@ -131,7 +131,7 @@ class BlockingSocket:
             self._adapt_size(came)
 
     def _adapt_size(self, came: int) -> None:
-        """Grow the next read after a full one, and shrink it after a small one: unused memory is allocated as well."""
+        """Grow the next read after a full one, and shrink it after a small one, as a read allocates its full size."""
         size = self._size
         if came == size:
             self._size = min(4 * size, _MAX_READ)
@@ -160,7 +160,7 @@ class BlockingSocket:
                     return
                 self._receive_at_once()
             except ssl.SSLWantWriteError:
-                read, write = False, True  # a TLS 1.3 key update, which has to be written before reading goes on
+                read, write = False, True  # a TLS 1.3 key update must be written before reading can continue
             except _WOULD_BLOCK as error:
                 if not _of_socket(error):
                     raise
@@ -223,7 +223,7 @@ class BlockingSocket:
 
     def _drop_sent(self) -> None:
         rest = memoryview(self.write_buffer)[self.sent :]
-        # No signal handler runs between these two.
+        # No signal handler runs between these two assignments.
         self.write_buffer = rest
         self.sent = 0
 
@@ -264,14 +264,14 @@ class BlockingSocket:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         if (timeout is None or timeout > _MAX_WAIT) and threading.get_ident() == _MAIN:
             timeout = _MAX_WAIT
-        # select is limited to 1,024 descriptors; it is used where there is no poll (Windows).
+        # select() is limited to 1,024 descriptors, so it is used only where there is no poll() (Windows).
         if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(self._socket, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
             found = poll.poll(None if timeout is None else timeout * 1000)
             events = found[0][1] if found else 0
             broken = events & ~(select.POLLIN | select.POLLOUT)
-            # Only the writing thread may write, so a reader must not get "writable".
+            # Only the writing thread may write, so a reader must not be told that the socket is writable.
             return bool(events & select.POLLIN or (broken and read)), bool(
                 events & select.POLLOUT or (broken and write)
             )
@@ -298,7 +298,7 @@ class BlockingSocket:
             shut_down(self._socket, socket.SHUT_WR)
 
     def shutdown(self) -> None:
-        """Shut the stream down, which wakes every thread that waits on it; the descriptor stays open."""
+        """Shut the stream down, which wakes every thread that is waiting on it; the descriptor stays open."""
         with contextlib.suppress(OSError, ValueError):
             shut_down(self._socket, socket.SHUT_RDWR)
 
@@ -319,15 +319,15 @@ class BlockingSocket:
         return socket.socket(self._socket.family, self._socket.type, self._socket.proto, fileno=self._socket.detach())
 
 
-# The modules of all traceback frames of an error that a socket itself has raised.
+# An error that a socket itself has raised has traceback frames only in these modules, and in gevent's or eventlet's.
 _OF_SOCKETS = frozenset({__name__, "socket", "ssl", "select"})
 _GREEN = frozenset({"gevent", "eventlet"})
 
 
 def _of_socket(error: BaseException) -> bool:
-    """Whether the socket itself raised this error, and not a signal handler during the call.
+    """Whether the socket itself raised this error, not a signal handler during the call.
 
-    Handlers often raise TimeoutError, which is an OSError but no error of the socket.
+    Handlers often raise TimeoutError, which is an OSError too.
     """
     if isinstance(error, TimeoutError) and error.errno is None:
         return False  # no socket here has a Python-level timeout
@@ -341,8 +341,8 @@ def _of_socket(error: BaseException) -> bool:
 
 
 def _of_c(sock: socket.socket) -> Any:
-    """The C module's socket inside one of gevent or eventlet, in whose Python methods a handler could run after bytes
-    have moved."""
+    """The C module's socket inside a gevent or eventlet socket, in whose Python methods a signal handler could run
+    after bytes have moved."""
     for name in ("_sock", "fd"):
         inner = getattr(sock, name, None)
         if isinstance(inner, _socket.socket):
@@ -351,7 +351,7 @@ def _of_c(sock: socket.socket) -> Any:
 
 
 def _tls_call(tls: ssl.SSLSocket, name: str) -> Callable[..., Any]:
-    """OpenSSL's own ``read`` or ``write``: in the ssl module's Python methods, a handler could lose a result."""
+    """OpenSSL's own ``read`` or ``write``: in the ssl module's Python methods, a signal handler could lose a result."""
     method: Callable[..., Any] = getattr(tls, name)
     found: Any = vars(tls).get("_sslobj")
     if method.__module__ == "ssl" and found is not None:

@@ -1,4 +1,4 @@
-"""The kinds of byte streams that this package accepts, and their classification."""
+"""Classifies the byte streams that this package accepts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def carrier_of(stream: Any) -> Carrier:
     """Classify a stream.
 
     Raises:
-        TypeError: it is of no known kind.
+        TypeError: its type is not supported.
     """
     if isinstance(stream, tuple) and len(stream) == 2 and isinstance(stream[1], asyncio.StreamWriter):
         reader, writer = stream

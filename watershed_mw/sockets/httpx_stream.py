@@ -1,6 +1,6 @@
-"""The network streams of httpx after a 101: the socket of a blocking stream, a transport around an async one.
+"""httpx's network streams after a 101: takes the socket of a blocking stream, wraps an async one in a transport.
 
-A network stream has ``read``, ``write`` and ``close`` or ``aclose``, whatever is underneath: TLS in Python, a proxy's
+A network stream has ``read``, ``write`` and ``close`` or ``aclose``, whatever it wraps: TLS in Python, a proxy's
 tunnel, a test's stream. Only blocking streams expose their socket; an async one is used through its own methods.
 """
 
@@ -45,12 +45,12 @@ def is_network_stream(sock: Any) -> bool:
 
 
 def take_socket(stream: Any) -> tuple[socket.socket, bytes]:
-    """The socket of a blocking stream, and the bytes that were read past the response head.
+    """Take the socket of a blocking stream, and the bytes that were read past the response head.
 
     Closing the stream afterwards does not close the socket.
 
     Raises:
-        UnsupportedServerError: no socket carries the stream by itself, as with TLS inside a proxy's TLS.
+        UnsupportedServerError: the stream has no socket of its own, as with TLS inside a proxy's TLS.
     """
     sock = stream.get_extra_info("socket")
     tls = stream.get_extra_info("ssl_object")
@@ -61,7 +61,7 @@ def take_socket(stream: Any) -> tuple[socket.socket, bytes]:
         )
     try:
         head: bytes = stream.read(_READ_SIZE, timeout=0)
-    except Exception:  # noqa: BLE001  # HTTP clients have their own errors for "no bytes"
+    except Exception:  # noqa: BLE001  # HTTP clients raise their own errors for "no bytes"
         head = b""
     if isinstance(sock, ssl.SSLSocket):
         sock.settimeout(None)
@@ -95,7 +95,7 @@ class NetworkStreamTransport(asyncio.Transport):
         self._tasks = [self._loop.create_task(self._read()), self._loop.create_task(self._write())]
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """The addresses, by asyncio's names; neither the socket nor TLS, which belong to the stream."""
+        """The addresses, by asyncio's names. The socket and TLS belong to the stream and are not available."""
         theirs = {"peername": "server_addr", "sockname": "client_addr"}.get(name)
         if theirs is None:
             return default
@@ -132,7 +132,7 @@ class NetworkStreamTransport(asyncio.Transport):
             await self._may_read.wait()
             try:
                 data: bytes = await self._stream.read(_READ_SIZE, timeout=None)
-            except Exception as error:  # noqa: BLE001  # HTTP clients have their own errors
+            except Exception as error:  # noqa: BLE001  # HTTP clients raise their own errors
                 self._lose(ConnectionResetError(str(error)))
                 return
             await self._may_read.wait()  # reading may have been paused during the read
@@ -158,7 +158,7 @@ class NetworkStreamTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def can_write_eof(self) -> bool:
-        """False: a network stream ends both directions at once."""
+        """False: a network stream ends both directions together."""
         return False
 
     def get_write_buffer_size(self) -> int:
@@ -194,7 +194,7 @@ class NetworkStreamTransport(asyncio.Transport):
         self._work.set()
 
     def abort(self) -> None:
-        """Close at once; unsent bytes are lost."""
+        """Close immediately; unsent bytes are lost."""
         self._lose(None)
 
     def _lose(self, error: Exception | None) -> None:
@@ -210,7 +210,7 @@ class NetworkStreamTransport(asyncio.Transport):
         await asyncio.wait(self._tasks[:2])
         try:
             await self._close_stream()
-        except Exception:  # noqa: BLE001  # the stream is given up in any case
+        except Exception:  # noqa: BLE001  # the stream is abandoned anyway
             pass
         finally:
             self._protocol.connection_lost(error)

@@ -1,7 +1,7 @@
 """An asyncio transport around an ``ssl.SSLSocket`` whose TLS handshake is done.
 
-asyncio's own transports refuse such sockets, but WSGI servers and ``http.server`` have no other kind. Everything runs
-on the event loop's thread; the socket never blocks.
+asyncio's own transports refuse such sockets, but WSGI servers and ``http.server`` have nothing else. Everything runs on
+the event loop's thread; the socket never blocks.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TLSSocketTransport(asyncio.Transport):
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
-        """Resume reading, at once: bytes that OpenSSL buffers raise no event."""
+        """Resume reading, without waiting for an event: bytes in OpenSSL's buffer raise none."""
         if self._paused and not self._closing:
             self._paused = False
             self._loop.add_reader(self._fd, self._read)
@@ -116,7 +116,7 @@ class TLSSocketTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def can_write_eof(self) -> bool:
-        """False: TLS ends both directions at once."""
+        """False: TLS ends both directions together."""
         return False
 
     def get_write_buffer_size(self) -> int:
@@ -177,7 +177,7 @@ class TLSSocketTransport(asyncio.Transport):
             self._await_writable()
             return
         except (OSError, ValueError):
-            pass  # ours is sent; the peer's has not come
+            pass  # our close_notify is sent, and the peer's has not arrived
         with contextlib.suppress(OSError):
             without_tls(self._socket).shutdown(self._socket, socket.SHUT_WR)
         self._loop.add_reader(self._fd, self._discard)
@@ -194,7 +194,7 @@ class TLSSocketTransport(asyncio.Transport):
             self._lose(None)
 
     def abort(self) -> None:
-        """Close at once; unsent bytes are lost."""
+        """Close immediately; unsent bytes are lost."""
         self._lose(None)
 
     def _lose(self, error: Exception | None) -> None:

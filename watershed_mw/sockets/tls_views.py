@@ -1,7 +1,7 @@
-"""Sockets that change their owner: those that applications detach, and TLS sockets taken from servers and clients.
+"""Sockets that change owners: those that applications detach, and TLS sockets taken from servers and clients.
 
-A plain socket moves to a :class:`DetachedSocket`, which returns the bytes first that were read too early. A TLS socket
-cannot move to another object, so it changes its class instead.
+A plain socket moves to a :class:`DetachedSocket`, which first returns the bytes that were read too early. A TLS socket
+cannot move to another object, so its class changes instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def address(name: Any) -> str:
-    """A socket's address as ``host:port``, ``[v6]:port`` or path; empty when it has none."""
+    """A socket's address as ``host:port``, ``[v6]:port`` or path; empty if it has none."""
     if isinstance(name, bytes):
         return name.decode("utf-8", "replace")
     if isinstance(name, tuple) and len(name) >= 2:
@@ -41,7 +41,7 @@ def address(name: Any) -> str:
 
 
 def addresses(peer: Any, own: Any) -> tuple[str, str]:
-    """The peer's address and this end's, which all connections of a server share."""
+    """The peer's address and this end's, interned as all connections of a server share it."""
     return address(peer), sys.intern(address(own))
 
 
@@ -60,7 +60,7 @@ def shut_down(sock: socket.socket, how: int) -> None:
 
 
 def close_socket(sock: socket.socket) -> None:
-    """Close a socket, also a :class:`HeldTLSSocket`; the peer sees the end even if a forked child has a copy."""
+    """Close a socket, even a :class:`HeldTLSSocket`; the peer sees the end even if a forked child has a copy."""
     with contextlib.suppress(OSError, ValueError):
         shut_down(sock, socket.SHUT_RDWR)
     if isinstance(sock, ssl.SSLSocket):
@@ -87,8 +87,8 @@ def break_stream(transport: Any) -> None:
 class TakenTLSSocket(ssl.SSLSocket):
     """A TLS socket that was taken from a server, with a descriptor of its own.
 
-    OpenSSL's state refers to the object that it was made with, uses the timeout of that object, and cannot move. So the
-    first object stays, as a :class:`ServersTLSSocket`, and this one works through it.
+    OpenSSL's state is bound to the object that it was made with, and uses that object's timeout. So the first object
+    stays, as a :class:`ServersTLSSocket`, and this one works through it.
     """
 
     @classmethod
@@ -109,7 +109,7 @@ class TakenTLSSocket(ssl.SSLSocket):
         """As ``socket.settimeout``."""
         own = vars(self)
         if "act_non_blocking" in own:
-            # eventlet's: its methods wait, or not, on a socket that is always non-blocking.
+            # eventlet's methods emulate blocking on a socket that is always non-blocking.
             own.update(act_non_blocking=value == 0, _timeout=value)
             return
         super().settimeout(value)
@@ -125,7 +125,7 @@ class TakenTLSSocket(ssl.SSLSocket):
 class HeldTLSSocket(TakenTLSSocket):
     """A TLS socket whose first owner, such as ``http.server``, still calls ``shutdown`` and ``close``, without effect.
 
-    The same object, with its class changed. The new owner closes it with :func:`close_socket`.
+    It is the same object with another class. The new owner closes it with :func:`close_socket`.
     """
 
     def shutdown(self, how: int) -> None:
@@ -136,7 +136,7 @@ class HeldTLSSocket(TakenTLSSocket):
 
 
 class ServersTLSSocket(ssl.SSLSocket):
-    """The server's object for a TLS socket that was taken from it: every call goes to a stand-in.
+    """The server's object for a TLS socket that was taken from it: every call goes to a stand-in socket.
 
     Attributes:
         stand_in: plain, non-blocking socket.
@@ -205,7 +205,7 @@ class ServersTLSSocket(ssl.SSLSocket):
 
 
 class _EarlyBytes:
-    """Bytes that were read past the opening handshake, returned before those that the socket receives."""
+    """Returns bytes that were read past the opening handshake before those that the socket receives."""
 
     head = b""
 
@@ -216,7 +216,7 @@ class _EarlyBytes:
         return taken
 
     def _fill_from_head(self, buffers: Iterable[Any], limit: int = 0, flags: int = 0) -> int:
-        """Fill writable ``buffers`` in order, with at most ``limit`` bytes unless that is 0."""
+        """Fill writable ``buffers`` in order, with at most ``limit`` bytes; 0 for no limit."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         capacity = sum(map(len, views))
         taken = self._take_head(min(limit, capacity) if limit else capacity, flags)
@@ -233,7 +233,7 @@ class DetachedSocket(_EarlyBytes, socket.socket):
 
     Attributes:
         head: bytes that were read past the opening handshake. Every ``recv*`` returns them first, but ``select`` and
-            event loops do not see them: check it before you wait.
+            event loops do not see them: check ``head`` before you wait.
     """
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
@@ -290,8 +290,8 @@ class DetachedTLSSocket(_EarlyBytes, TakenTLSSocket):
 def detach(sock: socket.socket, head: bytes) -> socket.socket:
     """Detach ``sock`` for a new owner: a :class:`DetachedSocket`, or the same TLS socket; both return ``head`` first.
 
-    A plain socket gives up its descriptor and is closed. A TLS socket cannot, as OpenSSL refers to the object: it stays
-    the same object and changes its class.
+    A plain socket gives up its descriptor and is closed. A TLS socket cannot, as OpenSSL is bound to the object: the
+    object stays, and its class changes.
     """
     if isinstance(sock, ssl.SSLSocket):
         sock.__class__ = DetachedTLSSocket

@@ -1,9 +1,9 @@
 """Hijacking a server's socket without the server noticing.
 
 WSGI does not specify upgrades. The server's socket object is therefore redirected to a dummy: one end of a socket pair
-that reads as closed and discards what is written. Whatever the server still does (send its own response, shut down,
-close, log) happens to the dummy. How an object is redirected depends on its type; which server has which type is in
-:mod:`watershed_mw.wsgi.servers`.
+that reads as closed and discards what is written. Everything that the server still does (send its own response, shut
+down, close, log) affects only the dummy. How an object is redirected depends on its type;
+:mod:`watershed_mw.wsgi.servers` lists which server has which type.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GEVENT_TLS = (
     *("do_handshake_on_connect", "suppress_ragged_eofs"),
 )
 
-# select() supports descriptors up to 1,023 only: leave the low ones to servers that use it.
+# select() supports only descriptors up to 1,023: leave the low ones to servers that use it.
 _LOW_NUMBERS = 2048
 
 # On Windows, sockets are handles, which dup2() cannot replace.
@@ -56,7 +56,7 @@ class Hijack:
             self._other_end = self._dummy.revive()
 
     def close_dummy(self) -> None:
-        """Close the other end of the dummy, as the server is done with its side or about to be.
+        """Close the other end of the dummy: the server has finished with its side, or is about to.
 
         While an exception propagates to the server, which may write a long error page, the other end keeps reading
         until the server has closed its side: a failed write would be logged instead of the exception.
@@ -91,13 +91,13 @@ def _discard(other_end: _socket.socket) -> bool:
     return True
 
 
-# Seconds without a byte after which a server that has not closed its side is taken to be done.
+# Seconds without a byte after which a server that has not closed its side is presumed done.
 _SILENCE = 30.0
 
 
 def _swallow(other_end: _socket.socket) -> None:
     # Under gevent and eventlet this must be a cooperative socket.
-    sink = _as_threads_wait(other_end)
+    sink = _cooperative(other_end)
     sink.settimeout(_SILENCE)
 
     def read() -> None:
@@ -108,7 +108,7 @@ def _swallow(other_end: _socket.socket) -> None:
     try:
         threading.Thread(target=read, name="watershed-dummy", daemon=True).start()
     except RuntimeError:
-        sink.close()  # the interpreter is shutting down, and starts no thread
+        sink.close()  # the interpreter is shutting down and starts no more threads
 
 
 # Other ends of dummies that servers may still write to.
@@ -117,7 +117,7 @@ _lingering_lock = threading.Lock()
 
 
 def _close_lingering() -> None:
-    """Close those whose server has closed its side; any other is looked at when the next connection ends."""
+    """Close those whose server has closed its side; check the others again when the next connection ends."""
     for other_end in tuple(_lingering):
         if _discard(other_end):
             _lingering.remove(other_end)
@@ -132,9 +132,9 @@ def take_socket(sock: Any, head: bytes = b"") -> Hijack:
         head: bytes that the server has already read.
 
     Raises:
-        UnsupportedServerError: it is another kind of TLS socket; nothing has changed.
+        UnsupportedServerError: this type of TLS socket is not supported; nothing has changed.
     """
-    take = _how(sock)
+    take = _taker_for(sock)
     dummy = _Dummy()
     return Hijack(take(sock, dummy.end), head, dummy)
 
@@ -145,7 +145,7 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
     Args:
         number: descriptor of a plain socket.
         head: bytes that the server has already read.
-        writes_late: whether the server writes its response only after it has closed the body.
+        writes_late: whether the server writes its response only after closing the body.
 
     Raises:
         UnsupportedServerError: sockets are not descriptors on this platform (Windows); nothing has changed.
@@ -157,7 +157,7 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
         )
     dummy = _Dummy(number)
     try:
-        taken = socket.socket(fileno=_moved_up(number))
+        taken = socket.socket(fileno=_duplicate_high(number))
         os.dup2(dummy.end.fileno(), number, inheritable=False)
     finally:
         dummy.end.close()
@@ -165,13 +165,13 @@ def take_descriptor(number: int, head: bytes = b"", *, writes_late: bool = False
 
 
 class _Dummy:
-    """What the server has instead of its socket: one end of a socket pair, which reads as closed.
+    """Replaces the server's socket: one end of a socket pair, which reads as closed.
 
-    To save a descriptor, the other end is closed while the connection is served. Before the server writes its response,
-    a new pair replaces the old one, where sockets are descriptors.
+    Where sockets are descriptors, the other end is closed while the connection is served, which saves a descriptor; a
+    new pair replaces the old one before the server writes its response.
 
     Args:
-        number: the descriptor that the dummy is going to have; its own by default.
+        number: the descriptor that the dummy will have; its own by default.
 
     Attributes:
         end: the server's end.
@@ -188,7 +188,7 @@ class _Dummy:
             self._identity = _identity(self.end.fileno())
 
     def revive(self) -> _socket.socket | None:
-        """Discard what is written from now on; returns the other end, or None if the server's end is closed."""
+        """Accept and discard bytes from now on; returns the other end, or None if the server's end is closed."""
         if not _SOCKETS_ARE_DESCRIPTORS:
             return self._other_end
         try:
@@ -208,14 +208,14 @@ def _identity(number: int) -> tuple[int, int]:
 
 
 def _pair() -> tuple[_socket.socket, _socket.socket]:
-    # From the C module, which monkey patching does not replace.
+    # From the C module, which monkey patching leaves alone.
     end, other_end = _socket.socketpair() if hasattr(_socket, "socketpair") else _pair_by_tcp()
     other_end.shutdown(_socket.SHUT_WR)
     return end, other_end
 
 
 def _pair_by_tcp() -> tuple[_socket.socket, _socket.socket]:
-    """A socket pair where the C module has none (Windows), made as the socket module makes it there."""
+    """A socket pair for Windows, whose C module has none; made as the socket module makes it there."""
     listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     dummy = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
@@ -235,13 +235,13 @@ def _pair_by_tcp() -> tuple[_socket.socket, _socket.socket]:
     return dummy, other_end
 
 
-def _as_threads_wait(sock: _socket.socket) -> socket.socket:
+def _cooperative(sock: _socket.socket) -> socket.socket:
     """The same socket as a ``socket.socket``, which is cooperative under gevent and eventlet."""
     family, kind, proto = sock.family, sock.type, sock.proto
     return socket.socket(family, kind, proto, fileno=sock.detach())
 
 
-def _moved_up(number: int) -> int:
+def _duplicate_high(number: int) -> int:
     try:
         import fcntl
 
@@ -250,7 +250,7 @@ def _moved_up(number: int) -> int:
         return os.dup(number)  # no fcntl, or a lower limit on descriptors
 
 
-def _how(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
+def _taker_for(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
     # Monkey patching makes gevent's TLS sockets instances of the standard library's class: check for them first.
     gevent_ssl = sys.modules.get("gevent.ssl")
     if gevent_ssl is not None and isinstance(sock, gevent_ssl.SSLSocket):
@@ -273,7 +273,7 @@ def _how(sock: Any) -> Callable[[Any, _socket.socket], socket.socket]:
 def _take_plain(sock: Any, dummy: _socket.socket) -> socket.socket:
     timeout = sock.gettimeout()
     taken = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-    # The same object, so that every reference that the server holds, its files included, leads to the dummy.
+    # Reuse the object, so that all of the server's references to it, its files included, lead to the dummy.
     family, kind, proto = dummy.family, dummy.type, dummy.proto
     type(sock).__init__(sock, family, kind, proto, dummy.detach())
     sock.settimeout(timeout)
@@ -281,12 +281,12 @@ def _take_plain(sock: Any, dummy: _socket.socket) -> socket.socket:
 
 
 def _take_tls(sock: ssl.SSLSocket, dummy: _socket.socket) -> socket.socket:
-    # OpenSSL's state refers to this object and cannot move: the object keeps it, and its class is changed so that the
-    # server sees the dummy only.
+    # OpenSSL's state refers to this object and cannot move: the object keeps it, and its class changes so that the
+    # server sees only the dummy.
     sock.settimeout(0.0)
     taken = TakenTLSSocket.of(sock)
     sock.__class__ = ServersTLSSocket
-    stand_in = _as_threads_wait(dummy)
+    stand_in = _cooperative(dummy)
     stand_in.setblocking(False)
     vars(sock)["stand_in"] = stand_in
     return taken
@@ -307,6 +307,6 @@ def _take_gevent_tls(sock: Any, dummy: _socket.socket) -> socket.socket:
     sock._drop_events_and_close(closefd=False)
     family, kind, proto = dummy.family, dummy.type, dummy.proto
     gevent_socket.__init__(sock, family, kind, proto, dummy.detach())
-    sock._sslobj = None  # from here on plain, and to the dummy
+    sock._sslobj = None  # the server's object is now plain, and connected to the dummy
     sock.settimeout(timeout)
     return cast(socket.socket, taken)

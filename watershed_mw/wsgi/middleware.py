@@ -1,7 +1,7 @@
-"""The WSGI middleware: it gives the application an upgrade object.
+"""The WSGI middleware: gives the application an upgrade object for each upgrade request.
 
 Other requests pass through untouched. Nothing is sent before the application decides; an application that ignores the
-upgrade object answers as usual. :mod:`watershed_mw.wsgi.hijack` takes the socket from the server.
+upgrade object responds as usual. :mod:`watershed_mw.wsgi.hijack` takes the socket from the server.
 """
 
 from __future__ import annotations
@@ -77,24 +77,24 @@ class WatershedWSGI:
                 upgrade.end("the server stops", code=self.shed.settings.shutdown_code or 1001, wait=False)
             else:
                 upgrade.end(code=1011)
-            # The server's error response is discarded; it must not fill a dummy socket that is never read.
+            # Discard the server's error response, which would otherwise fill the dummy socket, as nothing reads it.
             upgrade.revive_dummy()
             upgrade.close_dummy()
             if interrupted or not upgrade.accepted:
                 raise
-            raised = failure(error)  # sys.exit() in a handler must not end the server or a thread of it
+            raised = failure(error)  # sys.exit() in a handler must not end the server or one of its threads
             if raised is error:
                 raise
             raise raised from error
         upgrade.end(code=1011 if upgrade.failed else 1000)
-        # To the server this is an ordinary request: it logs it, and writes its response to the dummy.
+        # The server treats this as an ordinary request: it logs it, and writes its response to the dummy.
         upgrade.revive_dummy()
         start_response("101 Switching Protocols", upgrade.sent)
         return EmptyBody(upgrade)
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Whether ``error`` is a gevent or eventlet timeout: not an ``Exception``, but it ends this request alone."""
+    """Whether ``error`` is a gevent or eventlet timeout: not an ``Exception``, but it ends only this request."""
     kind = type(error)
     return kind.__name__ == "Timeout" and kind.__module__.partition(".")[0] in ("gevent", "eventlet")
 
@@ -102,7 +102,7 @@ def _is_timeout(error: BaseException) -> bool:
 def asks_for_upgrade(environ: Environ) -> bool:
     """Whether this looks like an opening handshake; ``accept`` validates it.
 
-    HTTP/2 requests never do: other requests share their socket.
+    HTTP/2 requests do not count, as they share their socket with other requests.
     """
     tokens = environ.get("HTTP_UPGRADE", "").lower().split(",")
     return (

@@ -63,7 +63,7 @@ class StartedBody:
 
 
 def started_body(body: Iterable[bytes]) -> Iterable[bytes]:
-    """``body`` with its first item already produced: an application that is a generator does nothing before that."""
+    """``body`` with its first item already produced: a generator application runs no code before that."""
     try:
         rest = iter(body)
         first = list(itertools.islice(rest, 1))
@@ -104,7 +104,7 @@ class Rejection:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Send the response."""
         fields = [pair for pair in self.headers if pair[0].lower() != "content-length"]
-        if self.status in (204, 304):  # no body, and no length of one (RFC 9110 section 8.6)
+        if self.status in (204, 304):  # no body, and no Content-Length (RFC 9110 section 8.6)
             start_response(status_line(self.status), fields)
             return []
         start_response(status_line(self.status), [*fields, ("Content-Length", str(len(self.body)))])

@@ -1,7 +1,7 @@
 """The WSGI servers: how each is recognized, how its client socket is taken, and what does not work on it.
 
-WSGI specifies none of this, so every row uses something that its server puts into the environ, or an object behind it.
-All of it was found by running the servers, as the tests do.
+WSGI specifies none of this, so every row relies on something that its server puts into the environ, or on an object
+reachable from there. The tests run every server.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class WSGIServer:
     """One row of the table.
 
     Attributes:
-        name: its name in errors.
+        name: the server's name in errors.
         knows: whether an environ and its ``start_response`` come from this server.
         take: takes the socket; None if the server does not give access to it.
         reason: why not, and what to use instead.
-        stopping: returns a callable that reports whether the server is stopping; None if there is no way to know.
+        stopping: returns a callable that reports whether the server is stopping; None if that cannot be determined.
         client: returns the client's socket or descriptor, which still belongs to the server.
         target: returns the request target as the client sent it; None if the server does not keep it.
-        handles_signals: whether it has signal handlers in C, which Python does not know and must not replace.
+        handles_signals: whether it has signal handlers in C, which Python does not see and must not replace.
     """
 
     name: str
@@ -114,15 +114,15 @@ def _is_reader(stream: Any) -> bool:
     return isinstance(raw, socket.SocketIO) and hasattr(raw, "_sock")
 
 
-# Where a stream that limits the body keeps the stream below: gevent, werkzeug and Paste keep the stream itself,
-# Django's LimitedStream keeps its methods.
+# Attributes in which a stream that limits the body keeps the underlying stream: gevent, werkzeug and Paste keep the
+# stream itself, Django's LimitedStream keeps its methods.
 _BELOW: Final = ("rfile", "_stream", "file", "_read")
 
 
 def _reader(environ: Environ) -> Any:
     """The connection's buffered reader, which may be wrapped to limit the body; None if there is none.
 
-    It is recognized by its type, not by the server's name.
+    It is recognized by its type, whatever the server.
     """
     stream: Any = environ.get("wsgi.input")
     for _ in _BELOW:  # a longer chain is a cycle
@@ -200,7 +200,7 @@ def _uwsgi(environ: Environ, start_response: Any) -> Hijack:
 
 
 def _target_in_environ(environ: Environ) -> str | None:
-    """The target under the keys that most servers use; PEP 3333 has none."""
+    """The target under the keys that most servers use; PEP 3333 defines none."""
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     return str(raw) if raw else None
 
@@ -220,7 +220,7 @@ def _target_of_handler(environ: Environ, start_response: Any) -> str | None:
 
 
 def _gunicorn_stopping() -> Callable[[], bool] | None:
-    """Whether this process's worker is stopping, which only the worker object itself records."""
+    """Reports whether this process's worker is stopping; only the worker object itself records that."""
     base: Any = sys.modules.get("gunicorn.workers.base")
     if base is None:
         return None

@@ -1,8 +1,8 @@
 """The end of a WSGI worker process: every connection gets its Close, within a bounded time.
 
-A server that stops does not know the sockets that it gave away, and knows of its handler threads only that they are
-busy. So the first connection starts a watch for the end of the process: gunicorn's worker has a flag that is polled,
-other servers die of a signal, which is caught, and the interpreter's exit is the last chance.
+A stopping server does not know the sockets that were taken from it, and sees its handler threads only as busy. So the
+first connection starts to watch for the end of the process: gunicorn's worker has a flag, which is polled; other
+servers are terminated by a signal, which is caught; and the interpreter's exit is the last resort.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["install_signal_handlers", "watch_process"]
 
 # Seconds for peers to answer the Close: a replacement may be waiting for this process to exit.
 _GRACE = 0.5
-# Seconds between two looks at gunicorn's worker. On a quick shutdown (SIGINT, SIGQUIT) it interrupts its handlers 0.1
-# seconds after it has set its flag.
+# Seconds between two polls of gunicorn's worker. On a quick shutdown (SIGINT, SIGQUIT) it interrupts its handlers 0.1
+# seconds after setting its flag.
 _POLL_INTERVAL = 0.05
 # Grace period in seconds after aborting a stream.
 _ABORT_GRACE = 0.2
@@ -63,7 +63,7 @@ def _this_process() -> _Process:
 def watch_process(server: WSGIServer, *, handle_signals: bool) -> None:
     """End connections and relays that have a ``shutdown_code`` when this process stops.
 
-    Called for each connection, from any thread, before its 101 goes out; only the first call of a process has work.
+    Called for each connection, from any thread, before its 101 goes out; only the first call in a process does work.
 
     Args:
         server: the server that runs here.
@@ -79,14 +79,14 @@ def watch_process(server: WSGIServer, *, handle_signals: bool) -> None:
     if first and (stops := server.stopping()) is not None:
         threading.Thread(target=_watch, args=(stops,), name="watershed-drain", daemon=True).start()
     if catch:
-        _install_from_here()
+        _install_from_any_thread()
 
 
 def install_signal_handlers() -> None:
     """End connections before SIGTERM, SIGHUP or SIGINT ends the process, where no other handler is installed.
 
-    The first connection calls it in the main thread. Call it yourself, in the main thread, where that waits for a lock
-    or in a system call for as long as the server runs, as in ``thread.join()``: it runs no Python code then.
+    The first connection calls it in the main thread. Call it yourself, in the main thread, if that thread blocks in
+    ``thread.join()`` or another call while the server runs: it then runs no Python code for the first connection.
 
     Raises:
         ValueError: this is not the main thread.
@@ -95,7 +95,7 @@ def install_signal_handlers() -> None:
         signal.signal(number, _on_signal)
 
 
-def _install_from_here() -> None:
+def _install_from_any_thread() -> None:
     try:
         install_signal_handlers()
     except ValueError:  # this is a thread of the server
@@ -108,12 +108,12 @@ def _is_unhandled(number: int) -> bool:
 
 
 def _at_exit(call: Callable[[], None]) -> None:
-    # Before the interpreter waits for threads that are not daemons, which may be waiting for messages.
+    # Runs before the interpreter joins the non-daemon threads, which may be waiting for messages.
     register: Any = getattr(threading, "_register_atexit", atexit.register)
     try:
         register(call)
     except RuntimeError:
-        pass  # the interpreter is shutting down already
+        pass  # the interpreter is already shutting down
 
 
 def _watch(stops: Callable[[], bool]) -> None:
@@ -149,9 +149,9 @@ def _on_signal(number: int, frame: Any) -> None:
     process = _this_process()
     if not process.draining and _affected():
         process.draining = True
-        # In another thread: this one may be needed to finish the closing handshake of its own connection.
+        # In another thread: this one may be needed for the closing handshake of its own connection.
         if threads_are_greenlets():
-            # A real thread: the hub may be waiting for sockets, and starts no greenlet before one of them is ready.
+            # A real thread: the hub may be waiting for sockets, and starts a greenlet only once one of them is ready.
             start_thread(partial(_drain_for, number))
         else:
             # threading.Thread.start() waits for the thread, and this handler may have interrupted it holding a lock.
@@ -166,6 +166,6 @@ def _on_signal(number: int, frame: Any) -> None:
 def _drain_for(number: int) -> None:
     drain()
     if number == signal.SIGINT:
-        _this_process().draining = False  # code that catches the KeyboardInterrupt may go on
+        _this_process().draining = False  # the process continues if something catches the KeyboardInterrupt
     else:
         os.kill(os.getpid(), number)

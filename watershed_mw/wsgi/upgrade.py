@@ -168,7 +168,7 @@ class WSGIUpgrade:
             server, way, head = self._take()
             settings = shed.settings
             if settings.shutdown_code is not None:
-                # First: the process may stop as soon as there is something to end.
+                # First, as the process may stop as soon as a connection exists.
                 watch_process(server, handle_signals=settings.install_signal_handlers)
             try:
                 way.write(response)
@@ -200,7 +200,7 @@ class WSGIUpgrade:
             raise as_answer(error, self._environ) from None
 
     def hand_over(self, answer: list[tuple[str, str]], headers: Fields) -> socket.socket:
-        """Send the 101 that another server has sent, and return the raw socket (proxy mode).
+        """Send a 101 received from another server, and return the raw socket (proxy mode).
 
         Args:
             answer: header fields of the opening handshake, such as ``Sec-WebSocket-Accept``.
@@ -220,7 +220,7 @@ class WSGIUpgrade:
 
     @property
     def server(self) -> WSGIServer:
-        """The server's row in the table of servers."""
+        """The server's row in the server table."""
         return server_of(self._environ, self._start_response)
 
     @property
@@ -323,11 +323,11 @@ class WSGIUpgrade:
                 ended = True  # it is closed already
             finally:
                 if not ended:
-                    # This thread must not wait, or was interrupted: close, and free the place, in another one.
+                    # This thread must not wait, or was interrupted: another one closes, and frees the place.
                     connection.end_in_thread(reason, code=code)
 
     def revive_dummy(self) -> None:
-        """Prepare the dummy for what the server is about to write."""
+        """Prepare the dummy for the response that the server is about to write."""
         if self._taken is not None:
             self._taken.revive_dummy()
 

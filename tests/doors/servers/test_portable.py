@@ -163,12 +163,12 @@ def test_unsupported_calls_are_clear_errors(portable: Portable) -> None:
     with dial(port, "/kept") as client:
         for what in wanted:
             error = str(client.recv(LIMIT))
-            assert error.startswith(f"expected a server that gives its frames away {what}")
+            assert error.startswith(f"expected a server that exposes its frames (needed {what}")
             assert server.named in error
             assert "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol" in error
     assert refused(port, "/detached").status == (501 if server.denial else 403)
     error = eventually(lambda: next((str(one["unsupported"]) for one in seen(program) if "unsupported" in one), ""))
-    assert f"gives its socket away for detached=True, got {server.named}" in error
+    assert f"hands over its socket (detached=True), got {server.named}" in error
     assert "run uvicorn with --ws watershed_mw.uvicorn:WatershedProtocol" in error
 
 

@@ -1,10 +1,10 @@
-"""Streams of asyncio under the opening handshake: connected, secured, and taken over by the connection afterwards.
+"""asyncio streams for the opening handshake: connect, start TLS, and hand the transport over to the connection.
 
-httpcore speaks HTTP over a stream of this module, as its documentation provides for. The connection thereby gets the
-event loop's own transport, with no HTTP layer around it, and network errors stay OSErrors. The caller sets the one
-deadline for all of it (``asyncio.timeout``), however slowly a server sends.
+httpcore speaks HTTP over these streams, through its documented interface for network streams. So the connection gets
+the event loop's own transport, with no HTTP layer around it, and network errors stay OSErrors. The caller sets a single
+deadline for everything (``asyncio.timeout``), which a server that sends slowly cannot extend.
 
-The package aiofastnet, where it is installed, makes TLS faster, and plain streams on asyncio's own loops.
+If the package aiofastnet is installed, it speeds up TLS, and plain streams on asyncio's own loops.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from ...connection.adopt import AsyncioTransport
 from .. import happy_eyeballs
 from ..alpn import check_http11, offering_http11
 from ..messages import plain_httpcore
-from ..route import Way, check_tunnel
+from ..route import ConnectPlan, check_tunnel
 from ..socks import Dialogue, stream_ended
 
-__all__ = ["AsyncioStream", "connect", "is_faster", "send"]
+__all__ = ["AsyncioStream", "connect", "send", "supports_aiofastnet"]
 
-# Bytes that are buffered for the HTTP layer, which a server could flood before the handshake ends.
+# Bytes buffered for the HTTP layer before reading is paused: a server could flood it before the handshake ends.
 _BUFFER = 64 * 2**10
 
 
-async def send(way: Way) -> httpcore.Response:
-    """Send a request on a stream of its own, and return the response, whose ``network_stream`` is that stream.
+async def send(plan: ConnectPlan) -> httpcore.Response:
+    """Send a request on a new stream, and return the response, whose ``network_stream`` is that stream.
 
     Raises:
         OSError: the server or its proxy cannot be reached, or the stream broke.
-        HandshakeError: what came is not HTTP (502), or the proxy refused.
+        HandshakeError: the response is not HTTP (502), or the proxy refused.
         ValueError: HTTP cannot carry the request.
     """
     stream: AsyncioStream | None = None
     try:
-        contexts = [step[0] for step in (way.proxy_tls, way.tls) if step is not None]
-        stream = await connect(way.host, way.port, way.unix, faster=is_faster(contexts))
-        if way.proxy_tls is not None:
-            await stream.start_tls(*way.proxy_tls)
-        if way.socks is not None:
-            await stream.talk(way.socks)
-        if way.tunnel is not None:
-            proxy = httpcore.AsyncHTTP11Connection(way.tunnel.url.origin, stream)
-            check_tunnel(await proxy.handle_async_request(way.tunnel))
-        if way.tls is not None:
-            await stream.start_tls(*way.tls)
-        server = httpcore.AsyncHTTP11Connection(way.request.url.origin, stream)
-        return await server.handle_async_request(way.request)
+        contexts = [step[0] for step in (plan.proxy_tls, plan.tls) if step is not None]
+        stream = await connect(plan.host, plan.port, plan.unix, faster=supports_aiofastnet(contexts))
+        if plan.proxy_tls is not None:
+            await stream.start_tls(*plan.proxy_tls)
+        if plan.socks is not None:
+            await stream.talk(plan.socks)
+        if plan.tunnel is not None:
+            proxy = httpcore.AsyncHTTP11Connection(plan.tunnel.url.origin, stream)
+            check_tunnel(await proxy.handle_async_request(plan.tunnel))
+        if plan.tls is not None:
+            await stream.start_tls(*plan.tls)
+        server = httpcore.AsyncHTTP11Connection(plan.request.url.origin, stream)
+        return await server.handle_async_request(plan.request)
     except BaseException as error:
         if stream is not None:
             await stream.aclose()
@@ -72,10 +72,10 @@ async def connect(host: str, port: int, unix: str | None = None, *, faster: bool
         host: name or address.
         port: TCP port.
         unix: path of a Unix socket, which replaces host and port.
-        faster: what :func:`is_faster` says of the contexts that TLS will be started with.
+        faster: the result of :func:`supports_aiofastnet` for the contexts that TLS will use.
 
     Raises:
-        OSError: it cannot be reached.
+        OSError: the host cannot be reached.
     """
     loop = asyncio.get_running_loop()
     if unix is not None:
@@ -84,7 +84,7 @@ async def connect(host: str, port: int, unix: str | None = None, *, faster: bool
     sock = await happy_eyeballs.connect(host, port)
     try:
         if isinstance(loop, asyncio.BaseEventLoop) and faster:
-            # Not on uvloop: libuv reports an error once, so that a reset behind bytes would be lost.
+            # Not on uvloop: libuv reports an error only once, so a reset that follows bytes would be lost.
             _, inbox = await aiofastnet.create_connection(loop, _Inbox, sock=sock)
         else:
             _, inbox = await loop.create_connection(_Inbox, sock=sock)
@@ -94,10 +94,10 @@ async def connect(host: str, port: int, unix: str | None = None, *, faster: bool
     return AsyncioStream(inbox, faster)
 
 
-def is_faster(contexts: Iterable[ssl.SSLContext]) -> bool:
-    """Whether aiofastnet is installed, and may speak TLS with each of these contexts.
+def supports_aiofastnet(contexts: Iterable[ssl.SSLContext]) -> bool:
+    """Whether aiofastnet is installed and supports all of these contexts.
 
-    It uses the OpenSSL object inside a context, and bypasses what a subclass overrides, such as truststore's.
+    It uses the OpenSSL object inside a context, which bypasses the overrides of a subclass, such as truststore's.
     """
     return aiofastnet is not None and all(  # type: ignore[redundant-expr]
         getattr(context.wrap_bio, "__module__", None) == "ssl" and context.sslobject_class.__module__ == "ssl"
@@ -127,7 +127,7 @@ class _Inbox(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.eof = True
         self._wake_reader()
-        # The write direction stays open for the transport's next owner; TLS cannot half-close.
+        # Keep the write direction open for the transport's next owner; TLS cannot half-close.
         return self.transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,8 +150,8 @@ class _Inbox(asyncio.Protocol):
             await self._waiter
         data = bytes(self.data[:size])
         del self.data[:size]
-        # Only below the bound: a transport may deliver more at once than is read here, and the buffer would grow with
-        # each read. aiofastnet's TLS transport raises once it is closed.
+        # Only below the bound: a transport may deliver more at once than this read took, and the buffer would grow with
+        # each read. aiofastnet's TLS transport raises if it is closed.
         if len(self.data) <= _BUFFER and not self.transport.is_closing():
             self.transport.resume_reading()
         return data
@@ -167,7 +167,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     @classmethod
     async def take(cls, stream: Any) -> tuple[AsyncioTransport, bytes]:
-        """Take the transport from under a response's network stream, and the bytes behind the response head.
+        """Take the transport away from a response's network stream, with the bytes that follow the response head.
 
         The HTTP layer can no longer close it.
         """
@@ -177,7 +177,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         inbox = inner._inbox
         if not inbox.transport.is_closing():
             inbox.transport.pause_reading()
-        head = await stream.read(_BUFFER)  # what h11 has read too far; a taken stream adds nothing to it
+        head = await stream.read(_BUFFER)  # what h11 read past the head; a taken stream adds nothing to it
         return AsyncioTransport(inbox.transport, eof=inbox.eof), head + bytes(inbox.data)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # httpcore's own
@@ -188,14 +188,14 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             return await self._inbox.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Write it without waiting: a request head fits into any write buffer."""
+        """Write without waiting: a request head fits into any write buffer."""
         if self._inbox.transport.is_closing():
-            raise httpcore.WriteError("the stream is closed")  # an answer may still be there to be read
+            raise httpcore.WriteError("the stream is closed")  # httpcore then reads a response that may have arrived
         if buffer:
             self._inbox.transport.write(buffer)
 
     async def talk(self, dialogue: Dialogue) -> None:
-        """Carry a dialogue out. Raises as the dialogue does, and HandshakeError if the stream ends."""
+        """Carry out a dialogue. Raises as the dialogue does, and HandshakeError if the stream ends."""
         data, size = next(dialogue)
         while True:
             await self.write(data)
@@ -210,7 +210,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
                 return
 
     async def aclose(self) -> None:
-        """Drop the stream, unless it has been taken; an unresponsive server is not waited for."""
+        """Abort the transport, unless it has been taken: an orderly close could wait for an unresponsive server."""
         if not self._taken:
             self._inbox.transport.abort()
 
@@ -220,11 +220,11 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> AsyncioStream:
-        """Speak TLS from now on, on this same stream.
+        """Start TLS on this stream.
 
         Raises:
             OSError: the TLS handshake failed.
-            HandshakeError: the server has chosen another protocol than HTTP/1.1.
+            HandshakeError: the server chose a protocol other than HTTP/1.1.
         """
         inbox = self._inbox
         try:
@@ -232,11 +232,11 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
                 if inbox.transport.is_closing():
                     raise ConnectionResetError("the server closed the stream before the TLS handshake")
                 if inbox.data:
-                    # Sent by a proxy, or by an attacker on the way: they would later pass for the server's answer.
+                    # From a proxy or a man in the middle: they would later be taken for the server's response.
                     raise ConnectionAbortedError("expected nothing before the TLS handshake, got plain-text bytes")
                 with offering_http11(ssl_context):
                     secured = await self._secure(ssl_context, server_hostname)
-            if secured is None:  # asyncio returns None if the peer has closed meanwhile
+            if secured is None:  # asyncio returns None if the peer closed during the handshake
                 raise ConnectionResetError("the server closed the stream during the TLS handshake")
             inbox.transport = secured
             check_http11(secured.get_extra_info("ssl_object"))
@@ -252,7 +252,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         return await loop.start_tls(inbox.transport, inbox, context, server_hostname=name)
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore and httpx ask for; ``"asyncio_stream"`` gives this object through any wrapper."""
+        """Transport details for httpcore and httpx; ``"asyncio_stream"`` gives this object through any wrapper."""
         if info == "asyncio_stream":
             return self
         names = {"client_addr": "sockname", "server_addr": "peername"}

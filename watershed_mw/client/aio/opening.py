@@ -1,4 +1,4 @@
-"""One opening handshake on asyncio: httpx sends the requests, each on a stream of its own, and the last one stays."""
+"""The opening handshake on asyncio: httpx sends each request on a new stream; the connection keeps the last one."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ __all__ = ["open_connection"]
 
 
 async def open_connection(arguments: Arguments, offer: Offer) -> AsyncConnection:
-    """Open a connection; a server that refuses the parameters of the compression offer is asked once more.
+    """Open a connection, with one retry for a server that refuses the parameters of the compression offer.
 
     Args:
         arguments: those of ``connect()``.
-        offer: what is known of this server; updated.
+        offer: how to offer compression; updated.
 
     Raises:
-        RuntimeError: not in such a thread or task.
+        RuntimeError: no asyncio event loop is running.
         Exception: as ``connect()`` documents.
     """
     _check_asyncio()
     if isinstance(arguments.http, httpx.Client):
-        raise TypeError("expected an httpx.AsyncClient for the asyncio flavour, got an httpx.Client: `with`")
+        raise TypeError("expected an httpx.AsyncClient for the asyncio flavour, got an httpx.Client: use `with`")
     limit = asyncio.timeout(arguments.open_timeout)
     try:
         async with limit:
             until, plain = limit.when(), offer.plain
             try:
-                return await _ask(arguments, plain, limit)
+                return await _attempt(arguments, plain, limit)
             except HandshakeError as error:
                 late = until is not None and asyncio.get_running_loop().time() >= until
-                if plain or late or not arguments.asks_plainly_after(error):
+                if plain or late or not arguments.should_retry_plain(error):
                     raise
             limit.reschedule(until)
-            connection = await _ask(arguments, True, limit)
+            connection = await _attempt(arguments, True, limit)
             offer.plain = True
             return connection
     except TimeoutError as error:
@@ -61,29 +61,31 @@ def _check_asyncio() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError(
-            "expected a running asyncio event loop for `async with`, got none (trio has another kind): use "
-            "`with connect(...)` in a thread there"
+            "expected a running asyncio event loop for `async with`, got none: under trio, use `with connect(...)` in "
+            "a thread"
         ) from None
 
 
-async def _ask(arguments: Arguments, plain: bool, limit: asyncio.Timeout) -> AsyncConnection:
+async def _attempt(arguments: Arguments, plain: bool, limit: asyncio.Timeout) -> AsyncConnection:
     requests = Requests(arguments, plain)
     if arguments.http is not None:
-        return await _through(cast(httpx.AsyncClient, arguments.http), requests, limit)
+        return await _attempt_through_client(cast(httpx.AsyncClient, arguments.http), requests, limit)
     async with httpx.AsyncClient(transport=_Transport(requests), **arguments.client) as client:
         response = await client.send(requests.first(client), stream=True)
         if response.status_code != 101:
             raise await _read_refusal(response, limit)
-        way, early = await AsyncioStream.take(response.extensions["network_stream"])
+        transport, early = await AsyncioStream.take(response.extensions["network_stream"])
         try:
-            return arguments.shed.connect(response, way, early, requests.key)
+            return arguments.shed.connect(response, transport, early, requests.key)
         except BaseException:
-            way.abort()
+            transport.abort()
             raise
 
 
-async def _through(client: httpx.AsyncClient, requests: Requests, limit: asyncio.Timeout) -> AsyncConnection:
-    """Ask through the application's own client."""
+async def _attempt_through_client(
+    client: httpx.AsyncClient, requests: Requests, limit: asyncio.Timeout
+) -> AsyncConnection:
+    """Send the request with the application's own client."""
     response = await client.send(requests.first(client), stream=True)
     if response.status_code != 101:
         raise await _read_refusal(response, limit)
@@ -95,7 +97,7 @@ async def _through(client: httpx.AsyncClient, requests: Requests, limit: asyncio
 
 
 class _Transport(httpx.AsyncBaseTransport):
-    """Sends each request of httpx on a stream of its own."""
+    """Sends each httpx request on a new stream."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
@@ -105,7 +107,7 @@ class _Transport(httpx.AsyncBaseTransport):
         if self._sent:
             self._requests.follow_up(request)
         self._sent = True
-        return as_httpx(await send(self._requests.arguments.route.way_of(request)), _Body)
+        return as_httpx(await send(self._requests.arguments.route.plan(request)), _Body)
 
 
 @dataclass(slots=True)
@@ -124,21 +126,21 @@ class _Body(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self.response.aclose()
-        # httpcore leaves the stream open once the body is complete, for a pool to use again.
+        # httpcore leaves the stream open after a complete body, for a pool to reuse.
         await self.response.extensions["network_stream"].aclose()
 
 
 async def _read_refusal(response: httpx.Response, limit: asyncio.Timeout) -> HandshakeError:
-    """Read a refusal's body until it ends, ``limit`` passes, or 64 KiB have come, and close the response."""
-    # A body that trickles still makes a refusal; as a timeout it would be tried again.
+    """Read a refusal's body until it ends, ``limit`` expires, or 64 KiB have arrived; close the response."""
+    # A body that arrives too slowly must not turn the refusal into a timeout, which would be retried.
     until = limit.when()
     limit.reschedule(None)
     body = b""
     async with _closing(response), _closing(own_stream(response)):
-        # A server that sends less than it announced, or nonsense, has still refused: the body is what came.
+        # A truncated or malformed body is still a refusal, with the part that arrived.
         with suppress(*CLOSING_ERRORS):
             async with asyncio.timeout_at(until):
-                # Not aiter_raw(), at whose end the pool gives the connection to the next request.
+                # Not aiter_raw(): at its end the pool gives the connection to the next request.
                 async for part in cast(httpx.AsyncByteStream, response.stream):
                     body += part
                     if len(body) >= MAX_REFUSAL:

@@ -1,7 +1,7 @@
-"""Blocking streams under the opening handshake: connected, secured, and taken over by the connection afterwards.
+"""Blocking streams for the opening handshake: connect, start TLS, and hand the socket over to the connection.
 
-httpcore speaks HTTP over a stream of this module, as its documentation provides for. The connection thereby gets the
-bare socket, network errors stay OSErrors, and one deadline holds for all of it, however slowly a server sends.
+httpcore speaks HTTP over these streams, through its documented interface for network streams. So the connection gets
+the bare socket, network errors stay OSErrors, and a server that sends slowly cannot extend the single deadline.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from ...errors import UnsupportedServerError
 from .. import happy_eyeballs
 from ..alpn import check_http11, offering_http11
 from ..messages import plain_httpcore
-from ..route import Way, check_tunnel
+from ..route import ConnectPlan, check_tunnel
 from ..socks import Dialogue, stream_ended
 
 __all__ = ["ThreadStream", "connect", "send"]
 
 
-def send(way: Way, deadline: float | None) -> httpcore.Response:
-    """Send a request on a socket of its own, and return the response, whose ``network_stream`` is that stream.
+def send(plan: ConnectPlan, deadline: float | None) -> httpcore.Response:
+    """Send a request on a new socket, and return the response, whose ``network_stream`` wraps that socket.
 
     Args:
-        way: how the server is reached, and the request.
+        plan: the steps to the server, and the request.
         deadline: time of ``time.monotonic()`` at which to give up; None for no limit.
 
     Raises:
         OSError: the server or its proxy cannot be reached, or the stream broke.
-        HandshakeError: what came is not HTTP (502), or the proxy refused.
+        HandshakeError: the response is not HTTP (502), or the proxy refused.
         UnsupportedServerError: TLS inside a proxy's TLS.
         ValueError: HTTP cannot carry the request.
     """
     stream: ThreadStream | None = None
     try:
-        stream = connect(way.host, way.port, way.unix, deadline=deadline)
-        if way.proxy_tls is not None:
-            stream.start_tls(*way.proxy_tls)
-        if way.socks is not None:
-            stream.talk(way.socks)
-        if way.tunnel is not None:
-            check_tunnel(httpcore.HTTP11Connection(way.tunnel.url.origin, stream).handle_request(way.tunnel))
-        if way.tls is not None:
-            stream.start_tls(*way.tls)
-        return httpcore.HTTP11Connection(way.request.url.origin, stream).handle_request(way.request)
+        stream = connect(plan.host, plan.port, plan.unix, deadline=deadline)
+        if plan.proxy_tls is not None:
+            stream.start_tls(*plan.proxy_tls)
+        if plan.socks is not None:
+            stream.talk(plan.socks)
+        if plan.tunnel is not None:
+            check_tunnel(httpcore.HTTP11Connection(plan.tunnel.url.origin, stream).handle_request(plan.tunnel))
+        if plan.tls is not None:
+            stream.start_tls(*plan.tls)
+        return httpcore.HTTP11Connection(plan.request.url.origin, stream).handle_request(plan.request)
     except BaseException as error:
         if stream is not None:
             stream.close()
@@ -57,10 +57,10 @@ def send(way: Way, deadline: float | None) -> httpcore.Response:
 
 
 def connect(host: str, port: int, unix: str | None = None, *, deadline: float | None = None) -> ThreadStream:
-    """Connect to a host, given by name or address, or to a Unix socket; ``deadline`` holds for the stream as well.
+    """Connect to a host, given by name or address, or to a Unix socket; ``deadline`` covers the stream as well.
 
     Raises:
-        OSError: it cannot be reached.
+        OSError: the host cannot be reached.
     """
     if unix is not None:
         return ThreadStream(_connect_unix(unix, deadline), deadline)
@@ -112,15 +112,15 @@ class ThreadStream(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write all of it."""
         if not buffer:
-            return  # httpcore's empty body: sending it could fail, and hide an answer that is there to be read
+            return  # httpcore's empty body: sending it could fail and hide a response that has arrived
         self._wait_at_most(timeout)
         try:
             self._socket.sendall(buffer)
         except ConnectionError as error:
-            raise httpcore.WriteError(error) from error  # an answer may still be there to be read
+            raise httpcore.WriteError(error) from error  # httpcore then reads a response that may have arrived
 
     def talk(self, dialogue: Dialogue) -> None:
-        """Carry a dialogue out. Raises as the dialogue does, and HandshakeError if the stream ends."""
+        """Carry out a dialogue. Raises as the dialogue does, and HandshakeError if the stream ends."""
         data, size = next(dialogue)
         while True:
             self.write(data)
@@ -141,11 +141,11 @@ class ThreadStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> ThreadStream:
-        """Speak TLS from now on, on this same stream.
+        """Start TLS on this stream.
 
         Raises:
             OSError: the TLS handshake failed.
-            HandshakeError: the server has chosen another protocol than HTTP/1.1.
+            HandshakeError: the server chose a protocol other than HTTP/1.1.
             UnsupportedServerError: the stream speaks TLS already, and a socket cannot speak TLS inside TLS.
         """
         if isinstance(self._socket, ssl.SSLSocket):
@@ -156,7 +156,7 @@ class ThreadStream(httpcore.NetworkStream):
             )
         self._wait_at_most(timeout)
         try:
-            # In two steps, so that the socket is known here, to be closed, if the handshake is interrupted.
+            # In two steps, so that self._socket can be closed if the handshake is interrupted.
             with offering_http11(ssl_context):
                 tls = ssl_context.wrap_socket(
                     self._socket, server_hostname=server_hostname, do_handshake_on_connect=False
@@ -170,7 +170,7 @@ class ThreadStream(httpcore.NetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore and httpx ask for."""
+        """Socket details for httpcore and httpx."""
         if info == "socket":
             return self._socket
         if info == "ssl_object":

@@ -1,4 +1,4 @@
-"""One opening handshake of a thread: httpx sends the requests, each on a socket of its own, and the last one stays."""
+"""The opening handshake for threads: httpx sends each request on a new socket; the connection keeps the last one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["open_connection"]
 
 
 def open_connection(arguments: Arguments, offer: Offer) -> ThreadConnection:
-    """Open a connection; a server that refuses the parameters of the compression offer is asked once more.
+    """Open a connection, with one retry for a server that refuses the parameters of the compression offer.
 
     Args:
         arguments: those of ``connect()``.
-        offer: what is known of this server; updated.
+        offer: how to offer compression; updated.
 
     Raises:
-        RuntimeError: not in such a thread or task.
+        RuntimeError: an event loop is running in this thread.
         Exception: as ``connect()`` documents.
     """
     _check_no_loop()
@@ -39,12 +39,12 @@ def open_connection(arguments: Arguments, offer: Offer) -> ThreadConnection:
     plain = offer.plain
     try:
         try:
-            return _ask(arguments, plain, deadline)
+            return _attempt(arguments, plain, deadline)
         except HandshakeError as error:
             late = deadline is not None and time.monotonic() >= deadline
-            if plain or late or not arguments.asks_plainly_after(error):
+            if plain or late or not arguments.should_retry_plain(error):
                 raise
-        connection = _ask(arguments, True, deadline)
+        connection = _attempt(arguments, True, deadline)
         offer.plain = True
         return connection
     except TimeoutError as error:
@@ -56,7 +56,7 @@ def open_connection(arguments: Arguments, offer: Offer) -> ThreadConnection:
 
 
 def _check_no_loop() -> None:
-    # Blocking would stop the loop, and perhaps the very server that is to answer.
+    # Blocking would stop the loop, which may even run the server that has to respond.
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -67,16 +67,16 @@ def _check_no_loop() -> None:
     )
 
 
-def _ask(arguments: Arguments, plain: bool, deadline: float | None) -> ThreadConnection:
+def _attempt(arguments: Arguments, plain: bool, deadline: float | None) -> ThreadConnection:
     requests = Requests(arguments, plain)
     if arguments.http is not None:
-        return _through(cast(httpx.Client, arguments.http), requests)
+        return _attempt_through_client(cast(httpx.Client, arguments.http), requests)
     with httpx.Client(transport=_Transport(requests, deadline), **arguments.client) as client:
         return _finish(arguments, client.send(requests.first(client), stream=True))
 
 
-def _through(client: httpx.Client, requests: Requests) -> ThreadConnection:
-    """Ask through the application's own client."""
+def _attempt_through_client(client: httpx.Client, requests: Requests) -> ThreadConnection:
+    """Send the request with the application's own client."""
     request = requests.first(client)
     if (limit := requests.arguments.open_timeout) is not None:
         # httpx has a timeout for each step; open_timeout shortens those that are longer.
@@ -96,7 +96,7 @@ def _finish(arguments: Arguments, response: httpx.Response) -> ThreadConnection:
 
 
 class _Transport(httpx.BaseTransport):
-    """Sends each request of httpx on a socket of its own, until ``deadline`` of ``time.monotonic()``."""
+    """Sends each httpx request on a new socket, until ``deadline`` of ``time.monotonic()``."""
 
     def __init__(self, requests: Requests, deadline: float | None) -> None:
         self._requests = requests
@@ -107,7 +107,7 @@ class _Transport(httpx.BaseTransport):
         if self._sent:
             self._requests.follow_up(request)
         self._sent = True
-        return as_httpx(send(self._requests.arguments.route.way_of(request), self._deadline), _Body)
+        return as_httpx(send(self._requests.arguments.route.plan(request), self._deadline), _Body)
 
 
 @dataclass(slots=True)
@@ -126,16 +126,16 @@ class _Body(httpx.SyncByteStream):
 
     def close(self) -> None:
         self.response.close()
-        # httpcore leaves the stream open once the body is complete, for a pool to use again.
+        # httpcore leaves the stream open after a complete body, for a pool to reuse.
         self.response.extensions["network_stream"].close()
 
 
 def _read_refusal(response: httpx.Response) -> HandshakeError:
-    """Read a refusal's body until it ends, its deadline passes, or 64 KiB have come, and close the response."""
+    """Read a refusal's body until it ends, its deadline passes, or 64 KiB have arrived; close the response."""
     body = b""
-    # A server that sends less than it announced, or nonsense, has still refused: the body is what came.
+    # A truncated or malformed body is still a refusal, with the part that arrived.
     with _closing(response), _closing(own_stream(response)), suppress(*CLOSING_ERRORS):
-        # Not iter_raw(), at whose end the pool gives the connection to the next request.
+        # Not iter_raw(): at its end the pool gives the connection to the next request.
         for part in cast(httpx.SyncByteStream, response.stream):
             body += part
             if len(body) >= MAX_REFUSAL:
