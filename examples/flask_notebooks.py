@@ -1,7 +1,7 @@
 """A notebook server per user behind one login, in Flask: python examples/flask_notebooks.py [port].
 
 GET /login?name=ann sets a cookie (also for bob, and for eve, who has no server); ws://.../notebook/ then leads to that
-user's server. The proxy relays bytes on the process's event loop; its connections occupy no thread.
+user's server. The proxy relays bytes on the background event loop; its connections occupy no thread.
 """
 
 import itertools

@@ -43,7 +43,7 @@ class Relay(socketserver.BaseRequestHandler):
                 upstream = refused.enter_context(dial())  # first: after a 101 it is too late to refuse
                 client = shed.accept(request, self.request, head=rest, detached=True)
                 refused.pop_all()
-            relay(client, upstream)  # continues on the process's event loop: this thread is done
+            relay(client, upstream)  # continues on the background event loop: this thread is done
         except HandshakeError as refusal:  # a refused client has already been answered
             print(f"refused: {refusal}")
         except ConnectionError as error:

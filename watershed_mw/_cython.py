@@ -1,4 +1,4 @@
-"""Stands in for the ``cython`` module where Cython is not installed: says that nothing is compiled."""
+"""Stands in for the ``cython`` module where Cython is not installed; reports the interpreted build."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which build of the hot path runs: extension modules where they were built, else the same files interpreted.
+"""Selects the build of the hot path: extension modules where they were built, otherwise the same files interpreted.
 
-An extension module lies beside its source and is found before it. ``WATERSHED_MW_PURE=1`` in the environment
-hides them all, when the package is first imported. Nothing else may decide this.
+An extension module lies beside its source and takes precedence on import. ``WATERSHED_MW_PURE=1`` in the environment,
+when the package is first imported, hides all of them. No other code may make this choice.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["SourcesOnly", "implementation"]
 
 
 class SourcesOnly:
-    """What ``sys.meta_path`` takes: finds the modules of one package, and of those inside, by their ``*.py`` alone."""
+    """A finder for ``sys.meta_path`` that finds modules of a package and its subpackages only as ``*.py`` sources."""
 
     def __init__(self, package: str) -> None:
         self._prefix = f"{package}."
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """The module's spec; None for a module of another package, and for one that has no source."""
+        """The module's spec; None for a module of another package, and for a module without a source."""
         places = path if path is not None and name.startswith(self._prefix) else ()
         finders = (FileFinder(place, (SourceFileLoader, SOURCE_SUFFIXES)) for place in places)
         return next((spec for finder in finders if (spec := finder.find_spec(name)) is not None), None)

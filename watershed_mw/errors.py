@@ -10,7 +10,7 @@
     ├── ConnectionClosed              the connection is closed (also a ConnectionError, hence an OSError)
     └── UnsupportedServerError        the server does not support what was asked for (also a RuntimeError)
 
-A local failure is never reported as the peer's, nor the other way round.
+A local failure is never reported as the peer's, nor vice versa.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HandshakeError(WatershedError):
     """The opening handshake failed (RFC 6455 section 4).
 
     Args:
-        message: what was expected, what came, and what to do; it is also the response body.
+        message: what was expected, what was received, and what to do; also the response body.
         status: HTTP status of the response, sent or received, such as 400.
         headers: header fields of the response, such as ``Sec-WebSocket-Version``.
         body: response body; the message by default.
@@ -46,8 +46,8 @@ class HandshakeError(WatershedError):
     Attributes:
         status: int.
         headers: tuple of (name, value) string pairs.
-        body: on a server, the UTF-8 encoded message, to be sent as ``text/plain``; on a client, what the server sent,
-            at most 64 KiB.
+        body: on a server, the UTF-8 encoded message, to be sent as ``text/plain``; on a client, the first 64 KiB of the
+            response body.
         response: the ``httpx.Response`` on a client that uses httpx; else None.
     """
 
@@ -71,7 +71,7 @@ class ProtocolError(WatershedError):
     """The protocol was violated; ``close_code`` is the code to close with (section 7.4).
 
     Args:
-        message: what was expected and what came.
+        message: what was expected and what was received.
         close_code: close code for the violation; 1002 (protocol error) by default.
     """
 

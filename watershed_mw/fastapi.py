@@ -1,11 +1,11 @@
 """A FastAPI dependency that provides the accepted connection.
 
-It composes with other dependencies and security schemes. A 101 cannot be taken back, so it must be the last one: a
-request that another dependency refuses gets an HTTP response.
+It composes with other dependencies and security schemes. It must be the last dependency, as a 101 cannot be taken back:
+a request that another dependency refuses then gets an HTTP response.
 """
 
-# No `from __future__ import annotations` here: FastAPI evaluates the annotations of __call__, and has no module to look
-# names up in when a dependency is an object.
+# No `from __future__ import annotations` here: FastAPI evaluates the annotations of __call__, and cannot resolve names
+# if the dependency is an object.
 import inspect
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Unpack
@@ -32,8 +32,8 @@ class Accepted:
         options: options of these connections, such as ``ping_interval=5.0``.
 
     Raises:
-        TypeError, ValueError: an option is not a connection option, or has an invalid value; raised here, not when a
-            connection comes.
+        TypeError, ValueError: an option is not a connection option, or has an invalid value; raised here, not on the
+            first connection.
     """
 
     def __init__(self, protocols: Sequence[str] | None = None, **options: Unpack[ConnectionOptions]) -> None:
@@ -45,9 +45,9 @@ class Accepted:
         """Accept the upgrade.
 
         Raises:
-            HandshakeError: no subprotocol in common; the client has got a response that says so.
+            HandshakeError: no common subprotocol; the client has been refused.
             TypeError: the endpoint is not a coroutine function.
-            RuntimeError: another dependency comes after this one, or there is no ``WatershedASGI`` in front.
+            RuntimeError: another dependency comes after this one, or ``WatershedASGI`` is missing.
             WebSocketRequestValidationError: a parameter of the request is invalid.
         """
         _check_endpoint(websocket)
@@ -61,7 +61,7 @@ class Accepted:
         if self not in calls:
             return  # overridden, or FastAPI keeps its dependencies elsewhere
         late = [call for call in calls[calls.index(self) + 1 :] if call not in calls[: calls.index(self) + 1]]
-        # Dependencies that need the connection have to come after it.
+        # Dependencies that use the connection must come after it.
         late = [call for call in late if not _needs(getattr(route, "dependant", None), call, self)]
         if late:
             name = getattr(late[0], "__name__", type(late[0]).__name__)
@@ -72,7 +72,7 @@ class Accepted:
 
 
 def _check_endpoint(websocket: WebSocket) -> None:
-    # FastAPI awaits the result of a WebSocket endpoint without a check: here the client can still get a response.
+    # FastAPI awaits the result of a WebSocket endpoint without a check. Here the client can still get a response.
     endpoint = getattr(websocket.scope.get("route"), "endpoint", None)
     if inspect.isroutine(endpoint) and not is_coroutine_function(endpoint):
         raise TypeError(
@@ -82,8 +82,8 @@ def _check_endpoint(websocket: WebSocket) -> None:
 
 
 def _check_parameters(websocket: WebSocket) -> None:
-    # FastAPI validates the endpoint's parameters only after it has called its dependencies, and goes on to the next
-    # dependency when the parameters of one are invalid. It would report that after the 101.
+    # FastAPI validates the endpoint's parameters after calling its dependencies, and continues with the next dependency
+    # if the parameters of one are invalid. So it would report errors only after the 101.
     dependant = getattr(websocket.scope.get("route"), "dependant", None)
     overrides = getattr(websocket.scope.get("app"), "dependency_overrides", {})
     if dependant is not None and (errors := list(_invalid(dependant, websocket, overrides))):

@@ -1,4 +1,4 @@
-"""WebSocket routes for Flask, whose handlers get the accepted connection.
+"""WebSocket routes for Flask; their handlers get the accepted connection.
 
 A request runs through Flask like any other: ``before_request``, the view, ``after_request``, the session cookie,
 teardown. Only then is the 101 sent, with the response's header fields, and the handler called.
@@ -35,7 +35,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Flask gives every response a Content-Type.
 _DROPPED = RESPONSE_FIELDS | {"content-type"}
-# Callable, and yet a view's response rather than a handler: each is a WSGI application.
+# Responses that a view may return. They are WSGI applications, hence callable, but not handlers.
 _ANSWERS = (WerkzeugResponse, HTTPException, Rejection)
 
 
@@ -86,7 +86,7 @@ class Shed:
         """Call the decorated function as ``handler(connection, **parameters)`` for each upgrade of ``rule``.
 
         A function blocks its worker thread until it returns, unless it calls ``connection.run_in_background()``; a
-        coroutine function runs on the process's event loop and gets an :class:`~watershed_mw.AsyncConnection`. A
+        coroutine function runs on the background event loop and gets an :class:`~watershed_mw.AsyncConnection`. A
         connection that is still open when the function returns is closed. ``connection.request`` is Flask's request.
 
         With ``accept=False`` the function decides: it is an ordinary view, called as ``view(**parameters)``, and
@@ -101,8 +101,8 @@ class Shed:
             rule_options: as in ``Flask.route``.
 
         Raises:
-            TypeError, ValueError: an option is not a connection option, or has an invalid value; raised here, not when
-                a connection comes.
+            TypeError, ValueError: an option is not a connection option, or has an invalid value; raised here, not on
+                the first connection.
         """
         check_connection_options(connection_options or {}, "a connection")
 
@@ -127,7 +127,7 @@ class Shed:
         protocols: Sequence[str] | None,
         connection_options: ConnectionOptions | None,
     ) -> Callable[..., Any]:
-        """The view for Flask; the same one for the same arguments, as several rules may share an endpoint."""
+        """The view for Flask; the same arguments give the same view, as several rules may share an endpoint."""
         settings = (function, accept, protocols, connection_options)
         for known, earlier in self._views:
             if known == settings:
@@ -151,7 +151,7 @@ class UpgradeResponse(Response):
     """A response that accepts the upgrade: its header fields go into the 101, then the handler is called.
 
     Args:
-        handler: called with the connection; a coroutine function runs on the process's event loop.
+        handler: called with the connection; a coroutine function runs on the background event loop.
         protocols: supported subprotocols.
         options: options of this connection.
 
@@ -170,10 +170,10 @@ class UpgradeResponse(Response):
         self._connection_options = options
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """Send the 101 once Flask is done with the request."""
+        """Send the 101 once Flask has finished the request."""
         upgrade = environ.get("watershed")
         if not isinstance(upgrade, WSGIUpgrade):
-            if not asks_for_upgrade(environ):  # Flask checks Connection and Upgrade only
+            if not asks_for_upgrade(environ):  # Flask checks only Connection and Upgrade
                 error = HandshakeError(
                     f"expected GET over HTTP/1.1, got {environ['REQUEST_METHOD']} over {environ.get('SERVER_PROTOCOL')}"
                 )
@@ -214,7 +214,7 @@ def _no_coroutine(result: Any, handler: Any) -> None:
 class _Context:
     """A copy of the request context, for a handler that starts after Flask has torn down the original.
 
-    It lives as long as the connection: its size counts for every idle one.
+    It lives as long as the connection, so its size adds to every idle connection.
 
     Attributes:
         request: Flask's request.
@@ -249,9 +249,9 @@ class _Context:
             connection.end(code=1011)
 
     def of_handler(self, connection: ThreadConnection | AsyncConnection, *, log: bool) -> _Context:
-        """The context manager for a connection's handler; it stores and reports what the handler raises.
+        """The context manager for a connection's handler; it stores and reports the handler's exception.
 
-        A ``ConnectionClosed`` of the handler's own connection is not a failure.
+        A ``ConnectionClosed`` of the handler's own connection does not count as a failure.
         """
         self._connection = connection
         self._log = log
@@ -259,7 +259,7 @@ class _Context:
 
     def __enter__(self) -> None:
         self._context.__enter__()
-        # Handlers also see what before_request has stored.
+        # Handlers also see the values that before_request has stored.
         vars(g._get_current_object()).update(self._globals)
         self._globals.clear()
 
@@ -272,7 +272,7 @@ class _Context:
             error = another
         if not isinstance(error, Exception):
             return False
-        # If this connection is still open, the error is about another one, such as one to a database.
+        # If this connection is still open, the error is about another connection, such as one to a database.
         if not isinstance(error, ConnectionClosed) or (self._connection is not None and self._connection.sending):
             self.error = error
             self._report(error)

@@ -1,4 +1,4 @@
-"""Every option: its default and its check."""
+"""All options, their defaults and their checks."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Options(ConnectionOptions, total=False):
     protocols: subprotocols that the server supports, in any order; compared case-sensitively.
     origins: origins allowed besides the request's own host, such as ``"https://a.example"``,
         ``"*.b.example"`` or ``"localhost:*"``; ``"*"`` allows every origin. Default None: same origin only.
-    max_connections: connections of one middleware, per process, that may be open or not yet decided at once;
-        further ones are refused with 503. Default 65,536; None for no limit. ``Watershed`` itself has no limit.
+    max_connections: maximum concurrent connections and undecided requests of one middleware, per process; further
+        requests are refused with 503. Default 65,536; None for no limit. ``Watershed`` itself has no limit.
     compression: True (the default) for permessage-deflate with modest memory, False for none, or
         :class:`~watershed_mw.DeflateOptions`.
     shutdown_code: close code for connections when the server stops. Default 1012 under uvicorn, 1001 for WSGI; None
@@ -71,7 +71,7 @@ class Options(ConnectionOptions, total=False):
     install_signal_handlers: bool
 
 
-# At 8 KiB each, half a GiB; and as many as one proxy has ports.
+# Half a GiB at 8 KiB each, and as many connections as a reverse proxy has ports.
 _MAX_CONNECTIONS = 2**16
 
 
@@ -80,10 +80,10 @@ _LIMITS = frozenset(item.name for item in fields(Limits))
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options, checked and completed.
+    """The options, checked and with defaults filled in.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: an option is unknown.
         ValueError: an option has an invalid value.
     """
 
@@ -99,7 +99,7 @@ class Settings:
 
     @classmethod
     def of(cls, options: Options) -> Settings:
-        """The settings for these options."""
+        """Check these options and fill in the defaults."""
         check_options(options, Options.__optional_keys__)
         most: Any = options.get("max_connections", _MAX_CONNECTIONS)
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -126,12 +126,12 @@ def check_options(given: Iterable[str], known: frozenset[str], where: str = "") 
     """Refuse unknown options, which would have no effect.
 
     Args:
-        given: names of options.
-        known: names of the options that exist.
-        where: what takes them, such as ``"connect()"``; empty for what takes all of :class:`Options`.
+        given: names of the given options.
+        known: names of the valid options.
+        where: the function that takes them, such as ``"connect()"``; empty if it takes all of :class:`Options`.
 
     Raises:
-        TypeError: an unknown name; the error suggests a similar one, or says where the option belongs.
+        TypeError: a name is unknown; the error suggests a similar one, or says where the option belongs.
     """
     if unknown := [name for name in given if name not in known]:
         taken = f"options of {where}" if where else "options"
@@ -140,10 +140,10 @@ def check_options(given: Iterable[str], known: frozenset[str], where: str = "") 
 
 
 def check_connection_options(options: ConnectionOptions, where: str) -> None:
-    """Check the options of a route where it is declared, before there is a connection to accept.
+    """Check the options of a route when it is declared, not on the first connection.
 
     Raises:
-        TypeError: not an option of one connection.
+        TypeError: an option is not a connection option.
         ValueError: an option has an invalid value.
     """
     check_options(options, ConnectionOptions.__optional_keys__, where)

@@ -1,4 +1,4 @@
-"""A WebSocket route for Starlette, whose handler gets the accepted connection.
+"""A WebSocket route for Starlette; its handler gets the accepted connection.
 
 The response passes through the middleware in front of the route (sessions, authentication, CORS), and the connection's
 ``request`` is Starlette's ``HTTPConnection``.
@@ -29,12 +29,12 @@ def upgrade_of(websocket: WebSocket) -> ASGIUpgrade:
     """The upgrade object of a request; it responds through Starlette's ``websocket``.
 
     Raises:
-        RuntimeError: there is no :class:`~watershed_mw.WatershedASGI` in front.
+        RuntimeError: no :class:`~watershed_mw.WatershedASGI` wraps this handler.
     """
     upgrade = websocket.scope.get("watershed")
     if not isinstance(upgrade, ASGIUpgrade):
         raise RuntimeError(
-            "there is no WatershedASGI in front of this handler: wrap the application in it, or call "
+            "expected WatershedASGI in front of this handler, got none: wrap the application in it, or call "
             "app.add_middleware(WatershedASGI)"
         )
     return upgrade.through(websocket.receive, websocket.send, HTTPConnection(websocket.scope))
@@ -54,10 +54,10 @@ class WatershedRoute(WebSocketRoute):
         name: name for ``url_for``; the endpoint's name by default.
         middleware: as in Starlette's routes.
         options: see :class:`~watershed_mw.Options`, such as ``protocols``; they override those of a ``WatershedASGI``
-            in front. Without one in front, the route validates the request itself, with the same safe defaults.
+            in front. Without one, the route validates the request itself, with the same safe defaults.
 
     Raises:
-        TypeError, ValueError: an option is unknown or has an invalid value, or the endpoint is no coroutine function.
+        TypeError, ValueError: an option is unknown or invalid, or the endpoint is not a coroutine function.
     """
 
     @overload
@@ -94,7 +94,7 @@ class WatershedRoute(WebSocketRoute):
         middleware: Sequence[Middleware] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        # With accept=False it may be a plain function that returns an awaitable: what it returns is checked instead.
+        # With accept=False it may be a plain function that returns an awaitable, so its result is checked instead.
         if accept and inspect.isroutine(endpoint) and not is_coroutine_function(endpoint):
             raise _no_coroutine(endpoint)
         app = _Endpoint(endpoint, accept, options)
@@ -109,8 +109,8 @@ class _Endpoint:
         self._endpoint = endpoint
         self._accept = accept
         self._options = options
-        # This route's middleware for each one in front, whose options it inherits; there is hardly ever more than one.
-        # The one for None is made now, so that an invalid option is an error at startup.
+        # This route's middleware for each middleware in front, whose options it inherits; usually there is only one.
+        # The one for None is made now, so that an invalid option fails at startup.
         self._middlewares: dict[UpgradePolicy | None, WatershedASGI] = {None: WatershedASGI(self._serve, **options)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

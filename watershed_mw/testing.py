@@ -1,6 +1,6 @@
-"""A test client for the WebSockets of a WSGI application, without a server.
+"""A WebSocket test client for WSGI applications, without a server.
 
-The application runs in this process, on a socket pair. The result is what a client would get: the connection, or the
+The application runs in this process, on a socket pair. A test gets what a client would get: the connection, or the
 refusal with its status and body.
 """
 
@@ -59,18 +59,18 @@ def connect(
     """Open a WebSocket through a werkzeug or Flask test client, with its cookies.
 
     Leaving ``with connect(app.test_client(), "/echo") as connection:`` closes the connection, waits for the application
-    to return, and raises what it raised.
+    to return, and re-raises its exception.
 
     Args:
         client: ``app.test_client()``, or ``werkzeug.test.Client(app)``.
         path: path and query string.
         protocols: subprotocols to offer.
         headers: additional header fields of the request.
-        timeout: seconds to wait for the response, a message, the application's Close, and for it to return.
+        timeout: seconds to wait for the response, a message, the application's Close, and the application's return.
         options: options of the connection at this end.
 
     Raises:
-        HandshakeError: the application refused; it has the response's ``status``, ``headers`` and ``body``.
+        HandshakeError: the application refused, with the response's ``status``, ``headers`` and ``body``.
         TimeoutError: one of these took too long.
     """
     check_options(options, ClientOptions.__optional_keys__, "connect()")
@@ -79,7 +79,7 @@ def connect(
     key = shed.generate_key()
     fields = [*shed.request_headers(key, protocols), *headers]
     ours, theirs = socket.socketpair()
-    client = _of_another_thread(client)
+    client = _for_another_thread(client)
     response: Future[Any] = Future()
 
     def serve() -> None:
@@ -118,7 +118,7 @@ def connect(
         response.result(timeout)
 
 
-def _of_another_thread(client: Client) -> Client:
+def _for_another_thread(client: Client) -> Client:
     """A copy of ``client`` with the same cookies, for a request from another thread.
 
     Within a ``with`` block, Flask's client keeps the context of its last request, in the thread that made it.

@@ -1,7 +1,7 @@
-"""The factory: accepts an upgrade, or takes over one that a server has accepted, on any kind of transport.
+"""The factory: makes connections from upgrade requests and 101 responses, on sockets and asyncio transports.
 
-Requests and responses come parsed, or as raw heads; :mod:`watershed_mw.core.handshake.negotiation` checks them. The
-transport decides the flavour of the connection that is returned.
+Requests and responses are given parsed or as raw heads; :mod:`watershed_mw.core.handshake.negotiation` checks them. The
+transport determines the flavour of the returned connection.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ __all__ = [
 
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
-# For an offer that the application wrote itself, while compression is off here.
+# For an offer that the application wrote itself while compression is off in these settings.
 _DEFLATE = DeflateOptions()
 
 
 class Watershed:
     """Accepts and opens WebSocket connections (RFC 6455) on sockets and asyncio transports.
 
-    One object serves any number of connections, in any thread. It takes keyword options only, all
-    with safe defaults: see :class:`~watershed_mw.Options` and :class:`~watershed_mw.Limits`.
+    One object serves any number of connections, in any thread. It takes only keyword options, all with safe defaults:
+    see :class:`~watershed_mw.Options` and :class:`~watershed_mw.Limits`.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: an option is unknown.
         ValueError: an option has an invalid value.
     """
 
@@ -70,7 +70,7 @@ class Watershed:
 
     @property
     def settings(self) -> Settings:
-        """The options, checked and completed."""
+        """The options, checked and with defaults filled in."""
         return self._settings
 
     # --- server --------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Watershed:
         """Choose subprotocol and compression, and return them with the header fields of the 101.
 
         Raises:
-            HandshakeError: no subprotocol in common, or a malformed offer; status 400.
+            HandshakeError: no common subprotocol, or a malformed offer; status 400.
         """
         supported = self._settings.protocols if protocols is None else check_subprotocols(protocols)
         subprotocol = select_subprotocol(offered_subprotocols(request.headers), supported)
@@ -171,10 +171,10 @@ class Watershed:
                 a StreamWriter, or a (StreamReader, StreamWriter) pair.
             head: bytes already read past the request head, except those that a StreamReader, or the ``rfile`` of an
                 ``http.server`` handler, still holds.
-            detached: return the raw socket itself, which gives these bytes first.
-            protocols: subprotocols supported here; default those of the factory.
-            headers: further header fields of the answer, such as ``("Set-Cookie", ...)``.
-            refuse: answer a refusal on ``sock`` before raising it.
+            detached: return the raw socket itself, which first returns the bytes of ``head``.
+            protocols: supported subprotocols; the factory's by default.
+            headers: additional header fields of the response, such as ``("Set-Cookie", ...)``.
+            refuse: send a refusal on ``sock`` before raising it.
 
         Returns:
             a :class:`ThreadConnection` for a socket, an :class:`AsyncConnection` for an asyncio
@@ -182,8 +182,8 @@ class Watershed:
             (StreamReader, StreamWriter) pair.
 
         Raises:
-            HandshakeError: the request was refused; nothing but the refusal has been written.
-            ValueError: a header field or subprotocol that cannot be sent.
+            HandshakeError: the request was refused; only the refusal has been written.
+            ValueError: a header field or subprotocol cannot be sent.
             ConnectionClosed: the peer closed the connection before the answer could be written.
             UnsupportedServerError: ``detached`` with a transport that has no socket.
         """
@@ -199,7 +199,7 @@ class Watershed:
             agreement, answer = self.agree(parsed, key, protocols)
         except HandshakeError as error:
             if refuse:
-                with contextlib.suppress(ConnectionClosed):  # a peer that has closed needs no answer
+                with contextlib.suppress(ConnectionClosed):  # a peer that has closed needs no response
                     way.write(write_refusal(error, method))
             raise
         response = write_response(101, [*answer, *headers])
@@ -335,21 +335,21 @@ class Watershed:
             response: raw response head, object with ``status_code`` and ``headers`` such as
                 ``httpx.Response``, or (status, headers).
             sock: as in :meth:`accept`, or a network stream of httpx; may be left out for a streamed httpx response,
-                which holds its own. An asynchronous response is closed with the connection, a blocking one at once.
+                which has its own. An asynchronous response is closed with the connection, a blocking one immediately.
             head: bytes already read past the response head.
             key: the Sec-WebSocket-Key that was sent; default that of the response's request.
             detached: return the raw socket itself.
-            request: the request head, or its header fields, as they were sent; the answer may choose only what they
-                offer. The default is the request of an httpx response; without one, the factory's subprotocols count
-                as offered, and no extension.
+            request: the request head, or its header fields, as sent; the response may choose only from their offers.
+                The default is the request of an httpx response; without one, the factory's subprotocols count as
+                offered, and no extension does.
 
         Returns:
-            as :meth:`accept`: for a response of ``httpx.Client`` as for a socket, for one of ``httpx.AsyncClient`` as
-            for a transport.
+            as :meth:`accept`: a response of ``httpx.Client`` counts as a socket, one of ``httpx.AsyncClient`` as a
+            transport.
 
         Raises:
-            HandshakeError: no upgrade, with the status of the response; nothing has been written. For httpx,
-                ``response`` is that response, with its body unread.
+            HandshakeError: the response is no valid upgrade; nothing has been written. It has the response's status
+                and, for httpx, the ``response`` itself, with its body unread.
             TypeError: ``sock`` is not a transport, or missing.
             UnsupportedServerError: ``detached`` with a transport that has no socket, or a blocking stream without one.
         """
@@ -386,7 +386,7 @@ def _offered(request: bytes | HeadersLike) -> Headers:
 
 
 def _transport_of(response: Any, sock: Any, detached: bool) -> tuple[BlockingTransport | AsyncioTransport, bytes]:
-    """The transport to make a connection of, and bytes that were read from it already."""
+    """The transport for the connection, and bytes already read from it."""
     if isinstance(sock, AsyncioTransport):
         return sock, b""
     if sock is not None and not is_network_stream(sock):
@@ -395,10 +395,10 @@ def _transport_of(response: Any, sock: Any, detached: bool) -> tuple[BlockingTra
     if hasattr(stream, "aclose"):
         if detached:
             raise UnsupportedServerError(
-                "expected a stream with a socket for detached, got an awaited one: use httpx.Client"
+                "expected a stream with a socket for detached, got an async one: use httpx.Client"
             )
         return AsyncioTransport(NetworkStreamTransport(stream, getattr(response, "aclose", None))), b""
     taken, early = take_socket(stream)
     if hasattr(response, "close"):
-        response.close()  # which gives the connection's place in the client's pool back
+        response.close()  # frees the connection's slot in the client's pool
     return BlockingTransport(taken), early

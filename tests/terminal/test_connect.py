@@ -244,7 +244,7 @@ def test_a_hostile_server_cannot_control_the_terminal(server: tuple[Server, int]
         terminal.wait_for(f"< {HARMLESS}")
         terminal.wait_for("< one\n  < two")
         terminal.wait_for("  00f0  f0 f1")
-        terminal.wait_for("  ... and 1 bytes more")
+        terminal.wait_for("  ... and 1 more bytes")
         terminal.wait_for("< PING ")
         terminal.press("bye\r")
         terminal.wait_for(f"closed with 4000 (application) {HARMLESS}")
@@ -253,7 +253,7 @@ def test_a_hostile_server_cannot_control_the_terminal(server: tuple[Server, int]
     # stdin is no terminal here, and stdout is
     with Terminal("connect", url, "--wait", "inf", stdin=subprocess.DEVNULL) as terminal:
         terminal.wait_for(HARMLESS)
-        terminal.wait_for("  ... and 1 bytes more")
+        terminal.wait_for("  ... and 1 more bytes")
         terminal.press("\x03")
         assert terminal.wait() == 128 + signal.SIGINT
         assert not _OBEYED.search(terminal.raw)

@@ -117,7 +117,7 @@ def test_control_characters_are_escaped() -> None:
     assert escape("a\nb\u2028") == "a\\nb\\u2028"
     plain = "käse\t日本\u3000\u00a0 👩\u200d👩 \u06cc\u200c\u062e"
     assert escape(plain) == plain
-    assert shown("x" * 100_001).endswith("\n  ... and 1 characters more")
+    assert shown("x" * 100_001).endswith("\n  ... and 1 more characters")
     assert all(
         escape(chr(code)).isprintable() for code in (*range(9), *range(10, 32), *range(127, 160), 0x202A, 0xD800)
     )
@@ -125,7 +125,7 @@ def test_control_characters_are_escaped() -> None:
 
 def test_a_dump_is_truncated() -> None:
     lines = list(dump(bytes(1000)))
-    assert (len(lines), lines[-1]) == (17, "  ... and 744 bytes more")
+    assert (len(lines), lines[-1]) == (17, "  ... and 744 more bytes")
     assert list(dump(b"")) == []
 
 

@@ -59,7 +59,7 @@ __all__ = ["connect"]
     metavar="BYTES",
     help="Largest message to accept; 0 for no limit.",
 )
-@click.option("--reconnect", is_flag=True, help="Reconnect after a failure or a close, with growing pauses.")
+@click.option("--reconnect", is_flag=True, help="Reconnect after a failure or a close, with growing delays.")
 @click.option("--binary", is_flag=True, help="In a pipe: send all of stdin as one BINARY message.")
 @click.option("--hex", "as_hex", is_flag=True, help="In a pipe: send and print BINARY messages as lines of hex.")
 @click.option(
@@ -68,7 +68,7 @@ __all__ = ["connect"]
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="In a pipe: after the end of stdin, close once no message has come for so long; inf waits for the server.",
+    help="In a pipe: after the end of stdin, close once no message has arrived for this long; inf: never.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the response's header fields, PINGs, PONGs and counts.")
 def connect(
@@ -95,9 +95,9 @@ def connect(
     On a terminal there is a prompt: each line is sent as TEXT, except commands, which begin with a slash; /help lists
     them. The history is kept in ~/.local/state/watershed-mw/history.
 
-    In a pipe, that is, unless stdin and stdout are both terminals, each line of stdin is sent as a TEXT message.
-    Received TEXT goes to stdout with a newline, BINARY unchanged; everything else goes to stderr. After the end of
-    stdin the connection is closed with 1000, once no message has come for --wait seconds.
+    In a pipe (unless both stdin and stdout are terminals), each line of stdin is sent as a TEXT message. Received TEXT
+    goes to stdout with a newline, BINARY unchanged; everything else goes to stderr. After the end of stdin the
+    connection is closed with 1000, once no message has arrived for --wait seconds.
 
     The exit status is 0 after a normal close (1000, 1001, 1005), 1 after any other or without a connection, 2 after a
     usage error.
@@ -128,7 +128,7 @@ def connect(
         )
     except ModuleNotFoundError as error:
         raise Failure(f"expected the package {error.name}: pip install 'watershed-mw[cli]'") from error
-    except ImportError as error:  # its text says what to install
+    except ImportError as error:  # its text names the package to install
         raise Failure(str(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""What ``connect`` does on a terminal and in a pipe alike: it opens connections, handles signals and reports ends.
+"""The common part of ``connect`` on a terminal and in a pipe: opens connections, handles signals and reports closes.
 
 ``pipe.py`` and ``terminal.py`` send and receive the messages.
 """
@@ -56,7 +56,7 @@ class Dialogue:
     """
 
     close_timeout = 5.0
-    """Seconds to wait for the peer's Close frame: few, as a person is waiting."""
+    """Seconds to wait for the peer's Close frame; short, as a person is waiting."""
 
     def __init__(self, order: Order, console: Console) -> None:
         self.order = order
@@ -121,7 +121,7 @@ class Dialogue:
     def _is_worth_retrying(self, error: Exception) -> bool:
         if self.over or not worth_retrying(error):
             return False
-        if not isinstance(error, ConnectionClosed):  # that is already shown
+        if not isinstance(error, ConnectionClosed):  # which has already been shown
             self.show(_describe_failure(error, self.order.url) + "; trying again", "yellow")
         return True
 
@@ -129,7 +129,7 @@ class Dialogue:
 
     @contextlib.contextmanager
     def _signals(self, cancel: Callable[[], object]) -> Iterator[None]:
-        """Close the connection with 1000 on a signal; cancel all on a second one, or without a connection."""
+        """Close the connection with 1000 on a signal; cancel the task on a second one, or without a connection."""
 
         def leave(number: int) -> None:
             again, self._interrupted = self._interrupted, True
@@ -194,7 +194,7 @@ class Dialogue:
 
 
 def _describe_failure(error: Exception, url: str) -> str:
-    """Why there is no connection, in one line; for a refusal with its status and body."""
+    """Why no connection could be opened, in one line; a refusal includes its status and body."""
     if isinstance(error, HandshakeError):
         refused = error.response is not None and error.response.status_code != 101
         body = error.body[:_MAX_BODY].decode("utf-8", "replace").strip() if refused else ""

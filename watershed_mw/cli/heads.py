@@ -1,6 +1,6 @@
-"""Limits on what a client may send before the upgrade: uvicorn's parsers do not limit time and fields.
+"""Limits on request heads, as uvicorn's parsers limit neither their duration nor their number of fields.
 
-These servers answer with a 101 or a 426 only. So the limits are small, and apply to all requests of a connection
+These servers answer only with a 101 or a 426. So the limits are small, and apply to all requests of a connection
 together.
 """
 
@@ -12,9 +12,9 @@ from typing import Any, Final
 
 __all__ = ["bounded"]
 
-# The limit of every door for one request head (http.parse.MAX_HEAD).
+# Bytes of request heads, as http.parse.MAX_HEAD.
 _MAX_BYTES: Final = 64 * 2**10
-# Lines of one request head. Apache accepts 100 fields, Jetty 200.
+# Lines per request head. Apache accepts 100 fields, Jetty 200.
 _MAX_LINES: Final = 200
 # Seconds from the connection to the end of the request head; most clients send it in one packet.
 _SECONDS: Final = 10.0
@@ -23,7 +23,7 @@ _END: Final = b"\r\n\r\n"
 
 
 def bounded(http_class: type[Any]) -> type[Any]:
-    """An HTTP protocol class of uvicorn with these limits, for either parser.
+    """Add these limits to an HTTP protocol class of uvicorn, for either parser.
 
     Args:
         http_class: ``HttpToolsProtocol``, ``H11Protocol``, or a subclass.

@@ -1,7 +1,7 @@
-"""The web pages that may use a server of the command line, checked by Host and by Origin.
+"""Restricts which web pages may use a server of the command line, by Host and Origin.
 
-A browser on this machine opens connections for any page of the web. The Origin names the page's site, the Host the name
-of the server. Both are checked, because a page can let its own name resolve to this machine (DNS rebinding).
+A browser on this machine opens connections for any page on the web. Origin names the page's site, Host the server. Both
+are checked, because a site can make its own name resolve to this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def page_options(whose: str) -> Callable[[F], F]:
     """The options ``--allow-host`` and ``--allow-origin``.
 
     Args:
-        whose: the pages that may connect without ``--allow-origin``, for the help text.
+        whose: for the help text, the pages that may connect without ``--allow-origin``.
     """
 
     def decorate(command: F) -> F:

@@ -17,7 +17,7 @@ from ..core.codes import CloseCode
 
 __all__ = ["Failure", "describe_end", "dump", "escape", "say", "shown", "status_of"]
 
-# Bytes of a BINARY message and characters of a TEXT message that are shown on a terminal.
+# Maximum bytes of a BINARY message and characters of a TEXT message shown on a terminal.
 _MAX_DUMPED: Final = 256
 _MAX_SHOWN: Final = 100_000
 _PER_ROW: Final = 16
@@ -50,9 +50,9 @@ def escape(text: str, *, newline: str = "\\n") -> str:
 
 
 def shown(text: str) -> str:
-    """A message for a terminal; its second and further lines are indented, so they cannot imitate the program's own."""
+    """A message for a terminal; lines after the first are indented, so they cannot imitate the program's own output."""
     hidden = len(text) - _MAX_SHOWN
-    return escape(text[:_MAX_SHOWN], newline="\n  ") + (f"\n  ... and {hidden:,} characters more" if hidden > 0 else "")
+    return escape(text[:_MAX_SHOWN], newline="\n  ") + (f"\n  ... and {hidden:,} more characters" if hidden > 0 else "")
 
 
 def dump(data: bytes) -> Iterator[str]:
@@ -62,7 +62,7 @@ def dump(data: bytes) -> Iterator[str]:
         ascii_ = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
         yield f"  {offset:04x}  {row.hex(' '):<{3 * _PER_ROW - 1}}  {ascii_}"
     if len(data) > _MAX_DUMPED:
-        yield f"  ... and {len(data) - _MAX_DUMPED:,} bytes more"
+        yield f"  ... and {len(data) - _MAX_DUMPED:,} more bytes"
 
 
 def describe_end(code: int, reason: str) -> str:

@@ -18,7 +18,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110 sectio
 
 
 def as_headers(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
-    """The pair of name and value of each ``Name: value``.
+    """Parse header fields of the form ``Name: value``.
 
     Raises:
         click.BadParameter: a value is not a header field.
@@ -44,7 +44,7 @@ class Address(NamedTuple):
         Raises:
             OSError: the host is unknown, or the address is in use or not permitted.
         """
-        # Two sockets for all addresses: on a shared one, IPv4 clients have addresses such as ::ffff:127.0.0.1.
+        # Separate sockets for IPv4 and IPv6: on a shared one, IPv4 clients have addresses such as ::ffff:127.0.0.1.
         hosts = [self.host] if self.host else ["0.0.0.0", "::"]
         sockets: list[socket.socket] = []
         port = self.port

@@ -39,7 +39,7 @@ class Mode(Enum):
     HEX = "hex"
     """Each line is a BINARY message in hex."""
     WHOLE = "binary"
-    """The whole of it is one BINARY message."""
+    """All of stdin is one BINARY message."""
 
 
 async def _in_daemon_thread(function: Callable[..., T], *args: Any) -> T:
@@ -59,7 +59,7 @@ async def _in_daemon_thread(function: Callable[..., T], *args: Any) -> T:
         result, error = None, None
         try:
             result = function(*args)
-        except BaseException as raised:  # noqa: BLE001  # it is raised where it is awaited
+        except BaseException as raised:  # noqa: BLE001  # raised where the future is awaited
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(set_outcome, result, error)
@@ -69,7 +69,7 @@ async def _in_daemon_thread(function: Callable[..., T], *args: Any) -> T:
 
 
 class Pipe(Dialogue):
-    """Sends what it reads from one descriptor, and writes received messages to another.
+    """Sends messages read from one descriptor, and writes received messages to another.
 
     Args:
         order: the arguments of the command line.
@@ -79,7 +79,7 @@ class Pipe(Dialogue):
         source, target: descriptors to read from and to write to.
     """
 
-    close_timeout = 60.0  # the replies to everything sent come before the peer's Close frame
+    close_timeout = 60.0  # long, as the peer first replies to everything sent
 
     def __init__(
         self, order: Order, console: Console, mode: Mode, wait: float, *, source: int = 0, target: int = 1
@@ -163,7 +163,7 @@ class Pipe(Dialogue):
             except ConnectionClosed:
                 if not self.order.reconnect or self.over:
                     return False
-                self._connected.clear()  # until the next one
+                self._connected.clear()  # until the next connection
 
     async def _silence(self) -> None:
         loop = asyncio.get_running_loop()

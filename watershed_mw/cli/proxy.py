@@ -47,16 +47,16 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="Close a connection without traffic for so long.",
+    help="Close a connection after this long without traffic.",
 )
 @click.option(
-    "--max-duration", type=_SECONDS, metavar="SECONDS", help="Close a connection after so long; default no limit."
+    "--max-duration", type=_SECONDS, metavar="SECONDS", help="Close a connection after this long; default no limit."
 )
 @click.option(
     "--max-bytes",
     type=click.IntRange(min=1),
     metavar="BYTES",
-    help="Close a connection after so many; default no limit.",
+    help="Close a connection after this many bytes; default no limit.",
 )
 @page_options("Its own pages")
 @click.option("-k", "--insecure", is_flag=True, help="Do not verify the upstream's certificate.")

@@ -76,7 +76,7 @@ def serve(app: App, listen: Address, tls_cert: Path | None, tls_key: Path | None
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # uvicorn's own version raises the signal again after the shutdown, which would kill the program.
+            # uvicorn's own version re-raises the signal after the shutdown, which would kill the program.
             before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
                 yield

@@ -36,7 +36,7 @@ _HELP: Final = """\
   /close [CODE [REASON]]   close the connection, by default with 1000
   /help                    show this
   Ctrl-D, Ctrl-C           close the connection with 1000"""
-# PINGs whose times are kept: a PONG may never come.
+# Maximum PINGs whose times are kept: a PONG may never arrive.
 _MAX_PINGS: Final = 64
 
 
@@ -130,7 +130,7 @@ class Terminal(Dialogue):
         sent = self._pings.pop(data, None)
         if sent is not None:
             self.show(f"< PONG {_quoted(data)} after {(time.perf_counter() - sent) * 1000:.1f} ms", "magenta")
-        elif self.order.verbose:  # of keepalive
+        elif self.order.verbose:  # a PONG of the keepalive
             self.show(f"< PONG {_quoted(data)}", "dim")
 
     # --- commands ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def blocks(environ: dict[str, Any], start_response: StartResponse) -> Iterable[b
 
 
 def releases(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-    """Echo on the process's event loop."""
+    """Echo on the background event loop."""
     environ["watershed"].accept().run_in_background(echo)
     return []
 
