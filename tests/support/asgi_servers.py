@@ -76,7 +76,7 @@ def _uvicorn(ws: str) -> Server:
     return Server(
         f"uvicorn-{ws}",
         ("uvicorn", APPLICATION, "--port", "{port}", "--ws", ws),
-        "uvicorn with a WebSocket class",
+        "uvicorn with another WebSocket class",
         versions=False,
     )
 

@@ -124,8 +124,8 @@ class PortableConnection(AsyncConnection):
 
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says."""
-        if not self._on_own_thread():
-            message: str | bytes = await self._on_own_loop(lambda: self.receive(timeout))
+        if not self._is_on_loop_thread():
+            message: str | bytes = await self._await_on_loop(lambda: self.receive(timeout))
             return message
         self._check_pull()
         if self._receivers.is_waiting or not self._queue:
@@ -144,7 +144,7 @@ class PortableConnection(AsyncConnection):
 
     def send(self, data: Sendable) -> Awaitable[None]:
         """As the base class says; the awaitable completes when the server has taken the message."""
-        if not self._on_own_thread():
+        if not self._is_on_loop_thread():
             return self._send_from_thread(data)
         message = as_message(data)
         if not message and not self._server.empty_messages:
@@ -175,7 +175,7 @@ class PortableConnection(AsyncConnection):
         encode_close(code, reason)  # raises here: on the other thread it could only be logged
         if code != CloseCode.NO_STATUS and not self._server.sends(code):
             raise self._server.unsupported(f"to close with {code}")
-        if not self._on_own_thread():
+        if not self._is_on_loop_thread():
             return self._end_from_thread(reason, code)
         self._queue_close(code, reason)
         self._changes.notify()
@@ -202,8 +202,8 @@ class PortableConnection(AsyncConnection):
 
     async def wait_closed(self) -> None:
         """Wait until the server has taken our Close or reported the disconnect."""
-        if not self._on_own_thread():
-            await self._on_own_loop(self.wait_closed)
+        if not self._is_on_loop_thread():
+            await self._await_on_loop(self.wait_closed)
             return
         self._ran = True
         if self._core.ended:
@@ -214,13 +214,13 @@ class PortableConnection(AsyncConnection):
 
     # --- called by the base class ----------------------------------------------------------------------------
 
-    async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _await_on_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         return await self._loop_thread.run(call)
 
-    def _on_own_thread(self) -> bool:
+    def _is_on_loop_thread(self) -> bool:
         return self._loop_thread.is_current
 
-    def _soon(self, call: Callable[[], None]) -> None:
+    def _call_soon_threadsafe(self, call: Callable[[], None]) -> None:
         self._loop_thread.call_soon(call)
 
     def _finished(self) -> bool:
@@ -245,7 +245,7 @@ class PortableConnection(AsyncConnection):
     def _memory_changed(self) -> None:
         """As the base class says."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed
-            self._soon(self._apply_memory)
+            self._call_soon_threadsafe(self._apply_memory)
 
     def _apply_memory(self) -> None:
         account = self._account

@@ -128,9 +128,9 @@ class ASGIMessages:
         if self._after_disconnect is None:
             self._after_disconnect = asyncio.Event()
 
-    async def _send_on_own_loop(self, message: MutableMapping[str, Any]) -> None:
+    async def _send_on_loop(self, message: MutableMapping[str, Any]) -> None:
         if get_ident() != self._thread:
-            await on_loop(self._loop, lambda: self._send_on_own_loop(message))
+            await on_loop(self._loop, lambda: self._send_on_loop(message))
         else:
             await self.send(message)
 
@@ -141,7 +141,7 @@ class ASGIMessages:
         event loop: asgiref's ``async_to_sync`` calls this in a worker's thread, and has the outcome awaited.
         """
         if get_ident() != self._thread:
-            return self._send_on_own_loop(message)
+            return self._send_on_loop(message)
         connection = self._connection
         if connection is None:
             return self._unopened.send(message)  # type: ignore[union-attr]  # there is one of the two

@@ -69,8 +69,8 @@ def test_the_applications_close_reaches_the_client(portable: Portable) -> None:
 def test_unsupported_messages_and_close_codes_are_clear_errors(portable: Portable) -> None:
     _, port, server = portable
     told, code, _ = read_close(port, "/odd")
-    assert ("to send an empty message, got" in told) is not server.empty
-    assert ("to close with 1001, got" in told) is not server.low_codes
+    assert ("to send an empty message), got" in told) is not server.empty
+    assert ("to close with 1001), got" in told) is not server.low_codes
     assert told.count(server.named) == (not server.empty) + (not server.low_codes)
     assert code == (1001 if server.low_codes else 3001)
 

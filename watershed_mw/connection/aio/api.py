@@ -1,7 +1,7 @@
-"""The asyncio flavour as applications hold it: waiting is awaited, whatever carries the bytes.
+"""The API of the asyncio flavour, :class:`AsyncConnection`, for any transport.
 
-:class:`AsyncConnection` is the API alone. Two implementations stand behind it: ``connection.py`` on a
-transport of an event loop, and ``asgi/portable.py`` over the messages of any ASGI server.
+It has two implementations: ``connection.py`` on an event loop's transport, and ``asgi/portable.py`` over the messages
+of any ASGI server.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ..base import ConnectionInfo, WatershedConnection, checked_message, checked
 
 __all__ = ["AsyncConnection", "AsyncHandler", "is_coroutine_function"]
 
-# Of so many sends that are refused in a row, the last one fails when it is awaited.
+# Every so many refused sends, one fails only when it is awaited.
 _REFUSALS = 256
 
 
 class AsyncConnection(WatershedConnection):
-    """A :class:`~watershed_mw.WatershedConnection` whose waiting is awaited.
+    """A :class:`~watershed_mw.WatershedConnection` whose blocking operations are awaited.
 
-    Every method may be called from the event loop's thread; ``send``, ``ping``, ``end`` and ``destroy`` from any other
-    as well, where they act soon, in the order of the calls. What they return need not be awaited. A thread that wants
-    backpressure, or to hear of an error, has it awaited:
+    Every method may be called from the event loop's thread. ``send``, ``ping``, ``end`` and ``destroy`` may also be
+    called from other threads, and then take effect soon, in call order. Awaiting their result is optional. A thread
+    that wants backpressure, or errors, has the result awaited:
     ``asyncio.run_coroutine_threadsafe(conn.send(data), loop).result()``, or asgiref's ``async_to_sync`` of a coroutine
-    function that awaits it. On asyncio that may be any event loop, and ``receive``, iteration and ``wait_closed`` may
-    be awaited on any; a ``receive`` that another loop cancels may lose the message that has just come for it.
+    function that awaits it. On asyncio that may be any event loop. ``receive``, iteration and ``wait_closed`` may be
+    awaited on any event loop as well; if another loop cancels a ``receive``, a message delivered to it may be lost.
     """
 
     __slots__ = ("_refused",)
@@ -48,15 +48,15 @@ class AsyncConnection(WatershedConnection):
         """Wait for the next message: ``str`` for TEXT, ``bytes`` for BINARY.
 
         Args:
-            timeout: seconds to wait at most; None for as long as it takes.
+            timeout: maximum seconds to wait; None for no limit.
 
         Raises:
             ConnectionClosed: the connection has ended, and every message has been received.
-            TimeoutError: no message came in time; none is lost.
+            TimeoutError: no message arrived in time; none is lost.
             LocalProtocolError: handlers for messages are registered.
 
-        Any number of tasks may receive: each gets one message, in the order in which they asked. One that is
-        cancelled, or out of time, takes none.
+        Any number of tasks may receive: each gets one message, in FIFO order. A task that is cancelled or times out
+        takes none.
         """
         raise NotImplementedError
 
@@ -73,46 +73,46 @@ class AsyncConnection(WatershedConnection):
         """Send one message: ``str`` as TEXT, bytes-like as BINARY; from any thread, never blocking.
 
         Returns:
-            an awaitable that is done once the peer keeps up; awaiting it is optional, but a peer that
-            does not read is given up when ``max_unsent_bytes`` have piled up.
+            an awaitable that completes when the write buffer has drained far enough. Awaiting it is optional, but
+            without that, a peer that does not read is dropped above ``max_unsent_bytes`` unsent bytes.
 
         Raises:
             ConnectionClosed: the connection is ending or has ended.
             LocalProtocolError: the text cannot be encoded.
-            TypeError: neither text nor bytes.
+            TypeError: ``data`` is neither text nor bytes.
         """
         raise NotImplementedError
 
     def ping(self, data: Sendable = b"") -> Awaitable[None]:
-        """Send a PING with up to 125 bytes; :attr:`latency` is updated by its PONG.
+        """Send a PING with up to 125 bytes; its PONG updates :attr:`latency`.
 
         Raises:
             as :meth:`send`, and
-            UnsupportedServerError: the server in front keeps PINGs to itself; see docs/servers.md.
+            UnsupportedServerError: the server does not expose PINGs; see docs/servers.md.
         """
         raise NotImplementedError
 
     def end(self, reason: str = "", *, code: int = 1000) -> Awaitable[None]:
-        """Begin the closing handshake (RFC 6455 section 7.1.2); everything sent before arrives first.
+        """Start the closing handshake (RFC 6455 section 7.1.2); pending messages are sent first.
 
         Args:
             reason: at most 123 bytes in UTF-8.
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; 1005 for a Close without a code.
 
         Returns:
-            an awaitable that is done when the TCP stream is closed, after at most ``close_timeout``; over
-            ASGI messages when the server has taken the Close, as the rest is its own business.
+            an awaitable that completes when the TCP stream is closed, after at most ``close_timeout``; over ASGI
+            messages, when the server has taken the Close.
 
         Raises:
-            LocalProtocolError: the code or the reason may not be sent.
+            LocalProtocolError: the code or the reason cannot be sent.
         """
         raise NotImplementedError
 
     def destroy(self) -> None:
-        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already.
+        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it already was.
 
         Raises:
-            UnsupportedServerError: the server in front does not let its stream go; see docs/servers.md.
+            UnsupportedServerError: the server does not expose its stream; see docs/servers.md.
         """
         raise NotImplementedError
 
@@ -125,18 +125,18 @@ class AsyncConnection(WatershedConnection):
         self.destroy()
 
     async def run(self) -> tuple[int, str]:
-        """Push messages to the handlers until the connection has ended.
+        """Call the handlers with each message until the connection has ended.
 
         Returns:
             close code and reason.
 
         Raises:
-            Exception: whatever a handler raised; the connection has then been closed with 1011.
+            Exception: the exception of a handler; the connection has been closed with 1011.
         """
         raise NotImplementedError
 
     async def wait_closed(self) -> None:
-        """Wait until the TCP stream is closed, which ``close_timeout`` bounds once the end has begun."""
+        """Wait until the TCP stream is closed: at most ``close_timeout`` once the connection is closing."""
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
@@ -145,7 +145,7 @@ class AsyncConnection(WatershedConnection):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the connection: with 1000, or with 1011 when an exception passes by."""
+        """Close the connection: with 1000, or with 1011 after an exception."""
         failed = error is not None and not isinstance(error, ConnectionClosed)
         if error is None:
             self.warn_if_never_run()
@@ -154,14 +154,14 @@ class AsyncConnection(WatershedConnection):
     # --- after the end -----------------------------------------------------------------------------------
 
     async def _pause(self) -> None:
-        """Let other tasks run: what is done already may be awaited in a loop."""
+        """Let other tasks run, as a completed operation may be awaited in a loop."""
         await asyncio.sleep(0)
 
     def _refuse(self, error: ConnectionClosed) -> Awaitable[None]:
-        """Raise ``error``, which says why nothing is sent any more.
+        """Raise ``error``, the reason why the connection no longer sends.
 
-        One in so many times it is raised when the send is awaited, after a pause: an application that catches the
-        error and sends again must not keep the event loop for itself.
+        Every ``_REFUSALS`` times it is raised only when the send is awaited, after a pause: an application that catches
+        the error and sends again must not starve the event loop.
         """
         self._refused += 1
         if self._refused % _REFUSALS:
@@ -175,15 +175,15 @@ class AsyncConnection(WatershedConnection):
 
     # --- calls from other threads ------------------------------------------------------------------------
 
-    def _soon(self, call: Callable[[], None]) -> None:
-        """Call it on the event loop's thread; RuntimeError when that loop is closed."""
+    def _call_soon_threadsafe(self, call: Callable[[], None]) -> None:
+        """Schedule ``call`` on the event loop's thread. Raises RuntimeError if that loop is closed."""
         raise NotImplementedError
 
-    async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Await ``call()`` on the connection's own event loop, from a task of another thread's."""
+    async def _await_on_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Await ``call()`` on the connection's event loop, from a task on another thread's loop."""
         raise NotImplementedError
 
-    def _on_own_thread(self) -> bool:
+    def _is_on_loop_thread(self) -> bool:
         raise NotImplementedError
 
     def _send_from_thread(self, data: Sendable) -> Awaitable[None]:
@@ -195,15 +195,14 @@ class AsyncConnection(WatershedConnection):
         return self._from_thread(lambda: self.ping(payload), sending=True)
 
     def _end_from_thread(self, reason: str, code: int) -> Awaitable[None]:
-        encode_close(code, reason)  # raises here: on the other thread it could only be logged
+        encode_close(code, reason)  # raises here, as on the other thread an error could only be logged
         return self._from_thread(lambda: self.end(reason, code=code))
 
     def _from_thread(self, call: Callable[[], Any], *, sending: bool = False) -> Awaitable[None]:
-        """Call it on the event loop's thread, soon and in order; awaiting the outcome is optional.
+        """Schedule ``call`` on the event loop's thread, in call order; awaiting the outcome is optional.
 
         Returns:
-            what may be awaited on any event loop: it is done when what ``call()`` returned is, and raises what that
-            raised.
+            an awaitable for any event loop: it awaits the result of ``call()``, and raises its exception.
         """
         if sending and not self._core.sending:
             raise self._closed_error()
@@ -213,20 +212,20 @@ class AsyncConnection(WatershedConnection):
             try:
                 outcome.append(call())
             except ConnectionClosed as error:
-                outcome.append(error)  # It ended between the two threads; its handlers know.
+                outcome.append(error)  # the connection ended meanwhile, which its handlers report
             except BaseException as error:
                 outcome.append(error)
                 raise
 
         try:
-            self._soon(guarded)
+            self._call_soon_threadsafe(guarded)
         except RuntimeError:
-            raise self._closed_error() from None  # The loop is closed, and every connection with it.
+            raise self._closed_error() from None  # the loop is closed, and all of its connections with it
         return Pending(lambda: self._outcome(outcome))
 
     async def _outcome(self, outcome: list[Any]) -> None:
-        if not self._on_own_thread():
-            await self._on_own_loop(lambda: self._outcome(outcome))
+        if not self._is_on_loop_thread():
+            await self._await_on_loop(lambda: self._outcome(outcome))
             return
         while not outcome:
             await self._pause()  # the loop is about to make the call
@@ -237,13 +236,13 @@ class AsyncConnection(WatershedConnection):
 
 
 AsyncHandler: TypeAlias = Callable[[AsyncConnection], Awaitable[object]]
-"""A coroutine function that is given a connection; what it leaves open is ended when it returns."""
+"""A coroutine function that takes a connection, which is closed when the function returns."""
 
 
 def is_coroutine_function(handler: Any) -> bool:
-    """Whether a handler is, or decorates, a coroutine function, or an object whose call is one."""
+    """Whether a handler is, or decorates, a coroutine function or an object whose ``__call__`` is one."""
     function = inspect.unwrap(handler.func if isinstance(handler, functools.partial) else handler)
-    if inspect.iscoroutinefunction(function) or hasattr(function, "_is_coroutine"):  # so Cython marks its own
+    if inspect.iscoroutinefunction(function) or hasattr(function, "_is_coroutine"):  # Cython's mark
         return True
     # A function's own __call__ is never one.
     return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -99,7 +99,7 @@ class AsyncioConnection(AsyncioDriver):
     async def receive(self, timeout: float | None = None) -> str | bytes:  # noqa: ASYNC109  # both flavours alike
         """As the base class says; a message that is there is returned at once."""
         if get_ident() != self._thread:
-            message: str | bytes = await self._on_own_loop(lambda: self.receive(timeout))
+            message: str | bytes = await self._await_on_loop(lambda: self.receive(timeout))
             return message
         if self._push:
             self._check_pull()
@@ -265,7 +265,7 @@ class AsyncioConnection(AsyncioDriver):
     async def wait_closed(self) -> None:
         """As the base class says."""
         if get_ident() != self._thread:
-            await self._on_own_loop(self.wait_closed)
+            await self._await_on_loop(self.wait_closed)
             return
         self._ran = True
         if self._writer.lost:
@@ -282,13 +282,13 @@ class AsyncioConnection(AsyncioDriver):
     def _has_finished(self) -> bool:
         return self._writer.lost and self._dispatcher.has_finished(self)
 
-    async def _on_own_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _await_on_loop(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         return await on_loop(self._loop, call)
 
-    def _on_own_thread(self) -> bool:
+    def _is_on_loop_thread(self) -> bool:
         return bool(get_ident() == self._thread)
 
-    def _soon(self, call: Callable[[], None]) -> None:
+    def _call_soon_threadsafe(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
 
     # --- handlers ----------------------------------------------------------------------------------------
