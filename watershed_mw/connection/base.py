@@ -1,8 +1,7 @@
-"""What an application holds: one connection with events, receive, send and end, in either flavour.
+"""The connection that applications hold, with events, receive, send and end: the part common to both flavours.
 
-:class:`WatershedConnection` knows handlers, the receive queue and what an end looks like; the
-asyncio and the threads flavour add how bytes travel and how waiting works. Every decision about
-the protocol is asked of :mod:`watershed_mw.core.protocol`; no socket is touched here.
+:class:`WatershedConnection` has the handlers, the receive queue and the state of the end; the asyncio and the threads
+flavour add I/O and waiting. :mod:`watershed_mw.core.protocol` makes all protocol decisions; this module does no I/O.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ __all__ = [
 ]
 
 Trace: TypeAlias = "Callable[[str, WatershedConnection, bytes], None]"
-"""Called with a probe's name, the connection, and the bytes concerned."""
+"""Called with a probe's name, the connection, and the bytes sent or received."""
 
 _H = TypeVar("_H", bound=Handler)
 
@@ -63,7 +62,7 @@ _live: Registry[WatershedConnection] = Registry()
 
 
 def checked_message(data: Sendable) -> str | bytes:
-    """``data`` as it can be handed to another thread, which could only log what is wrong with it."""
+    """Check ``data`` before it goes to another thread, which could only log an error."""
     message = as_message(data)
     if isinstance(message, str):
         encode_text(message)
@@ -80,7 +79,7 @@ def checked_ping(data: Sendable) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters of one connection since its opening handshake; bytes are those on the wire."""
+    """Counters of one connection since its opening handshake; bytes as on the wire."""
 
     frames_received: int
     frames_sent: int
@@ -92,20 +91,20 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """What a connection is made with, besides its way to the peer.
+    """The arguments of a connection, besides its transport.
 
     Attributes:
-        role: which end this is.
-        agreement: what the opening handshake settled.
+        role: client or server.
+        agreement: the negotiated parameters.
         limits: limits and timeouts.
-        request: the request as the application gave it, or the server's response on a client.
-        remote, local: addresses as ``host:port``, or a path; empty when unknown.
+        request: the request as the application gave it; on a client, the server's response.
+        remote, local: addresses as ``host:port``, or a path; empty if unknown.
         trace: probe called at start, end, and for everything received and sent; None costs nothing.
-        closed: exception raised after the end; a framework may want a class of its own kind.
-        ended: called once when the connection has ended, in whatever thread finds out.
-        shutdown_code: close code with which it ends where the process does; None where that is not ours to do.
-        continues: connection whose bytes this one goes on with: it has the same id, and its start is not traced again.
-        listed: whether it is one of :func:`live_connections`, in place of the one that it continues.
+        closed: class of the exception raised after the end; a framework may need one of its own.
+        ended: called once when the connection has ended, in an arbitrary thread.
+        shutdown_code: close code for when the process stops; None leaves the connection to the application.
+        continues: the connection whose stream this one continues: it keeps the id, and does not trace a start.
+        listed: whether it is among :func:`live_connections`, in place of the connection that it continues.
     """
 
     role: Role
@@ -125,9 +124,8 @@ class ConnectionInfo:
 class WatershedConnection:
     """One WebSocket connection after its opening handshake.
 
-    Messages are either pushed to handlers (``on("text", ...)``) or pulled (``receive()``,
-    iteration). As soon as a handler for ``text`` or ``binary`` is there, messages are pushed, and
-    those of a type without a handler are dropped.
+    Messages are either pushed to handlers (``on("text", ...)``) or pulled (``receive()``, iteration). Once a handler
+    for ``text`` or ``binary`` is registered, messages are pushed, and those of a type without a handler are dropped.
 
     Events and their arguments: ``text(str)``, ``binary(bytes)``, ``ping(bytes)``, ``pong(bytes)``,
     ``error(exception)``, ``connection_reset()``, ``end(code, reason)``, and ``drain()`` where ``send``
@@ -136,7 +134,7 @@ class WatershedConnection:
     Attributes:
         id: number of this connection, unique within the process.
         request: the request as the application gave it to ``accept``; the response on a client.
-        remote, local: addresses as ``host:port``, or a path; empty when unknown.
+        remote, local: addresses as ``host:port``, or a path; empty if unknown.
         protocol: the negotiated subprotocol, or None.
     """
 
@@ -168,7 +166,7 @@ class WatershedConnection:
         "request",
     )
 
-    _core: BaseProtocol  # which kind it is, the flavours know
+    _core: BaseProtocol  # the flavours use subclasses
 
     def __init__(self, info: ConnectionInfo, protocol: BaseProtocol, queue: ReceiveQueue | None = None) -> None:
         keep_large_blocks()
@@ -179,7 +177,7 @@ class WatershedConnection:
         self.remote = info.remote
         self.local = info.local
         self.protocol = info.agreement.subprotocol
-        # Not the object itself, most of which is needed here alone.
+        # Not info itself, whose other attributes are needed only here.
         self._limits = info.limits
         self._closed_as = info.closed
         self._on_ended = info.ended
@@ -188,12 +186,12 @@ class WatershedConnection:
         self._opened: float = monotonic() if earlier is None else earlier._opened
         self._ended_at: float | None = None
         self._queue = ReceiveQueue(info.limits) if queue is None else queue
-        # What is held counts from STEP bytes on (core/memory_budget.py): while it does, there is an account.
+        # An account exists only while at least STEP bytes are buffered (core/memory_budget.py).
         self._account: Account | None = None
         self._meter: Meter | None = None
         self._handlers = NO_HANDLERS
         self._push = False
-        self._ran = False  # whether something has waited while handlers are called: run(), or wait_closed()
+        self._ran = False  # whether run() or wait_closed() has been called
         self._error: BaseException | None = None
         self._handler_error: BaseException | None = None
         self._destroyed = False
@@ -206,13 +204,13 @@ class WatershedConnection:
         if self._trace is not None and earlier is None:
             self._trace("start", self, info.role.value.encode())
 
-    # --- what the application keeps here -------------------------------------------------------------
+    # --- the application's own attributes --------------------------------------------------------------
 
     @property
     def state(self) -> SimpleNamespace:
-        """The application's own attributes of this connection, as Starlette's ``request.state``: ``conn.state.user``.
+        """The application's own attributes of this connection, like Starlette's ``request.state``: ``conn.state.user``.
 
-        The connection itself takes no further attributes, and none of its methods can be replaced.
+        The connection itself accepts no further attributes, and its methods cannot be replaced.
         """
         if self._state is None:
             self._state = SimpleNamespace()
@@ -227,13 +225,13 @@ class WatershedConnection:
     def on(self, event: str, handler: None = None) -> Callable[[_H], _H]: ...
 
     def on(self, event: str, handler: Handler | None = None) -> Any:
-        """Call ``handler`` at each ``event``; without a handler, return a decorator that does.
+        """Call ``handler`` on each ``event``; without a handler, return a decorator.
 
         Returns:
             the handler.
 
         Raises:
-            ValueError: there is no such event.
+            ValueError: the event does not exist.
         """
         if event not in EVENTS:
             raise ValueError(f"expected one of the events {', '.join(sorted(EVENTS))}, got {event!r}")
@@ -246,16 +244,16 @@ class WatershedConnection:
         return handler
 
     def once(self, event: str, handler: Handler) -> Handler:
-        """Call ``handler`` at the next ``event`` alone. Raises as :meth:`on`."""
+        """Call ``handler`` only on the next ``event``. Raises as :meth:`on`."""
         self.on(event, called_once(handler, partial(self.off, event)))
         return handler
 
     def off(self, event: str, handler: Handler) -> None:
-        """Stop calling ``handler`` at ``event``; nothing happens when it was never called there."""
+        """Stop calling ``handler`` on ``event``; does nothing if it is not registered."""
         self._handlers = self._handlers.without(event, handler)
 
     def warn_if_never_run(self) -> None:
-        """Log that an application returns without having called ``run()``: its handlers would never be called."""
+        """Log a warning if an application returns without having called ``run()``: no handler was ever called."""
         unheard = self._push and not self._ran and self._core.sending
         if unheard and (self._queue or not self._core.counts().messages_received):
             events = ", ".join(sorted({event for event, _ in self._handlers if event in MESSAGES}))
@@ -267,7 +265,7 @@ class WatershedConnection:
             )
 
     def _handlers_changed(self) -> None:
-        """A handler for messages has come; a flavour may have messages waiting for it."""
+        """A handler for messages has been added; a flavour delivers queued messages."""
 
     def _handler_failed(self, error: BaseException) -> None:
         """A handler raised: the connection ends with 1011, and ``run`` raises the exception."""
@@ -275,50 +273,50 @@ class WatershedConnection:
             self._handler_error = error
         self._core.close(1011, "", monotonic())
 
-    # --- the end, as each flavour brings it about ------------------------------------------------------
+    # --- the end, implemented by the flavours ------------------------------------------------------------
 
     def end(self, reason: str = "", *, code: int = 1000) -> Any:
-        """Begin the closing handshake (RFC 6455 section 7.1.2), from any thread; everything sent before arrives first.
+        """Start the closing handshake (RFC 6455 section 7.1.2), from any thread; pending messages are sent first.
 
         Args:
             reason: at most 123 bytes in UTF-8.
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; 1005 for a Close without a code.
 
         Raises:
-            LocalProtocolError: the code or the reason may not be sent.
+            LocalProtocolError: the code or the reason cannot be sent.
         """
         raise NotImplementedError
 
     def start_close(self, reason: str = "", *, code: int = 1000) -> None:
-        """Send a Close frame as :meth:`end` does, from any thread, and wait for nothing."""
+        """Send a Close frame as :meth:`end` does, from any thread, without waiting."""
         raise NotImplementedError
 
     def begin_end(self, reason: str = "", *, code: int = 1000) -> None:
-        """As :meth:`start_close`: its first name."""
+        """Alias of :meth:`start_close`, its former name."""
         self.start_close(reason, code=code)
 
     def break_off(self) -> None:
-        """As :meth:`abort`: its first name."""
+        """Alias of :meth:`abort`, its former name."""
         self.abort()
 
     def abort(self) -> None:
-        """Break the TCP stream, from any thread: everything that waits for the connection wakes up and sees the end."""
+        """Abort the TCP stream, from any thread; all waiters of the connection wake up and see the end."""
         raise NotImplementedError
 
     def destroy(self) -> None:
-        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it was already."""
+        """Drop the TCP stream without a Close frame; ``end`` is emitted with code 1006 unless it already was."""
         raise NotImplementedError
 
     def _is_report_due(self, held: int) -> bool:
-        """Whether a connection that holds ``held`` bytes has to report them."""
+        """Whether a connection that buffers ``held`` bytes must report them."""
         return held >= STEP if self._meter is None else self._meter.is_due(held)
 
     def _report_memory(self, unsent: int, taking: int = 0) -> None:
-        """Report to the process's budget what this connection holds; called with no lock held.
+        """Report the bytes that this connection buffers to the process's budget; called without holding a lock.
 
         Args:
-            unsent: bytes that the peer has not taken.
-            taking: bytes of a message in the queue that is being taken.
+            unsent: bytes that the peer has not accepted.
+            taking: bytes of a queued message that is being taken.
         """
         if self._meter is None:
             if self._limits.max_memory is None:
@@ -330,13 +328,13 @@ class WatershedConnection:
         account.report(incoming, queued, unsent, monotonic())
 
     def _close_account(self) -> None:
-        """Forget the account: nothing is held any more, or another object holds it."""
+        """Close the account: no bytes are buffered any more, or another object accounts for them."""
         account, self._account, self._meter = self._account, None, None
         if account is not None:
             account.close()
 
     def _message_after(self, event: Event) -> str | bytes:
-        """The first message from ``event`` on, which was taken from the queue; handlers of others are called."""
+        """The next message, starting with ``event`` from the queue; handlers are called for other events on the way."""
         while not isinstance(event, (str, bytes)):
             self._handlers.emit_event(self, event)
             event = self._queue.take()
@@ -354,7 +352,7 @@ class WatershedConnection:
         return error
 
     def _emit_end(self) -> tuple[Any, ...]:
-        """Call the handlers of the end, once."""
+        """Call the handlers for the end, once."""
         if self._end_emitted:
             return ()
         self._end_emitted = True
@@ -378,7 +376,7 @@ class WatershedConnection:
         if self._on_ended is not None:
             self._on_ended()
 
-    # --- what goes out -------------------------------------------------------------------------------
+    # --- sending -------------------------------------------------------------------------------------
 
     def _queue_message(self, data: Sendable) -> None:
         """Frame one message."""
@@ -395,15 +393,15 @@ class WatershedConnection:
             self._trace.sent(self, data)
 
     def _send_prepared(self, shared: PreparedMessage) -> None:
-        """Send a message that other connections are sent as well, here as any other; nothing once it is ending."""
+        """Send a message that is shared with other connections; does nothing once this one is ending."""
         if self.sending:
             self.send(shared.message)
 
     def send(self, data: Sendable) -> Any:
-        """Send one message, as the flavours say.
+        """Send one message; see the flavours.
 
-        A ``str`` goes as TEXT, and so does an instance of any subclass. Whatever exports a buffer goes as BINARY, by
-        its bytes in C order: ``bytes``, ``bytearray``, ``memoryview``, ``array.array``, ``mmap``, arrays of NumPy's.
+        A ``str``, or an instance of a subclass, is sent as TEXT. Any object that exports a buffer is sent as BINARY, as
+        its bytes in C order: ``bytes``, ``bytearray``, ``memoryview``, ``array.array``, ``mmap``, NumPy arrays.
         """
         raise NotImplementedError
 
@@ -416,7 +414,7 @@ class WatershedConnection:
     def _queue_close(self, code: int, reason: str) -> None:
         self._core.close(code, exact_text(reason), monotonic())
 
-    # --- how it stands -------------------------------------------------------------------------------
+    # --- state ---------------------------------------------------------------------------------------
 
     def get_protocol(self) -> str | None:
         """The negotiated subprotocol, or None (RFC 6455 section 1.9)."""
@@ -424,12 +422,12 @@ class WatershedConnection:
 
     @property
     def closed(self) -> bool:
-        """Whether no message can come or go any more; messages received before may still be waiting."""
+        """Whether messages can no longer be sent or received; messages received before may still be queued."""
         return self._core.ended
 
     @property
     def shutdown_code(self) -> int | None:
-        """Close code with which the connection ends where the process does, see :class:`~watershed_mw.Options`."""
+        """Close code for when the process stops, see :class:`~watershed_mw.Options`."""
         return self._shutdown_code
 
     @property
@@ -439,13 +437,13 @@ class WatershedConnection:
 
     @property
     def sending(self) -> bool:
-        """Whether messages can still be sent: not once this end has sent its Close, or the connection has ended."""
+        """Whether messages can still be sent: this end has not sent its Close, and the connection has not ended."""
         return self._core.sending
 
     @property
     def close_code(self) -> int | None:
-        """How it ended (RFC 6455 section 7.4): the peer's code, 1005 if it gave none, the code with
-        which this end failed the connection, or 1006 if the peer vanished; None while it is open."""
+        """The close code (RFC 6455 section 7.4): the peer's code, 1005 if it sent none, the code with which this end
+        failed the connection, or 1006 if the peer vanished; None while the connection is open."""
         return self._core.close_code
 
     @property
@@ -455,17 +453,17 @@ class WatershedConnection:
 
     @property
     def latency(self) -> float | None:
-        """Seconds that the last answered PING took, keepalive included; None before the first."""
+        """Round-trip time in seconds of the last answered PING, keepalive included; None before the first."""
         return self._core.latency
 
     @property
     def stats(self) -> Stats:
-        """Frames, messages and bytes each way since the opening handshake."""
+        """Frames, messages and bytes in each direction since the opening handshake."""
         return Stats(*self._core.counts())
 
     @property
     def duration(self) -> float:
-        """Seconds since the opening handshake; once the connection has ended, those that it lasted."""
+        """Seconds since the opening handshake; after the end, the connection's total duration."""
         return (monotonic() if self._ended_at is None else self._ended_at) - self._opened
 
     def __repr__(self) -> str:
@@ -474,14 +472,14 @@ class WatershedConnection:
 
 
 def log_handler_failure(connection: WatershedConnection, error: BaseException) -> None:
-    """Log what a handler raised, where no caller can be given it."""
+    """Log the exception of a handler that no caller receives."""
     logger.error("a handler of %r raised", connection, exc_info=error)
 
 
 def live_connections() -> list[WatershedConnection]:
-    """Every connection of this process that has not ended, the oldest first: for a status page or a log.
+    """All connections of this process that have not ended, oldest first: for a status page or a log.
 
-    Each has ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and may be ended
-    from any thread.
+    Each has ``id``, ``remote``, ``protocol``, ``duration``, ``latency``, ``stats`` and ``request``, and any thread may
+    end it.
     """
     return sorted(_live, key=lambda connection: connection.id)

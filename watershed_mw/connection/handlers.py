@@ -1,4 +1,4 @@
-"""The handlers of one connection's events: registered, looked up and called, in the order of their registration."""
+"""The event handlers of one connection, called in registration order."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ MESSAGES: Final = frozenset({"text", "binary"})
 
 
 class Handlers:
-    """Events and their handlers; it does not change, so that all connections without any share one.
+    """An immutable mapping of events to handlers, so that all connections without handlers can share one.
 
-    Methods that call handlers are given the connection: the two do not keep each other alive.
+    The connection is an argument of the methods that call handlers, so the two do not keep each other alive.
 
     Args:
-        pairs: event and handler in turn: most connections have two or three, and a dictionary takes as much as a dozen.
+        pairs: alternating events and handlers. Most connections have two or three, which take less memory in a tuple
+            than in a dictionary.
     """
 
     __slots__ = ("_pairs",)
@@ -37,11 +38,11 @@ class Handlers:
         return zip(self._pairs[::2], self._pairs[1::2], strict=True)
 
     def adding(self, event: str, handler: Handler) -> Handlers:
-        """These, and one more."""
+        """These handlers, and one more."""
         return Handlers((*self._pairs, event, handler))
 
     def without(self, event: str, handler: Handler) -> Handlers:
-        """These, except ``handler`` at ``event``."""
+        """These handlers, without ``handler`` for ``event``."""
         kept: list[Any] = []
         for known_event, known in self:
             if known_event != event or (known != handler and getattr(known, "__wrapped__", None) != handler):
@@ -49,11 +50,11 @@ class Handlers:
         return Handlers(tuple(kept))
 
     def has(self, event: str) -> bool:
-        """Whether there is a handler of ``event``."""
+        """Whether ``event`` has a handler."""
         return event in self._pairs[::2]
 
     def emit(self, connection: Any, event: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Call the handlers of ``event`` in order, and return what they returned, except what is done already."""
+        """Call the handlers of ``event`` in order, and return their results, without completed awaitables."""
         results: tuple[Any, ...] = ()
         pairs = self._pairs
         for index in range(0, len(pairs), 2):
@@ -65,11 +66,11 @@ class Handlers:
                 if result is not None and result is not READY:
                     results = (*results, result)
             except ConnectionClosed:
-                pass  # a reply came too late, as the end event reports
+                pass  # the handler replied too late, as the end event reports
             except BaseException as error:
                 if is_interrupt(error):
                     raise
-                connection._handler_failed(error)  # whatever it is, it ends this connection alone
+                connection._handler_failed(error)  # whatever its class, it ends only this connection
         return results
 
     def emit_event(self, connection: Any, event: Event) -> tuple[Any, ...]:
@@ -82,10 +83,10 @@ class Handlers:
         return self.emit(connection, "ping" if isinstance(event, Ping) else "pong", (event.payload,))
 
     def sort(self, connection: Any, events: list[Event]) -> tuple[Event, ...]:
-        """Queue what the protocol reported, and return what is to be emitted at once.
+        """Queue the protocol's events, and return those to emit immediately.
 
-        Where messages are pushed everything goes through the queue, in order; where they are pulled, control frames do
-        not wait for a ``receive``.
+        If messages are pushed, all events go through the queue, in order; if they are pulled, control frames do not
+        wait for a ``receive``.
         """
         queue, tracer, core = connection._queue, connection._trace, connection._core
         at_once: list[Event] | None = None
@@ -94,8 +95,8 @@ class Handlers:
                 tracer.received(connection, event, core.sending and not core.write_paused)
             if isinstance(event, (str, bytes)):
                 if queue.full and not core.sending:
-                    # The application has ended the connection and does not read: it wants no more. What it has still
-                    # to take has no gaps.
+                    # The application has ended the connection and does not read: drop the rest, so that the queued
+                    # messages have no gaps.
                     queue.stay_full()
                     continue
                 queue.put(event)
@@ -115,11 +116,11 @@ NO_HANDLERS = Handlers()
 
 
 def called_once(handler: Handler, remove: Callable[[Handler], None]) -> Handler:
-    """A handler that is given to ``remove`` before it calls ``handler``, the first time."""
+    """A handler that passes itself to ``remove``, then calls ``handler``."""
 
     def call(*args: Any) -> Any:
         remove(call)
         return handler(*args)
 
-    call.__wrapped__ = handler  # type: ignore[attr-defined]  # so that it is found by that one
+    call.__wrapped__ = handler  # type: ignore[attr-defined]  # so that off() finds it
     return call

@@ -15,7 +15,7 @@ from ..runtime.greenlets import original, threads_are_greenlets
 
 __all__ = ["Holder", "available_memory", "bytes_of", "cgroup_limit", "memory_budget", "open_account"]
 
-# What a machine is taken to have that does not say.
+# Assumed memory of a machine that does not report it.
 _UNKNOWN = 4 * 2**30
 
 logger = logging.getLogger("watershed_mw")
@@ -24,7 +24,7 @@ _known: dict[str, int] = {}
 
 
 class Holder(Protocol):
-    """What has an account: a connection."""
+    """An object with an account, such as a connection."""
 
     def _memory_changed(self) -> None: ...
 
@@ -37,7 +37,7 @@ def memory_budget() -> MemoryBudget:
 
 
 def open_account(holder: Holder, max_memory: float) -> Account:
-    """An account for a connection, which it may be collected with; ``max_memory`` as in the options."""
+    """An account for a connection; it does not keep the connection alive. ``max_memory`` as in the options."""
     budget = memory_budget()
     reference: ref[Holder]
 
@@ -52,12 +52,12 @@ def open_account(holder: Holder, max_memory: float) -> Account:
 
 
 def bytes_of(max_memory: float) -> int:
-    """``max_memory`` in bytes: below 1 it is a share of what the process may have."""
+    """``max_memory`` in bytes: below 1 it is a share of the memory available to the process."""
     return min(int(max_memory), sys.maxsize) if max_memory >= 1 else max(1, int(max_memory * available_memory()))
 
 
 def available_memory() -> int:
-    """Bytes that this process may have: what the machine has, or less where a control group says so."""
+    """Memory available to this process, in bytes: the machine's, or the lower limit of a control group."""
     known = _known.get("available")
     if known is None:
         try:
@@ -71,11 +71,11 @@ def available_memory() -> int:
 
 
 def cgroup_limit(membership: str, root: Path) -> int | None:
-    """The lowest limit of the control groups of a process, None where there is none.
+    """The lowest limit of a process's control groups; None if they have none.
 
     Args:
-        membership: what ``/proc/self/cgroup`` says; version 2 has one line that begins with ``0::``.
-        root: where they are mounted. A container may see its own group there, whatever its path is.
+        membership: contents of ``/proc/self/cgroup``; version 2 has one line that begins with ``0::``.
+        root: their mount point. A container may see its own group there, whatever its path is.
     """
     found: list[int] = []
     for line in membership.splitlines():
@@ -88,7 +88,7 @@ def cgroup_limit(membership: str, root: Path) -> int | None:
         else:
             continue
         folder = base / path.strip("/")
-        # A group is bound by those that it is in.
+        # The limits of parent groups apply as well.
         for place in (folder, *folder.parents):
             try:
                 found.append(int((place / name).read_text(encoding="ascii")))
@@ -114,7 +114,7 @@ def _physical_memory() -> int:
 
 
 def _new_lock() -> Any:
-    # A real one under gevent and eventlet as well, as the loop's thread is real: nothing switches while it is held.
+    # A real lock even under gevent and eventlet, as the loop's thread is real: no greenlet switches while it is held.
     return original("_thread", "RLock")() if threads_are_greenlets() else threading.RLock()
 
 
@@ -128,4 +128,4 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)  # what the connections hold is the parent's
+    os.register_at_fork(after_in_child=_forget)  # the connections and their bytes belong to the parent

@@ -1,4 +1,4 @@
-"""Calls an application's ``trace`` function; a connection without one has no tracer, and pays nothing."""
+"""Calls an application's ``trace`` function; a connection without one has no tracer, at no cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Tracer"]
 
 
 class Tracer:
-    """Turns what happens on one connection into calls of its ``trace`` function, in order.
+    """Reports the events of one connection to its ``trace`` function, in order.
 
     Args:
         trace: the application's function.
@@ -28,10 +28,10 @@ class Tracer:
         self._trace(probe, connection, data)
 
     def received(self, connection: Any, event: Event, answers: bool) -> None:
-        """Report what the peer has sent.
+        """Report an event received from the peer.
 
         Args:
-            answers: whether a PING is answered at once.
+            answers: whether a PING is answered immediately.
         """
         if isinstance(event, str):
             self._trace("recv-text", connection, event.encode())
@@ -52,7 +52,7 @@ class Tracer:
             self._trace("send-binary", connection, message)
 
     def sent_close(self, connection: Any, close: tuple[int, str] | None) -> None:
-        """Report once the Close that this end has sent; None where it has not."""
+        """Report, once, the Close that this end has sent; None if it has sent none."""
         if close is not None and not self._close_sent:
             self._close_sent = True
             self._trace("send-close", connection, b"%d %s" % (close[0], close[1].encode("utf-8", "replace")))

@@ -1,4 +1,4 @@
-"""The door of uvicorn: ``uvicorn main:app --ws watershed_mw.uvicorn:WatershedProtocol``."""
+"""A WebSocket class for uvicorn: ``uvicorn main:app --ws watershed_mw.uvicorn:WatershedProtocol``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an ASGI application ended, and what that means for its connection."""
+"""The close code that follows from the way an ASGI application ended."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def code_after(
     stage: Stage,
     connection: AsyncioConnection | None,
 ) -> CloseCode:
-    """The close code for what an application leaves open; mistakes are logged.
+    """The close code for a connection that an application leaves open; logs the application's mistakes.
 
     Args:
-        result: what it returned.
-        error: what it raised.
+        result: the application's return value.
+        error: its exception, or None.
         task: its task.
-        stage: how far the handshake is.
-        connection: what has been accepted.
+        stage: the stage of the handshake.
+        connection: the accepted connection, or None.
 
     Returns:
-        1000 where it is done, 1012 where its task was cancelled, 1011 where it failed.
+        1000 if the application returned, 1012 if its task was cancelled, 1011 if it failed.
     """
     if error is None:
         if stage is Stage.DECIDING:
@@ -42,7 +42,7 @@ def code_after(
     if is_cancellation(error, task):
         return CloseCode.SERVICE_RESTART
     if isinstance(error, ConnectionClosed) and (connection is None or not connection.sending):
-        return CloseCode.NORMAL  # The client has left; from another connection it would be a failure.
-    # Any class: a sys.exit() in one application's task must not end the server.
+        return CloseCode.NORMAL  # the client has disconnected; from another connection it would be a failure
+    # Whatever its class: a sys.exit() in one application's task must not end the server.
     logger.error("Exception in ASGI application\n", exc_info=error)
     return CloseCode.INTERNAL_ERROR

@@ -1,6 +1,6 @@
-"""An HTTP response instead of the 101, under uvicorn: whole or streamed, from the application or from this package.
+"""An HTTP response instead of the 101, under uvicorn: complete or streamed, by the application or by this package.
 
-The connection ends with it. The client has a bounded time to read it.
+The connection closes after it. The client has a bounded time to read it.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ __all__ = ["Denial", "strings"]
 
 
 def strings(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """Header fields of ASGI as text."""
+    """ASGI header fields as text."""
     return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers]
 
 
 class _Stage(Enum):
     STATUS = "nothing has been written"
-    BODY = "the head has been written, and perhaps a part of the body"
-    COMPLETE = "everything has been written, or the client has gone"
+    BODY = "the head has been written, and perhaps part of the body"
+    COMPLETE = "everything has been written, or the client has disconnected"
 
 
 class Denial:
-    """The one answer to a request that is not accepted.
+    """The HTTP response to a request that is not accepted.
 
     Args:
         transport: the client's.
         loop: the transport's event loop.
-        default_headers: fields that uvicorn adds to every response.
-        timeout: seconds that the client has to read it.
+        default_headers: header fields that uvicorn adds to every response.
+        timeout: seconds for the client to read the response.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class Denial:
 
     @property
     def complete(self) -> bool:
-        """Whether everything has been written, or the client has gone."""
+        """Whether everything has been written, or the client has disconnected."""
         return self._stage is _Stage.COMPLETE
 
     def start(self, message: MutableMapping[str, Any]) -> int:
-        """Take ``websocket.http.response.start``, and return its status; nothing is written before the body.
+        """Handle ``websocket.http.response.start``, and return its status; nothing is written before the body.
 
         Raises:
-            RuntimeError: the status cannot be that of a response.
-            ValueError: a header field cannot be written.
+            RuntimeError: the status is invalid.
+            ValueError: a header field is invalid.
         """
         status = message["status"]
         if not isinstance(status, int) or not 200 <= status < 600:
@@ -78,22 +78,22 @@ class Denial:
         return status
 
     async def body(self, kind: str, message: MutableMapping[str, Any]) -> None:
-        """Take ``websocket.http.response.body``, and wait where the client does not read.
+        """Handle ``websocket.http.response.body``, and wait while the client does not read.
 
         Raises:
-            RuntimeError: another message came.
-            ConnectionClosed: the client has gone.
+            RuntimeError: the message is of another type.
+            ConnectionClosed: the client has disconnected.
         """
         if kind != "websocket.http.response.body":
             raise RuntimeError(f"expected ASGI message 'websocket.http.response.body', got {kind!r}")
         if self.complete or self._transport.is_closing():
-            raise ConnectionClosed(1006, "the client has gone before the end of the answer")
+            raise ConnectionClosed(1006, "the client disconnected before the end of the response")
         body, more = bytes(message.get("body") or b""), message.get("more_body", False)
         bodiless = self._status in (204, 304)
         if self._stage is _Stage.STATUS:
             self._stage = _Stage.BODY
             if more and not bodiless:
-                # Its length is not known yet: the end of the stream ends the body (RFC 9112 section 6.3).
+                # Its length is unknown: the end of the stream ends the body (RFC 9112 section 6.3).
                 headers = [*strings(self._default_headers), *self._headers]
                 fields = [pair for pair in headers if pair[0].lower() not in ("connection", "transfer-encoding")]
                 self._transport.write(write_response(self._status, [*fields, ("connection", "close")]) + body)
@@ -107,13 +107,13 @@ class Denial:
             await asyncio.shield(self._drained)
 
     def refuse(self, error: HandshakeError, method: str = "GET") -> None:
-        """Answer a request with this method with what ``error`` says."""
+        """Respond with the status, header fields and body of ``error`` to a request with this method."""
         if not self._transport.is_closing():
             self._transport.write(write_refusal(error, method))
         self.close()
 
     def abandon(self, error: HandshakeError | None) -> None:
-        """Finish a response for an application that does not.
+        """Finish a response that the application has left incomplete.
 
         If nothing has been written, the client gets the announced status without a body, or ``error``.
         """
@@ -131,7 +131,7 @@ class Denial:
             self._transport.write(write_response(self._status, headers, body))
 
     def close(self) -> None:
-        """Close once the client has read everything, or its time is over."""
+        """Close once the client has read everything, or its time is up."""
         self._stage = _Stage.COMPLETE
         self._transport.close()
         if self._abort_at is None:
@@ -139,20 +139,20 @@ class Denial:
             self._abort_at = timers_of(self._loop).set(due, _abort, self._transport)
 
     def stop_waiting(self) -> None:
-        """Uvicorn is stopping: a client that does not read its response must not delay that."""
+        """Finish now, as uvicorn is stopping: a client that does not read its response must not delay that."""
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         elif not self.complete:
             self.abandon(HandshakeError("the server is shutting down: try again", status=503))
 
-    # --- the transport's part ----------------------------------------------------------------------------
+    # --- called for the transport ------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """The client reads slower than the application writes."""
+        """The client reads more slowly than the application writes."""
         self._drained = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        """It reads again, or has gone."""
+        """The client has caught up or disconnected."""
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         self._drained = None

@@ -1,6 +1,6 @@
-"""The HTTP phase of an upgrade under uvicorn: the request head, the application's decision, the answer.
+"""The HTTP phase of an upgrade under uvicorn: the request head, the application's decision, the response.
 
-It ends with the accept, whose outcome goes on without it, or with an HTTP response instead of the 101.
+It ends with the 101, after which the outcome takes over, or with another HTTP response.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Handshake", "Stage"]
 
-# What a client may send before it has the 101; more of it waits in the kernel.
+# Bytes that a client may send before the 101 until reading is paused.
 _MAX_EARLY = 64 * 2**10
 
 
 class Stage(Enum):
-    """How far a handshake is."""
+    """The stages of a handshake."""
 
-    HEAD = "the request head is awaited"
-    DECIDING = "the application decides"
-    ANSWERING = "the application answers with an HTTP response"
+    HEAD = "waiting for the request head"
+    DECIDING = "waiting for the application's decision"
+    ANSWERING = "the application is sending an HTTP response"
     ACCEPTED = "the 101 has been sent"
-    REFUSED = "an HTTP response has been sent, or the client has gone"
+    REFUSED = "an HTTP response has been sent, or the client has disconnected"
 
 
 @lru_cache(maxsize=8)
 def _written(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """What uvicorn adds to every response, as bytes; it changes once a second, with the date."""
+    """The header fields that uvicorn adds to every response, as bytes; they change once a second, with the date."""
     return write_fields(strings(headers))
 
 
@@ -55,19 +55,19 @@ class Handshake:
 
     Args:
         loop: the event loop.
-        server_state: uvicorn's, for the fields that it adds to every response.
-        log: where the answer is logged.
-        outcome: what an accept makes, unless another plan is made.
-        accepted: called with the outcome once there is one.
+        server_state: uvicorn's, for the header fields that it adds to every response.
+        log: logs the response.
+        outcome: the outcome of an accept, unless another one is planned.
+        accepted: called with the outcome after the accept.
 
     Attributes:
-        outcome: what the accept makes.
+        outcome: the planned outcome of the accept.
         request: the request, once its head has been read.
-        stage: how far it is.
+        stage: the current stage.
         transport: the client's, from ``connection_made`` on.
     """
 
-    # One of these is there for each request that has not been accepted.
+    # No __dict__: every request has one until it is accepted.
     __slots__ = (
         "_accepted",
         "_connect",
@@ -112,16 +112,16 @@ class Handshake:
         """Whether the application has received ``websocket.connect``."""
         return self._connect is None
 
-    # --- the client's part -------------------------------------------------------------------------------
+    # --- events from the client --------------------------------------------------------------------------
 
     def read_head(self, data: bytes) -> tuple[list[tuple[bytes, bytes]], list[str]]:
-        """Read and check the request in ``data``; what follows it is kept.
+        """Read and check the request in ``data``, and keep the bytes that follow it.
 
         Returns:
             the request's header fields, and the subprotocols that it offers.
 
         Raises:
-            HandshakeError: it is to be refused.
+            HandshakeError: the request must be refused.
         """
         self.request, fields, rest = read_request(self.transport, data)
         self._key = check_request(self.request, self.outcome.settings.origins)
@@ -130,35 +130,35 @@ class Handshake:
         return fields, subprotocols
 
     def keep_early(self, data: bytes) -> None:
-        """Keep what the client sends before it has its answer."""
+        """Keep bytes that the client sends before the response."""
         self._early += data
         if len(self._early) > _MAX_EARLY:
             self.transport.pause_reading()
 
     def pause_writing(self) -> None:
-        """The client reads its answer slower than the application writes it."""
+        """The client reads the response more slowly than the application writes it."""
         if self._denial is not None:
             self._denial.pause_writing()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """The client has caught up."""
         if self._denial is not None:
             self._denial.resume_writing()
 
     def connection_lost(self) -> None:
-        """The client has gone."""
+        """The client has disconnected."""
         if self._denial is not None:
             self._denial.connection_lost()
         self._end_as(Stage.REFUSED)
 
-    # --- the application's part, in ASGI messages ----------------------------------------------------------
+    # --- the application's ASGI messages -------------------------------------------------------------------
 
     async def receive(self) -> dict[str, Any] | None:
-        """The next message to the application; None once there is a connection that has it."""
+        """The next message to the application; None once a connection has been accepted, which then has it."""
         if self._connect is not None:
             message, self._connect = self._connect, None
             return message
-        # Until the answer, the client can only leave.
+        # Before the response, the client can only disconnect.
         if self.stage in (Stage.DECIDING, Stage.ANSWERING):
             if self._decided is None:
                 self._decided = self._loop.create_future()
@@ -168,11 +168,11 @@ class Handshake:
         return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Take the application's answer, or a part of it.
+        """Handle the application's answer, or a part of it.
 
         Raises:
-            ConnectionClosed: it has been answered already, or the client has gone.
-            RuntimeError, ValueError: that is no answer.
+            ConnectionClosed: the request is already answered, or the client has disconnected.
+            RuntimeError, ValueError: the message is not a valid answer.
         """
         kind = message["type"]
         if self.stage is Stage.DECIDING:
@@ -183,8 +183,8 @@ class Handshake:
             if answer.complete:
                 self._end_as(Stage.REFUSED)
         else:
-            await asyncio.sleep(0)  # an application that asks again and again must not keep the event loop
-            raise ConnectionClosed(1006, f"{kind} came after the connection was refused or handed over")
+            await asyncio.sleep(0)  # an application that retries in a loop must not starve the event loop
+            raise ConnectionClosed(1006, f"got {kind} after the connection was refused or handed over")
 
     def _decide(self, kind: str, message: MutableMapping[str, Any]) -> None:
         if kind == "websocket.accept":
@@ -205,7 +205,7 @@ class Handshake:
         assert self.request is not None
         outcome = self.outcome
         given = strings(message.get("headers") or ())
-        # An empty name is none, and some applications give it as a header field.
+        # An empty name counts as none, and some applications set the subprotocol as a header field.
         subprotocol = message.get("subprotocol") or _subprotocol_in(given) or None
         agreement, fields = negotiate(
             self.request, self._key, subprotocol=subprotocol, deflate=outcome.settings.deflate
@@ -214,9 +214,9 @@ class Handshake:
         default = _written(tuple(self._server_state.default_headers))
         response = write_switch(outcome.response_fields(fields), default, write_fields(given) if given else b"")
         if self.transport.is_closing():
-            raise ConnectionClosed(1006, "the client has gone before the accept")
+            raise ConnectionClosed(1006, "the client disconnected before the accept")
         outcome.carry_out(AsyncioTransport(self.transport), agreement, response, self._early, self._log)
-        # A detached connection keeps this object: a request head is several times as large as the rest of it.
+        # A detached connection keeps this object alive, and the request head is by far its largest part.
         self.request = None
         self._early = b""
         self._end_as(Stage.ACCEPTED)
@@ -224,7 +224,7 @@ class Handshake:
         self._log.answered(outcome.logged_as)
 
     def finish(self, code: int) -> None:
-        """Answer for the application, which has ended with this close code and may have begun an answer."""
+        """Complete the response after the application has ended with this close code."""
         if self.stage is Stage.DECIDING:
             self.refuse(HandshakeError("the application did not answer the upgrade", status=500))
         elif self.stage is Stage.ANSWERING:
@@ -241,22 +241,22 @@ class Handshake:
         self.stage = Stage.REFUSED
         self._answer().abandon(error)
 
-    # --- answers of this package ---------------------------------------------------------------------------
+    # --- responses of this package -------------------------------------------------------------------------
 
     def shut_down(self) -> None:
-        """Refuse the request, as uvicorn is stopping, or give its answer no more time than that needs."""
+        """Refuse the request, or finish a response in progress, as uvicorn is stopping."""
         if self.stage in (Stage.HEAD, Stage.DECIDING):
             self.refuse_and_log(_shutting_down())
         else:
             self._answer().stop_waiting()
 
     def refuse_and_log(self, error: HandshakeError) -> None:
-        """Answer with what ``error`` says, on this package's own account."""
+        """Refuse with ``error``, and log that this package refused the request."""
         self._log.refused(error)
         self.refuse(error)
 
     def refuse(self, error: HandshakeError) -> None:
-        """Answer with what ``error`` says."""
+        """Respond with the status, header fields and body of ``error``."""
         self._end_as(Stage.REFUSED)
         self._answer().refuse(error, "GET" if self.request is None else self.request.method)
 

@@ -1,6 +1,7 @@
-"""Header fields that many requests have in common, kept once: each connection would keep 2 KiB of a browser's head.
+"""Shares header fields that many requests have in common: otherwise each connection would keep 2 KiB of a browser's.
 
-Only fields whose values recur and do not identify a client are kept, within bounds that a client cannot move.
+Only fields whose values recur and do not identify a client are shared, and a client cannot make the cache grow beyond
+its bounds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NAMES = {
         *(b"x-forwarded-for", b"x-real-ip", b"forwarded", b"x-request-id"),
     )
 }
-# All browsers of a year and the hosts of one server are fewer; together some 200 KiB at worst.
+# More than a year's browsers and the hosts of one server need; at most about 200 KiB together.
 _MOST_FIELDS = 512
 _MOST_BYTES = 256
 
@@ -35,7 +36,7 @@ _known: dict[Field, Field] = {}
 
 
 def share_fields(fields: MutableSequence[Field]) -> None:
-    """Replace the fields in a scope's list of header fields by equal ones that are known already."""
+    """Replace the fields in a scope's list of header fields with equal ones from the cache."""
     for index, field in enumerate(fields):
         known = _known.get(field)
         if known is not None:
@@ -46,5 +47,5 @@ def share_fields(fields: MutableSequence[Field]) -> None:
             fields[index] = (_NAMES.get(name, name), value)
         elif len(value) <= _MOST_BYTES:
             if len(_known) >= _MOST_FIELDS:
-                _known.clear()  # Common fields come back with the next requests.
+                _known.clear()  # common fields return with the next requests
             _known[field] = field

@@ -1,4 +1,4 @@
-"""The lines that uvicorn's log gets about one upgrade request: its answer, and the end of its connection."""
+"""Writes to uvicorn's log: the response to each upgrade request, and the end of its connection."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger("uvicorn.error")
 
 
 class RequestLog:
-    """What is logged about one request.
+    """Logs the response to one request and the end of its connection.
 
     Args:
-        with_query: whether the values in its query string are logged.
+        with_query: whether to log the values in the query string.
 
     Attributes:
-        scope: the request's ASGI scope, or the part of it that :func:`.scope_of_refused` makes; empty before.
+        scope: the request's ASGI scope, or the part that :func:`.scope_of_refused` makes; empty before that.
     """
 
     __slots__ = ("_with_query", "scope")
@@ -44,11 +44,11 @@ class RequestLog:
 
     @property
     def path(self) -> str:
-        """Path and query string. The values in a query may be tokens: they are hidden unless asked for."""
+        """Path and query string. Values in a query may be secrets, and are hidden by default."""
         return shown_path(self.scope, self._with_query)
 
     def answered(self, answer: str) -> None:
-        """Log how the request was answered: ``[accepted]``, ``[detached]`` or an HTTP status."""
+        """Log the response: ``[accepted]``, ``[detached]`` or an HTTP status."""
         if logger.isEnabledFor(logging.INFO):
             logger.info('%s - "WebSocket %s" %s', self.remote, self.path, answer)
 
@@ -74,7 +74,7 @@ class RequestLog:
 
 
 def shown_path(scope: dict[str, Any], with_query: bool) -> str:
-    """Path and query string of a scope, with the values of the query or without."""
+    """Path and query string of a scope, with or without the query's values."""
     path = quote(scope["path"])
     if not scope["query_string"]:
         return path
@@ -86,5 +86,5 @@ def shown_path(scope: dict[str, Any], with_query: bool) -> str:
 
 def _without_value(field: str) -> str:
     name, equals, _ = field.partition("=")
-    # Without a name there is only a value.
+    # A field without "=" may be a value, so it is hidden.
     return f"{quote(name, safe='%+')}=***" if equals else "***"

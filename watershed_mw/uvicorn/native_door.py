@@ -1,4 +1,4 @@
-"""What this package's uvicorn class offers to a middleware: access to the stream itself, past the ASGI messages."""
+"""Gives a middleware access to the stream under this package's uvicorn class, bypassing ASGI messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["NativeDoor"]
 
 
 class Upgrading(Protocol):
-    """What a door needs of the protocol behind it."""
+    """The protocol behind a :class:`NativeDoor`."""
 
     config: Config
     options: ClassVar[ConnectionOptions]
@@ -30,7 +30,7 @@ class Upgrading(Protocol):
         """As :attr:`NativeDoor.connected`."""
 
     def plan(self, outcome: Outcome) -> None:
-        """Have the coming accept make this."""
+        """Set the outcome of the next accept."""
 
     def keep(self, relay: RunningRelay) -> None:
         """As :meth:`NativeDoor.keep`."""
@@ -40,11 +40,11 @@ class Upgrading(Protocol):
 
 
 class NativeDoor:
-    """What ``scope["extensions"]["watershed_mw"]`` holds: access to the stream, past the ASGI messages.
+    """The value of ``scope["extensions"]["watershed_mw"]``: access to the stream, bypassing ASGI messages.
 
-    The opening handshake still travels through ASGI ``send``; only what follows goes native. Before the accept, a
-    middleware plans its outcome with one of :meth:`connect`, :meth:`detach` and :meth:`hand_over`, and finds it there
-    afterwards; the last plan holds.
+    The opening handshake still passes through ASGI ``send``; only frames bypass it. Before the accept, a middleware
+    plans the outcome with :meth:`connect`, :meth:`detach` or :meth:`hand_over`, and reads its result after the accept;
+    the last plan counts.
     """
 
     __slots__ = ("_protocol",)
@@ -53,21 +53,21 @@ class NativeDoor:
         self._protocol = protocol
 
     def __deepcopy__(self, memo: object) -> NativeDoor:
-        """The same door: applications copy scopes, and there is one connection."""
+        """The same object: applications copy scopes, but the connection exists only once."""
         return self
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """None: applications pickle scopes, and there is no connection where such a one is read."""
+        """None: applications pickle scopes, and the process that unpickles one has no connection."""
         return type(None), ()
 
     @property
     def key(self) -> object:
-        """What :attr:`options` depend on: a key for a cache of what is made of them."""
+        """A cache key for values computed from :attr:`options`."""
         return self._protocol.config
 
     @property
     def options(self) -> Options:
-        """The options that hold where an application gives none: uvicorn's settings, and those of the class."""
+        """The defaults for options that the application does not set: uvicorn's settings and the class's options."""
         protocol = self._protocol
         return options_under(protocol.config, type(protocol), protocol.options)
 
@@ -77,23 +77,23 @@ class NativeDoor:
         return self._protocol.connect_received
 
     def connect(self, settings: Settings) -> Outcome:
-        """Have the coming accept make a connection with these settings."""
+        """Make the next accept create a connection with these settings."""
         return self._plan(Connected(settings))
 
     def detach(self, settings: Settings) -> Outcome:
-        """Have the coming accept hand over the raw stream.
+        """Make the next accept hand over the raw stream.
 
         Raises:
-            UnsupportedServerError: it cannot; nothing has been answered.
+            UnsupportedServerError: the transport cannot be detached; no answer has been sent.
         """
         self._protocol.transport.check_detachable()
         return self._plan(Detached(settings))
 
     def hand_over(self, answer: list[tuple[str, str]]) -> Outcome:
-        """Have the coming accept send the 101 of another server, and hand over the raw stream for a relay.
+        """Make the next accept send the 101 of another server, and hand over the raw stream for a relay.
 
         Args:
-            answer: the fields of the opening handshake in that 101.
+            answer: the header fields of the opening handshake in that 101.
 
         Raises:
             UnsupportedServerError: as :meth:`detach`.
@@ -107,9 +107,9 @@ class NativeDoor:
         return outcome
 
     def keep(self, relay: RunningRelay) -> None:
-        """End the relay that got the raw stream when uvicorn stops, and count it among uvicorn's connections."""
+        """Close this relay, which has the raw stream, when uvicorn stops; it counts among uvicorn's connections."""
         self._protocol.keep(relay)
 
     def reset(self) -> None:
-        """Drop the connection with a RST, so that the client cannot take a partial answer for a whole one."""
+        """Drop the connection with an RST, so that the client cannot mistake a partial response for a complete one."""
         self._protocol.reset()

@@ -1,4 +1,4 @@
-"""uvicorn's settings as options of this package, and the settings that a class and a configuration make."""
+"""Converts uvicorn's settings and a protocol class's options to settings of this package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def options_of(config: Config) -> Options:
         "ping_interval": config.ws_ping_interval or None,
         "ping_timeout": config.ws_ping_timeout or None,
         "compression": bool(config.ws_per_message_deflate),
-        # Which origins are allowed is up to the application, unless it uses WatershedASGI.
+        # The application checks origins itself, unless it uses WatershedASGI.
         "origins": "*",
     }
 
@@ -33,7 +33,7 @@ def check_class_options(kind: type, options: Mapping[str, Any]) -> None:
     """Check the names in the ``options`` of a protocol class.
 
     Raises:
-        TypeError: an option does not exist, or does not belong to a single connection.
+        TypeError: an option is unknown, or is not a connection option.
     """
     if unknown := options.keys() - ConnectionOptions.__optional_keys__:
         raise TypeError(
@@ -43,16 +43,16 @@ def check_class_options(kind: type, options: Mapping[str, Any]) -> None:
 
 
 def options_under(config: Config, kind: type, options: ConnectionOptions) -> Options:
-    """Uvicorn's settings, overridden by the ``options`` of a protocol class. Raises as that check."""
-    check_class_options(kind, options)  # they may have been set after the class was made
+    """Uvicorn's settings, overridden by the ``options`` of a protocol class. Raises as :func:`check_class_options`."""
+    check_class_options(kind, options)  # they may have been set after the class was created
     return cast(Options, {**options_of(config), **options})
 
 
 def settings_of(config: Config, kind: type, options: ConnectionOptions) -> Settings:
-    """The same, checked; computed once for each configuration and class.
+    """As :func:`options_under`, checked; computed once per configuration and class.
 
     Raises:
-        TypeError, ValueError: an option does not exist, or cannot have its value.
+        TypeError, ValueError: an option is unknown or has an invalid value.
     """
     known = _settings.get(config)
     if known is None:

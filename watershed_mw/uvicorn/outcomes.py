@@ -1,6 +1,6 @@
-"""What ``websocket.accept`` makes of the client's stream: a connection, the raw stream, or a relay to another server.
+"""The outcomes of ``websocket.accept``: a connection, the raw stream, or a relay to another server.
 
-An outcome is planned before the accept, by default or through the native door, and lives as long as what it made.
+An outcome is planned before the accept, by default or through :class:`NativeDoor`, and lives as long as its result.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from .log import RequestLog
 __all__ = ["Connected", "Detached", "Outcome", "Relayed", "RunningRelay"]
 
 _RESTART = "the server restarts"
-# Seconds for the application to return once the relay it waits for has ended.
+# Seconds for the application to return once its relay has ended.
 _RELAY_GRACE = 1.0
 
 Fields = list[tuple[str, str]]
 
 
 class RunningRelay(Protocol):
-    """A relay that has taken over the raw stream, as far as the shutdown is concerned."""
+    """A relay that has taken over the raw stream; the part that the shutdown needs."""
 
     close_timeout: float
     shutdown_code: int | None
 
     def start_close(self, reason: str = "", *, code: int = 1001) -> None:
-        """End it with a Close to both sides."""
+        """Close both sides with a Close frame."""
 
 
 class Outcome:
-    """What follows the 101.
+    """The result of an accept.
 
     Args:
         settings: settings of the connection, and of its negotiation.
 
     Attributes:
-        result: what the accept made; None before.
-        logged_as: what the log line about the answer says.
-        outlives_transport: whether uvicorn has to wait for the application although its transport has gone.
+        result: the object that the accept created; None before that.
+        logged_as: the text for the log line about the response.
+        outlives_transport: whether uvicorn must wait for the application even after its transport is lost.
     """
 
     __slots__ = ("result", "settings")
@@ -56,21 +56,21 @@ class Outcome:
 
     @property
     def connection(self) -> AsyncioConnection | None:
-        """The connection, once there is one."""
+        """The connection, or None."""
         return None
 
     @property
     def seconds_to_return(self) -> float:
-        """How long the application may take to return once the server stops."""
+        """Seconds for the application to return once the server stops."""
         return self.settings.limits.close_timeout
 
     @property
     def shutdown_code(self) -> int:
-        """The close code that says that the server stops."""
+        """The close code for when the server stops."""
         return self.settings.shutdown_code or 1012
 
     def response_fields(self, negotiated: Fields) -> Fields:
-        """The fields of the opening handshake in the 101."""
+        """The header fields of the opening handshake in the 101."""
         return negotiated
 
     def carry_out(
@@ -80,19 +80,19 @@ class Outcome:
 
         Args:
             transport: the client's.
-            agreement: what has been negotiated.
-            response: the whole 101.
-            early: bytes that came before it.
-            log: knows the scope and the client.
+            agreement: the negotiated parameters.
+            response: the complete 101.
+            early: bytes that arrived before it.
+            log: has the scope and the client's address.
 
         Raises:
-            ConnectionClosed: the client has gone.
-            HandshakeError: there is no descriptor for it (503); nothing has been written.
+            ConnectionClosed: the client has disconnected.
+            HandshakeError: the process is out of descriptors (503); nothing has been written.
         """
         self.result = transport.detach(early, response)
 
     def shut_down(self) -> None:
-        """End what was made: uvicorn is stopping."""
+        """Close the result, as uvicorn is stopping."""
 
 
 class Connected(Outcome):
@@ -125,7 +125,7 @@ class Connected(Outcome):
 
 
 class Detached(Outcome):
-    """The raw stream, which the application owns from then on: uvicorn no longer ends it."""
+    """The raw stream, which the application then owns: uvicorn no longer closes it."""
 
     __slots__ = ()
 
@@ -135,7 +135,7 @@ class Relayed(Outcome):
 
     Args:
         settings: as the base class says.
-        answer: the fields of that server's 101, in place of what is negotiated here.
+        answer: header fields of that server's 101, which replace the ones negotiated here.
 
     Attributes:
         relay: the relay, while it runs.
@@ -152,7 +152,7 @@ class Relayed(Outcome):
 
     @property
     def seconds_to_return(self) -> float:
-        """As the base class says: a relay first gives its peers ``close_timeout``, then their streams."""
+        """As the base class says: a relay waits ``close_timeout`` for its peers, then again for their streams."""
         return super().seconds_to_return if self.relay is None else 2 * self.relay.close_timeout + _RELAY_GRACE
 
     def response_fields(self, negotiated: Fields) -> Fields:
@@ -160,6 +160,6 @@ class Relayed(Outcome):
         return self._answer
 
     def shut_down(self) -> None:
-        """As the base class says; nothing before the relay runs."""
+        """As the base class says; does nothing before the relay runs."""
         if self.relay is not None:
             self.relay.start_close(_RESTART, code=self.relay.shutdown_code or self.shutdown_code)

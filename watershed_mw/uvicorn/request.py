@@ -1,8 +1,8 @@
 """An upgrade request as uvicorn hands it over: the head, the bytes read past it, and the ASGI scope.
 
-uvicorn gives its WebSocket class the request head, serialized again from what its HTTP layer has parsed, and nothing
-else. Bytes that followed the head in the same segment stay in the HTTP layer, and are taken from there; so are the
-parsed fields, if they serialize to exactly this head.
+uvicorn gives its WebSocket class only the request head, serialized again from the result of its HTTP parser. Bytes that
+followed the head in the same segment stay in the HTTP layer, and are taken from there; so are the parsed fields, if
+they serialize to exactly this head.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["early_bytes", "make_scope", "read_request", "scope_of_refused"]
 
 
 def read_request(transport: asyncio.Transport, data: bytes) -> tuple[Request, list[tuple[bytes, bytes]], bytes]:
-    """The request in ``data``, its header fields as an ASGI scope has them, and what follows the head.
+    """The request in ``data``, its header fields in ASGI's form, and the bytes after the head.
 
-    uvicorn's HTTP layer has parsed the head already. Its result is used if it serializes to exactly these bytes; any
-    other head is parsed again.
+    uvicorn's HTTP layer has already parsed the head. Its result is used if it serializes to exactly these bytes;
+    otherwise the head is parsed again.
 
     Raises:
         HandshakeError: as :func:`~watershed_mw.http.parse.read_request_head`.
@@ -53,12 +53,12 @@ def _http_version(http: object) -> str:
 
 
 def early_bytes(transport: asyncio.Transport) -> bytes:
-    """Bytes that uvicorn's HTTP layer has read past the request head, to be called within that layer's call.
+    """Bytes that uvicorn's HTTP layer has read past the request head; call it only from within that layer's call.
 
-    RFC 6455 section 4.1 asks clients to wait for the answer, and some do not. zttp discards such bytes.
+    RFC 6455 section 4.1 requires clients to wait for the response, but some do not. zttp discards such bytes.
 
     Raises:
-        HandshakeError: the HTTP layer does not say where they are (500). To accept would be to lose them in silence.
+        HandshakeError: the HTTP layer does not reveal them (500). Accepting would silently lose them.
     """
     http = transport.get_protocol()
     parser = getattr(http, "conn", None)
@@ -70,8 +70,8 @@ def early_bytes(transport: asyncio.Transport) -> bytes:
     early = _after_upgrade(sys.exception())
     if early is None:
         raise HandshakeError(
-            f"expected an HTTP layer of uvicorn that keeps what comes after a request head, got {type(http).__name__} "
-            f"of uvicorn {uvicorn.__version__}, where it was not found: upgrade watershed_mw, or run uvicorn with "
+            f"expected a uvicorn HTTP class that keeps the bytes after a request head, got {type(http).__name__} of "
+            f"uvicorn {uvicorn.__version__}, where they were not found: upgrade watershed_mw, or run uvicorn with "
             "--http h11",
             status=500,
             body=b"the server does not understand its own HTTP layer: its log says more\n",
@@ -80,10 +80,10 @@ def early_bytes(transport: asyncio.Transport) -> bytes:
 
 
 def _after_upgrade(stopped: BaseException | None) -> bytes | None:
-    """What followed the head in the data that httptools was given; None where that is not to be found.
+    """The bytes after the head in the data that httptools was given; None if they are not found.
 
-    httptools stops uvicorn with an exception that holds the offset of the first byte that is none of HTTP's. The data
-    itself is a local variable of uvicorn's method that caught the exception.
+    httptools stops uvicorn with an exception that holds the offset of the first byte after the HTTP request. The data
+    is a local variable of the uvicorn method that caught the exception.
     """
     if stopped is None or type(stopped).__name__ != "HttpParserUpgrade" or stopped.__traceback__ is None:
         return None
@@ -103,7 +103,7 @@ def make_scope(
     state: dict[str, Any],
     door: object,
 ) -> dict[str, Any]:
-    """The connection's scope (ASGI, version 2.5 of its WebSocket part), as uvicorn's own classes make it.
+    """The connection's scope (version 2.5 of ASGI's WebSocket specification), as uvicorn's own classes make it.
 
     Args:
         config: uvicorn's configuration.
@@ -112,7 +112,7 @@ def make_scope(
         fields: its header fields, with lower-case names.
         subprotocols: the subprotocols that it offers.
         state: state of the application's lifespan.
-        door: what ``extensions["watershed_mw"]`` holds.
+        door: the value of ``extensions["watershed_mw"]``.
     """
     raw_path, _, query = request.target.partition("?")
     root_path = config.root_path
@@ -136,15 +136,15 @@ def make_scope(
 
 
 def scope_of_refused(transport: asyncio.Transport, request: Request | None) -> dict[str, Any]:
-    """The part of a scope that a log line needs, for a request that is refused before it has one, or is invalid."""
+    """The part of a scope that a log line needs, for a request that is invalid or refused before it has a scope."""
     path, _, query = ("?", "", "") if request is None else request.target.partition("?")
     return {"client": _ends(transport)[2], "path": unquote(path), "query_string": query.encode("latin-1")}
 
 
 def _ends(transport: asyncio.Transport) -> tuple[bool, Any, Any]:
-    """Whether the transport is secure, and the addresses of its two ends, as ASGI has them."""
+    """Whether the transport is secure, and the addresses of both ends, in ASGI's form."""
     http: Any = transport.get_protocol()
     try:
-        return http.scheme == "https", http.server, http.client  # uvicorn has asked the kernel already
+        return http.scheme == "https", http.server, http.client  # uvicorn has already asked the kernel
     except AttributeError:
         return is_ssl(transport), get_local_addr(transport), get_remote_addr(transport)

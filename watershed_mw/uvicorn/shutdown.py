@@ -1,4 +1,4 @@
-"""A shutdown of uvicorn, as one upgrade request sees it: its application has to return in time."""
+"""Limits the time that an application has to return when uvicorn shuts down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Shutdown"]
 
 
 class Shutdown:
-    """Cancels the application in time: uvicorn waits without a limit, and some never look at their connection.
+    """Cancels an application that does not return: uvicorn waits without a limit, and some never use their connection.
 
     Args:
         loop: the event loop.
@@ -29,13 +29,13 @@ class Shutdown:
         self._task: asyncio.Task[None]
 
     def limit(self, task: asyncio.Task[None], seconds: float) -> None:
-        """Give the application's task so many seconds from now on, in place of what it was given before."""
+        """Cancel the application's task after this many seconds; replaces an earlier limit."""
         self.stop()
         self._task, self._seconds = task, seconds
         self._cancel_at = timers_of(self._loop).set(time.monotonic() + seconds, Shutdown._cancel, self)
 
     def stop(self) -> None:
-        """The task is done."""
+        """Remove the limit, as the task is done."""
         if self._cancel_at is not None:
             timers_of(self._loop).cancel(self._cancel_at, self)
             self._cancel_at = None

@@ -1,7 +1,7 @@
-"""Delivery to the application on the asyncio flavour: to its handlers in order, or to the task that receives.
+"""Delivers events to the application on the asyncio flavour: to its handlers in order, or to the receiving task.
 
-Handlers may be coroutine functions: events wait in the receive queue while one is at work, or while the peer does not
-read what this end sends. What follows from an end is decided by the protocol; no byte passes through here.
+Handlers may be coroutine functions: events wait in the receive queue while one is running, or while the peer does not
+read its replies. The protocol decides what follows from an end; this module handles no bytes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _OPEN = State.OPEN
 
 
 class Dispatcher:
-    """Delivers what one connection has received. The connection is an argument: the two do not keep each other alive.
+    """Delivers the events of one connection. The connection is an argument, so the two do not keep each other alive.
 
     Args:
         loop: the event loop of the application.
 
     Attributes:
-        wakeup: what the task that receives waits for.
+        wakeup: wakes the receiving task.
         running: whether the application waits in ``run()``.
     """
 
@@ -52,19 +52,19 @@ class Dispatcher:
 
     @property
     def at_work(self) -> bool:
-        """Whether a handler that is a coroutine function has begun and not returned."""
+        """Whether a handler that is a coroutine function is running."""
         return self._handler is not None
 
     def advance(self, connection: WatershedConnection, writer: Writer) -> None:
-        """Deliver what can be delivered, and the end when it is due."""
+        """Deliver the events that can be delivered, and the end when it is due."""
         if self._advancing:
-            return  # a handler has called end(), say: the loop below goes on when it returns
-        core: Any = connection._core  # which kind it is, the asyncio flavour knows
+            return  # called by a handler, for example through end(): the loop below continues when it returns
+        core: Any = connection._core  # the asyncio flavour's subclass
         queue = connection._queue
         self._advancing = True
         try:
             if connection._push:
-                # While the peer does not read, replies would pile up: it has to wait for its own.
+                # Replies to a peer that does not read would pile up, so its messages wait.
                 while queue.count > 0 and self._handler is None and not writer.is_stalled():
                     self.await_results(connection, connection._handlers.emit_event(connection, queue.take()))
                 if core.state is not _OPEN and queue.count == 0 and self._handler is None:
@@ -85,11 +85,11 @@ class Dispatcher:
             self._advancing = False
 
     def _is_behind(self, connection: WatershedConnection) -> bool:
-        """Whether handlers have not been called for, or have not returned from, what was received."""
+        """Whether received events are still queued, or a handler is still running."""
         return connection._push and (connection._queue.count > 0 or self._handler is not None)
 
     def has_finished(self, connection: WatershedConnection) -> bool:
-        """Whether the application has been given everything, the end included."""
+        """Whether everything, including the end, has been delivered."""
         return connection._end_emitted and not self._is_behind(connection)
 
     def emit_events(self, connection: WatershedConnection, events: tuple[Event, ...]) -> None:
@@ -98,10 +98,10 @@ class Dispatcher:
             self.await_results(connection, connection._handlers.emit_event(connection, event))
 
     def await_results(self, connection: WatershedConnection, results: tuple[Any, ...]) -> None:
-        """Have the next event wait for what handlers returned, so that order stays."""
+        """Make the next event wait for the handlers' results, to keep the order."""
         if not results:
             return
-        # A handler that returns what send() gave yields to other connections anyway when it returns.
+        # A handler that returns the result of send() yields to other connections anyway when it returns.
         waiting = [result for result in results if inspect.isawaitable(result) and not isinstance(result, NextTurn)]
         if self._handler is not None:
             self._handler.extend(waiting)
@@ -111,23 +111,23 @@ class Dispatcher:
                 self._handler.limit(connection._limits.close_timeout)
 
     def handler_ended(self) -> None:
-        """The task has ended; what is queued may be delivered."""
+        """The task has ended; queued events may be delivered."""
         self._handler = None
 
     def abandon(self, grace: float) -> None:
-        """Give a handler that is at work, or begins, ``grace`` seconds to end: the application has returned."""
+        """Give running and later handlers ``grace`` seconds to end, as the application has returned."""
         self._abandoned = True
         if self._handler is not None:
             self._handler.limit(grace)
 
     def cancel_handlers(self) -> None:
-        """Cancel the handler that is at work, and those that would follow."""
+        """Cancel the running handler, and those that would follow."""
         if self._handler is not None:
             self._handler.cancel()
 
 
 class Owner(Interface):
-    """What hears of a handler task."""
+    """Called back by a handler task."""
 
     def _handler_failed(self, error: BaseException) -> None:
         """A handler raised ``error``, which is not a ConnectionClosed."""
@@ -137,12 +137,12 @@ class Owner(Interface):
 
 
 class HandlerTask:
-    """Awaits what handlers returned, in order; it exists while there is something to await.
+    """Awaits the results of handlers, in order; it exists while results are pending.
 
     Args:
-        dispatcher: hears of its end first.
-        connection: whose handlers they are; an :class:`Owner`.
-        waiting: what they returned.
+        dispatcher: notified first when the task ends.
+        connection: the connection of the handlers; an :class:`Owner`.
+        waiting: the handlers' results.
     """
 
     __slots__ = ("_connection", "_dispatcher", "_task", "_waiting")
@@ -151,11 +151,11 @@ class HandlerTask:
         self._dispatcher = dispatcher
         self._connection = connection
         self._waiting = deque(waiting)
-        # Not by way of a task factory: an eager one may run the task to its end before the dispatcher knows of it.
+        # Without the task factory: an eager one may run the task to completion before the dispatcher knows of it.
         self._task: asyncio.Task[None] = asyncio.Task(self._run(), loop=dispatcher.wakeup.get_loop())
 
     def extend(self, waiting: list[Awaitable[Any]]) -> None:
-        """Await these as well, after those before them."""
+        """Await these as well, after the earlier ones."""
         self._waiting.extend(waiting)
 
     async def _run(self) -> None:
@@ -165,21 +165,21 @@ class HandlerTask:
                 try:
                     await self._waiting.popleft()
                 except ConnectionClosed:
-                    pass  # a reply came too late, as the end event reports
+                    pass  # the handler replied too late, as the end event reports
                 except BaseException as error:
                     if is_cancellation(error, self._task):
                         raise
-                    owner._handler_failed(error)  # whatever it is, it ends this connection alone
+                    owner._handler_failed(error)  # whatever its class, it ends only this connection
         finally:
             self._dispatcher.handler_ended()
             owner._advance_and_apply_state()
 
     def cancel(self) -> None:
-        """Cancel the handler that is at work, and those that would follow."""
+        """Cancel the running handler, and those that would follow."""
         self._task.cancel()
 
     def limit(self, grace: float) -> None:
-        """Cancel it with a warning if it has not ended in ``grace`` seconds."""
+        """Cancel the task, with a warning, if it has not ended within ``grace`` seconds."""
         connection, task = self._connection, self._task
 
         def give_up() -> None:

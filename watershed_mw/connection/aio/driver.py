@@ -1,8 +1,7 @@
-"""The asyncio flavour between a transport and the protocol: bytes come in, time passes, the end comes.
+"""Drives the asyncio flavour: moves bytes between an asyncio transport and the protocol, and calls it on deadlines.
 
-It moves bytes between an asyncio transport (plain or TLS, of any event loop) and the core; when to answer, to pause and
-to give up is decided by the core. Its parts: ``writer.py`` for the way out, ``reader.py`` for large data on the way in,
-``dispatch.py`` for handlers that are coroutine functions.
+The transport may be plain or TLS, of any event loop. The core decides when to answer, to pause and to give up.
+``writer.py`` sends, ``reader.py`` receives large data, ``dispatch.py`` awaits handlers that are coroutine functions.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ else:
 __all__ = ["AsyncioDriver"]
 
 _LARGE_READ = LARGE_READ  # a C number where this is compiled
-# Seconds that a TLS peer gets to end the stream by itself after it broke the protocol.
+# Seconds for a TLS peer to end the stream itself after it violated the protocol.
 _TLS_LINGER = 1.0
 # Looked up once: a member of an Enum costs more than a call.
 _OPEN = State.OPEN
@@ -46,9 +45,9 @@ _CLOSED = State.CLOSED
 
 
 class AsyncioDriver(AsyncConnection):
-    """What drives an :class:`~watershed_mw.AsyncConnection`, on its loop's thread.
+    """Drives an :class:`~watershed_mw.AsyncConnection`, on its loop's thread.
 
-    To a transport it is an ``asyncio.Protocol``, though not by inheritance: an extension type has one base.
+    It implements ``asyncio.Protocol``, but does not inherit from it, as an extension type has only one base.
     """
 
     __slots__ = (
@@ -88,7 +87,7 @@ class AsyncioDriver(AsyncConnection):
     # --- asyncio calls these ---------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came from the peer."""
+        """Bytes have arrived from the peer."""
         if self._trace is not None:
             self._trace("read-buffer", self, data)
         self._flow.large_read = len(data) >= _LARGE_READ
@@ -98,7 +97,7 @@ class AsyncioDriver(AsyncConnection):
             self.events_received(core.receive_step(data, len(data), now), now)
 
     def events_received(self, events: list[Event], now: float) -> None:
-        """Deliver what bytes that came at ``now`` mean, and take further steps of them."""
+        """Deliver ``events`` of bytes that arrived at ``now``, then parse and deliver the backlog."""
         core = self._core
         self._flow.turn_began = now
         self._writer.corked = True
@@ -110,7 +109,7 @@ class AsyncioDriver(AsyncConnection):
                     and len(events) == 1
                     and isinstance(events[0], (str, bytes))
                 ):
-                    self._queue.put(events[0])  # as nearly always
+                    self._queue.put(events[0])  # the usual case
                 elif at_once := self._handlers.sort(self, events):
                     self._dispatcher.emit_events(self, at_once)
                 if self._queue.count > 0 and not self._push:
@@ -128,10 +127,10 @@ class AsyncioDriver(AsyncConnection):
         self._apply_state()
 
     def eof_received(self) -> bool:
-        """The peer has ended its direction of the stream; whatever is queued still goes out."""
+        """The peer has ended its direction of the stream; the write buffer is still flushed."""
         if self._core.receiver.backlog:
             self._eof_waits = True
-            return self._transport.can_write_eof()  # else it closes itself, before the replies have been written
+            return self._transport.can_write_eof()  # False would close a plain transport before replies are written
         self._core.receive_eof()
         self._advance_and_apply_state()
         return False
@@ -152,7 +151,7 @@ class AsyncioDriver(AsyncConnection):
         self._update_memory()
         self._wake_waiters()
         if self._previous is not None:
-            # The transport's protocol before may wait for its end, too, as StreamWriter.wait_closed does.
+            # The transport's previous protocol may be waiting for this too, as StreamWriter.wait_closed does.
             self._previous.connection_lost(exc)
         self._previous = self._keep = None
         self._flow.let_go(self._transport)
@@ -174,7 +173,7 @@ class AsyncioDriver(AsyncConnection):
     # --- one turn ----------------------------------------------------------------------------------------
 
     def _yield_turn(self) -> None:
-        """Go on with what has come, and read more, in the next iteration of the event loop."""
+        """Continue with the backlog, and with reading, in the next iteration of the event loop."""
         self._flow.yielding = True
         self._loop.call_soon(self._begin_turn)
 
@@ -195,14 +194,14 @@ class AsyncioDriver(AsyncConnection):
             self._advance_and_apply_state()
             self._wake_waiters()
 
-    # --- what follows from the core's state ----------------------------------------------------------------
+    # --- applying the core's state -------------------------------------------------------------------------
 
     def _advance_and_apply_state(self) -> None:
         self._dispatcher.advance(self, self._writer)
         self._apply_state()
 
     def _apply_state(self) -> None:
-        """Write what is due, pause or resume reading, end the stream, and set the timer, as the core says."""
+        """Apply the core's state: flush, pause or resume reading, end the stream, and set the timer."""
         if self._writer.lost:
             self._update_memory()
             if self._dispatcher.has_finished(self):
@@ -218,33 +217,33 @@ class AsyncioDriver(AsyncConnection):
         if core.state is not self._armed_state:
             self._arm()
             if core.ended:
-                self._wake_waiters()  # whether the peer reads on or not, nothing more can be sent
+                self._wake_waiters()  # no more can be sent, whether the peer reads or not
             if core.state is _CLOSED:
                 if not self._writer.close(self._destroyed):
                     due = monotonic() + self._limits.close_timeout
                     self._timer_due = timers_of(self._loop).set(due, _abort, self)
             elif core.half_close and not self._writer.half_closed:
-                # After the peer's Close nothing comes; one that broke the protocol gets a moment to read our Close.
+                # After the peer's Close no data follows; a peer that violated the protocol gets time to read our Close.
                 self._writer.half_close(0.0 if core.close_received else min(_TLS_LINGER, self._limits.close_timeout))
 
     def _drop(self) -> None:
-        """Give the TCP stream up at once."""
+        """Abort the TCP stream."""
         self._destroyed = True
         self._core.abort()
         self._queue.clear()
         self._advance_and_apply_state()
         if not self._writer.lost:
-            self._transport.abort()  # it may be closing already, in its own time
+            self._transport.abort()  # it may already be closing, but slowly
 
     def _arm(self) -> None:
         self._armed_state = self._core.state
         deadline = self._core.next_deadline()
         interval = self._limits.ping_interval
         if deadline is not None and interval is not None and self._core.state is _OPEN:
-            # The answer to a PING brings the next PING forward without a word to this timer: it asks in time.
+            # The answer to a PING moves the next PING forward without setting this timer, so it fires early enough.
             deadline = min(deadline, monotonic() + interval)
         if deadline is not None and self._timer_due <= deadline:
-            return  # It is called early and asks again, which is cheaper than moving it.
+            return  # an early call re-arms the timer, which is cheaper than moving it
         self._cancel_timer()
         if deadline is not None:
             self._timer_due = timers_of(self._loop).set(deadline, _on_deadline, self)
@@ -255,7 +254,7 @@ class AsyncioDriver(AsyncConnection):
             self._timer_due = inf
 
     def on_deadline(self) -> None:
-        """Do what is due by the clock, and set the timer anew."""
+        """Handle the deadlines that have passed, and re-arm the timer."""
         self._timer_due = inf
         events = self._core.handle_timeout(monotonic(), self._writer.buffered())
         self._dispatcher.emit_events(self, self._handlers.sort(self, events))
@@ -279,13 +278,13 @@ class AsyncioDriver(AsyncConnection):
         try:
             self._flush_and_report()
         except BaseException:
-            self._transport.abort()  # what was taken to be written is lost, and what follows would be misread
+            self._transport.abort()  # bytes taken from the core are lost, and the peer would misread those that follow
             raise
 
     def _flush_and_report(self) -> None:
         self._flush()
         if self._account is not None and not self._writer.corked:
-            self._update_memory()  # what was unsent when the last message was taken has left
+            self._update_memory()  # bytes that were unsent when the last message was taken have now been sent
 
     def _check_unsent(self) -> None:
         self._writer.over_mark = False
@@ -293,7 +292,7 @@ class AsyncioDriver(AsyncConnection):
         self._update_memory()
         account = self._account
         if account is not None and account.ending and account.unsent_most:
-            # At once: an application that does not wait for send() lets nothing else run.
+            # Immediately: an application that does not wait for send() lets nothing else run.
             self._handlers.sort(self, self._core.fail(account.error(), monotonic()))
             self._core.abort()
             self._loop.call_soon(self._drop)
@@ -317,14 +316,14 @@ class AsyncioDriver(AsyncConnection):
         flow = self._flow
         if core.read_paused or core.receiver.backlog or flow.yielding or self._queue.full or flow.held_back:
             if core.receiver.backlog and not flow.yielding and not flow.is_blocked(core, self._queue):
-                self._yield_turn()  # the application has made room
+                self._yield_turn()  # the application has emptied the queue
             if not self._writer.lost:
                 flow.pause_or_resume(core, self._queue, self._transport)
         if core.liveness.arrival is not None and core.arrival_due() < self._timer_due:
             self._arm()  # where no PING is due earlier
 
     def _update_memory(self) -> None:
-        """Report what is held, where that has passed a mark: a message that came whole and was taken never does."""
+        """Report the buffered bytes if due; a message that arrives in one read and is taken never causes a report."""
         core = self._core
         unsent = core.outgoing.unsent_size
         if self._writer.is_stalled():
@@ -335,7 +334,7 @@ class AsyncioDriver(AsyncConnection):
     # --- waiting -----------------------------------------------------------------------------------------
 
     def _expect_change(self) -> asyncio.Future[None]:
-        """A future that is done when the peer reads again, or the connection may have come to its end."""
+        """A future that completes when the peer reads again, or the connection may have ended."""
         if self._waiters is None:
             self._waiters = Waiters(self._loop)
         return self._waiters.expect()
@@ -349,7 +348,7 @@ def _on_deadline(driver: AsyncioDriver) -> None:
     try:
         driver.on_deadline()
     except BaseException:
-        driver._transport.abort()  # its timer would never be set again
+        driver._transport.abort()  # otherwise its timer would never be set again
         raise
 
 
