@@ -128,5 +128,5 @@ def test_an_upgrade_is_refused_if_early_bytes_cannot_be_found(layer: type, caplo
     assert answer.status == 500
     assert b"uvicorn" not in answer.body
     (line,) = [record.message for record in caplog.records if "refused" in record.message]
-    assert '"WebSocket /here?secret=***" refused with 500: expected an HTTP layer of uvicorn' in line
+    assert '"WebSocket /here?secret=***" refused with 500: expected a uvicorn HTTP class' in line
     assert f"got {layer.__name__} of uvicorn {uvicorn.__version__}" in line
