@@ -37,14 +37,7 @@ PYTHON = [block for block in blocks() if block.language == "python" and block.pa
 
 
 class Seen:
-<<<<<<< Updated upstream
     """An echo server that records its requests. It returns a cookie at /chat, closes at /ends and refuses /secret."""
-=======
-    """An echo server that records its requests.
-
-    It sends a cookie back at /chat, closes at /ends and refuses /secret.
-    """
->>>>>>> Stashed changes
 
     def __init__(self) -> None:
         self.scopes: list[Scope] = []
