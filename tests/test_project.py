@@ -159,6 +159,7 @@ def _identify(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(_children(ROOT / PACKAGE)))
 def test_a_folder_imports_only_what_it_may(name: str) -> None:
     found = _children(ROOT / PACKAGE)[name]

@@ -291,12 +291,17 @@ class Ticking:
 
     def __enter__(self) -> Self:
         codecs.lookup("ascii")  # an import that is interrupted leaves its file to the collector
+        # A finalizer swallows an exception that is raised inside it, and no further one would come. So the objects of
+        # earlier tests are collected before, and none meanwhile.
+        gc.collect()
+        gc.disable()
         self._before = signal.signal(signal.SIGALRM, self._raise)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._before)
+        gc.enable()
 
     def arm(self) -> None:
         self.count += 1

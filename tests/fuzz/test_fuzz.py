@@ -241,6 +241,7 @@ def test_an_input_that_uses_too_much_memory_is_a_finding() -> None:
         run(greedy, b"")
 
 
+@pytest.mark.slow
 def test_the_command_fails_if_a_target_has_a_finding(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "close_codes"]
     done = subprocess.run(

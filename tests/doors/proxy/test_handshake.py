@@ -233,12 +233,20 @@ class Stuck:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part, pause", [(b"x" * 65536, 0.0), (b"x" * 1024, 0.1)], ids=["endless", "trickling"])
+@pytest.mark.parametrize(
+    "part, pause, open_timeout",
+    [
+        # Long enough for a busy machine to get as far as the refusal: before that, the timeout would be a 504.
+        (b"x" * 65536, 0.0, 3.0),
+        (b"x" * 1024, 0.1, 0.5),
+    ],
+    ids=["endless", "trickling"],
+)
 def test_a_stalled_refusal_releases_both_sides(
-    raw: Front, serve: Serve, part: bytes, pause: float, caplog: pytest.LogCaptureFixture
+    raw: Front, serve: Serve, part: bytes, pause: float, open_timeout: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     stuck = Stuck(part, pause)
-    raw.serve(WebSocketProxy(serve(stuck).url(), open_timeout=0.5, close_timeout=0.5))
+    raw.serve(WebSocketProxy(serve(stuck).url(), open_timeout=open_timeout, close_timeout=0.5))
     # None of them reads a byte.
     peers = [Peer(raw.port, receive_buffer=8192) for _ in range(4)]
     with contextlib.ExitStack() as stack:
@@ -255,7 +263,7 @@ def test_a_stalled_refusal_releases_both_sides(
 @pytest.mark.slow
 def test_without_a_socket_a_stalled_refusal_releases_the_upstream(messages: Front, serve: Serve) -> None:
     stuck = Stuck(b"x" * 65536, 0.0)
-    messages.serve(WebSocketProxy(serve(stuck).url(), open_timeout=0.5))
+    messages.serve(WebSocketProxy(serve(stuck).url(), open_timeout=3.0))
     with Peer(messages.port, receive_buffer=8192) as peer:
         peer.send(head())
         eventually(lambda: stuck.begun == stuck.ended == 1, "an end of the upstream's connection")
