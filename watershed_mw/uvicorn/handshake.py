@@ -56,11 +56,11 @@ class Handshake:
     Args:
         loop: the event loop.
         server_state: uvicorn's, for the header fields that it adds to every response.
-        log: logs the response.
         outcome: the outcome of an accept, unless another one is planned.
         accepted: called with the outcome after the accept.
 
     Attributes:
+        log: logs the response, once the request head has been read.
         outcome: the planned outcome of the accept.
         request: the request, once its head has been read.
         stage: the current stage.
@@ -75,9 +75,9 @@ class Handshake:
         "_denial",
         "_early",
         "_key",
-        "_log",
         "_loop",
         "_server_state",
+        "log",
         "outcome",
         "request",
         "stage",
@@ -88,13 +88,11 @@ class Handshake:
         self,
         loop: asyncio.AbstractEventLoop,
         server_state: ServerState,
-        log: RequestLog,
         outcome: Outcome,
         accepted: Callable[[Outcome], None],
     ) -> None:
         self._loop = loop
         self._server_state = server_state
-        self._log = log
         self._accepted = accepted
         self._key = ""
         self._early = b""
@@ -102,6 +100,7 @@ class Handshake:
         # The first message to the application, until it has received it.
         self._connect: dict[str, Any] | None = {"type": "websocket.connect"}
         self._decided: asyncio.Future[None] | None = None
+        self.log: RequestLog | None = None
         self.outcome = outcome
         self.request: Request | None = None
         self.stage = Stage.HEAD
@@ -187,13 +186,14 @@ class Handshake:
             raise ConnectionClosed(1006, f"got {kind} after the connection was refused or handed over")
 
     def _decide(self, kind: str, message: MutableMapping[str, Any]) -> None:
+        assert self.log is not None
         if kind == "websocket.accept":
             self._accept(message)
         elif kind == "websocket.close":
-            self._log.answered("403")
+            self.log.answered("403")
             self.refuse(HandshakeError("the application refused the connection", status=403))
         elif kind == "websocket.http.response.start":
-            self._log.answered(str(self._answer().start(message)))
+            self.log.answered(str(self._answer().start(message)))
             self.stage = Stage.ANSWERING
         else:
             raise RuntimeError(
@@ -203,6 +203,7 @@ class Handshake:
 
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         assert self.request is not None
+        assert self.log is not None
         outcome = self.outcome
         given = strings(message.get("headers") or ())
         # An empty name counts as none, and some applications set the subprotocol as a header field.
@@ -215,13 +216,13 @@ class Handshake:
         response = write_switch(outcome.response_fields(fields), default, write_fields(given) if given else b"")
         if self.transport.is_closing():
             raise ConnectionClosed(1006, "the client disconnected before the accept")
-        outcome.carry_out(AsyncioTransport(self.transport), agreement, response, self._early, self._log)
+        outcome.carry_out(AsyncioTransport(self.transport), agreement, response, self._early, self.log)
         # A detached connection keeps this object alive, and the request head is by far its largest part.
         self.request = None
         self._early = b""
         self._end_as(Stage.ACCEPTED)
         self._accepted(outcome)
-        self._log.answered(outcome.logged_as)
+        self.log.answered(outcome.logged_as)
 
     def finish(self, code: int) -> None:
         """Complete the response after the application has ended with this close code."""
@@ -252,7 +253,8 @@ class Handshake:
 
     def refuse_and_log(self, error: HandshakeError) -> None:
         """Refuse with ``error``, and log that this package refused the request."""
-        self._log.refused(error)
+        if self.log is not None:
+            self.log.refused(error)
         self.refuse(error)
 
     def refuse(self, error: HandshakeError) -> None:

@@ -21,17 +21,15 @@ class RequestLog:
     """Logs the response to one request and the end of its connection.
 
     Args:
+        scope: the request's ASGI scope, or the part that :func:`.scope_of_refused` makes.
         with_query: whether to log the values in the query string.
-
-    Attributes:
-        scope: the request's ASGI scope, or the part that :func:`.scope_of_refused` makes; empty before that.
     """
 
     __slots__ = ("_with_query", "scope")
 
-    def __init__(self, with_query: bool) -> None:
+    def __init__(self, scope: dict[str, Any], with_query: bool) -> None:
+        self.scope = scope
         self._with_query = with_query
-        self.scope: dict[str, Any] = {}
 
     @property
     def remote(self) -> str:
@@ -54,8 +52,7 @@ class RequestLog:
 
     def refused(self, error: HandshakeError) -> None:
         """Log that this package refused the request."""
-        if self.scope:
-            log_refused(self.remote, self.path, error, logger)
+        log_refused(self.remote, self.path, error, logger)
 
     def closed(self, connection: AsyncioConnection) -> None:
         """Log the end of the connection."""

@@ -58,11 +58,11 @@ class WatershedProtocol(asyncio.Protocol):
     __slots__ = (
         "_app_state",
         "_handshake",
-        "_log",
         "_loop",
         "_lost",
         "_messages",
         "_outcome",
+        "_scope",
         "_server_state",
         "_shutdown",
         "_task",
@@ -84,8 +84,8 @@ class WatershedProtocol(asyncio.Protocol):
         self._app_state = app_state
         self._server_state = server_state
         self._loop = _loop or asyncio.get_running_loop()
-        self._log = RequestLog(self.log_query)
-        self._handshake: Handshake | None = Handshake(self._loop, server_state, self._log, planned, self._accepted)
+        self._scope: dict[str, Any] = {}
+        self._handshake: Handshake | None = Handshake(self._loop, server_state, planned, self._accepted)
         self._outcome: Outcome | None = None
         self._messages: ASGIMessages | None = None
         self._task: asyncio.Task[None] | None = None
@@ -139,7 +139,7 @@ class WatershedProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """Uvicorn is stopping: end the connection with 1012 (service restart), or refuse it."""
         if self._shutdown is None:
-            self._shutdown = Shutdown(self._loop, self._log)
+            self._shutdown = Shutdown(self._loop)
         if self._lost and not self._outlives_transport:
             pass  # only its application is left
         elif self._outcome is not None:
@@ -184,7 +184,7 @@ class WatershedProtocol(asyncio.Protocol):
             fields, subprotocols = handshake.read_head(data)
             _check_concurrency(self.config.limit_concurrency, self._server_state)
         except HandshakeError as error:
-            self._log.scope = scope_of_refused(self._transport, handshake.request)
+            handshake.log = RequestLog(scope_of_refused(self._transport, handshake.request), self.log_query)
             handshake.refuse_and_log(error)
             return
         assert handshake.request is not None
@@ -192,7 +192,8 @@ class WatershedProtocol(asyncio.Protocol):
         state, door = self._app_state.copy(), NativeDoor(self)
         scope = make_scope(self.config, self._transport, handshake.request, fields, subprotocols, state, door)
         share_fields(scope["headers"])
-        self._log.scope = scope
+        self._scope = scope
+        handshake.log = self._log
         fresh = getattr(self.config, "reset_contextvars", False)
         context = contextvars.Context() if fresh else contextvars.copy_context()
         if self._loop.get_task_factory() is None:
@@ -213,6 +214,10 @@ class WatershedProtocol(asyncio.Protocol):
         self._messages = None
 
     @property
+    def _log(self) -> RequestLog:
+        return RequestLog(self._scope, self.log_query)  # made when it is needed: an idle connection logs nothing
+
+    @property
     def _connection(self) -> AsyncioConnection | None:
         return None if self._outcome is None else self._outcome.connection
 
@@ -227,7 +232,7 @@ class WatershedProtocol(asyncio.Protocol):
             return  # the client has left, or the server stops: it has been answered
         # What it would get by itself is a name and a second context for each connection.
         messages = self._messages = ASGIMessages(handshake)
-        running = messages.run(self.config.loaded_app, self._log.scope, self)
+        running = messages.run(self.config.loaded_app, self._scope, self)
         self._task = self._loop.create_task(running, name="WebSocket", context=context)
         self._server_state.tasks.add(self._task)
         self._task.add_done_callback(self._forget_task, context=context)
@@ -258,7 +263,7 @@ class WatershedProtocol(asyncio.Protocol):
         outcome = self._outcome if self._handshake is None else self._handshake.outcome
         if self._shutdown is not None and self._task is not None and not self._task.done():
             assert outcome is not None  # until the application has returned
-            self._shutdown.limit(self._task, outcome.seconds_to_return)
+            self._shutdown.limit(self._task, outcome.seconds_to_return, self._log)
 
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._server_state.tasks.discard(task)
@@ -277,7 +282,7 @@ class WatershedProtocol(asyncio.Protocol):
     def _let_go(self) -> None:
         """Free what transport and application held, once both are gone, without a garbage collection."""
         if self._lost and self._task is None:
-            self._log.scope = {}
+            self._scope = {}
             self._handshake = self._outcome = self._messages = None
 
 

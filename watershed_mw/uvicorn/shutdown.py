@@ -16,22 +16,27 @@ class Shutdown:
 
     Args:
         loop: the event loop.
-        log: names the request.
     """
 
     __slots__ = ("_cancel_at", "_log", "_loop", "_seconds", "_task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: RequestLog) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._log = log
+        self._log: RequestLog
         self._cancel_at: float | None = None
         self._seconds = 0.0
         self._task: asyncio.Task[None]
 
-    def limit(self, task: asyncio.Task[None], seconds: float) -> None:
-        """Cancel the application's task after this many seconds; replaces an earlier limit."""
+    def limit(self, task: asyncio.Task[None], seconds: float, log: RequestLog) -> None:
+        """Cancel the application's task after so many seconds; replaces an earlier limit.
+
+        Args:
+            task: the application's.
+            seconds: time that it has to return.
+            log: names the request.
+        """
         self.stop()
-        self._task, self._seconds = task, seconds
+        self._task, self._seconds, self._log = task, seconds, log
         self._cancel_at = timers_of(self._loop).set(time.monotonic() + seconds, Shutdown._cancel, self)
 
     def stop(self) -> None:
