@@ -13,8 +13,16 @@ cdef double _SECONDS_PER_TURN
 cdef object _OPEN
 
 
+cdef class BufferedReader:
+    cdef CoreProtocol _core
+    cdef object _events_received
+    cdef bint _in_place
+    cdef object _scratch
+    cdef int _small_reads
+
+
 cdef class ReadFlow:
-    cdef public object reader
+    cdef public BufferedReader reader
     cdef bint _unlinks
     cdef public bint held_back
     cdef public bint large_read

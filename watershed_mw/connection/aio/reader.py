@@ -87,27 +87,16 @@ class Target(Protocol):
         """As ``asyncio.Protocol``."""
 
 
-class BufferedReader(asyncio.BufferedProtocol):
-    """Stands in for its target at the transport while large data flows.
+class BufferedReader:
+    """Takes what the transport reads while large data flows, in place of its target.
 
     Args:
-        target: gets events and everything else; its methods are called with no call in between.
+        target: gets events; it is called with no call in between.
         core: takes the bytes.
         loop: the event loop, whose connections share a buffer.
     """
 
-    __slots__ = (
-        "_core",
-        "_events_received",
-        "_in_place",
-        "_scratch",
-        "_small_reads",
-        "connection_lost",
-        "data_received",
-        "eof_received",
-        "pause_writing",
-        "resume_writing",
-    )
+    __slots__ = ("_core", "_events_received", "_in_place", "_scratch", "_small_reads")
 
     def __init__(self, target: Target, core: CoreProtocol, loop: asyncio.AbstractEventLoop) -> None:
         self._core = core
@@ -115,11 +104,6 @@ class BufferedReader(asyncio.BufferedProtocol):
         self._in_place = False
         self._small_reads = 0
         self._events_received: Callable[[list[Event], float], None] = target.events_received
-        self.data_received = target.data_received
-        self.eof_received = target.eof_received  # type: ignore[method-assign]
-        self.connection_lost = target.connection_lost  # type: ignore[method-assign]
-        self.pause_writing = target.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = target.resume_writing  # type: ignore[method-assign]
 
     @property
     def busy(self) -> bool:
@@ -147,6 +131,29 @@ class BufferedReader(asyncio.BufferedProtocol):
             memory: Any = self._scratch.obj
             events = self._core.receive_step(memory, nbytes, now)
         self._events_received(events, now)
+
+
+class _BufferedProtocol(asyncio.BufferedProtocol):
+    """The reader as the transport knows it: an extension type cannot be an ``asyncio.BufferedProtocol``."""
+
+    __slots__ = (
+        "buffer_updated",
+        "connection_lost",
+        "data_received",
+        "eof_received",
+        "get_buffer",
+        "pause_writing",
+        "resume_writing",
+    )
+
+    def __init__(self, reader: BufferedReader, target: Target) -> None:
+        self.get_buffer = reader.get_buffer  # type: ignore[assignment,method-assign]
+        self.buffer_updated = reader.buffer_updated  # type: ignore[method-assign]
+        self.data_received = target.data_received
+        self.eof_received = target.eof_received  # type: ignore[method-assign]
+        self.connection_lost = target.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = target.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = target.resume_writing  # type: ignore[method-assign]
 
 
 class ReadFlow:
@@ -235,7 +242,10 @@ class ReadFlow:
             transport.pause_reading()
         else:
             self._unlinks = True
-        transport.set_protocol(cast(asyncio.Protocol, target) if self.reader is None else self.reader)
+        if self.reader is None:
+            transport.set_protocol(cast(asyncio.Protocol, target))
+        else:
+            transport.set_protocol(_BufferedProtocol(self.reader, target))
         if plain and not core.read_paused:
             transport.resume_reading()
 
